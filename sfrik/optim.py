@@ -1,0 +1,88 @@
+r"""LARS and the learning-rate schedule of the paper's pretraining.
+
+LARS (You et al. 2017) as the authors' code has it: weight decay is added to the gradient before the trust ratio is
+taken, and the momentum acts on the scaled gradient. Parameters of one dimension (biases, norms) get neither weight
+decay nor trust ratio.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.optim import Optimizer
+
+__all__ = ["LARS", "learning_rate"]
+
+
+class LARS(Optimizer):
+    r"""Layer-wise adaptive rate scaling.
+
+        g <- g + weight_decay p;    g <- g trust_coefficient |p| / |g|  (1 where a norm is 0);
+        m <- momentum m + g;        p <- p - lr m
+
+    Args:
+        params: parameters or parameter groups.
+        lr: learning rate >= 0. With the trust ratio it is large, for instance `base_lr batch_size / 256` near 10.
+        weight_decay, momentum, trust_coefficient: as above.
+    """
+
+    def __init__(self, params, lr, weight_decay=0.0, momentum=0.9, trust_coefficient=1e-3):
+        for name, value in [("lr", lr), ("weight_decay", weight_decay), ("momentum", momentum)]:
+            if not value >= 0:
+                raise ValueError(f"{name} of LARS must be >= 0, got {value}")
+        if not trust_coefficient > 0:
+            raise ValueError(f"trust_coefficient of LARS must be above 0, got {trust_coefficient}")
+        defaults = dict(lr=lr, weight_decay=weight_decay, momentum=momentum, trust_coefficient=trust_coefficient)
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            for p in params:
+                if "momentum_buffer" not in self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            buffers = [self.state[p]["momentum_buffer"] for p in params]
+            updates = self._scaled_gradients(params, group["weight_decay"], group["trust_coefficient"])
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, updates)
+            torch._foreach_add_(params, buffers, alpha=-group["lr"])
+        return loss
+
+    @staticmethod
+    def _scaled_gradients(params, weight_decay, trust_coefficient):
+        updates = [p.grad for p in params]
+        matrices = [k for k, p in enumerate(params) if p.ndim > 1]
+        if matrices:
+            p = [params[k] for k in matrices]
+            g = torch._foreach_add([updates[k] for k in matrices], p, alpha=weight_decay)
+            p_norm, g_norm = torch.stack(torch._foreach_norm(p)), torch.stack(torch._foreach_norm(g))
+            usable = (p_norm > 0) & (g_norm > 0)
+            ratio = torch.where(usable, trust_coefficient * p_norm / g_norm, torch.ones_like(p_norm))
+            torch._foreach_mul_(g, list(ratio.unbind()))
+            for k, scaled in zip(matrices, g, strict=True):
+                updates[k] = scaled
+        return updates
+
+
+def learning_rate(
+    step: int, steps_per_epoch: int, epochs: int, base_lr: float, batch_size: int, warmup_epochs: float = 10
+) -> float:
+    """Rate at `step` (from 0): linear from 0 over the warm-up, then a cosine down to 0.001 of the peak.
+
+    The peak is `base_lr * batch_size / 256`, with `batch_size` over all processes.
+    """
+    peak = base_lr * batch_size / 256
+    warmup_steps = warmup_epochs * steps_per_epoch
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    progress = (step - warmup_steps) / max(1, epochs * steps_per_epoch - warmup_steps)
+    floor = 0.001 * peak
+    return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

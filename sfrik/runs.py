@@ -1,0 +1,246 @@
+"""A run's folder: settings, provenance, checkpoint, metrics, results.
+
+    settings.json         all settings and their hash; a rerun with others is refused, with the difference
+    provenance.json       commit, versions, hardware, start and end
+    metrics.jsonl         one line a logging step
+    checkpoint.pt         written aside, flushed, renamed; the one before is kept as checkpoint.previous.pt
+    backbone.safetensors  the result of pretraining
+    <protocol>.json       a score: written last; it names the SHA-256 of the weights it was measured on
+
+A score counts as finished where it is of the weights that lie beside it. The repository holds scores without
+weights; `make table1` therefore trains them here, and a score changes only when the weights did.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfrik.errors import SfrikError
+from sfrik.settings import PLACE, Settings
+
+__all__ = ["Run", "file_hash", "run_folder", "write_json"]
+
+
+def run_folder(recipe: str, seed: int, root: str | Path = "results") -> Path:
+    """results/<profile>/<recipe>/seed<k>."""
+    return Path(root) / recipe / f"seed{seed}"
+
+
+class Run:
+    """The folder of one run. Nothing is written before `start`."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    @property
+    def backbone(self) -> Path:
+        return self.folder / "backbone.safetensors"
+
+    def start(self, settings: Settings) -> None:
+        """Create the folder and its settings, or check that it is a run of the same settings.
+
+        Raises:
+            SfrikError: the folder holds a run with other settings; each difference is named.
+        """
+        path = self.folder / "settings.json"
+        ours = settings.model_dump(mode="json")
+        if path.is_file():
+            theirs = read_json(path)["settings"]
+            differences = [
+                f"{name} {theirs.get(name)!r} -> {ours.get(name)!r}"
+                for name in sorted(ours.keys() | theirs.keys())
+                if name not in PLACE and theirs.get(name) != ours.get(name)
+            ]
+            if differences and self.backbone.is_file():
+                raise SfrikError(
+                    f"{self.folder} holds a run with other settings ({'; '.join(differences)}): "
+                    "choose another --exp-dir, or move that folder away"
+                )
+            if differences or not self.backbone.is_file():
+                self._forget_unless_resumable(differences)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        settled = {name: value for name, value in ours.items() if name not in PLACE}
+        write_json(path, {"hash": settings.hash(), "settings": settled})
+
+    def _forget_unless_resumable(self, differences: list[str]) -> None:
+        if (self.folder / "checkpoint.pt").is_file():
+            if differences:
+                raise SfrikError(
+                    f"{self.folder} holds an unfinished run with other settings ({'; '.join(differences)}): "
+                    "choose another --exp-dir, or move that folder away"
+                )
+            return
+        # A record without weights, as the repository holds them: this run will measure it anew.
+        (self.folder / "metrics.jsonl").unlink(missing_ok=True)
+
+    def record(self, **facts: Any) -> None:
+        """Add facts to provenance.json; the first call of a run writes where it came from."""
+        path = self.folder / "provenance.json"
+        known = read_json(path) if path.is_file() else {}
+        write_json(path, {**known, **facts})
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def truncate_log(self, epoch: int) -> None:
+        """Drop the lines of epochs from `epoch` on, which a resumed run will write again."""
+        path = self.folder / "metrics.jsonl"
+        lines = self.metrics()
+        with path.open("w") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines if line["epoch"] < epoch)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a last line that was cut short is left out."""
+        path = self.folder / "metrics.jsonl"
+        lines = []
+        for text in path.read_text().splitlines() if path.is_file() else []:
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                break
+        return lines
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Write aside, flush to disk, keep the one before, rename."""
+        path = self.folder / "checkpoint.pt"
+        aside = path.with_suffix(".pt.tmp")
+        with aside.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.is_file():
+            path.replace(self.folder / "checkpoint.previous.pt")
+        aside.replace(path)
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The newest checkpoint that can be read, or None where there is none."""
+        for name in ("checkpoint.pt", "checkpoint.previous.pt"):
+            path = self.folder / name
+            if not path.is_file():
+                continue
+            try:
+                return torch.load(path, map_location="cpu", weights_only=True)
+            except Exception as error:  # torch raises several kinds for a file that is cut short
+                print(f"{path} cannot be read ({type(error).__name__}); trying the one before", file=sys.stderr)
+        return None
+
+    def drop_checkpoints(self) -> None:
+        """After the last epoch the weights are what counts."""
+        for name in ("checkpoint.pt", "checkpoint.previous.pt"):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def result(self, protocol: str, settings: Settings | None = None) -> dict[str, Any] | None:
+        """The score of a protocol, if it is of the weights (and settings) that are here; else None."""
+        path = self.folder / f"{protocol}.json"
+        if not path.is_file() or not self.backbone.is_file():
+            return None
+        score = read_json(path)
+        if score.get("backbone_sha256") != file_hash(self.backbone):
+            return None
+        return score if settings is None or score.get("settings_hash") == settings.hash() else None
+
+    def save_result(self, protocol: str, settings: Settings, score: dict[str, Any]) -> dict[str, Any]:
+        """Write a score with what it takes to trace it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        settled = settings.model_dump(mode="json")
+        whole = {
+            "protocol": protocol,
+            **score,
+            "seed": settings.seed,
+            "backbone_sha256": file_hash(self.backbone) if self.backbone.is_file() else None,
+            "settings_hash": settings.hash(),
+            "settings": {name: value for name, value in settled.items() if name not in PLACE},
+            "commit": commit(),
+        }
+        write_json(self.folder / f"{protocol}.json", whole)
+        return whole
+
+
+def provenance(device: str, precision: str, processes: int) -> dict[str, Any]:
+    """Where a run comes from: no path and no host name, so that it can be published."""
+    import numpy
+    import torchvision
+
+    import sfrik
+
+    return {
+        "commit": commit(),
+        "started": now(),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]) if "ipykernel" not in sys.argv[0] else "notebook",
+        "versions": {
+            "sfrik": sfrik.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "numpy": numpy.__version__,
+        },
+        "hardware": {
+            "device": torch.cuda.get_device_name() if device == "cuda" else f"{device}: {processor()}",
+            "precision": precision,
+            "processes": processes,
+            "threads": torch.get_num_threads(),
+        },
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+    }
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """The commit of the code that runs, with "-dirty" where files of it differ; "unknown" outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        # results/ is written by the run itself and says nothing about the code
+        dirty = git("status", "--porcelain", "--untracked-files=no", "--", ":/sfrik", ":/notebooks")
+        return git("rev-parse", "HEAD") + ("-dirty" if dirty else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise SfrikError(f"{path} is not valid JSON ({error}): move it away and run again") from None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Complete or not at all."""
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(json.dumps(content, indent=2) + "\n")
+    aside.replace(path)
