@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, get_origin
 
 from sfrik.errors import SfrikError, nearest
-from sfrik.settings import SECTIONS, PretrainSettings, Settings, load_recipe
+from sfrik.settings import SECTIONS, PretrainSettings, Settings
 
 __all__ = ["main"]
 
@@ -110,17 +110,13 @@ def _add_run(commands) -> None:
 
 def resolve(options: argparse.Namespace) -> Settings:
     """The settings of a command: the recipe's, overridden by the flags."""
-    from sfrik.runs import run_folder
-
     kind = SECTIONS[options.section]
     flags = {name: value for name, value in vars(options).items() if name in kind.model_fields}
-    values: dict[str, Any] = load_recipe(options.recipe, options.section) if options.recipe else {}
-    values |= flags
-    settings = kind.parse(values)
+    if options.recipe:
+        return kind.from_recipe(options.recipe, **flags)
+    settings = kind.parse(flags)
     if not settings.exp_dir:
-        if not options.recipe:
-            raise SfrikError("where should the results go? give --exp-dir DIR, or --recipe PROFILE/NAME")
-        settings = settings.model_copy(update={"exp_dir": str(run_folder(options.recipe, settings.seed))})
+        raise SfrikError("where should the results go? give --exp-dir DIR, or --recipe PROFILE/NAME")
     return settings
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from sfrik.datasets import Images
+from sfrik.tables import PROTOCOLS, Table
 
-__all__ = ["COLOURS", "style", "training_curves"]
+__all__ = ["COLOURS", "accuracy_against_q", "save", "style", "thumbnail", "training_curves", "view_grid"]
 
 # Okabe and Ito's palette: told apart by colour-blind readers; markers tell the same in grey.
 COLOURS = {
@@ -58,6 +61,74 @@ def training_curves(metrics: Iterable[dict[str, Any]]) -> Figure:
     right.plot(at, [line["effective_rank"] for line in epochs], marker=".", color=COLOURS["AUH"])
     right.set(xlabel="epoch", ylabel="effective rank", title="effective rank", ylim=(0, None))
     return figure
+
+
+def view_grid(rows: Sequence[Sequence[Any]], titles: Sequence[str]) -> Figure:
+    """Images in rows, one title a row; an image is an array [h, w], [h, w, 3] or a tensor [c, h, w]."""
+    columns = max(len(row) for row in rows)
+    figure, axes = plt.subplots(
+        len(rows), columns, figsize=(0.75 * columns + 1.2, 0.85 * len(rows)), squeeze=False, layout="constrained"
+    )
+    for row, images, title in zip(axes, rows, titles, strict=True):
+        for axis, image in zip(row, images, strict=False):
+            axis.imshow(_displayable(image), cmap="gray")
+        for axis in row:
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+            axis.grid(False)
+        row[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
+    return figure
+
+
+def accuracy_against_q(table: Table) -> Figure:
+    """Measured accuracy of each method against the dimension of the embeddings, one panel a protocol.
+
+    Points are means over seeds, bars one standard deviation; the baselines that have no q are lines.
+    """
+    figure, axes = plt.subplots(1, len(PROTOCOLS), figsize=(10.5, 3.6), layout="constrained", sharex=True)
+    for axis, (protocol, title) in zip(axes, PROTOCOLS.items(), strict=True):
+        for method in dict.fromkeys(measured.row.method for measured in table.measured):
+            points = [m for m in table.measured if m.row.method == method and m.mean(protocol) is not None]
+            if not points:
+                continue
+            colour = COLOURS[method]
+            if points[0].row.q is None:
+                line = ":" if method == "raw pixels" else "--"
+                axis.axhline(points[0].mean(protocol), color=colour, linestyle=line, label=method)
+                continue
+            axis.errorbar(
+                [m.row.q for m in points],
+                [m.mean(protocol) for m in points],
+                yerr=[m.spread(protocol) or 0 for m in points],
+                color=colour,
+                marker=MARKERS[method],
+                capsize=3,
+                label=method,
+            )
+        dims = sorted({m.row.q for m in table.measured if m.row.q})
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(dims, [str(q) for q in dims])
+        axis.minorticks_off()
+        axis.set(title=title, xlabel="dimension q of the embeddings")
+    axes[0].set_ylabel("top-1 accuracy, %")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center")
+    return figure
+
+
+def thumbnail(images: Images, index: int) -> Any:
+    """One image of a split as it is, for drawing."""
+    return images.tensor[index] if images.tensor is not None else images.open(index).convert("RGB")
+
+
+def _displayable(image: Any) -> np.ndarray:
+    if isinstance(image, torch.Tensor):
+        image = image.detach().float().cpu()
+        if image.ndim == 3:
+            image = image[0] if image.shape[0] == 1 else image.permute(1, 2, 0)
+        low, high = image.min(), image.max()
+        image = (image - low) / (high - low).clamp_min(1e-6)  # views are normalised: back to the range of a picture
+    return np.asarray(image)
 
 
 def save(figure: Figure, stem: Path) -> None:

@@ -1,7 +1,7 @@
 """Backbone and projector, and the reading and writing of their weights.
 
 A backbone is torchvision's ResNet without classifier, under torchvision's own keys, with the last BatchNorm of each
-residual branch initialised to zero; it maps images [n, c, h, w] to features [n, d]. For images of 32 pixels or so
+residual branch initialised to zero (`resnet8` excepted); it maps images [n, c, h, w] to features [n, d]. For images of 32 pixels or so
 the stem is one 3 x 3 convolution and no pooling. `resnet8` is the desk profile's network.
 """
 
@@ -24,7 +24,11 @@ ARCHITECTURES = ("resnet8", "resnet18", "resnet34", "resnet50")
 
 
 class ResNet8(nn.Module):
-    """Eight layers for 28-pixel digits: a 3 x 3 stem of stride 2, residual blocks of 32, 64, 128 channels; d = 128."""
+    """Eight layers for 28-pixel digits: a 3 x 3 stem of stride 2, residual blocks of 32, 64, 128 channels; d = 128.
+
+    The residual branches are not initialised to zero: the untrained network would be nearly linear, and as a baseline
+    it scored 46 % where this one scores 81 %.
+    """
 
     def __init__(self, channels: int = 1, width: int = 32) -> None:
         super().__init__()
@@ -44,8 +48,6 @@ class ResNet8(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, BasicBlock):
-                nn.init.zeros_(module.bn2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))

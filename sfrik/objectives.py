@@ -68,6 +68,10 @@ class Objective(nn.Module, ABC):
     def terms(self, views: list[Tensor], anchors: list[int], regularised: Sequence[int]) -> LossTerms:
         """The objective's own formula, on checked views in float32 or float64."""
 
+    def extra_repr(self) -> str:
+        public = {name: value for name, value in vars(self).items() if not name.startswith("_") and name != "training"}
+        return ", ".join(f"{name}={value}" for name, value in public.items())
+
     def _check(self, views: list[Tensor], anchors: list[int], regularise: str) -> None:
         if len(views) < 2:
             raise ValueError(f"an objective compares at least two views, got {len(views)}")

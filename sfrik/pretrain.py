@@ -11,13 +11,14 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from sfrik import diagnostics
 from sfrik.collectives import all_rows, rank, world_size
@@ -90,13 +91,14 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any
     if run.backbone.is_file():
         _say(progress, f"{run.folder}: pretrained already")
         return (_epoch_lines(run) or [{}])[-1]
-    if settings.ssl_method == "none":
-        if rank() == 0:
-            run.record(**provenance(device.type, precision, world_size()), finished=now())
-            _finish(run, encoder, settings)
-        _barrier()
-        return {}
-    return _train(settings, run, images, encoder, device, precision, steps_per_epoch, progress)
+    with run.lock() if rank() == 0 else nullcontext():
+        if settings.ssl_method == "none":
+            if rank() == 0:
+                run.record(**provenance(device.type, precision, world_size()), finished=now())
+                _finish(run, encoder, settings)
+            _barrier()
+            return {}
+        return _train(settings, run, images, encoder, device, precision, steps_per_epoch, progress)
 
 
 def _train(
@@ -255,16 +257,21 @@ def _monitor(settings, images: Images, encoder: Encoder, device: torch.device, p
 
 def _finish(run: Run, encoder: Encoder, settings: PretrainSettings) -> None:
     save_backbone(encoder.backbone, run.backbone, arch=settings.arch, stem=settings.stem, settings=settings.hash())
+    run.forget_other_scores()
 
 
 def _epoch_lines(run: Run) -> list[dict[str, Any]]:
     return [line for line in run.metrics() if "effective_rank" in line]
 
 
-def _epochs(first: int, epochs: int, progress: bool):
+def _epochs(first: int, epochs: int, progress: bool) -> Iterable[int]:
     """A bar of the epochs on a terminal and in JupyterLab; elsewhere (papermill, a log) plain lines are enough."""
-    interactive = sys.stderr.isatty() or "JPY_SESSION_NAME" in os.environ
-    return tqdm(range(first, epochs), initial=first, total=epochs, unit="epoch", disable=not (progress and interactive and rank() == 0))
+    in_jupyterlab = "JPY_SESSION_NAME" in os.environ
+    if not (progress and rank() == 0 and (in_jupyterlab or sys.stderr.isatty())):
+        return range(first, epochs)
+    from tqdm.auto import tqdm
+
+    return tqdm(range(first, epochs), initial=first, total=epochs, unit="epoch", leave=False)
 
 
 def _in_words(line: dict[str, Any], epochs: int) -> str:
@@ -277,7 +284,7 @@ def _in_words(line: dict[str, Any], epochs: int) -> str:
 
 def _say(progress: bool, text: str) -> None:
     if progress and rank() == 0:
-        tqdm.write(text)
+        print(text, flush=True)
 
 
 def _barrier() -> None:

@@ -19,6 +19,8 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -28,12 +30,12 @@ import torch
 from sfrik.errors import SfrikError
 from sfrik.settings import PLACE, Settings
 
-__all__ = ["Run", "file_hash", "run_folder", "write_json"]
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
-
-def run_folder(recipe: str, seed: int, root: str | Path = "results") -> Path:
-    """results/<profile>/<recipe>/seed<k>."""
-    return Path(root) / recipe / f"seed{seed}"
+__all__ = ["Run", "file_hash", "provenance", "read_json", "write_json", "write_text"]
 
 
 class Run:
@@ -141,6 +143,37 @@ class Run:
         for name in ("checkpoint.pt", "checkpoint.previous.pt"):
             (self.folder / name).unlink(missing_ok=True)
 
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep a second process out of the folder. The system drops the lock of a process that died.
+
+        Raises:
+            SfrikError: another process holds it; it is named.
+        """
+        if fcntl is None:
+            yield
+            return
+        with (self.folder / "lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise SfrikError(
+                    f"{self.folder} is being written by another process ({file.read().strip() or 'unknown'}): "
+                    "wait for it, or stop it"
+                ) from None
+            file.truncate(0)
+            file.write(f"pid {os.getpid()}")
+            file.flush()
+            yield
+
+    def forget_other_scores(self) -> None:
+        """Remove the scores that are of other weights than those that are here now."""
+        digest = file_hash(self.backbone)
+        for path in self.folder.glob("*.json"):
+            if read_json(path).get("backbone_sha256", digest) != digest:
+                path.unlink()
+
     def result(self, protocol: str, settings: Settings | None = None) -> dict[str, Any] | None:
         """The score of a protocol, if it is of the weights (and settings) that are here; else None."""
         path = self.folder / f"{protocol}.json"
@@ -240,7 +273,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Any) -> None:
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
     """Complete or not at all."""
     aside = path.with_name(path.name + ".tmp")
-    aside.write_text(json.dumps(content, indent=2) + "\n")
+    aside.write_text(text)
     aside.replace(path)

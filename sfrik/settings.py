@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +35,8 @@ __all__ = [
     "Settings",
     "load_recipe",
     "recipe_names",
+    "results_root",
+    "run_folder",
 ]
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -101,6 +104,20 @@ class Settings(BaseModel):
             message = problem["msg"].removeprefix("Value error, ")
             got = "" if "got" in message else f", got {problem['input']!r}"
             raise SfrikError(f"{name}{where}: {message}{got}") from None
+
+    @classmethod
+    def from_recipe(cls, recipe: str, **overrides: Any) -> Self:
+        """Settings of recipe PROFILE/NAME with overrides; None keeps the recipe's value.
+
+        >>> PretrainSettings.from_recipe("desk/sfrik_l3_q512", epochs=3).epochs
+        3
+        """
+        section = next(name for name, kind in SECTIONS.items() if kind is cls)
+        given = {name: value for name, value in overrides.items() if value is not None}
+        settings = cls.parse(load_recipe(recipe, section) | given, f"recipe {recipe} with overrides")
+        if settings.exp_dir:
+            return settings
+        return settings.model_copy(update={"exp_dir": str(run_folder(recipe, settings.seed))})
 
     def what(self) -> dict[str, Any]:
         """The settings that determine the outcome, without those that say where it is computed."""
@@ -192,6 +209,17 @@ SECTIONS: dict[str, type[Settings]] = {
     "knn_eval": KnnSettings,
     "logistic_regression": LogisticSettings,
 }
+
+
+def results_root() -> Path:
+    """results/ of the checkout that the library runs from, seen from the working directory; else of the working directory."""
+    checkout = RECIPES.parents[1]
+    return Path(os.path.relpath(checkout / "results")) if (checkout / "Makefile").is_file() else Path("results")
+
+
+def run_folder(recipe: str, seed: int, root: str | Path | None = None) -> Path:
+    """<root>/<profile>/<recipe>/seed<k>, the root being `results_root()` when None."""
+    return Path(root or results_root()) / recipe / f"seed{seed}"
 
 
 def recipe_names(profile: str | None = None) -> list[str]:

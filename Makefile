@@ -1,0 +1,53 @@
+# Rebuilds the paper's tables. `make` alone prints the targets.
+#
+#   PROFILE=desk   smoke (seconds, to test), desk (minutes, two CPU cores)
+#   SEEDS=1        seeds 0 .. SEEDS-1 of each run
+#   JOBS=0         runs side by side; 0: one for each core, or one on a GPU
+#   PYTHON=python3 what makes the virtual environment (3.10 to 3.13)
+#   VENV=.venv     the virtual environment; VENV= uses the active one instead (conda: environment.yml)
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup table1 tables test lab
+
+PROFILE ?= desk
+SEEDS ?= 1
+JOBS ?= 0
+PYTHON ?= python3
+VENV ?= .venv
+
+ifeq ($(strip $(VENV)),)
+BIN :=
+READY :=
+else
+BIN := $(VENV)/bin/
+READY := $(VENV)/ready
+
+# Made anew when the project's requirements changed; pip then installs only what is missing.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "sfrik needs Python 3.10 to 3.13, $(PYTHON) is $$($(PYTHON) -V): make setup PYTHON=python3.11" >&2; exit 1; }
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/bin/python -m pip install --quiet --editable '.[notebooks,dev]'
+	touch $@
+endif
+
+help:  ## print this list
+	@echo "usage: make TARGET [PROFILE=desk|smoke] [SEEDS=1] [JOBS=0] [VENV=.venv]"
+	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(READY)  ## make .venv with the package, the notebooks and the tests (does nothing when nothing changed)
+
+table1: $(READY)  ## linear probing: SimCLR, AUH, VICReg, SFRIK against q; trains what is missing
+	$(BIN)python -m sfrik table $@ --profile $(PROFILE) --seeds $(SEEDS) --jobs $(JOBS)
+
+tables: $(READY)  ## render every table from the scores that are there; trains nothing
+	$(BIN)python -m sfrik table table1 --profile $(PROFILE) --render-only
+
+test: $(READY)  ## the whole check: ruff, then every test
+	$(BIN)python -m ruff check . && $(BIN)python -m ruff format --check .
+	$(BIN)python -m pytest
+
+lab: $(READY)  ## open the notebooks in JupyterLab
+	$(BIN)python -m jupyterlab notebooks
