@@ -1,10 +1,11 @@
 # Rebuilds the paper's tables. `make` alone prints the targets.
 #
-#   PROFILE=desk   smoke (seconds, to test), desk (minutes, two CPU cores)
-#   SEEDS=1        seeds 0 .. SEEDS-1 of each run
-#   JOBS=0         runs side by side; 0: one for each core, or one on a GPU
-#   PYTHON=python3 what makes the virtual environment (3.10 to 3.13)
-#   VENV=.venv     the virtual environment; VENV= uses the active one instead (conda: environment.yml)
+#   PROFILE=desk     smoke (seconds, to test), desk (minutes, two CPU cores)
+#   SEEDS=1          seeds 0 .. SEEDS-1 of each run
+#   JOBS=0           runs side by side; 0: one for each core, or one on a GPU
+#   RESULTS=results  the folder of the results
+#   PYTHON=python3   what makes the virtual environment (3.10 to 3.13)
+#   VENV=.venv       the virtual environment; VENV= uses the active one instead (conda: environment.yml)
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -13,6 +14,7 @@ SHELL := /bin/bash
 PROFILE ?= desk
 SEEDS ?= 1
 JOBS ?= 0
+RESULTS ?= results
 PYTHON ?= python3
 VENV ?= .venv
 
@@ -40,10 +42,10 @@ help:  ## print this list
 setup: $(READY)  ## make .venv with the package, the notebooks and the tests (does nothing when nothing changed)
 
 table1: $(READY)  ## linear probing: SimCLR, AUH, VICReg, SFRIK against q; trains what is missing
-	$(BIN)python -m sfrik table $@ --profile $(PROFILE) --seeds $(SEEDS) --jobs $(JOBS)
+	$(BIN)python -m sfrik table $@ --profile $(PROFILE) --seeds $(SEEDS) --jobs $(JOBS) --exp-dir $(RESULTS)
 
 tables: $(READY)  ## render every table from the scores that are there; trains nothing
-	$(BIN)python -m sfrik table table1 --profile $(PROFILE) --render-only
+	$(BIN)python -m sfrik table table1 --profile $(PROFILE) --render-only --exp-dir $(RESULTS)
 
 test: $(READY)  ## the whole check: ruff, then every test
 	$(BIN)python -m ruff check . && $(BIN)python -m ruff format --check .

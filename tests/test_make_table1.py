@@ -1,0 +1,128 @@
+"""`make table1 PROFILE=smoke` as a stranger runs it: interrupted, resumed, repeated; the notebooks run headless."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sfrik.tables import rows_of
+
+CHECKOUT = Path(__file__).parents[1]
+psutil = pytest.importorskip("psutil", reason="comes with ipykernel")
+
+
+def make_table1(results: Path) -> list[str]:
+    # VENV= : the interpreter that runs the tests, wherever it is
+    return ["make", "table1", "PROFILE=smoke", "VENV=", f"RESULTS={results}"]
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(CHECKOUT)}
+
+
+@pytest.fixture(scope="module")
+def interrupted_then_finished(tmp_path_factory):
+    """Start, end with a signal that cannot be caught after the first runs, start again; what was seen."""
+    results = tmp_path_factory.mktemp("results")
+    command = make_table1(results)
+    first = subprocess.Popen(command, cwd=CHECKOUT, env=environment(), stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 240
+    while not (done := sorted(results.glob("smoke/*/seed0/logistic.json"))):
+        assert first.poll() is None, first.stdout.read()
+        assert time.monotonic() < deadline, "no run finished within four minutes"
+        time.sleep(0.2)
+    family = psutil.Process(first.pid).children(recursive=True)
+    for process in [psutil.Process(first.pid), *family[:1]]:  # make, and the Python that it started
+        process.send_signal(signal.SIGKILL)
+    first.wait()
+    _, left = psutil.wait_procs(family, timeout=30)
+    stamps = {path: path.stat().st_mtime_ns for path in done}
+    second = subprocess.run(command, cwd=CHECKOUT, env=environment(), capture_output=True, text=True)
+    return {"results": results, "left": left, "stamps": stamps, "second": second}
+
+
+def test_a_killed_make_leaves_no_process_behind(interrupted_then_finished):
+    assert interrupted_then_finished["left"] == []
+
+
+def test_the_same_command_goes_on_where_it_was_killed(interrupted_then_finished):
+    second = interrupted_then_finished["second"]
+    assert second.returncode == 0, second.stdout + second.stderr
+    finished = int(re.search(r"(\d+) finished here", second.stdout).group(1))
+    assert finished >= len(interrupted_then_finished["stamps"]) >= 1
+    for path, stamp in interrupted_then_finished["stamps"].items():
+        assert path.stat().st_mtime_ns == stamp, f"{path} was measured twice"
+
+
+def test_every_cell_of_table1_is_measured(interrupted_then_finished):
+    folder = interrupted_then_finished["results"] / "smoke"
+    lines = (folder / "tables" / "table1.csv").read_text().splitlines()
+    rows = rows_of("table1", "smoke")
+    assert len(lines) == 1 + len(rows)
+    for row, line in zip(rows, lines[1:], strict=True):
+        assert line.startswith(f"{row.method},")
+        for protocol in ("linear", "knn", "logistic"):
+            score = json.loads((folder.parent / row.recipe / "seed0" / f"{protocol}.json").read_text())
+            value = score["top1_at"]["20"] if protocol == "knn" else score["top1"]
+            assert f"{value:.3f}" in line
+    for suffix in ("md", "tex"):
+        assert "SFRIK L=3" in (folder / "tables" / f"table1.{suffix}").read_text()
+    for suffix in ("png", "svg"):
+        assert (folder / "figures" / f"table1_accuracy_against_q.{suffix}").stat().st_size > 1000
+
+
+def test_the_executed_notebooks_lie_beside_the_scores_and_have_run_to_the_end(interrupted_then_finished):
+    folder = interrupted_then_finished["results"] / "smoke"
+    run = folder / "sfrik_l3_q64" / "seed0"
+    stages = ("02_pretraining", "03_linear_probing", "05_knn_and_logistic_regression")
+    paths = [run / f"{stage}.ipynb" for stage in stages]
+    paths += [folder / "notebooks" / f"{name}.ipynb" for name in ("01_kernel_theory", "07_tables")]
+    for path in paths:
+        cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+        assert all(cell["execution_count"] for cell in cells), path
+        outputs = [output for cell in cells for output in cell["outputs"]]
+        assert not [output for output in outputs if output.get("name") == "stderr"], f"warnings in {path}"
+
+
+def test_nothing_that_is_published_names_a_place_or_a_host(interrupted_then_finished):
+    folder = interrupted_then_finished["results"]
+    places = {str(CHECKOUT), str(Path.home()), sys.prefix, socket.gethostname()} - {"/", "localhost"}
+    published = [path for suffix in ("json", "jsonl", "ipynb", "csv", "md", "tex", "svg") for path in folder.rglob(f"*.{suffix}")]
+    assert len(published) > 50
+    for path in published:
+        text = path.read_text().replace(str(folder), "")  # the results folder itself was given as a path by this test
+        for place in places:
+            assert place not in text, f"{path} holds {place}"
+
+
+def test_a_second_make_trains_nothing_and_changes_no_file(interrupted_then_finished):
+    folder = interrupted_then_finished["results"]
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.json*")}
+    again = subprocess.run(make_table1(folder), cwd=CHECKOUT, env=environment(), capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    count = len(rows_of("table1", "smoke"))
+    assert f"{count} runs, {count} finished here" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.json*")} == before
+
+
+def test_a_misspelt_parameter_of_a_notebook_is_refused(tmp_path):
+    from sfrik.errors import SfrikError
+    from sfrik.notebooks import execute
+
+    with pytest.raises(SfrikError, match=r"no parameter epoch .*epochs"):
+        execute("02_pretraining", {"epoch": 3}, tmp_path / "out.ipynb")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_make_alone_prints_the_targets():
+    printed = subprocess.run(["make"], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
+    for target in ("setup", "table1", "tables", "test", "lab"):
+        assert re.search(rf"^{target} ", printed, re.MULTILINE)
