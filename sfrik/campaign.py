@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 
-from sfrik.errors import SfrikError
 from sfrik.notebooks import execute, notebook_path
 from sfrik.runs import Run, read_json
 from sfrik.settings import SECTIONS, results_root, run_folder
@@ -81,9 +80,7 @@ def missing_stages(recipe: str, seed: int, root: str | Path | None = None) -> li
         return run.result(protocol, SECTIONS[section].from_recipe(recipe, seed=seed)) is not None
 
     return [
-        stage
-        for stage, scores in STAGES.items()
-        if not all(finished(protocol, section) for protocol, section in scores.items())
+        stage for stage, scores in STAGES.items() if not all(finished(protocol, section) for protocol, section in scores.items())
     ]
 
 

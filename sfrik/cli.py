@@ -90,7 +90,9 @@ def _add_flags(parser: argparse.ArgumentParser, settings: type[Settings]) -> Non
 
 
 def _add_table(commands) -> None:
-    table = commands.add_parser("table", help="compute what a table misses, and render it", description="Compute what a table misses, and render it.")
+    table = commands.add_parser(
+        "table", help="compute what a table misses, and render it", description="Compute what a table misses, and render it."
+    )
     table.add_argument("name", help="table1")
     table.add_argument("--profile", default="desk", help=f"one of {', '.join(PROFILES)}")
     table.add_argument("--seeds", default="1", help="number of seeds, from 0")
@@ -101,7 +103,11 @@ def _add_table(commands) -> None:
 
 
 def _add_run(commands) -> None:
-    run = commands.add_parser("run", help="run the notebooks of one recipe and seed", description="Run the notebooks of one recipe and seed by papermill: pretraining, then its evaluations. What is finished is skipped.")
+    run = commands.add_parser(
+        "run",
+        help="run the notebooks of one recipe and seed",
+        description="Run the notebooks of one recipe and seed by papermill; what is finished is skipped.",
+    )
     run.add_argument("--recipe", required=True, metavar="PROFILE/NAME", help="a recipe of sfrik/recipes")
     run.add_argument("--seed", default="0")
     run.add_argument("--exp-dir", "--exp_dir", default=None, help="root of the results folder")
@@ -204,7 +210,12 @@ def _table(options: argparse.Namespace) -> int:
     from sfrik.campaign import make_table
 
     return make_table(
-        options.name, options.profile, _whole(options.seeds, "--seeds", 1), _whole(options.jobs, "--jobs", 0), options.render_only, options.exp_dir
+        options.name,
+        options.profile,
+        _whole(options.seeds, "--seeds", 1),
+        _whole(options.jobs, "--jobs", 0),
+        options.render_only,
+        options.exp_dir,
     )
 
 

@@ -13,6 +13,6 @@ class SfrikError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """" (did you mean X?)" for the known name most like `name`, or nothing."""
+    """ " (did you mean X?)" for the known name most like `name`, or nothing."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" (did you mean {close[0]}?)" if close else ""

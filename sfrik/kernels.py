@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["RotationInvariantKernel", "legendre", "harmonics"]
+__all__ = ["RotationInvariantKernel", "harmonics", "legendre"]
 
 
 @dataclass(frozen=True)

@@ -47,9 +47,7 @@ def mmd_to_uniform(z: Tensor, kernel: RotationInvariantKernel, unbiased: bool = 
         raise ValueError("the MMD needs at least two rows, got one")
     off = (z.detach().float().norm(dim=1) - 1).abs().max().item()
     if not off <= 0.01:  # bfloat16 keeps a norm to 0.4 %
-        raise ValueError(
-            f"rows of z must have norm 1 (the largest deviation is {off:.3g}): use torch.nn.functional.normalize"
-        )
+        raise ValueError(f"rows of z must have norm 1 (the largest deviation is {off:.3g}): use torch.nn.functional.normalize")
     return gram_mean(z, kernel, unbiased)
 
 

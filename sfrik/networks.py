@@ -1,8 +1,8 @@
 """Backbone and projector, and the reading and writing of their weights.
 
-A backbone is torchvision's ResNet without classifier, under torchvision's own keys, with the last BatchNorm of each
-residual branch initialised to zero (`resnet8` excepted); it maps images [n, c, h, w] to features [n, d]. For images of 32 pixels or so
-the stem is one 3 x 3 convolution and no pooling. `resnet8` is the desk profile's network.
+A backbone is torchvision's ResNet without classifier, under torchvision's own keys, with the last BatchNorm of each residual branch
+initialised to zero; it maps images [n, c, h, w] to features [n, d]. For images of 32 pixels or so the stem is one 3 x 3
+convolution and no pooling. `resnet8` is the desk profile's network.
 """
 
 from __future__ import annotations

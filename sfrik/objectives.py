@@ -147,9 +147,7 @@ class AUH(Objective):
         z = [F.normalize(view, dim=1) for view in views]
         alignment = _alignment(z, anchors)
         uniformity = _mean(self._uniformity(all_rows(z[v])) for v in regularised)
-        return _terms(
-            self.sim_coeff * alignment + self.unif_coeff * uniformity, alignment=alignment, uniformity=uniformity
-        )
+        return _terms(self.sim_coeff * alignment + self.unif_coeff * uniformity, alignment=alignment, uniformity=uniformity)
 
     def _uniformity(self, z: Tensor) -> Tensor:
         n = z.shape[0]

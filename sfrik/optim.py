@@ -33,7 +33,7 @@ class LARS(Optimizer):
                 raise ValueError(f"{name} of LARS must be >= 0, got {value}")
         if not trust_coefficient > 0:
             raise ValueError(f"trust_coefficient of LARS must be above 0, got {trust_coefficient}")
-        defaults = dict(lr=lr, weight_decay=weight_decay, momentum=momentum, trust_coefficient=trust_coefficient)
+        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "trust_coefficient": trust_coefficient}
         super().__init__(params, defaults)
 
     @torch.no_grad()

@@ -194,9 +194,7 @@ def _build_encoder(settings: PretrainSettings, channels: int) -> Encoder:
 def _check_sizes(settings: PretrainSettings, images: Images) -> int:
     """Steps an epoch; the last images that do not fill a batch wait for another epoch's order."""
     if settings.batch_size % world_size():
-        raise SfrikError(
-            f"batch_size {settings.batch_size} is over all processes and does not divide by {world_size()} of them"
-        )
+        raise SfrikError(f"batch_size {settings.batch_size} is over all processes and does not divide by {world_size()} of them")
     if len(images) < settings.batch_size and settings.ssl_method != "none":
         raise SfrikError(f"batch_size {settings.batch_size} is more than the {len(images)} images: lower it")
     return len(images) // settings.batch_size

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -55,6 +56,8 @@ def _weights(text: str) -> str:
         values = [float(part) for part in text.split("-")]
     except ValueError:
         raise ValueError(f"must be numbers >= 0 joined by hyphens, such as 1.0-40.0-40.0, got {text!r}") from None
+    if not all(math.isfinite(value) for value in values):
+        raise ValueError(f"must be finite numbers, got {text!r}")
     if not any(values):
         raise ValueError(f"at least one weight must be above 0, got {text!r}")
     return text
@@ -80,7 +83,9 @@ class Settings(BaseModel):
     data_dir: str = Field("data", description="folder of the images; ImageNet: with train/ and val/")
     subset: PositiveInt | None = Field(None, description="the first so many training images of each class; all when unset")
     size: PositiveInt = Field(224, description="side of the views and of the test images, in pixels")
-    arch: Annotated[str, AfterValidator(_arch)] = Field("resnet18", description=f"backbone: {', '.join(ARCHITECTURES)}, or pixels (none)")
+    arch: Annotated[str, AfterValidator(_arch)] = Field(
+        "resnet18", description=f"backbone: {', '.join(ARCHITECTURES)}, or pixels (none)"
+    )
     stem: Literal["imagenet", "small"] = Field("imagenet", description="first layers of the ResNet; small is for 32 pixels")
     batch_size: Annotated[int, Field(ge=2)] = Field(256, description="images a step, over all processes")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="of initialisation, order and augmentation")
@@ -137,7 +142,9 @@ class PretrainSettings(Settings):
     warmup_epochs: NotNegative = Field(10, description="epochs of linear warm-up of the rate")
     base_lr: PositiveFloat = Field(1.2, description="learning rate at 256 images; the peak is base_lr * batch_size / 256")
     wd: NotNegative = Field(1e-6, description="weight decay")
-    ssl_method: Literal["sfrik", "auh", "simclr", "vicreg", "none"] = Field("sfrik", description="objective; none leaves the weights as initialised")
+    ssl_method: Literal["sfrik", "auh", "simclr", "vicreg", "none"] = Field(
+        "sfrik", description="objective; none leaves the weights as initialised"
+    )
     sfrik_sim_coeff: NotNegative = Field(4000.0, description="SFRIK: weight of the alignment")
     sfrik_mmd_coeff: NotNegative = Field(1.0, description="SFRIK: weight of the MMD")
     sfrik_weights: Annotated[str, AfterValidator(_weights)] = Field("1.0-40.0-40.0", description="SFRIK: b_1-b_2-...-b_L")
@@ -195,7 +202,9 @@ class KnnSettings(FeatureSettings):
 class LogisticSettings(FeatureSettings):
     """`sfrik logistic-regression` on frozen features."""
 
-    solver: Literal["lbfgs", "sgd"] = Field("sgd", description="sgd: the paper's; lbfgs: scikit-learn's, C chosen on the tuning split")
+    solver: Literal["lbfgs", "sgd"] = Field(
+        "sgd", description="sgd: the paper's; lbfgs: scikit-learn's, C chosen on the tuning split"
+    )
     epochs: PositiveInt = Field(100, description="sgd: passes over the features")
     lr_head: PositiveFloat = Field(0.4, description="sgd: learning rate")
     weight_decay: NotNegative = Field(1e-6, description="sgd: weight decay")

@@ -63,8 +63,14 @@ MISTAKES = {
     "an unknown command": (["pretain", "--epochs", "3"], ["pretain", "pretrain"]),
     "no command": ([], ["COMMAND"]),
     "a flag without its value": ([*SMOKE, "--epochs"], ["--epochs", "expected one argument"]),
-    "an unknown recipe": (["pretrain", "--recipe", "smoke/sfrik_l2_q1"], ["smoke/sfrik_l2_q1", "did you mean smoke/sfrik_l2_q16?"]),
-    "an unknown recipe to run": (["run", "--recipe", "smoke/sfrik_l2_q1", "--exp-dir", "out"], ["did you mean smoke/sfrik_l2_q16?"]),
+    "an unknown recipe": (
+        ["pretrain", "--recipe", "smoke/sfrik_l2_q1"],
+        ["smoke/sfrik_l2_q1", "did you mean smoke/sfrik_l2_q16?"],
+    ),
+    "an unknown recipe to run": (
+        ["run", "--recipe", "smoke/sfrik_l2_q1", "--exp-dir", "out"],
+        ["did you mean smoke/sfrik_l2_q16?"],
+    ),
     "a missing recipe to run": (["run"], ["--recipe"]),
     "no place for the results": (["pretrain", "--dataset", "mnist5k"], ["--exp-dir", "--recipe"]),
     "an unknown table": (["table", "table0", "--profile", "smoke", "--exp-dir", "out"], ["table0", "table1"]),
@@ -261,7 +267,7 @@ def test_a_dry_run_names_the_memory_to_expect(here, capsys):
     assert main(["pretrain", "--exp-dir", "run", "--dry-run"]) == 0
     total, *parts = map(float, re.findall(r"(\d+\.\d+)", capsys.readouterr().out.split("memory of one process")[1]))
     assert total == pytest.approx(sum(parts), abs=0.02), "each of four numbers is rounded to 0.01"
-    # Adam-free training holds weight, gradient and momentum: 3 x 4 bytes for each of 11.2 M + 138 M parameters, 1.67 GiB
+    # weight, gradient and momentum, 4 bytes each, of 11.2 M parameters in the ResNet-18 and 138 M in the projector: 1.67 GiB
     assert parts[0] == pytest.approx(1.67, abs=0.05)
 
 

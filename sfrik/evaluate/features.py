@@ -68,9 +68,7 @@ def extract_features(settings: FeatureSettings) -> Path:
     tune = evaluation_split(settings) == "tune"
     splits = {
         "train": load_images(settings.dataset, "train", settings.data_dir, settings.subset),
-        "val": load_images(
-            settings.dataset, "tune" if tune else "test", settings.data_dir, settings.subset, settings.val_subset
-        ),
+        "val": load_images(settings.dataset, "tune" if tune else "test", settings.data_dir, settings.subset, settings.val_subset),
     }
     backbone = frozen_backbone(settings, splits["train"].channels).to(device, memory_format=torch.channels_last)
     arrays = {}
