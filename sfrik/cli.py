@@ -136,6 +136,8 @@ def _command(work: Callable[[Settings], Any]) -> Callable[[argparse.Namespace], 
             return 0
         from sfrik.launch import process_group
 
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not isinstance(settings, PretrainSettings):
+            raise SfrikError("the evaluations run in one process: start them without torchrun")
         with process_group(settings.device):
             outcome = work(settings)
         if os.environ.get("RANK", "0") == "0":

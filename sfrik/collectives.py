@@ -49,7 +49,8 @@ class _AllRows(torch.autograd.Function):
     def forward(ctx, z: Tensor) -> Tensor:
         ctx.rows = z.shape[0]
         out = z.new_empty((world_size() * z.shape[0], *z.shape[1:]))
-        dist.all_gather_into_tensor(out, z.contiguous())
+        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # PyTorch before 2.14
+        gather(out, z.contiguous())
         return out
 
     @staticmethod

@@ -35,7 +35,7 @@ def style() -> None:
     plt.rcParams.update(
         {
             "figure.figsize": (6.4, 3.6),
-            "figure.dpi": 96,
+            "figure.dpi": 80,
             "savefig.bbox": "tight",
             "axes.spines.top": False,
             "axes.spines.right": False,
@@ -67,11 +67,11 @@ def view_grid(rows: Sequence[Sequence[Any]], titles: Sequence[str]) -> Figure:
     """Images in rows, one title a row; an image is an array [h, w], [h, w, 3] or a tensor [c, h, w]."""
     columns = max(len(row) for row in rows)
     figure, axes = plt.subplots(
-        len(rows), columns, figsize=(0.75 * columns + 1.2, 0.85 * len(rows)), squeeze=False, layout="constrained"
+        len(rows), columns, figsize=(0.6 * columns + 1.0, 0.65 * len(rows)), squeeze=False, layout="constrained"
     )
     for row, images, title in zip(axes, rows, titles, strict=True):
         for axis, image in zip(row, images, strict=False):
-            axis.imshow(_displayable(image), cmap="gray")
+            axis.imshow(_displayable(image), cmap="gray", interpolation="nearest")
         for axis in row:
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)

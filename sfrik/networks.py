@@ -1,8 +1,8 @@
 """Backbone and projector, and the reading and writing of their weights.
 
-A backbone is torchvision's ResNet without classifier, under torchvision's own keys, with the last BatchNorm of each residual branch
-initialised to zero; it maps images [n, c, h, w] to features [n, d]. For images of 32 pixels or so the stem is one 3 x 3
-convolution and no pooling. `resnet8` is the desk profile's network.
+A backbone is torchvision's ResNet without classifier, under torchvision's own keys, with the last BatchNorm of each
+residual branch initialised to zero; it maps images [n, c, h, w] to features [n, d]. For images of 32 pixels or so the
+stem is one 3 x 3 convolution and no pooling. `resnet8` is the desk profile's network.
 """
 
 from __future__ import annotations
@@ -10,17 +10,33 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
 
 from sfrik.errors import SfrikError
 
 __all__ = ["ARCHITECTURES", "build_backbone", "build_projector", "load_backbone", "save_backbone"]
 
 ARCHITECTURES = ("resnet8", "resnet18", "resnet34", "resnet50")
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions beside a shortcut, which is a 1 x 1 convolution where the width changes (He et al. 2016)."""
+
+    def __init__(self, inside: int, outside: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inside, outside, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outside)
+        self.conv2 = nn.Conv2d(outside, outside, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outside)
+        self.shortcut = nn.Identity()
+        if inside != outside:
+            self.shortcut = nn.Sequential(nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside))
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        return torch.relu(branch + self.shortcut(x))
 
 
 class ResNet8(nn.Module):
@@ -34,14 +50,10 @@ class ResNet8(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU(inplace=True)
         blocks, inside = [], width
         for stage in range(3):
-            outside, stride = width * 2**stage, 1 if stage == 0 else 2
-            shortcut = None
-            if inside != outside:
-                shortcut = nn.Sequential(nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside))
-            blocks.append(BasicBlock(inside, outside, stride, shortcut))
+            outside = width * 2**stage
+            blocks.append(ResidualBlock(inside, outside, stride=1 if stage == 0 else 2))
             inside = outside
         self.layers = nn.Sequential(*blocks)
         self.num_features = inside
@@ -50,7 +62,7 @@ class ResNet8(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.relu(self.bn1(self.conv1(x)))
+        x = torch.relu(self.bn1(self.conv1(x)))
         return self.layers(x).mean(dim=(2, 3))  # [n, d]
 
 
@@ -66,6 +78,8 @@ def build_backbone(arch: str, stem: str = "imagenet", channels: int = 3) -> nn.M
         raise SfrikError(f"unknown arch {arch!r}: choose one of {', '.join(ARCHITECTURES)}")
     if arch == "resnet8":
         return ResNet8(channels)
+    import torchvision  # here, since it takes seconds to import and the desk profile does without
+
     net = getattr(torchvision.models, arch)(weights=None, zero_init_residual=True)
     net.num_features = net.fc.in_features
     net.fc = nn.Identity()

@@ -45,7 +45,13 @@ def execute(name: str, parameters: dict[str, Any], output: Path) -> None:
     partial = output.with_suffix(".partial.ipynb")
     try:
         papermill.execute_notebook(
-            str(source), str(partial), parameters, progress_bar=False, cwd=str(Path.cwd()), kernel_name="python3"
+            str(source),
+            str(partial),
+            parameters,
+            progress_bar=False,
+            cwd=str(Path.cwd()),
+            kernel_name="python3",
+            extra_arguments=["--log-level=ERROR"],  # the kernel's own notices belong to no reader
         )
     except PapermillExecutionError as error:
         raise SfrikError(f"notebook {name} failed with {error.ename}: {error.evalue} (see {partial})") from None

@@ -22,11 +22,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import sfrik
 from sfrik.errors import SfrikError
 from sfrik.settings import PLACE, Settings
 
@@ -203,21 +205,14 @@ class Run:
 
 def provenance(device: str, precision: str, processes: int) -> dict[str, Any]:
     """Where a run comes from: no path and no host name, so that it can be published."""
-    import numpy
-    import torchvision
-
-    import sfrik
-
     return {
         "commit": commit(),
         "started": now(),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]) if "ipykernel" not in sys.argv[0] else "notebook",
         "versions": {
-            "sfrik": sfrik.__version__,
             "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "numpy": numpy.__version__,
+            "sfrik": sfrik.__version__,
+            **{package: _version(package) for package in ("torch", "torchvision", "numpy", "scikit-learn")},
         },
         "hardware": {
             "device": torch.cuda.get_device_name() if device == "cuda" else f"{device}: {processor()}",
@@ -227,6 +222,13 @@ def provenance(device: str, precision: str, processes: int) -> dict[str, Any]:
         },
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def processor() -> str:

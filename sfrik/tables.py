@@ -207,8 +207,8 @@ def _note(table: Table) -> str:
     n = "-" if not counts else str(counts.pop()) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
     return (
         f"Profile {table.profile}: mean ± standard deviation over n = {n} seeds, measured here; the numbers in the column of "
-        f"seeds lead to the runs. The last column is the paper's own (ImageNet 20 %, ResNet-18, 100 epochs; source: {table.source}), "
-        "at the q in brackets; the two are different experiments."
+        f"seeds lead to the runs. The last column is the paper's own (ImageNet 20 %, ResNet-18, 100 epochs; source: "
+        f"{table.source}), at the q in brackets; the two are different experiments."
     )
 
 

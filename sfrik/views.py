@@ -2,7 +2,8 @@ r"""The augmentations: how several views of one image are drawn.
 
 Two stages. `per_image` runs on a decoded PIL image, in the workers of the data loader, and gives one tensor a view;
 `per_batch` runs on whole batches on the device of the network. The paper's augmentations are all per image; the
-desk profile's digits, which live in memory as bytes, are all per batch.
+desk profile's digits, which live in memory as bytes, are all per batch. torchvision is imported where it is used: it takes
+seconds, and the desk profile does without.
 
 | name | crop | flip | jitter (brightness, contrast, saturation, hue), p | grey p | blur p | solarise p |
 |---|---|---|---|---|---|---|
@@ -17,12 +18,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageFilter
 from torch import Generator, Tensor
-from torchvision.transforms import v2
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
 
 __all__ = ["Views", "build_views", "digit_views", "normalise", "probe_views", "resize_for_test"]
 
@@ -59,6 +63,8 @@ def probe_views(size: int, dataset: str) -> Views:
     """The one augmented view that a linear probe trains on: random crop and flip (digits: the desk's affine map)."""
     if dataset == "mnist5k":
         return Views(None, lambda batch, generator: [digit_views(batch[0], generator)])
+    from torchvision.transforms import v2
+
     crop = v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(), normalise(dataset)])
     return Views(lambda image: (crop(image),), _as_they_are)
 
@@ -67,6 +73,8 @@ def resize_for_test(size: int, dataset: str) -> Views:
     """The whole image: shorter side to 256/224 of `size` by bicubic interpolation, centre crop; small images as they are."""
     if dataset == "mnist5k":
         return Views(None, lambda batch, generator: [_bytes_to_float(batch[0], dataset)])
+    from torchvision.transforms import v2
+
     steps = []
     if dataset not in ("stl10", "cifar10"):
         steps = [v2.Resize(round(size * 256 / 224), v2.InterpolationMode.BICUBIC), v2.CenterCrop(size)]
@@ -76,6 +84,8 @@ def resize_for_test(size: int, dataset: str) -> Views:
 
 def normalise(dataset: str) -> v2.Transform:
     """PIL image -> normalised float tensor [c, h, w]."""
+    from torchvision.transforms import v2
+
     mean, std = STATISTICS.get(dataset, STATISTICS["imagenet"])
     return v2.Compose([v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
 
@@ -125,6 +135,8 @@ def digit_views(
 
 
 def _pipeline(augmentations: str, view: int, size: int, dataset: str) -> v2.Transform:
+    from torchvision.transforms import v2
+
     crop = v2.RandomResizedCrop(size, scale=(0.08, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
     after = []
     if augmentations == "vicreg":

@@ -255,7 +255,7 @@ def test_a_dry_run_still_refuses_a_mistake(here, capsys, command):
         (["--batch-size", "2048", "--epochs", "200"], 625, 125000),
         # 100,000 unlabelled images: floor(48.8) steps
         (["--dataset", "stl10", "--batch-size", "2048", "--epochs", "1"], 48, 48),
-        (["--recipe", "smoke/sfrik_l2_q16"], 4, 8),
+        (["--recipe", "smoke/sfrik_l2_q16", "--subset", "30", "--batch-size", "64", "--epochs", "2"], 4, 8),
     ],
 )
 def test_a_dry_run_counts_the_steps(here, capsys, flags, an_epoch, in_all):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -246,16 +247,23 @@ def test_facts_are_added_to_the_provenance(run):
     assert read_json(run.folder / "provenance.json") == {"commit": "abc", "started": "now", "finished": "later"}
 
 
-def test_the_provenance_names_versions_and_hardware_and_no_host_or_home(monkeypatch):
+def test_the_provenance_names_versions_and_hardware(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     facts = provenance("cpu", "fp32", 2)
-    assert facts["versions"]["torch"] == torch.__version__
+    assert torch.__version__.split("+")[0] == facts["versions"]["torch"].split("+")[0]
     assert facts["hardware"]["precision"] == "fp32"
     assert facts["hardware"]["processes"] == 2
     assert facts["slurm_job"] == "17"
-    text = json.dumps(facts)
-    assert str(Path.home()) not in text.replace("/root", str(Path.home()))
-    assert os.uname().nodename not in text
+
+
+def test_the_provenance_holds_no_path_and_no_host_name(monkeypatch):
+    home = "/home/somebody"
+    flags = ["pretrain", "--recipe", "smoke/sfrik_l2_q16", "--data-dir", f"{home}/images", f"--exp-dir={home}/run"]
+    monkeypatch.setattr(sys, "argv", [f"{home}/venv/bin/sfrik", *flags])
+    facts = provenance("cpu", "fp32", 1)
+    assert facts["command"].startswith("sfrik pretrain --recipe smoke/sfrik_l2_q16")
+    assert home not in json.dumps(facts)
+    assert platform.node() not in json.dumps(facts)
 
 
 def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch):

@@ -140,10 +140,11 @@ def test_brightness_moves_by_as_much_as_the_method_says_and_no_more(method):
 def test_the_first_view_is_mirrored_half_of_the_time_and_never_upside_down(method):
     first = drawn(method, ramp(1))[0].mean(dim=(1, 2))  # [draws, width]
     rises = first[:, SIZE // 2 :].mean(dim=1) - first[:, : SIZE // 2].mean(dim=1)
-    assert (rises != 0).all()
-    assert within_four_sigma(int((rises < 0).sum()), 0.5)
+    decided = int((rises != 0).sum())  # a crop that the jitter made white all over looks the same mirrored
+    assert decided > 0.9 * DRAWS
+    assert within_four_sigma(int((rises < 0).sum()), 0.5, decided)
     upright = drawn(method, ramp(0))[0].mean(dim=(1, 3))  # [draws, height]
-    assert (upright[:, SIZE // 2 :].mean(dim=1) > upright[:, : SIZE // 2].mean(dim=1)).all()
+    assert (upright[:, SIZE // 2 :].mean(dim=1) >= upright[:, : SIZE // 2].mean(dim=1)).all()
 
 
 def test_vicreg_solarises_the_second_view_at_a_rate_of_a_fifth_and_the_first_never():
@@ -157,7 +158,8 @@ def test_vicreg_solarises_the_second_view_at_a_rate_of_a_fifth_and_the_first_nev
 def test_other_methods_solarise_neither_view(method):
     for view in drawn(method, ramp(0)):
         rows = view.mean(dim=(1, 3))
-        assert (rows[:, -1] > rows[:, 0]).all(), "every other step keeps the order of brightness"
+        assert (rows[:, -1] >= rows[:, 0]).all(), "every other step keeps the order of brightness"
+        assert (rows[:, -1] > rows[:, 0]).sum() > 0.9 * DRAWS
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -190,7 +192,7 @@ def test_the_same_seed_gives_the_same_views():
 
 @pytest.fixture
 def digits():
-    """Four bytes images whose upper left is bright: neither mirrored nor turned does one look the same."""
+    """Four images of bytes whose upper left is bright: neither mirrored nor turned does one look the same."""
     images = torch.zeros(4, 1, 28, 28, dtype=torch.uint8)
     images[:, :, 4:14, 6:10] = 255
     images[:, :, 4:8, 6:22] = 128
@@ -218,7 +220,8 @@ def test_digit_views_of_no_range_are_the_digits_themselves(digits):
     assert torch.equal(test_view, expected)
 
 
-def test_digits_are_never_mirrored_and_moved_no_further_than_their_ranges(monkeypatch):
+def recorded_maps(monkeypatch):
+    """A list that each affine map [n, 2, 3] is added to as it is drawn."""
     seen = []
     affine_grid = torch.nn.functional.affine_grid
 
@@ -227,6 +230,11 @@ def test_digits_are_never_mirrored_and_moved_no_further_than_their_ranges(monkey
         return affine_grid(theta, *arguments, **keywords)
 
     monkeypatch.setattr(torch.nn.functional, "affine_grid", recorded)
+    return seen
+
+
+def test_digits_are_never_mirrored_and_moved_no_further_than_their_ranges(monkeypatch):
+    seen = recorded_maps(monkeypatch)
     digit_views(torch.zeros(4000, 1, 4, 4, dtype=torch.uint8), Generator().manual_seed(0), scale=(0.7, 1.3), shift=0.15)
     theta = torch.cat(seen).double()
     determinant = torch.linalg.det(theta[:, :, :2])
@@ -237,10 +245,8 @@ def test_digits_are_never_mirrored_and_moved_no_further_than_their_ranges(monkey
     assert theta[:, :, 2].abs().max() > 0.28
 
 
-def test_a_digit_turns_by_no_more_than_its_rotation_and_both_ways(digits, monkeypatch):
-    seen = []
-    affine_grid = torch.nn.functional.affine_grid
-    monkeypatch.setattr(torch.nn.functional, "affine_grid", lambda theta, *a, **k: seen.append(theta) or affine_grid(theta, *a, **k))
+def test_a_digit_turns_by_no_more_than_its_rotation_and_both_ways(monkeypatch):
+    seen = recorded_maps(monkeypatch)
     digit_views(torch.zeros(4000, 1, 4, 4, dtype=torch.uint8), Generator().manual_seed(0), **{**STILL, "rotation": 25.0})
     angles = torch.rad2deg(torch.atan2(seen[0][:, 1, 0], seen[0][:, 0, 0]))
     assert angles.abs().max() <= 25 + 1e-4
