@@ -19,7 +19,7 @@ import torch
 
 from sfrik.notebooks import execute, notebook_path
 from sfrik.runs import Run, read_json
-from sfrik.settings import SECTIONS, results_root, run_folder
+from sfrik.settings import SECTIONS, load_recipe, results_root, run_folder
 from sfrik.tables import build_table, rows_of
 
 __all__ = ["make_table", "missing_stages", "run_recipe"]
@@ -61,6 +61,7 @@ def make_table(
 def run_recipe(recipe: str, seed: int, root: str | Path | None = None) -> None:
     """Execute the notebooks of a run that are not finished; their copies lie in the run's folder."""
     root = root or results_root()
+    load_recipe(recipe)  # an unknown one is an error before any folder is made
     folder = run_folder(recipe, seed, root)
     _end_with_parent()
     signal.signal(signal.SIGTERM, _interrupt)

@@ -6,6 +6,7 @@ split, taken from the training images that follow the subset) and "test".
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ class Images:
         name: index -> a name a person can find the image by.
         open: index -> PIL image, for images on disk.
         tensor: uint8 [n, c, h, w], for images that are kept in memory.
+        classes: names of the classes, where they have any.
     """
 
     targets: np.ndarray
@@ -41,6 +43,7 @@ class Images:
     name: Callable[[int], str]
     open: Callable[[int], Image.Image] | None = None
     tensor: Tensor | None = None
+    classes: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -59,11 +62,15 @@ class Images:
             lambda i: whole.name(int(indices[i])),
             None if whole.open is None else lambda i: whole.open(int(indices[i])),
             None if whole.tensor is None else whole.tensor[torch.from_numpy(indices)],
+            whole.classes,
         )
 
 
-def class_subset(targets: Sequence[int], per_class: int, start: int = 0) -> list[int]:
+def class_subset(targets: Sequence[int], per_class: int, start: int = 0, classes: Sequence[str] | None = None) -> list[int]:
     """Indices of the images `start .. start + per_class - 1` of each class, in the data set's order.
+
+    Args:
+        targets: class of each image. classes: the classes' names, for the error message.
 
     Raises:
         ValueError: a class has fewer than `start + per_class` images; it is named.
@@ -76,8 +83,9 @@ def class_subset(targets: Sequence[int], per_class: int, start: int = 0) -> list
     for label in np.unique(targets):
         members = np.flatnonzero(targets == label)
         if len(members) < start + per_class:
+            name = classes[label] if classes else label
             raise SfrikError(
-                f"class {label} has {len(members)} images, but images {start} to {start + per_class - 1} of each class "
+                f"class {name} has {len(members)} images, but images {start} to {start + per_class - 1} of each class "
                 "were asked for: lower subset or val_subset"
             )
         chosen.append(members[start : start + per_class])
@@ -117,8 +125,8 @@ def load_images(
     if split == "tune":
         if subset is None or val_subset is None:
             raise SfrikError("the tuning split needs subset (images a class for training) and val_subset (for tuning)")
-        return images.select(class_subset(images.targets, val_subset, start=subset + 1))
-    return images if subset is None else images.select(class_subset(images.targets, subset))
+        return images.select(class_subset(images.targets, val_subset, subset + 1, images.classes))
+    return images if subset is None else images.select(class_subset(images.targets, subset, classes=images.classes))
 
 
 def derived_seed(*parts: int) -> int:
@@ -153,12 +161,20 @@ def batches(
             num_workers=workers,
             pin_memory=torch.device(device).type == "cuda",
         )
-        pieces = ((list(tensors), where.numpy()) for *tensors, where in loader)
+        pieces = ((list(tensors), where.numpy()) for *tensors, where in _with_plain_errors(loader))
     targets = torch.from_numpy(images.targets)
     for step, (tensors, where) in enumerate(pieces):
         tensors = [tensor.to(device, non_blocking=True) for tensor in tensors]
         generator = Generator().manual_seed(derived_seed(*seeds, step))
         yield views.per_batch(tensors, generator), targets[torch.from_numpy(where)].to(device), where
+
+
+def _with_plain_errors(loader: DataLoader) -> Iterator[list[Tensor]]:
+    """The loader's batches; an error in a worker is told in its own words, without the worker's traceback around it."""
+    try:
+        yield from loader
+    except SfrikError as error:
+        raise SfrikError(str(error).strip().splitlines()[-1].split("SfrikError: ", 1)[-1]) from None
 
 
 class _SeededItems(Dataset):
@@ -218,16 +234,20 @@ def _image_folder(folder: Path) -> Images:
             raise OSError("not an image file") from None
 
     targets = np.array([label for _, label in listing.samples], dtype=np.int64)
-    return Images(targets, len(listing.classes), lambda i: str(Path(paths[i]).relative_to(folder)), open=open_image)
+    name = lambda i: str(Path(paths[i]).relative_to(folder))  # noqa: E731
+    return Images(targets, len(listing.classes), name, open=open_image, classes=listing.classes)
 
 
 def _torchvision_arrays(name: str, data_dir: str | Path, **arguments) -> Images:
     """CIFAR-10 or STL10 from torchvision, as PIL images made on demand from its array."""
     import torchvision.datasets
 
+    there = Path(data_dir).exists()
     try:
         content = getattr(torchvision.datasets, name)(str(data_dir), **arguments)
     except (RuntimeError, OSError) as error:
+        if not there:  # torchvision makes the folder before it downloads
+            shutil.rmtree(data_dir, ignore_errors=True)
         first = str(error).splitlines()[0]
         raise SfrikError(f"{name} is not in {data_dir} and could not be downloaded: {first}") from None
     if name == "STL10":

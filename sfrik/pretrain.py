@@ -32,7 +32,7 @@ from sfrik.objectives import AUH, SFRIK, Objective, SimCLR, VICReg
 from sfrik.optim import LARS, learning_rate
 from sfrik.runs import Run, now, provenance
 from sfrik.settings import PretrainSettings
-from sfrik.views import build_views, resize_for_test
+from sfrik.views import Views, build_views, resize_for_test
 
 __all__ = ["Encoder", "build_objective", "pretrain"]
 
@@ -83,6 +83,10 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any
     # Everything that can be wrong with the input is found before the folder is made.
     images = load_images(settings.dataset, "pretrain", settings.data_dir, settings.subset)
     steps_per_epoch = _check_sizes(settings, images)
+    views = build_views(settings.augmentations, settings.size, settings.dataset)
+    if (views.per_image is None) != (images.tensor is not None):
+        fitting = "digits" if images.tensor is not None else "vicreg, simclr or auh"
+        raise SfrikError(f"augmentations {settings.augmentations} are not for the images of {settings.dataset}: use {fitting}")
     torch.manual_seed(derived_seed(settings.seed))
     encoder = _build_encoder(settings, images.channels).to(device, memory_format=torch.channels_last)
     if rank() == 0:
@@ -98,13 +102,14 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any
                 _finish(run, encoder, settings)
             _barrier()
             return {}
-        return _train(settings, run, images, encoder, device, precision, steps_per_epoch, progress)
+        return _train(settings, run, images, views, encoder, device, precision, steps_per_epoch, progress)
 
 
 def _train(
     settings: PretrainSettings,
     run: Run,
     images: Images,
+    views: Views,
     encoder: Encoder,
     device: torch.device,
     precision: str,
@@ -120,7 +125,6 @@ def _train(
         if first_epoch == 0:
             run.record(**provenance(device.type, precision, world_size()))
         run.truncate_log(first_epoch)
-    views = build_views(settings.augmentations, settings.size, settings.dataset)
     line: dict[str, Any] = {}
     for epoch in _epochs(first_epoch, settings.epochs, progress):
         model.train()

@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -50,6 +51,11 @@ class Run:
     def backbone(self) -> Path:
         return self.folder / "backbone.safetensors"
 
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The newest first."""
+        return [self.folder / "checkpoint.pt", self.folder / "checkpoint.previous.pt"]
+
     def start(self, settings: Settings) -> None:
         """Create the folder and its settings, or check that it is a run of the same settings.
 
@@ -77,7 +83,7 @@ class Run:
         write_json(path, {"hash": settings.hash(), "settings": settled})
 
     def _forget_unless_resumable(self, differences: list[str]) -> None:
-        if (self.folder / "checkpoint.pt").is_file():
+        if any(path.is_file() for path in self.checkpoints):
             if differences:
                 raise SfrikError(
                     f"{self.folder} holds an unfinished run with other settings ({'; '.join(differences)}): "
@@ -118,20 +124,19 @@ class Run:
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write aside, flush to disk, keep the one before, rename."""
-        path = self.folder / "checkpoint.pt"
+        path, previous = self.checkpoints
         aside = path.with_suffix(".pt.tmp")
         with aside.open("wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
         if path.is_file():
-            path.replace(self.folder / "checkpoint.previous.pt")
+            path.replace(previous)
         aside.replace(path)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The newest checkpoint that can be read, or None where there is none."""
-        for name in ("checkpoint.pt", "checkpoint.previous.pt"):
-            path = self.folder / name
+        for path in self.checkpoints:
             if not path.is_file():
                 continue
             try:
@@ -142,8 +147,8 @@ class Run:
 
     def drop_checkpoints(self) -> None:
         """After the last epoch the weights are what counts."""
-        for name in ("checkpoint.pt", "checkpoint.previous.pt"):
-            (self.folder / name).unlink(missing_ok=True)
+        for path in self.checkpoints:
+            path.unlink(missing_ok=True)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -208,7 +213,7 @@ def provenance(device: str, precision: str, processes: int) -> dict[str, Any]:
     return {
         "commit": commit(),
         "started": now(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]) if "ipykernel" not in sys.argv[0] else "notebook",
+        "command": _command(),
         "versions": {
             "python": platform.python_version(),
             "sfrik": sfrik.__version__,
@@ -222,6 +227,14 @@ def provenance(device: str, precision: str, processes: int) -> dict[str, Any]:
         },
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
     }
+
+
+def _command() -> str:
+    """The command line, with absolute paths left out; "notebook" in a kernel."""
+    if "ipykernel" in sys.argv[0]:
+        return "notebook"
+    arguments = [re.sub(r"(^|=)(/|~|[A-Za-z]:\\).*", r"\1<path>", argument) for argument in sys.argv[1:]]
+    return " ".join([Path(sys.argv[0]).name, *arguments])
 
 
 def _version(package: str) -> str | None:

@@ -107,7 +107,8 @@ class Settings(BaseModel):
             problem = error.errors()[0]
             name = ".".join(str(part) for part in problem["loc"]) or "settings"
             message = problem["msg"].removeprefix("Value error, ")
-            got = "" if "got" in message else f", got {problem['input']!r}"
+            got = repr(problem["input"])
+            got = "" if got in message else f", got {got}"
             raise SfrikError(f"{name}{where}: {message}{got}") from None
 
     @classmethod

@@ -197,8 +197,9 @@ def _measure(row: Row, root: str | Path, seeds: int | None) -> Measured:
             path = run_folder(row.recipe, seed, root) / f"{protocol}.json"
             if path.is_file():
                 score = read_json(path)
-                value = score["top1_at"]["20"] if protocol == "knn" else score["top1"]
-                measured.scores.setdefault(protocol, {})[seed] = value
+                value = score["top1_at"].get("20") if protocol == "knn" else score["top1"]
+                if value is not None:
+                    measured.scores.setdefault(protocol, {})[seed] = value
     return measured
 
 

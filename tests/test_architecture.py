@@ -122,7 +122,7 @@ def test_what_a_module_exports_is_there(name):
     for names in exported:
         assert set(names) <= defined
         assert sorted(names) == sorted(set(names))
-    assert exported or not defined, "__all__ is missing"
+    assert exported or all(name.startswith("__") for name in defined), "__all__ is missing"
 
 
 def test_every_package_and_data_file_is_named_in_pyproject():

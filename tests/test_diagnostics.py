@@ -1,0 +1,117 @@
+"""Numbers that show a collapse: closed forms, and what the uniform law gives within k sigma."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from sfrik.diagnostics import alignment, effective_rank, energy_per_degree, summary, uniformity
+from sfrik.kernels import harmonics
+
+
+def gaussian(n: int, q: int, seed: int = 0) -> torch.Tensor:
+    """Rows whose directions are uniform on the sphere."""
+    return torch.randn(n, q, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("z", "expected"),
+    [
+        (torch.eye(8), 8.0),
+        (torch.ones(10, 6), 1.0),
+        (torch.cat([torch.eye(5), -torch.eye(5)]), 5.0),
+        (torch.diag(torch.tensor([1.0, 1.0, 1.0, 0.0, 0.0])), 3.0),
+        # p = (3/4, 1/4): exp of the entropy is 4 / 3^(3/4)
+        (torch.diag(torch.tensor([3.0, 1.0])), 4 / 3**0.75),
+        (7.5 * torch.diag(torch.tensor([3.0, 1.0])), 4 / 3**0.75),
+    ],
+)
+def test_effective_rank_has_the_closed_forms(z, expected):
+    assert effective_rank(z) == pytest.approx(expected, rel=1e-4)  # float32 singular values near 0 add a little
+
+
+def test_effective_rank_lies_between_1_and_the_smaller_side():
+    assert 1 <= effective_rank(gaussian(20, 50)) <= 20
+    assert 1 <= effective_rank(gaussian(50, 20)) <= 20
+
+
+@pytest.mark.parametrize(
+    ("z", "t", "expected"),
+    [
+        (torch.tensor([[1.0, 0.0], [-3.0, 0.0]]), 2.0, -8.0),  # two opposite points, squared distance 4
+        (5 * torch.eye(6), 2.0, -4.0),  # all at squared distance 2
+        (5 * torch.eye(6), 0.5, -1.0),
+        (torch.tensor([[0.6, 0.8]]).repeat(7, 1), 2.0, 0.0),  # one point
+        # three of the pairs of a square have squared distances 2, 2, 4, seen from any corner
+        (
+            torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]]),
+            1.0,
+            math.log((2 * math.exp(-2) + math.exp(-4)) / 3),
+        ),
+    ],
+)
+def test_uniformity_has_the_closed_forms(z, t, expected):
+    assert uniformity(z, t) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+def test_uniformity_is_finite_where_every_exponential_underflows():
+    assert uniformity(torch.eye(6), t=200.0) == pytest.approx(-400, rel=1e-6)
+
+
+@pytest.mark.parametrize(("second", "expected"), [(torch.eye(4), 0.0), (-torch.eye(4), 4.0), (torch.eye(4).roll(1, 0), 2.0)])
+def test_alignment_has_the_closed_forms_whatever_the_lengths(second, expected):
+    assert alignment(3 * torch.eye(4), 0.1 * second) == pytest.approx(expected, abs=1e-6)
+
+
+def test_alignment_is_a_mean_over_rows():
+    second = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    assert alignment(torch.eye(2), second) == pytest.approx(1.0)  # squared distances 0 and 2
+
+
+@pytest.mark.parametrize("q", [3, 8, 32])
+def test_energy_of_uniform_embeddings_is_near_0_in_every_degree(q):
+    n = 200
+    for degree, energy in enumerate(energy_per_degree(gaussian(n, q)), start=1):
+        # pairs are uncorrelated with E[P_l^2] = 1 / N(q, l), so the variance is 2 N(q, l) / (n (n - 1)); 5 sigma
+        assert abs(energy) <= 5 * math.sqrt(2 * harmonics(degree, q) / (n * (n - 1)))
+
+
+def test_energy_of_uniform_embeddings_has_mean_0_and_the_known_spread():
+    n, q, repeats = 30, 5, 200
+    energies = torch.tensor([energy_per_degree(gaussian(n, q, seed), degrees=3) for seed in range(repeats)])
+    sigma = torch.tensor([math.sqrt(2 * harmonics(l, q) / (n * (n - 1))) for l in (1, 2, 3)])
+    assert (energies.mean(dim=0).abs() <= 5 * sigma / math.sqrt(repeats)).all()
+    torch.testing.assert_close(energies.std(dim=0), sigma, rtol=0.3, atol=0)  # of 200 draws: 5 % a sigma, tails heavier
+
+
+def test_energy_of_collapsed_embeddings_is_the_number_of_harmonics():
+    z = torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0]]).repeat(6, 1)
+    assert energy_per_degree(z, degrees=4) == pytest.approx([harmonics(l, 5) for l in range(1, 5)], rel=1e-9)
+
+
+def test_energy_of_nearly_collapsed_embeddings_is_large_in_degree_1():
+    z = gaussian(100, 16)
+    z[:, 0] += 10
+    assert energy_per_degree(z)[0] > 0.8 * 16
+    assert abs(energy_per_degree(gaussian(100, 16))[0]) < 0.5
+
+
+def test_energy_of_a_line_of_opposite_points_is_in_the_even_degrees():
+    z = torch.zeros(100, 6)
+    z[:50, 0], z[50:, 0] = 1, -1
+    first, second, third, fourth = energy_per_degree(z, degrees=4)
+    assert (second, fourth) == pytest.approx((harmonics(2, 6), harmonics(4, 6)), rel=1e-9)
+    # of the 99 others 49 are equal and 50 opposite
+    assert (first, third) == pytest.approx((-6 / 99, -harmonics(3, 6) / 99), rel=1e-9)
+
+
+def test_summary_holds_the_alignment_of_the_first_two_views_and_the_rest_of_the_first():
+    views = [gaussian(20, 6, seed) for seed in range(3)]
+    expected = {
+        "alignment": alignment(views[0], views[1]),
+        "uniformity": uniformity(views[0]),
+        "effective_rank": effective_rank(views[0]),
+    }
+    assert summary(views) == expected

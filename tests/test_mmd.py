@@ -1,0 +1,166 @@
+"""MMD^2 to the uniform law: against double loops, closed forms, its moments under the uniform law, gradients, refusals."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from scipy.special import eval_gegenbauer
+
+from sfrik import mmd as module
+from sfrik.kernels import RotationInvariantKernel, harmonics
+from sfrik.mmd import mmd_to_uniform
+
+WEIGHTS = {"one": (1.0,), "two": (1.0, 40.0), "three": (1.0, 40.0, 40.0), "five": (0.5, 0.0, 2.0, 1.0, 0.25)}
+
+
+def points(n: int, q: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(n, q, dtype=torch.float64, generator=generator), dim=1)
+
+
+def double_loop(z: torch.Tensor, weights, unbiased: bool) -> float:
+    n, q = z.shape
+    a, rows, total = (q - 2) / 2, z.tolist(), 0.0
+    for i in range(n):
+        for j in range(n):
+            if unbiased and i == j:
+                continue
+            t = sum(x * y for x, y in zip(rows[i], rows[j], strict=True))
+            total += sum(b * eval_gegenbauer(l, a, t) / eval_gegenbauer(l, a, 1.0) for l, b in enumerate(weights, start=1))
+    return total / (n * (n - 1) if unbiased else n * n)
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+@pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS.keys())
+def test_v_and_u_statistic_equal_a_double_loop(weights, unbiased):
+    z = points(9, 6)
+    value = mmd_to_uniform(z, RotationInvariantKernel(weights, 6), unbiased)
+    assert value.dtype == torch.float64
+    assert value.item() == pytest.approx(double_loop(z, weights, unbiased), rel=1e-12, abs=1e-14)
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+@pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS.keys())
+def test_gradient_of_the_mmd_passes_gradcheck(weights, unbiased):
+    kernel = RotationInvariantKernel(weights, 5)
+    assert torch.autograd.gradcheck(lambda z: mmd_to_uniform(z, kernel, unbiased), points(6, 5).requires_grad_())
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_gradient_in_closed_form_equals_autograd_of_the_plain_formula(unbiased):
+    kernel, n = RotationInvariantKernel((1.0, 40.0, 40.0), 16), 30
+    z = points(n, 16).requires_grad_()
+    phi = kernel(z @ z.T)
+    if unbiased:
+        phi = phi - torch.diag(phi.diagonal())
+    plain = phi.sum() / (n * (n - 1) if unbiased else n * n)
+    (expected,) = torch.autograd.grad(3 * plain, z)
+    value = mmd_to_uniform(z, kernel, unbiased)
+    (gradient,) = torch.autograd.grad(3 * value, z)  # the factor: the incoming gradient must be used
+    torch.testing.assert_close(value, plain)
+    torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("block", [1, 4, 5, 11])
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_blocks_of_rows_give_what_one_block_gives(monkeypatch, unbiased, block):
+    kernel, z = RotationInvariantKernel((1.0, 40.0, 40.0), 8), points(11, 8).requires_grad_()
+    whole = mmd_to_uniform(z, kernel, unbiased)
+    (expected,) = torch.autograd.grad(whole, z)
+    monkeypatch.setattr(module, "BLOCK", block)
+    value = mmd_to_uniform(z, kernel, unbiased)
+    (gradient,) = torch.autograd.grad(value, z)
+    torch.testing.assert_close(value, whole, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_rows_give_a_float32_value_near_the_float64_one(dtype):
+    kernel = RotationInvariantKernel((1.0, 40.0, 40.0), 64)
+    z = points(100, 64).to(dtype).requires_grad_()
+    value = mmd_to_uniform(z, kernel)
+    value.backward()
+    assert value.dtype == torch.float32
+    assert z.grad.dtype == dtype
+    exact = z.detach().double().requires_grad_()  # the same rounded rows: what is left is float32 arithmetic
+    expected = mmd_to_uniform(exact, kernel)
+    expected.backward()
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+    unrounded = mmd_to_uniform(points(100, 64), kernel).item()
+    assert value.item() == pytest.approx(unrounded, rel=0.02)  # the diagonal, phi(1), moves with the norms' 0.4 %
+    ulp = torch.finfo(dtype).eps
+    torch.testing.assert_close(z.grad.double(), exact.grad, rtol=ulp, atol=1e-6)
+
+
+def test_u_statistic_has_mean_0_and_the_known_variance_under_the_uniform_law():
+    n, q, repeats, weights = 32, 6, 400, (1.0, 2.0, 4.0)
+    kernel = RotationInvariantKernel(weights, q)
+    values = torch.stack([mmd_to_uniform(points(n, q, seed), kernel, unbiased=True) for seed in range(repeats)])
+    # pairs are uncorrelated and E[P_l^2] = 1 / N(q, l)
+    variance = 2 / (n * (n - 1)) * sum(b * b / harmonics(l, q) for l, b in enumerate(weights, start=1))
+    assert abs(values.mean()) <= 5 * math.sqrt(variance / repeats)  # 5 sigma: one seed in 1.7 million fails
+    # the variance of a variance from 400 draws with heavier tails than normal: 30 % is more than 3 sigma
+    assert values.var().item() == pytest.approx(variance, rel=0.3)
+    assert values.min() < 0  # it may be negative, unlike the V-statistic
+
+
+def test_v_statistic_is_never_negative_and_exceeds_the_u_statistic_by_the_diagonal():
+    kernel = RotationInvariantKernel((1.0, 2.0, 4.0), 6)
+    for seed in range(50):
+        z = points(12, 6, seed)
+        v, u = mmd_to_uniform(z, kernel).item(), mmd_to_uniform(z, kernel, unbiased=True).item()
+        assert v >= 0
+        assert v == pytest.approx((11 * u + 7.0) / 12, rel=1e-12)  # phi(1) = 7
+
+
+def test_mmd_of_equal_points_is_the_kernel_at_1():
+    z = points(1, 8).expand(5, 8)
+    kernel = RotationInvariantKernel((1.0, 40.0, 40.0), 8)
+    assert mmd_to_uniform(z, kernel).item() == pytest.approx(81, rel=1e-12)
+    assert mmd_to_uniform(z, kernel, unbiased=True).item() == pytest.approx(81, rel=1e-12)
+
+
+def test_mmd_of_degree_1_alone_is_0_for_antipodal_pairs():
+    z = torch.cat([points(5, 8), -points(5, 8)])
+    assert mmd_to_uniform(z, RotationInvariantKernel((1.0,), 8)).item() == pytest.approx(0, abs=1e-15)
+    assert mmd_to_uniform(z, RotationInvariantKernel((0.0, 1.0), 8)).item() > 0.01
+
+
+def test_mmd_of_degrees_1_to_3_is_0_for_the_basis_and_its_opposite_but_not_of_degree_4():
+    z = torch.cat([torch.eye(7), -torch.eye(7)]).double()
+    assert mmd_to_uniform(z, RotationInvariantKernel((1.0, 40.0), 7)).item() == pytest.approx(0, abs=1e-14)
+    assert mmd_to_uniform(z, RotationInvariantKernel((1.0, 40.0, 40.0), 7)).item() == pytest.approx(0, abs=1e-14)
+    assert mmd_to_uniform(z, RotationInvariantKernel((0.0, 0.0, 0.0, 1.0), 7)).item() > 0.01
+
+
+def test_mmd_does_not_change_under_a_rotation_nor_under_the_order_of_the_rows():
+    kernel, z = RotationInvariantKernel((1.0, 40.0, 40.0), 10), points(20, 10)
+    rotation, _ = torch.linalg.qr(torch.randn(10, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
+    value = mmd_to_uniform(z, kernel)
+    torch.testing.assert_close(mmd_to_uniform(z @ rotation, kernel), value, rtol=1e-12, atol=0)
+    torch.testing.assert_close(mmd_to_uniform(z.flip(0), kernel), value, rtol=1e-12, atol=0)
+
+
+def test_autocast_does_not_lower_the_precision_of_the_mmd():
+    kernel, z = RotationInvariantKernel((1.0, 40.0, 40.0), 16), points(20, 16).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = mmd_to_uniform(z, kernel)
+    assert torch.equal(value, mmd_to_uniform(z, kernel))
+
+
+@pytest.mark.parametrize(
+    ("z", "message"),
+    [
+        (points(4, 7), r"z must have shape \[n, 8\] \(the kernel's dim\), got \(4, 7\)"),
+        (points(4, 8)[0], r"z must have shape \[n, 8\] \(the kernel's dim\), got \(8,\)"),
+        (points(1, 8), "at least two rows, got one"),
+        (2 * points(4, 8), r"rows of z must have norm 1 \(the largest deviation is 1\)"),
+        (torch.zeros(4, 8), "rows of z must have norm 1"),
+        (torch.full((4, 8), math.nan), "rows of z must have norm 1"),
+    ],
+)
+def test_bad_embeddings_are_refused_with_what_is_wrong(z, message):
+    with pytest.raises(ValueError, match=message):
+        mmd_to_uniform(z, RotationInvariantKernel((1.0, 40.0), 8))

@@ -1,0 +1,145 @@
+"""LARS against a plain loop over PROTOCOLS.md's update; the learning-rate schedule at its corners."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from sfrik.optim import LARS, learning_rate
+
+
+def tensors(seed: int, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes]
+
+
+SHAPES = [(4, 3), (3,), (2, 3, 2, 2), (5, 2), (1,)]
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_lars_over_several_steps_equals_a_plain_loop_over_parameters(weight_decay, momentum):
+    lr, trust = 2.0, 0.01
+    start = tensors(0, *SHAPES)
+    start[3].zero_()  # a parameter of norm 0
+    params = [torch.nn.Parameter(p.clone()) for p in start]
+    optimiser = LARS(params, lr, weight_decay=weight_decay, momentum=momentum, trust_coefficient=trust)
+    plain, buffers = [p.clone() for p in start], [torch.zeros_like(p) for p in start]
+    for step in range(5):
+        gradients = tensors(step + 1, *SHAPES)
+        if step == 2:
+            gradients[0].zero_()  # a gradient of norm 0: with weight decay the sum still has one
+        for p, g in zip(params, gradients, strict=True):
+            p.grad = g.clone()
+        optimiser.step()
+        for k, g in enumerate(gradients):
+            if plain[k].ndim > 1:
+                g = g + weight_decay * plain[k]
+                if plain[k].norm() > 0 and g.norm() > 0:
+                    g = g * trust * plain[k].norm() / g.norm()
+            buffers[k] = momentum * buffers[k] + g
+            plain[k] = plain[k] - lr * buffers[k]
+        for p, expected, g in zip(params, plain, gradients, strict=True):
+            torch.testing.assert_close(p.detach(), expected, rtol=1e-12, atol=1e-14)
+            assert torch.equal(p.grad, g)  # the gradients themselves stay as they were
+
+
+def test_lars_first_step_moves_a_matrix_by_lr_times_trust_coefficient_of_its_norm():
+    p = torch.nn.Parameter(tensors(0, (6, 4))[0])
+    before = p.detach().clone()
+    p.grad = 1e3 * tensors(1, (6, 4))[0]  # the gradient's own size plays no part
+    LARS([p], lr=3.0).step()
+    assert (p.detach() - before).norm().item() == pytest.approx(3.0 * 1e-3 * before.norm().item(), rel=1e-12)
+
+
+def test_lars_gives_parameters_of_one_dimension_neither_decay_nor_ratio():
+    p = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    p.grad = torch.tensor([0.5, 0.25])
+    LARS([p], lr=0.1, weight_decay=10.0).step()
+    torch.testing.assert_close(p.detach(), torch.tensor([0.95, -2.025]))
+
+
+def test_lars_uses_each_groups_own_settings_and_leaves_parameters_without_gradient():
+    first, second, idle = (torch.nn.Parameter(t) for t in tensors(0, (2, 2), (2, 2), (2, 2)))
+    before = [p.detach().clone() for p in (first, second, idle)]
+    first.grad, second.grad = tensors(1, (2, 2), (2, 2))
+    optimiser = LARS([{"params": [first, idle]}, {"params": [second], "lr": 4.0}], lr=1.0)
+    optimiser.step()
+    moved = [(p.detach() - b).norm().item() / b.norm().item() for p, b in zip((first, second, idle), before, strict=True)]
+    assert moved == pytest.approx([1e-3, 4e-3, 0.0], rel=1e-12)
+
+
+def test_lars_continues_from_its_state_dict_as_if_never_stopped():
+    gradients = [tensors(k, *SHAPES) for k in range(1, 5)]
+
+    def run(stop: int | None) -> list[torch.Tensor]:
+        params = [torch.nn.Parameter(p) for p in tensors(0, *SHAPES)]
+        optimiser = LARS(params, 1.0, weight_decay=0.1)
+        for k, step in enumerate(gradients):
+            if k == stop:
+                state = optimiser.state_dict()
+                optimiser = LARS(params, 7.0)
+                optimiser.load_state_dict(state)
+            for p, g in zip(params, step, strict=True):
+                p.grad = g.clone()
+            optimiser.step()
+        return [p.detach() for p in params]
+
+    assert all(torch.equal(p, q) for p, q in zip(run(None), run(2), strict=True))
+
+
+def test_lars_evaluates_a_closure_with_gradients():
+    p = torch.nn.Parameter(torch.tensor([3.0]))
+    optimiser = LARS([p], lr=0.1)
+
+    def closure():
+        optimiser.zero_grad()
+        loss = p.square().sum()
+        loss.backward()
+        return loss
+
+    assert optimiser.step(closure).item() == 9.0
+    assert p.item() == pytest.approx(2.4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": -1.0}, "lr of LARS must be >= 0, got -1"),
+        ({"lr": math.nan}, "lr of LARS must be >= 0, got nan"),
+        ({"lr": 1.0, "weight_decay": -0.1}, "weight_decay of LARS must be >= 0, got -0.1"),
+        ({"lr": 1.0, "momentum": -0.9}, "momentum of LARS must be >= 0, got -0.9"),
+        ({"lr": 1.0, "trust_coefficient": 0.0}, "trust_coefficient of LARS must be above 0, got 0"),
+    ],
+)
+def test_lars_refuses_settings_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        LARS([torch.nn.Parameter(torch.ones(2, 2))], **options)
+
+
+def test_learning_rate_at_the_corners_of_the_papers_schedule():
+    """Base rate 1.2 at batch 2048 over 100 epochs of 127 steps: the peak is 9.6."""
+
+    def rate(step):
+        return learning_rate(step, steps_per_epoch=127, epochs=100, base_lr=1.2, batch_size=2048)
+
+    assert rate(0) == 0
+    assert rate(635) == pytest.approx(4.8)  # half of the warm-up
+    assert rate(1270) == pytest.approx(9.6)  # its end, 10 epochs
+    assert rate(1270 + 11430 // 2) == pytest.approx((9.6 + 0.0096) / 2)  # half of the cosine
+    assert rate(12700) == pytest.approx(0.0096)  # the end, 0.001 of the peak
+    assert rate(12699) == pytest.approx(0.0096, rel=1e-3)
+    assert rate(20000) == pytest.approx(0.0096)  # and no rise after it
+
+
+def test_learning_rate_rises_over_the_warm_up_and_falls_after_it():
+    rates = [learning_rate(step, 10, 20, 0.4, 512, warmup_epochs=3) for step in range(201)]
+    assert max(rates) == rates[30] == pytest.approx(0.8)
+    assert all(a < b for a, b in zip(rates[:30], rates[1:31], strict=True))
+    assert all(a > b for a, b in zip(rates[30:], rates[31:], strict=False))
+
+
+def test_learning_rate_without_warm_up_starts_at_the_peak():
+    assert learning_rate(0, 10, 20, 0.4, 256, warmup_epochs=0) == pytest.approx(0.4)
