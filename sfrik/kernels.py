@@ -170,6 +170,11 @@ class RotationInvariantKernel:
                 f"the kernel's coefficients exceed the range of float64 in dimension {dim} (the largest is "
                 f"exp({max(logs):.0f})): take a wider kernel (a smaller scale, a longer time) or fewer degrees"
             )
+        if max(logs) < math.log(np.finfo(np.float64).tiny):
+            raise ValueError(
+                f"the kernel's coefficients of degrees 1 to {degree} are below the range of float64 in dimension {dim} (the "
+                f"largest is exp({max(logs):.0f})): take a smaller scale, a shorter time or more degrees"
+            )
         tail: list[float] = []
         peak = max(logs)
         while len(tail) < 20_000:  # until the terms fall, and have fallen 40 units of log below the largest
@@ -238,7 +243,11 @@ def _series(t: Tensor, coefficients: Sequence[float], dim: int) -> Tensor:
 
 
 def _log_harmonics(degree: int, dim: int) -> float:
-    return math.log(harmonics(degree, dim))
+    if min(degree, dim) <= 256:
+        return math.log(harmonics(degree, dim))
+    # N(q, l) = (2 l + q - 2) / (q - 2) binomial(l + q - 3, l): the exact integers have 1e5 digits and take minutes
+    binomial = math.lgamma(degree + dim - 2) - math.lgamma(degree + 1) - math.lgamma(dim - 2)
+    return math.log((2 * degree + dim - 2) / (dim - 2)) + binomial
 
 
 def _log_rbf(degree: int, k: float, dim: int) -> float:
@@ -254,11 +263,17 @@ def _log_rbf(degree: int, k: float, dim: int) -> float:
 
 
 def _gauss_gegenbauer(nodes: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights for the law of the inner product of two uniform points, density ~ (1 - t^2)^((q-3)/2)."""
-    from scipy.special import roots_gegenbauer
+    """Nodes and weights for the law of the inner product of two uniform points, density ~ (1 - t^2)^((q-3)/2).
 
-    t, weight = roots_gegenbauer(nodes, (dim - 2) / 2)
-    return t, weight / weight.sum()
+    They are the eigenvalues of the Jacobi matrix of the recurrence and its eigenvectors' first entries squared (Golub &
+    Welsch 1969). scipy's `roots_gegenbauer` overflows at q = 2048 with 256 nodes, and returns NaN.
+    """
+    from scipy.linalg import eigh_tridiagonal
+
+    k = np.arange(2.0, nodes)
+    squares = np.concatenate([[1 / dim], k * (k + dim - 3) / ((2 * k + dim - 2) * (2 * k + dim - 4))])[: nodes - 1]
+    t, vectors = eigh_tridiagonal(np.zeros(nodes), np.sqrt(squares))
+    return t, vectors[0] ** 2
 
 
 def _check_dim(dim: int) -> None:

@@ -186,7 +186,9 @@ def backbone_state(path: Path) -> dict[str, Tensor]:
         raise SfrikError(f"{path} is not a complete PyTorch weights file ({first}): copy or download it again") from error
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    ):
         raise SfrikError(f"{path} holds no state dict of tensors: expected a backbone or a full checkpoint")
     keys = {key.removeprefix("module."): value for key, value in content.items()}
     if any(key.startswith("backbone.") for key in keys):

@@ -19,6 +19,7 @@ Legend: n_local rows on this process, n rows over all processes, q embedding dim
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ class AUH(Objective):
         n = z.shape[0]
         exponent = _without_diagonal(2 * self.scale * (z @ z.T - 1))
         # log of the mean through logsumexp: at a large scale every term underflows
-        return torch.logsumexp(exponent.flatten(), dim=0) - torch.log(torch.tensor(float(n * (n - 1)), device=z.device))
+        return torch.logsumexp(exponent.flatten(), dim=0) - math.log(n * (n - 1))
 
 
 class SimCLR(Objective):

@@ -229,6 +229,14 @@ def test_the_views_of_an_image_depend_on_the_seeds_and_not_on_its_place_in_the_o
     assert not any(torch.equal(a, b) for a, b in zip(first, later, strict=True))
 
 
+def test_two_images_of_the_same_content_get_views_of_their_own():
+    twins = Images(np.zeros(2, dtype=np.int64), 1, str, open=lambda i: photograph(1))
+    (first, second), *_ = all_views(twins, np.arange(2), build_views("vicreg", 16, "imagenet"), 2)
+    assert not torch.equal(first[0], first[1])
+    assert not torch.equal(second[0], second[1])
+    assert not torch.equal(first[0], second[0])
+
+
 def test_what_was_drawn_elsewhere_does_not_change_the_views(folder):
     images = load_images("imagenet", "train", folder)
     views = build_views("vicreg", 16, "imagenet")

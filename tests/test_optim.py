@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -137,8 +138,8 @@ def test_learning_rate_at_the_corners_of_the_papers_schedule():
 def test_learning_rate_rises_over_the_warm_up_and_falls_after_it():
     rates = [learning_rate(step, 10, 20, 0.4, 512, warmup_epochs=3) for step in range(201)]
     assert max(rates) == rates[30] == pytest.approx(0.8)
-    assert all(a < b for a, b in zip(rates[:30], rates[1:31], strict=True))
-    assert all(a > b for a, b in zip(rates[30:], rates[31:], strict=False))
+    assert all(a < b for a, b in pairwise(rates[:31]))
+    assert all(a > b for a, b in pairwise(rates[30:]))
 
 
 def test_learning_rate_without_warm_up_starts_at_the_peak():
