@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         settings = SECTIONS[section]
         command = commands.add_parser(section.replace("_", "-"), help=_first_line(settings), description=_first_line(settings))
         command.add_argument("--recipe", metavar="PROFILE/NAME", help="start from this recipe of sfrik/recipes")
-        command.add_argument("--dry-run", action="store_true", help="print what would run, touch no data")
+        command.add_argument("--dry-run", "--dry_run", action="store_true", help="print what would run, touch no data")
         _add_flags(command, settings)
         command.set_defaults(run=run, section=section)
     _add_table(commands)
@@ -97,7 +97,7 @@ def _add_table(commands) -> None:
     table.add_argument("--profile", default="desk", help=f"one of {', '.join(PROFILES)}")
     table.add_argument("--seeds", default="1", help="number of seeds, from 0")
     table.add_argument("--jobs", default="0", help="runs side by side; 0: as many as there are cores (on CPU)")
-    table.add_argument("--render-only", action="store_true", help="train nothing: render all that is there")
+    table.add_argument("--render-only", "--render_only", action="store_true", help="train nothing: render all that is there")
     table.add_argument("--exp-dir", "--exp_dir", default=None, help="root of the results folder")
     table.set_defaults(run=_table)
 

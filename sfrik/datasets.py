@@ -248,6 +248,8 @@ def _torchvision_arrays(name: str, data_dir: str | Path, **arguments) -> Images:
     except (RuntimeError, OSError) as error:
         if not there:  # torchvision makes the folder before it downloads
             shutil.rmtree(data_dir, ignore_errors=True)
+        if not arguments.get("download"):
+            raise SfrikError(f"{name} is not in {data_dir}: download it there (folder stl10_binary) and set --data-dir") from None
         first = str(error).splitlines()[0]
         raise SfrikError(f"{name} is not in {data_dir} and could not be downloaded: {first}") from None
     if name == "STL10":

@@ -7,6 +7,7 @@ stem is one 3 x 3 convolution and no pooling. `resnet8` is the desk profile's ne
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -133,11 +134,13 @@ def parse_mlp(mlp: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def save_backbone(backbone: nn.Module, path: Path, **metadata: str) -> None:
-    """The weights as safetensors, complete or not at all."""
+def save_backbone(backbone: nn.Module, path: str | Path, **about: str) -> None:
+    """The weights as safetensors, complete or not at all. The same weights and `about` give the same file, byte for byte."""
+    path = Path(path)
     state = {key: value.detach().contiguous().cpu() for key, value in backbone.state_dict().items()}
     aside = path.with_name(path.name + ".tmp")
-    save_file(state, aside, metadata=metadata or None)
+    # one entry: safetensors writes several in no fixed order
+    save_file(state, aside, metadata={"about": json.dumps(about, sort_keys=True)})
     aside.replace(path)
 
 

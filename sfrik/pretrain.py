@@ -84,18 +84,14 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any
     images = load_images(settings.dataset, "pretrain", settings.data_dir, settings.subset)
     steps_per_epoch = _check_sizes(settings, images)
     views = build_views(settings.augmentations, settings.size, settings.dataset)
-    if (views.per_image is None) != (images.tensor is not None):
-        fitting = "digits" if images.tensor is not None else "vicreg, simclr or auh"
-        raise SfrikError(f"augmentations {settings.augmentations} are not for the images of {settings.dataset}: use {fitting}")
     torch.manual_seed(derived_seed(settings.seed))
     encoder = _build_encoder(settings, images.channels).to(device, memory_format=torch.channels_last)
-    if rank() == 0:
-        run.start(settings)
-    _barrier()
-    if run.backbone.is_file():
-        _say(progress, f"{run.folder}: pretrained already")
-        return (_epoch_lines(run) or [{}])[-1]
     with run.lock() if rank() == 0 else nullcontext():
+        if rank() == 0:
+            run.start(settings)
+        if _rank_zero_says(run.backbone.is_file()):
+            _say(progress, f"{run.folder}: pretrained already")
+            return (_epoch_lines(run) or [{}])[-1]
         if settings.ssl_method == "none":
             if rank() == 0:
                 run.record(**provenance(device.type, precision, world_size()), finished=now())
@@ -188,8 +184,6 @@ def _train(
 
 def _build_encoder(settings: PretrainSettings, channels: int) -> Encoder:
     if settings.arch == "pixels":
-        if settings.ssl_method != "none":
-            raise SfrikError("arch pixels has nothing to train: it goes with --ssl-method none")
         return Encoder(build_pixels(settings.size, channels), nn.Identity())
     backbone = build_backbone(settings.arch, settings.stem, channels)
     return Encoder(backbone, build_projector(backbone.num_features, settings.mlp))
@@ -287,6 +281,14 @@ def _in_words(line: dict[str, Any], epochs: int) -> str:
 def _say(progress: bool, text: str) -> None:
     if progress and rank() == 0:
         print(text, flush=True)
+
+
+def _rank_zero_says(value: bool) -> bool:
+    """The value that rank 0 has, on every process."""
+    said = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(said, src=0)
+    return said[0]
 
 
 def _barrier() -> None:

@@ -157,6 +157,7 @@ class Run:
         Raises:
             SfrikError: another process holds it; it is named.
         """
+        self.folder.mkdir(parents=True, exist_ok=True)
         if fcntl is None:
             yield
             return
@@ -191,15 +192,17 @@ class Run:
             return None
         return score if settings is None or score.get("settings_hash") == settings.hash() else None
 
-    def save_result(self, protocol: str, settings: Settings, score: dict[str, Any]) -> dict[str, Any]:
-        """Write a score with what it takes to trace it."""
+    def save_result(
+        self, protocol: str, settings: Settings, score: dict[str, Any], backbone_sha256: str | None
+    ) -> dict[str, Any]:
+        """Write a score with what it takes to trace it; `backbone_sha256` names the weights it was measured on."""
         self.folder.mkdir(parents=True, exist_ok=True)
         settled = settings.model_dump(mode="json")
         whole = {
             "protocol": protocol,
             **score,
             "seed": settings.seed,
-            "backbone_sha256": file_hash(self.backbone) if self.backbone.is_file() else None,
+            "backbone_sha256": backbone_sha256,
             "settings_hash": settings.hash(),
             "settings": {name: value for name, value in settled.items() if name not in PLACE},
             "commit": commit(),

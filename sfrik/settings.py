@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 from typing_extensions import Self
 
 from sfrik.errors import SfrikError, nearest
@@ -107,7 +107,7 @@ class Settings(BaseModel):
             problem = error.errors()[0]
             name = ".".join(str(part) for part in problem["loc"]) or "settings"
             message = problem["msg"].removeprefix("Value error, ")
-            got = repr(problem["input"])
+            got = repr(problem["input"]) if problem["loc"] else ""
             got = "" if got in message else f", got {got}"
             raise SfrikError(f"{name}{where}: {message}{got}") from None
 
@@ -158,6 +158,15 @@ class PretrainSettings(Settings):
     vicreg_cov_coeff: NotNegative = Field(1.0, description="VICReg: weight of the covariance")
     log_every: PositiveInt = Field(10, description="steps between lines of metrics.jsonl")
     knn_every: Annotated[int, Field(ge=0)] = Field(5, description="epochs between kNN scores on training images; 0: never")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.arch == "pixels" and self.ssl_method != "none":
+            raise ValueError("arch pixels has nothing to train: it goes with ssl_method none")
+        if (self.dataset == "mnist5k") != (self.augmentations == "digits"):
+            fitting = "digits" if self.dataset == "mnist5k" else "vicreg, simclr or auh"
+            raise ValueError(f"augmentations {self.augmentations} are not for the images of {self.dataset}: use {fitting}")
+        return self
 
     @property
     def dim(self) -> int:

@@ -12,11 +12,11 @@ from sfrik.datasets import Images, batches, load_images
 from sfrik.devices import autocast, pick_device, pick_precision
 from sfrik.errors import SfrikError
 from sfrik.networks import build_pixels, load_backbone
-from sfrik.runs import Run
+from sfrik.runs import Run, file_hash, read_json, write_json
 from sfrik.settings import FeatureSettings, FrozenSettings
 from sfrik.views import Views, resize_for_test
 
-__all__ = ["extract", "extract_features", "frozen_backbone", "load_features"]
+__all__ = ["extract", "extract_features", "features_hash", "frozen_backbone", "load_features", "weights_path"]
 
 
 @torch.no_grad()
@@ -43,13 +43,18 @@ def extract(
 
 
 def frozen_backbone(settings: FrozenSettings, channels: int) -> nn.Module:
-    """The backbone that an evaluation judges: `pretrained`, or the run's own."""
-    path = Path(settings.pretrained) if settings.pretrained else Run(settings.exp_dir).backbone
+    """The backbone that an evaluation judges."""
+    path = weights_path(settings)
     if settings.arch == "pixels":
         if not path.is_file():
             raise SfrikError(f"there is no weights file {path}: pretrain the recipe first (arch pixels writes an empty one)")
         return build_pixels(settings.size, channels)
     return load_backbone(path, settings.arch, settings.stem, channels)
+
+
+def weights_path(settings: FrozenSettings) -> Path:
+    """`pretrained`, or the run's own weights."""
+    return Path(settings.pretrained) if settings.pretrained else Run(settings.exp_dir).backbone
 
 
 def evaluation_split(settings: FrozenSettings) -> str:
@@ -58,9 +63,9 @@ def evaluation_split(settings: FrozenSettings) -> str:
 
 
 def extract_features(settings: FeatureSettings) -> Path:
-    """Write train_features, train_labels, val_features and val_labels as .npy to the extraction folder.
+    """Write train_features, train_labels, val_features and val_labels as .npy to the extraction folder, and return it.
 
-    They are written again only when the weights or the settings are others.
+    weights.json beside them names the weights by their SHA-256.
     """
     folder = features_folder(settings)
     device = pick_device(settings.device)
@@ -88,7 +93,14 @@ def extract_features(settings: FeatureSettings) -> Path:
         aside = folder / f"{name}.tmp.npy"
         np.save(aside, array)
         aside.replace(folder / f"{name}.npy")
+    write_json(folder / "weights.json", {"backbone_sha256": file_hash(weights_path(settings))})
     return folder
+
+
+def features_hash(settings: FeatureSettings) -> str | None:
+    """SHA-256 of the weights that the features are of; None where the extraction folder does not say."""
+    path = features_folder(settings) / "weights.json"
+    return read_json(path)["backbone_sha256"] if path.is_file() else None
 
 
 def features_folder(settings: FeatureSettings) -> Path:
@@ -104,7 +116,7 @@ def load_features(folder: Path, name: str) -> tuple[Tensor, Tensor]:
             raise SfrikError(f"there are no features {path}: run extract-features first, or check --extraction-dir")
         try:
             arrays.append(torch.from_numpy(np.load(path)))
-        except ValueError as error:
+        except (ValueError, EOFError) as error:
             raise SfrikError(f"{path} is not a complete .npy file ({error}): extract the features again") from None
     if len(arrays[0]) != len(arrays[1]):
         raise SfrikError(f"{folder} has {len(arrays[0])} {name} features but {len(arrays[1])} labels: extract them again")

@@ -14,13 +14,15 @@ from sfrik.evaluate.features import (
     extract,
     extract_features,
     features_folder,
+    features_hash,
     frozen_backbone,
     load_features,
+    weights_path,
 )
 from sfrik.evaluate.knn import weighted_knn
 from sfrik.evaluate.linear import linear_probe
 from sfrik.evaluate.logistic import logistic_lbfgs, logistic_sgd, top_accuracies
-from sfrik.runs import Run
+from sfrik.runs import Run, file_hash
 from sfrik.settings import EvaluateSettings, FeatureSettings, FrozenSettings, KnnSettings, LogisticSettings
 from sfrik.views import resize_for_test
 
@@ -38,11 +40,13 @@ def evaluate(settings: EvaluateSettings, progress: bool = True) -> dict[str, Any
     test = _scored_images(settings)
     backbone = frozen_backbone(settings, train.channels).to(device, memory_format=torch.channels_last)
     score = linear_probe(backbone, train, test, settings, device, precision, progress)
-    return run.save_result(name, settings, {"images": len(test), "train_images": len(train), **score})
+    return run.save_result(
+        name, settings, {"images": len(test), "train_images": len(train), **score}, file_hash(weights_path(settings))
+    )
 
 
 def knn_eval(settings: KnnSettings) -> dict[str, Any]:
-    """Weighted kNN on features: writes knn.json with `top1` (of the best k), and `top1_at` and `top5_at` for each k."""
+    """Weighted kNN on features: writes knn.json with `top1_at` and `top5_at`, in %, by the number of neighbours."""
     run, name, known = _finished("knn", settings)
     if known:
         return known
@@ -52,7 +56,8 @@ def knn_eval(settings: KnnSettings) -> dict[str, Any]:
     for k in settings.nb_knn:
         scores = weighted_knn(train, train_labels, test, k, settings.temperature, num_classes)
         top1[str(k)], top5[str(k)] = top_accuracies(scores, test_labels)
-    return run.save_result(name, settings, {"images": len(test), "train_images": len(train), "top1_at": top1, "top5_at": top5})
+    score = {"images": len(test), "train_images": len(train), "top1_at": top1, "top5_at": top5}
+    return run.save_result(name, settings, score, features_hash(settings))
 
 
 def logistic_regression(settings: LogisticSettings) -> dict[str, Any]:
@@ -76,13 +81,15 @@ def logistic_regression(settings: LogisticSettings) -> dict[str, Any]:
             settings.seed,
             pick_device(settings.device),
         )
-    return run.save_result(name, settings, {"images": len(test[0]), "train_images": len(train[0]), **score})
+    score = {"images": len(test[0]), "train_images": len(train[0]), **score}
+    return run.save_result(name, settings, score, features_hash(settings))
 
 
 def _finished(protocol: str, settings: FrozenSettings) -> tuple[Run, str, dict[str, Any] | None]:
     run = Run(settings.exp_dir)
     name = protocol if evaluation_split(settings) == "test" else f"{protocol}_tune"
-    return run, name, None if settings.pretrained else run.result(name, settings)
+    others = settings.pretrained or getattr(settings, "extraction_dir", "")  # not the run's own weights
+    return run, name, None if others else run.result(name, settings)
 
 
 def _scored_images(settings: FrozenSettings):
@@ -95,7 +102,13 @@ def _features(settings: FeatureSettings):
     folder = features_folder(settings)
     if not settings.extraction_dir:
         extract_features(settings)
-    return load_features(folder, "train"), load_features(folder, "val")
+    train, val = load_features(folder, "train"), load_features(folder, "val")
+    if train[0].shape[1] != val[0].shape[1]:
+        raise SfrikError(
+            f"{folder} has train features of {train[0].shape[1]} dimensions and val features of {val[0].shape[1]}: "
+            "extract them again, from one backbone"
+        )
+    return train, val
 
 
 def _tuning_features(settings: LogisticSettings):
