@@ -72,7 +72,7 @@ MISTAKES = {
         ["did you mean smoke/sfrik_l2_q16?"],
     ),
     "a missing recipe to run": (["run"], ["--recipe"]),
-    "no place for the results": (["pretrain", "--dataset", "mnist5k"], ["--exp-dir", "--recipe"]),
+    "no place for the results": (["pretrain", "--dataset", "mnist5k", "--augmentations", "digits"], ["--exp-dir", "--recipe"]),
     "an unknown table": (["table", "table0", "--profile", "smoke", "--exp-dir", "out"], ["table0", "table1"]),
     "an unknown profile": (["table", "table1", "--profile", "smok", "--exp-dir", "out"], ["smok", "did you mean smoke?"]),
     "no seeds": (["table", "table1", "--profile", "smoke", "--exp-dir", "out", "--seeds", "0"], ["--seeds", ">= 1", "'0'"]),
@@ -82,7 +82,7 @@ MISTAKES = {
     ),
     "a split of mnist5k that is too large": ([*SMOKE, "--subset", "351"], ["mnist5k", "350", "351"]),
     "a batch of more than the images": ([*SMOKE, "--batch-size", "301"], ["batch_size", "301", "300 images", "lower"]),
-    "pixels that should be trained": ([*SMOKE, "--arch", "pixels"], ["pixels", "--ssl-method none"]),
+    "pixels that should be trained": ([*SMOKE, "--arch", "pixels"], ["pixels", "ssl_method none"]),
     "a missing weights file": (
         ["evaluate", "--recipe", "smoke/random_weights", "--exp-dir", "run", "--pretrained", "no.safetensors"],
         ["no.safetensors", "--pretrained"],

@@ -138,7 +138,7 @@ def test_no_checkpoint_that_can_be_read_is_none(run):
 def test_a_score_counts_only_with_the_weights_it_was_measured_on(run):
     settings = KnnSettings()
     run.backbone.write_bytes(b"first")
-    saved = run.save_result("knn", settings, {"top1": 50.0})
+    saved = run.save_result("knn", settings, {"top1": 50.0}, file_hash(run.backbone))
     assert saved["backbone_sha256"] == hashlib.sha256(b"first").hexdigest()
     assert run.result("knn", settings) == saved
     run.backbone.write_bytes(b"second")
@@ -151,7 +151,7 @@ def test_a_score_counts_only_with_the_weights_it_was_measured_on(run):
 
 def test_a_score_counts_only_with_its_settings_wherever_it_was_computed(run):
     run.backbone.write_bytes(b"weights")
-    run.save_result("knn", KnnSettings(), {"top1": 50.0})
+    run.save_result("knn", KnnSettings(), {"top1": 50.0}, file_hash(run.backbone))
     assert run.result("knn", KnnSettings(temperature=0.1)) is None
     assert run.result("knn", KnnSettings(workers=7, exp_dir="there"))["top1"] == 50.0
     assert run.result("knn")["top1"] == 50.0
@@ -160,7 +160,7 @@ def test_a_score_counts_only_with_its_settings_wherever_it_was_computed(run):
 
 def test_a_score_says_what_it_takes_to_trace_it(run):
     run.backbone.write_bytes(b"weights")
-    score = run.save_result("knn", KnnSettings(seed=4, data_dir="secret"), {"top1": 50.0})
+    score = run.save_result("knn", KnnSettings(seed=4, data_dir="secret"), {"top1": 50.0}, file_hash(run.backbone))
     assert read_json(run.folder / "knn.json") == score
     assert score["seed"] == 4
     assert score["settings_hash"] == KnnSettings(seed=4).hash()
@@ -171,9 +171,9 @@ def test_a_score_says_what_it_takes_to_trace_it(run):
 
 def test_scores_of_other_weights_are_forgotten_and_all_else_is_kept(run):
     run.backbone.write_bytes(b"old")
-    run.save_result("knn", KnnSettings(), {"top1": 1.0})
+    run.save_result("knn", KnnSettings(), {"top1": 1.0}, file_hash(run.backbone))
     run.backbone.write_bytes(b"new")
-    run.save_result("linear", KnnSettings(), {"top1": 2.0})
+    run.save_result("linear", KnnSettings(), {"top1": 2.0}, file_hash(run.backbone))
     run.record(commit="abc")
     run.forget_other_scores()
     assert sorted(path.name for path in run.folder.glob("*.json")) == ["linear.json", "provenance.json", "settings.json"]
