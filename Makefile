@@ -52,4 +52,4 @@ test: $(READY)  ## the whole check: ruff, then every test
 	$(BIN)python -m pytest
 
 lab: $(READY)  ## open the notebooks in JupyterLab
-	$(BIN)python -m jupyterlab notebooks
+	$(BIN)python -m jupyterlab notebooks $$([ "$$(id -u)" != 0 ] || echo --allow-root)

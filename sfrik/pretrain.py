@@ -122,7 +122,9 @@ def _train(
             run.record(**provenance(device.type, precision, world_size()))
         run.truncate_log(first_epoch)
     line: dict[str, Any] = {}
-    for epoch in _epochs(first_epoch, settings.epochs, progress):
+    epochs = _epochs(first_epoch, settings.epochs, progress)
+    say = getattr(epochs, "write", print)  # above the bar, where there is one
+    for epoch in epochs:
         model.train()
         started = time.perf_counter()
         order = _order(len(images), settings, epoch, steps_per_epoch)
@@ -165,7 +167,8 @@ def _train(
         line = _epoch_line(settings, images, encoder, embeddings, epoch, terms, seconds, device, precision)
         if rank() == 0:
             run.log(line)
-            _say(progress, _in_words(line, settings.epochs))
+            if progress:
+                say(_in_words(line, settings.epochs))
             run.save_checkpoint(
                 {
                     "epoch": epoch + 1,

@@ -1,0 +1,97 @@
+"""A function on N processes: results, output, failures, interrupts, and no process left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import launch_targets
+import pytest
+
+from sfrik.errors import SfrikError
+from sfrik.launch import WorkerError, launch
+from sfrik.settings import PretrainSettings
+
+psutil = pytest.importorskip("psutil", reason="comes with ipykernel")
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS.parent), str(TESTS)]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def pids(folder: Path, count: int) -> list[int]:
+    """The processes that reported to the folder, once there are so many."""
+    deadline = time.monotonic() + 60
+    while len(found := [int(path.name) for path in folder.iterdir()]) < count:
+        assert time.monotonic() < deadline, "the workers did not start within a minute"
+        time.sleep(0.1)
+    return found
+
+
+def gone(found: list[int], within: float) -> bool:
+    deadline = time.monotonic() + within
+    while alive := [pid for pid in found if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]:
+        if time.monotonic() > deadline:
+            return not alive
+        time.sleep(0.1)
+    return True
+
+
+def test_three_processes_compute_together_and_rank_zero_returns(capfd):
+    result = launch("launch_targets:total", [1.0, 10.0, 100.0], nproc_per_node=3, factor=2.0)
+    assert result == {"total": 222.0, "world_size": 3, "threads": 1}
+    printed = capfd.readouterr().out
+    assert all(f"rank {rank} of 3 was here" in printed for rank in range(3))
+
+
+def test_settings_travel_whole():
+    settings = PretrainSettings(epochs=7, ssl_method="auh")
+    assert launch("launch_targets:method_of", settings, nproc_per_node=2) == "PretrainSettings auh 7"
+
+
+def test_one_process_is_the_calling_one():
+    assert launch("os:getpid", nproc_per_node=1) == os.getpid()
+
+
+def test_a_worker_that_raises_is_the_callers_error_with_its_rank_and_traceback():
+    with pytest.raises(WorkerError, match=r"rank 1 on .* failed") as error:
+        launch("launch_targets:fail_on", 1, nproc_per_node=2)
+    assert "ValueError: the reason of the failure" in str(error.value)
+    assert "launch_targets.py" in str(error.value)
+
+
+def test_a_worker_that_is_killed_is_reported_by_its_signal():
+    with pytest.raises(WorkerError, match="rank 1 was ended by SIGKILL|failed"):
+        launch("launch_targets:die_on", 1, nproc_per_node=2)
+
+
+def test_what_a_worker_cannot_import_is_refused_with_the_reason():
+    def local():
+        pass
+
+    with pytest.raises(SfrikError, match="must stand in a module"):
+        launch(local, nproc_per_node=2)
+    with pytest.raises(SfrikError, match="cannot find launch_targets:nothing"):
+        launch("launch_targets:nothing", nproc_per_node=2)
+    with pytest.raises(SfrikError, match='"module:function"'):
+        launch("nothing", nproc_per_node=2)
+    with pytest.raises(SfrikError, match="settings, or made of numbers"):
+        launch(launch_targets.fail_on, object(), nproc_per_node=2)
+
+
+CALLER = "from sfrik.launch import launch; import sys; launch('launch_targets:wait', sys.argv[1], nproc_per_node=2)"
+
+
+@pytest.mark.parametrize(("sent", "seconds"), [(signal.SIGINT, 20), (signal.SIGKILL, 20)])
+def test_no_worker_outlives_its_caller(tmp_path, sent, seconds):
+    caller = subprocess.Popen([sys.executable, "-c", CALLER, str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    workers = pids(tmp_path, 2)
+    caller.send_signal(sent)
+    assert gone(workers, seconds)
+    caller.communicate(timeout=30)
+    assert caller.returncode != 0
