@@ -57,7 +57,7 @@ def training_curves(metrics: Iterable[dict[str, Any]]) -> Figure:
     left.set(xlabel="step", ylabel="loss", title="loss")
     at = [line["epoch"] + 1 for line in epochs]
     middle.plot(at, [line["alignment"] for line in epochs], marker=".", color=COLOURS["VICReg"], label="alignment")
-    middle.set(xlabel="epoch", ylabel="mean squared distance of two views", title="alignment")
+    middle.set(xlabel="epoch", ylabel="mean squared distance", title="alignment")
     right.plot(at, [line["effective_rank"] for line in epochs], marker=".", color=COLOURS["AUH"])
     right.set(xlabel="epoch", ylabel="effective rank", title="effective rank", ylim=(0, None))
     return figure
