@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from sfrik.devices import cores
 from sfrik.notebooks import execute, notebook_path
 from sfrik.runs import Run, read_json
 from sfrik.settings import SECTIONS, load_recipe, results_root, run_folder
@@ -140,7 +141,7 @@ def _start(recipe: str, seed: int, jobs: int, root: str | Path) -> _Child:
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "run.log"
     command = [sys.executable, "-m", "sfrik", "run", "--recipe", recipe, "--seed", str(seed), "--exp-dir", str(root)]
-    threads = str(max(1, _cores() // jobs))
+    threads = str(max(1, cores() // jobs))
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **os.environ, "SFRIK_PARENT": str(os.getpid())}
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
@@ -190,11 +191,7 @@ def _last_line(log: Path) -> str:
     return lines[-1] if lines else "no output"
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _jobs() -> int:
     if torch.cuda.is_available() or torch.backends.mps.is_available():
         return 1
-    return max(1, _cores())
+    return max(1, cores())

@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from sfrik.devices import cores
 from sfrik.errors import SfrikError
 from sfrik.views import Views
 
@@ -158,7 +159,7 @@ def batches(
             _SeededItems(images, views.per_image, seeds),
             batch_size=batch_size,
             sampler=indices.tolist(),
-            num_workers=workers,
+            num_workers=min(workers, cores()),
             pin_memory=torch.device(device).type == "cuda",
         )
         pieces = ((list(tensors), where.numpy()) for *tensors, where in _with_plain_errors(loader))

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
 from sfrik.errors import SfrikError
 
-__all__ = ["autocast", "pick_device", "pick_precision"]
+__all__ = ["autocast", "cores", "pick_device", "pick_precision"]
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def pick_device(name: str) -> torch.device:
@@ -21,8 +27,6 @@ def pick_device(name: str) -> torch.device:
     if not there[name]:
         raise SfrikError(f"device {name} is not available on this machine: use --device auto or --device cpu")
     if name == "cuda":
-        import os
-
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     return torch.device(name)
 

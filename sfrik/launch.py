@@ -33,7 +33,7 @@ import torch
 import torch.distributed as dist
 from pydantic import BaseModel
 
-from sfrik.devices import pick_device
+from sfrik.devices import cores, pick_device
 from sfrik.errors import SfrikError
 
 __all__ = ["WorkerError", "launch", "process_group"]
@@ -73,7 +73,7 @@ def launch(function: str | Callable, *args: Any, nproc_per_node: int | None = No
         "SFRIK_STORE": f"{address}:{store.port}",
         "WORLD_SIZE": str(nproc * nodes),
         "LOCAL_WORLD_SIZE": str(nproc),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // nproc))),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // nproc))),
         "PYTHONUNBUFFERED": "1",
     }
     if nodes == 1:
