@@ -21,7 +21,7 @@ from sfrik.devices import cores
 from sfrik.notebooks import execute, notebook_path
 from sfrik.runs import Run, read_json
 from sfrik.settings import SECTIONS, load_recipe, results_root, run_folder
-from sfrik.tables import build_table, rows_of
+from sfrik.tables import as_csv, build_table, rows_of
 
 __all__ = ["make_table", "missing_stages", "run_recipe"]
 
@@ -90,8 +90,6 @@ def _render(name: str, profile: str, root: str | Path, seeds: int | None) -> Non
     """Execute notebook 07, unless its output is of the same scores already."""
     folder = Path(root) / profile
     executed, written = folder / "notebooks" / "07_tables.ipynb", folder / "tables" / f"{name}.csv"
-    from sfrik.tables import as_csv
-
     if executed.is_file() and written.is_file() and written.read_text() == as_csv(build_table(name, profile, root, seeds)):
         return
     execute("07_tables", {"table": name, "profile": profile, "seeds": seeds or 0, "root": str(root)}, executed)

@@ -70,7 +70,10 @@ class RotationInvariantKernel:
     @property
     def spectrum(self) -> tuple[float, ...]:
         """Eigenvalues `b_l / N(q, l)` of the kernel under the uniform law, for l = 1..L (Funk-Hecke)."""
-        return tuple(b / harmonics(l, self.dim) for l, b in enumerate(self.coefficients, start=1))
+        # in logarithms, since N(32768, 110) is beyond the range of float64
+        return tuple(
+            math.exp(math.log(b) - _log_harmonics(l, self.dim)) if b else 0.0 for l, b in enumerate(self.coefficients, start=1)
+        )
 
     def __call__(self, t: Tensor) -> Tensor:
         """`phi(t)`, of the shape and dtype of `t`."""

@@ -60,7 +60,9 @@ class Objective(nn.Module, ABC):
         views, anchors = list(views), list(anchors)
         self._check(views, anchors, regularise)
         regularised = range(len(views)) if regularise == "all" else anchors
-        terms = self.terms([view.float() if view.dtype != torch.float64 else view for view in views], anchors, regularised)
+        views_in_full = [view.float() if view.dtype != torch.float64 else view for view in views]
+        with torch.autocast(views[0].device.type, enabled=False):  # it would take the products of float32 rows in bfloat16
+            terms = self.terms(views_in_full, anchors, regularised)
         if not torch.isfinite(terms.loss):
             raise ValueError(self._not_finite(views, terms))
         return terms

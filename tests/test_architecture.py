@@ -118,10 +118,15 @@ def test_what_a_module_exports_is_there(name):
     assert exported or all(name.startswith("__") for name in defined), "__all__ is missing"
 
 
-def test_every_package_and_data_file_is_named_in_pyproject():
+def test_every_data_file_of_the_package_is_named_in_pyproject():
     text = (ROOT / "pyproject.toml").read_text()
-    for folder in {path.parent for path in MODULES.values()}:
-        assert f'"{module_name(folder / "__init__.py")}"' in text
+    assert 'include = ["sfrik*"]' in text
+    named = re.search(r"^sfrik = \[(.*)\]$", text, re.MULTILINE).group(1)
+    patterns = [pattern.strip(' "') for pattern in named.split(",")]
+    covered = {path for pattern in patterns for path in (ROOT / "sfrik").glob(pattern)}
+    data = {path for path in (ROOT / "sfrik").rglob("*.*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert data
+    assert data == covered
 
 
 # --- notebooks

@@ -138,6 +138,16 @@ def test_spectrum_holds_the_kernels_eigenvalues_by_funk_hecke():
     np.testing.assert_allclose(kernel.spectrum, expected, rtol=1e-12, atol=1e-16)
 
 
+def test_spectrum_is_finite_where_the_number_of_harmonics_exceeds_float64():
+    kernel = RotationInvariantKernel((1.0, *[0.0] * 108, 1e300), dim=32768)
+    assert harmonics(110, 32768) > 10**308
+    expected = float(mpmath.mpf(1e300) / harmonics(110, 32768))
+    assert expected > 0
+    assert kernel.spectrum[0] == pytest.approx(1 / 32768, rel=1e-12)
+    assert kernel.spectrum[1:109] == (0.0,) * 108
+    assert kernel.spectrum[109] == pytest.approx(expected, rel=1e-11)  # exp of a difference of logarithms near 700
+
+
 @pytest.mark.parametrize(("dim", "scale"), [(3, 1.0), (4, 0.1), (10, 2.5), (64, 2.5), (64, 20.0), (200, 2.5)])
 def test_rbf_coefficients_equal_the_closed_form_with_scipys_bessel_function(dim, scale):
     k, a = 2 * scale, (dim - 2) / 2

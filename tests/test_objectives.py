@@ -212,6 +212,14 @@ def test_lower_precision_views_give_a_float32_loss_near_the_float64_one(objectiv
     assert all(view.grad.dtype == dtype and torch.isfinite(view.grad).all() for view in views)
 
 
+@EVERY_OBJECTIVE
+def test_autocast_does_not_lower_the_precision_of_the_loss(objective):
+    views = [view.float() for view in embeddings(2, n=32)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = objective(views).loss
+    assert torch.equal(loss, objective(views).loss)
+
+
 def test_auh_at_a_large_scale_is_finite_where_every_exponential_underflows():
     # the basis: every pair at inner product 0, so the log of the mean is -2 scale exactly; exp(-400) is 0 in float32
     views = [torch.eye(6).requires_grad_(), torch.eye(6)]
