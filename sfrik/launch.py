@@ -135,6 +135,7 @@ def _watch(workers: list[subprocess.Popen], store: dist.TCPStore) -> None:
     readers = [threading.Thread(target=_read, args=(worker, lines), daemon=True) for worker in workers]
     for reader in readers:
         reader.start()
+    killed: list[int] = []
     try:
         while any(worker.poll() is None for worker in workers) and not any(worker.poll() for worker in workers):
             _print(lines, wait=0.1)
@@ -142,11 +143,14 @@ def _watch(workers: list[subprocess.Popen], store: dist.TCPStore) -> None:
             deadline = time.monotonic() + SIBLINGS
             while time.monotonic() < deadline and not store.check(["failure"]):
                 _print(lines, wait=0.1)
+            killed = [rank for rank, worker in enumerate(workers) if (worker.poll() or 0) < 0]
     finally:
         _stop(workers)
         for reader in readers:
             reader.join(timeout=1)
         _print(lines, wait=0)
+    for rank in killed:  # what the others then reported is that they lost this one
+        raise WorkerError(f"{_who(rank, workers)} {_how(workers[rank].returncode)} before it could say why")
     if store.check(["failure"]):
         failure = json.loads(store.get("failure"))
         raise WorkerError(f"rank {failure['rank']} on {failure['host']} failed:\n{failure['traceback']}")
@@ -255,17 +259,26 @@ def _work() -> int:
         kwargs = {name: _unpack(value) for name, value in call["kwargs"].items()}
         device = getattr(args[0], "device", "auto") if args else "auto"
         with process_group(device, store):
-            result = function(*args, **kwargs)
+            try:
+                result = function(*args, **kwargs)
+            except Exception:
+                _report(store, rank)  # before the group is left: the others then fail for want of this partner
+                raise
         if rank == "0":
             store.set("result", json.dumps(result))
     except KeyboardInterrupt:
         return 143
     except BaseException:
-        if store.add("failed", 1) == 1:  # the first one is the cause, the others lost their partner
-            report = {"rank": int(rank), "host": socket.gethostname(), "traceback": traceback.format_exc()}
-            store.set("failure", json.dumps(report))
+        _report(store, rank)
         return 1
     return 0
+
+
+def _report(store: dist.Store, rank: str) -> None:
+    """The traceback being handled, unless another rank has told its own: the first one is the cause."""
+    if store.add("failed", 1) == 1:
+        report = {"rank": int(rank), "host": socket.gethostname(), "traceback": traceback.format_exc()}
+        store.set("failure", json.dumps(report))
 
 
 def _end_with_caller() -> None:

@@ -66,7 +66,7 @@ def test_a_worker_that_raises_is_the_callers_error_with_its_rank_and_traceback()
 
 
 def test_a_worker_that_is_killed_is_reported_by_its_signal():
-    with pytest.raises(WorkerError, match=r"rank 1 was ended by SIGKILL|failed"):
+    with pytest.raises(WorkerError, match="rank 1 was ended by SIGKILL"):
         launch("launch_targets:die_on", 1, nproc_per_node=2)
 
 
