@@ -84,7 +84,13 @@ def test_what_a_worker_cannot_import_is_refused_with_the_reason():
         launch(launch_targets.fail_on, object(), nproc_per_node=2)
 
 
-CALLER = "from sfrik.launch import launch; import sys; launch('launch_targets:wait', sys.argv[1], nproc_per_node=2)"
+# The handler is set anew: a shell that runs the tests in the background has its children ignore interrupts.
+CALLER = """
+import signal, sys
+from sfrik.launch import launch
+signal.signal(signal.SIGINT, signal.default_int_handler)
+launch("launch_targets:wait", sys.argv[1], nproc_per_node=2)
+"""
 
 
 @pytest.mark.parametrize(("sent", "seconds"), [(signal.SIGINT, 20), (signal.SIGKILL, 20)])
