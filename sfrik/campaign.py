@@ -73,7 +73,7 @@ def run_recipe(recipe: str, seed: int, root: str | Path | None = None) -> None:
 
 
 def missing_stages(recipe: str, seed: int, root: str | Path | None = None) -> list[str]:
-    """The notebooks of a run that are still to be executed."""
+    """The notebooks of a run that are still to be executed: a score or the executed copy is missing."""
     run = Run(run_folder(recipe, seed, root))
     if not run.backbone.is_file():
         return list(STAGES)
@@ -82,7 +82,10 @@ def missing_stages(recipe: str, seed: int, root: str | Path | None = None) -> li
         return run.result(protocol, SECTIONS[section].from_recipe(recipe, seed=seed)) is not None
 
     return [
-        stage for stage, scores in STAGES.items() if not all(finished(protocol, section) for protocol, section in scores.items())
+        stage
+        for stage, scores in STAGES.items()
+        if not (run.folder / f"{stage}.ipynb").is_file()
+        or not all(finished(protocol, section) for protocol, section in scores.items())
     ]
 
 
