@@ -45,7 +45,7 @@ def fails_in_one_line(capsys, arguments, *words):
     return lines[0]
 
 
-SMOKE = ["pretrain", "--recipe", "smoke/sfrik_l2_q16", "--exp-dir", "run"]
+SMOKE = ["pretrain", "--recipe", "smoke/sfrik_l2_q64", "--exp-dir", "run"]
 
 MISTAKES = {
     "a misspelt flag": ([*SMOKE, "--epoch", "3"], ["--epoch", "did you mean --epochs?"]),
@@ -65,11 +65,11 @@ MISTAKES = {
     "a flag without its value": ([*SMOKE, "--epochs"], ["--epochs", "expected one argument"]),
     "an unknown recipe": (
         ["pretrain", "--recipe", "smoke/sfrik_l2_q1"],
-        ["smoke/sfrik_l2_q1", "did you mean smoke/sfrik_l2_q16?"],
+        ["smoke/sfrik_l2_q1", "did you mean smoke/sfrik_l2_q64?"],
     ),
     "an unknown recipe to run": (
         ["run", "--recipe", "smoke/sfrik_l2_q1", "--exp-dir", "out"],
-        ["did you mean smoke/sfrik_l2_q16?"],
+        ["did you mean smoke/sfrik_l2_q64?"],
     ),
     "a missing recipe to run": (["run"], ["--recipe"]),
     "no place for the results": (["pretrain", "--dataset", "mnist5k", "--augmentations", "digits"], ["--exp-dir", "--recipe"]),
@@ -226,7 +226,7 @@ def test_every_setting_is_a_flag_in_both_spellings(command, capsys):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_dry_run_prints_the_settings_and_touches_nothing(here, capsys, command):
-    assert main([command, "--recipe", "smoke/sfrik_l2_q16", "--seed", "5", "--exp-dir", "run", "--dry-run"]) == 0
+    assert main([command, "--recipe", "smoke/sfrik_l2_q64", "--seed", "5", "--exp-dir", "run", "--dry-run"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
     for name in SECTIONS[command.replace("-", "_")].model_fields:
@@ -255,7 +255,7 @@ def test_a_dry_run_still_refuses_a_mistake(here, capsys, command):
         (["--batch-size", "2048", "--epochs", "200"], 625, 125000),
         # 100,000 unlabelled images: floor(48.8) steps
         (["--dataset", "stl10", "--batch-size", "2048", "--epochs", "1"], 48, 48),
-        (["--recipe", "smoke/sfrik_l2_q16", "--subset", "30", "--batch-size", "64", "--epochs", "2"], 4, 8),
+        (["--recipe", "smoke/sfrik_l2_q64", "--subset", "30", "--batch-size", "64", "--epochs", "2"], 4, 8),
     ],
 )
 def test_a_dry_run_counts_the_steps(here, capsys, flags, an_epoch, in_all):

@@ -25,7 +25,7 @@ from sfrik.settings import PretrainSettings, recipe_names
 ROOT = Path(__file__).parents[1]
 
 
-def settings(folder, recipe="smoke/sfrik_l2_q16", **overrides):
+def settings(folder, recipe="smoke/sfrik_l2_q64", **overrides):
     """The smoke recipe in float32 on the CPU, where the same run gives the same bits; what the tests count on is fixed."""
     fixed = {"batch_size": 64, "subset": 30, "epochs": 2, "base_lr": 10.0, "sfrik_sim_coeff": 32.0, "sfrik_mmd_coeff": 1.0}
     defaults = {"exp_dir": str(folder), "device": "cpu", "precision": "fp32", **fixed}
@@ -217,7 +217,7 @@ def test_the_settings_choose_the_objective(tmp_path, method, kind):
     assert isinstance(build_objective(settings(tmp_path, ssl_method=method)), kind)
 
 
-@pytest.mark.parametrize("name", [f"smoke/{name}" for name in ("auh_q16", "simclr_q16", "vicreg_q16", "sfrik_l3_q64")])
+@pytest.mark.parametrize("name", [f"smoke/{name}" for name in ("auh_q64", "simclr_q64", "vicreg_q64", "sfrik_l3_q64")])
 def test_every_method_trains_an_epoch_with_a_finite_loss(tmp_path, name):
     assert name in recipe_names("smoke")
     last = pretrain(settings(tmp_path, name, epochs=1, knn_every=0), progress=False)
@@ -262,7 +262,7 @@ def test_a_batch_that_is_too_large_is_refused_before_a_folder_is_made(tmp_path):
 
 
 def test_two_processes_of_torchrun_train_on_cpu_and_say_how_batch_norm_is_kept(tmp_path):
-    flags = ["--recipe", "smoke/sfrik_l2_q16", "--exp-dir", "run", "--device", "cpu", "--precision", "fp32", "--epochs", "1"]
+    flags = ["--recipe", "smoke/sfrik_l2_q64", "--exp-dir", "run", "--device", "cpu", "--precision", "fp32", "--epochs", "1"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "sfrik", "pretrain"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launcher, *flags], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)

@@ -258,10 +258,10 @@ def test_the_provenance_names_versions_and_hardware(monkeypatch):
 
 def test_the_provenance_holds_no_path_and_no_host_name(monkeypatch):
     home = "/home/somebody"
-    flags = ["pretrain", "--recipe", "smoke/sfrik_l2_q16", "--data-dir", f"{home}/images", f"--exp-dir={home}/run"]
+    flags = ["pretrain", "--recipe", "smoke/sfrik_l2_q64", "--data-dir", f"{home}/images", f"--exp-dir={home}/run"]
     monkeypatch.setattr(sys, "argv", [f"{home}/venv/bin/sfrik", *flags])
     facts = provenance("cpu", "fp32", 1)
-    assert facts["command"].startswith("sfrik pretrain --recipe smoke/sfrik_l2_q16")
+    assert facts["command"].startswith("sfrik pretrain --recipe smoke/sfrik_l2_q64")
     assert home not in json.dumps(facts)
     assert platform.node() not in json.dumps(facts)
 

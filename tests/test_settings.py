@@ -88,9 +88,9 @@ def test_a_recipe_overrides_its_profile_and_a_flag_overrides_both(recipes):
 
 
 def test_an_exp_dir_that_is_given_stands_and_one_that_is_not_follows_from_recipe_and_seed():
-    assert PretrainSettings.from_recipe("smoke/sfrik_l2_q16", exp_dir="here").exp_dir == "here"
-    expected = str(run_folder("smoke/sfrik_l2_q16", 2))
-    assert PretrainSettings.from_recipe("smoke/sfrik_l2_q16", seed=2).exp_dir == expected
+    assert PretrainSettings.from_recipe("smoke/sfrik_l2_q64", exp_dir="here").exp_dir == "here"
+    expected = str(run_folder("smoke/sfrik_l2_q64", 2))
+    assert PretrainSettings.from_recipe("smoke/sfrik_l2_q64", seed=2).exp_dir == expected
     assert str(run_folder("smoke/a", 1, "out")) == str(Path("out/smoke/a/seed1"))
 
 
@@ -123,7 +123,7 @@ def test_an_unknown_recipe_is_refused_naming_the_nearest(kind):
         kind.from_recipe("smoke/sfrik_l2_q17")
 
 
-@pytest.mark.parametrize("name", ["smoke/profile", "../recipes/smoke/sfrik_l2_q16", "", "smoke"])
+@pytest.mark.parametrize("name", ["smoke/profile", "../recipes/smoke/sfrik_l2_q64", "", "smoke"])
 def test_what_is_not_a_recipe_is_not_read_as_one(name):
     with pytest.raises(SfrikError, match="unknown recipe"):
         load_recipe(name)
@@ -236,7 +236,7 @@ def test_the_hash_ignores_places_and_changes_with_any_other_setting(kind, name):
 
 
 def test_the_hash_is_twelve_hexadecimal_digits_and_the_same_for_the_same_settings():
-    first = PretrainSettings.from_recipe("smoke/sfrik_l2_q16")
+    first = PretrainSettings.from_recipe("smoke/sfrik_l2_q64")
     assert re.fullmatch(r"[0-9a-f]{12}", first.hash())
     again = PretrainSettings.parse({**first.model_dump(), "exp_dir": "elsewhere", "workers": 9, "device": "cpu", "data_dir": "d"})
     assert again.hash() == first.hash()

@@ -26,22 +26,22 @@ MEASURED = [f"{protocol}_top1_{part}" for protocol in ("linear", "logistic", "kn
 
 
 def score(root, recipe, seed, protocol, top1):
-    folder = root / "smoke" / recipe / f"seed{seed}"
+    folder = root / "desk" / recipe / f"seed{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{protocol}.json", {"top1_at": {"10": 1.0, "20": top1}} if protocol == "knn" else {"top1": top1})
 
 
 @pytest.fixture
 def root(tmp_path):
-    """Three seeds of SFRIK L=2 at q = 64, one of VICReg at q = 32, a linear probe alone of the random weights."""
+    """Three seeds of SFRIK L=2 at q = 512, one of VICReg at q = 256, a linear probe alone of the random weights."""
     for seed, linear in enumerate([90.0, 92.0, 97.0]):
-        score(tmp_path, "sfrik_l2_q64", seed, "linear", linear)
-        score(tmp_path, "sfrik_l2_q64", seed, "logistic", 80.0)
-        score(tmp_path, "sfrik_l2_q64", seed, "knn", 70.0 + seed)
+        score(tmp_path, "sfrik_l2_q512", seed, "linear", linear)
+        score(tmp_path, "sfrik_l2_q512", seed, "logistic", 80.0)
+        score(tmp_path, "sfrik_l2_q512", seed, "knn", 70.0 + seed)
     for protocol in ("linear", "logistic", "knn"):
-        score(tmp_path, "vicreg_q32", 0, protocol, 55.55)
+        score(tmp_path, "vicreg_q256", 0, protocol, 55.55)
     score(tmp_path, "random_weights", 0, "linear", 12.0)
-    (tmp_path / "smoke" / "vicreg_q32" / "seed0.old").mkdir()
+    (tmp_path / "desk" / "vicreg_q256" / "seed0.old").mkdir()
     return tmp_path
 
 
@@ -61,7 +61,7 @@ def cells(text, start):
 @pytest.mark.parametrize("profile", ["smoke", "desk"])
 def test_every_row_of_table1_has_its_recipe(profile):
     rows = rows_of("table1", profile)
-    assert len(rows) == 4 * 3 + 2 + 2
+    assert len(rows) == 4 * {"smoke": 1, "desk": 3}[profile] + 2 + 2
     assert {row.recipe for row in rows} <= set(recipe_names(profile))
     assert len({row.recipe for row in rows}) == len(rows)
 
@@ -69,18 +69,18 @@ def test_every_row_of_table1_has_its_recipe(profile):
 @pytest.mark.parametrize(
     ("method", "q", "paper", "paper_q"),
     [
-        ("SimCLR", 64, 46.1, 8192),
-        ("AUH", 32, 46.7, 4096),
-        ("VICReg", 16, 44.0, 2048),
-        ("SFRIK L=2", 64, 47.0, 8192),
-        ("SFRIK L=1", 64, 27.7, 8192),
-        ("SFRIK L=3", 64, 47.5, 8192),
+        ("SimCLR", 512, 46.1, 8192),
+        ("AUH", 256, 46.7, 4096),
+        ("VICReg", 128, 44.0, 2048),
+        ("SFRIK L=2", 512, 47.0, 8192),
+        ("SFRIK L=1", 512, 27.7, 8192),
+        ("SFRIK L=3", 512, 47.5, 8192),
         ("random weights", None, None, None),
         ("raw pixels", None, None, None),
     ],
 )
 def test_a_row_stands_beside_the_papers_figure_of_its_method_and_dimension(method, q, paper, paper_q):
-    (row,) = [row for row in rows_of("table1", "smoke") if (row.method, row.q) == (method, q)]
+    (row,) = [row for row in rows_of("table1", "desk") if (row.method, row.q) == (method, q)]
     assert (row.paper, row.paper_q) == (paper, paper_q)
 
 
@@ -110,30 +110,30 @@ def test_every_group_of_the_papers_figures_names_its_source():
 
 
 def test_without_results_every_measured_cell_is_empty_and_the_papers_column_stands(tmp_path):
-    table = build_table("table1", "smoke", tmp_path)
+    table = build_table("table1", "desk", tmp_path)
     rows = csv_rows(table)
     assert all(row[column] == "" for row in rows.values() for column in MEASURED)
     assert all(row[f"{protocol}_n"] == "0" for row in rows.values() for protocol in ("linear", "logistic", "knn"))
     assert all(row["seeds"] == row["runs"] == "" for row in rows.values())
-    assert rows["SFRIK L=2", "64"]["paper_linear_top1"] == "47.0"
-    assert cells(as_markdown(table), "| SFRIK L=3 ") == ["SFRIK L=3", "64", "–", "–", "–", "–", "47.5 (8192)"]
-    assert cells(as_latex(table), "SFRIK L=3 ") == ["SFRIK L=3", "64", "--", "--", "--", "0", "47.5 (8192)"]
+    assert rows["SFRIK L=2", "512"]["paper_linear_top1"] == "47.0"
+    assert cells(as_markdown(table), "| SFRIK L=3 ") == ["SFRIK L=3", "512", "–", "–", "–", "–", "47.5 (8192)"]
+    assert cells(as_latex(table), "SFRIK L=3 ") == ["SFRIK L=3", "512", "--", "--", "--", "0", "47.5 (8192)"]
 
 
 def test_no_figure_of_the_paper_stands_in_a_measured_column(root):
-    rows = csv_rows(build_table("table1", "smoke", root))
+    rows = csv_rows(build_table("table1", "desk", root))
     written = {(90.0 + 92.0 + 97.0) / 3, statistics.stdev([90.0, 92.0, 97.0]), 80.0, 0.0, 71.0, 1.0, 55.55, 12.0}
     shown = {row[column] for row in rows.values() for column in MEASURED} - {""}
     assert shown <= {f"{value:.3f}" for value in written}
 
 
 def test_a_changed_figure_of_the_paper_changes_the_papers_column_alone(root, monkeypatch):
-    before = csv_rows(build_table("table1", "smoke", root))
+    before = csv_rows(build_table("table1", "desk", root))
     figures = paper_figures()
     figures["linear_in20"]["SFRIK_L2"] = [1.0, 2.0, 3.0, 4.0]
     monkeypatch.setattr(tables, "paper_figures", lambda: figures)
-    after = csv_rows(build_table("table1", "smoke", root))
-    assert after["SFRIK L=2", "64"]["paper_linear_top1"] == "4.0"
+    after = csv_rows(build_table("table1", "desk", root))
+    assert after["SFRIK L=2", "512"]["paper_linear_top1"] == "4.0"
     for key, row in after.items():
         differing = {column for column in row if row[column] != before[key][column]}
         assert differing == ({"paper_linear_top1"} if key[0] == "SFRIK L=2" else set())
@@ -143,21 +143,21 @@ def test_a_changed_figure_of_the_paper_changes_the_papers_column_alone(root, mon
 
 
 def test_the_csv_gives_mean_deviation_count_seeds_and_runs(root):
-    rows = csv_rows(build_table("table1", "smoke", root))
-    row = rows["SFRIK L=2", "64"]
+    rows = csv_rows(build_table("table1", "desk", root))
+    row = rows["SFRIK L=2", "512"]
     assert row["linear_top1_mean"] == "93.000"
     # of 90, 92, 97: the sum of squares 9 + 1 + 16 = 26 over n - 1 = 2
     assert row["linear_top1_sd"] == f"{13**0.5:.3f}"
     assert (row["logistic_top1_mean"], row["logistic_top1_sd"]) == ("80.000", "0.000")
     assert (row["knn_top1_mean"], row["knn_top1_sd"], row["knn_n"]) == ("71.000", "1.000", "3")
     assert row["seeds"] == "0 1 2"
-    assert row["runs"] == "smoke/sfrik_l2_q64/seed0 smoke/sfrik_l2_q64/seed1 smoke/sfrik_l2_q64/seed2"
+    assert row["runs"] == "desk/sfrik_l2_q512/seed0 desk/sfrik_l2_q512/seed1 desk/sfrik_l2_q512/seed2"
     assert (row["paper_linear_top1"], row["paper_q"]) == ("47.0", "8192")
 
 
 def test_one_seed_has_no_deviation_and_a_missing_score_no_mean(root):
-    rows = csv_rows(build_table("table1", "smoke", root))
-    one = rows["VICReg", "32"]
+    rows = csv_rows(build_table("table1", "desk", root))
+    one = rows["VICReg", "256"]
     assert (one["linear_top1_mean"], one["linear_top1_sd"], one["linear_n"]) == ("55.550", "", "1")
     partial = rows["random weights", ""]
     assert (partial["linear_top1_mean"], partial["logistic_top1_mean"], partial["logistic_n"]) == ("12.000", "", "0")
@@ -165,10 +165,10 @@ def test_one_seed_has_no_deviation_and_a_missing_score_no_mean(root):
 
 
 def test_the_markdown_shows_mean_and_deviation_links_and_dashes(root):
-    text = as_markdown(build_table("table1", "smoke", root))
-    links = " ".join(f"[{seed}](../sfrik_l2_q64/seed{seed})" for seed in range(3))
-    found = [line for line in text.splitlines() if line.startswith("| SFRIK L=2 | 64 ")]
-    assert found == [f"| SFRIK L=2 | 64 | 93.0 ± 3.6 | 80.0 ± 0.0 | 71.0 ± 1.0 | {links} | 47.0 (8192) |"]
+    text = as_markdown(build_table("table1", "desk", root))
+    links = " ".join(f"[{seed}](../sfrik_l2_q512/seed{seed})" for seed in range(3))
+    found = [line for line in text.splitlines() if line.startswith("| SFRIK L=2 | 512 ")]
+    assert found == [f"| SFRIK L=2 | 512 | 93.0 ± 3.6 | 80.0 ± 0.0 | 71.0 ± 1.0 | {links} | 47.0 (8192) |"]
     assert cells(text, "| random weights ") == ["random weights", "–", "12.0", "–", "–", "[0](../random_weights/seed0)", "–"]
     assert cells(text, "| raw pixels ") == ["raw pixels", "–", "–", "–", "–", "–", "–"]
     widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
@@ -176,8 +176,8 @@ def test_the_markdown_shows_mean_and_deviation_links_and_dashes(root):
 
 
 def test_the_latex_shows_the_same_numbers_and_escapes_percent(root):
-    text = as_latex(build_table("table1", "smoke", root))
-    assert cells(text, "SFRIK L=2 & 64 ")[2:] == [r"93.0 $\pm$ 3.6", r"80.0 $\pm$ 0.0", r"71.0 $\pm$ 1.0", "3", "47.0 (8192)"]
+    text = as_latex(build_table("table1", "desk", root))
+    assert cells(text, "SFRIK L=2 & 512 ")[2:] == [r"93.0 $\pm$ 3.6", r"80.0 $\pm$ 0.0", r"71.0 $\pm$ 1.0", "3", "47.0 (8192)"]
     assert cells(text, "raw pixels ") == ["raw pixels", "--", "--", "--", "--", "0", "--"]
     body = text.split("\n", 1)[1]
     assert text.startswith("% ")
@@ -186,40 +186,40 @@ def test_the_latex_shows_the_same_numbers_and_escapes_percent(root):
 
 
 def test_the_note_says_how_many_seeds_and_where_the_papers_figures_are_from(root):
-    text = as_markdown(build_table("table1", "smoke", root))
+    text = as_markdown(build_table("table1", "desk", root))
     assert "n = 1 to 3 seeds" in text
     assert paper_figures()["linear_in20"]["source"] in text
-    assert "n = 1 seeds" in as_markdown(build_table("table1", "smoke", root, seeds=1))
+    assert "n = 1 seeds" in as_markdown(build_table("table1", "desk", root, seeds=1))
 
 
 def test_the_first_so_many_seeds_can_be_asked_for(root):
-    row = csv_rows(build_table("table1", "smoke", root, seeds=2))["SFRIK L=2", "64"]
+    row = csv_rows(build_table("table1", "desk", root, seeds=2))["SFRIK L=2", "512"]
     assert (row["linear_top1_mean"], row["seeds"]) == ("91.000", "0 1")
 
 
 def test_a_table_is_written_in_three_formats_that_say_the_same(root):
-    table = write_table("table1", "smoke", root)
-    folder = root / "smoke" / "tables"
+    table = write_table("table1", "desk", root)
+    folder = root / "desk" / "tables"
     assert sorted(path.name for path in folder.iterdir()) == ["table1.csv", "table1.md", "table1.tex"]
     for suffix, render in (("csv", as_csv), ("md", as_markdown), ("tex", as_latex)):
         assert (folder / f"table1.{suffix}").read_text() == render(table)
-    assert as_csv(build_table("table1", "smoke", root)) == as_csv(table), "a table is a function of the scores alone"
+    assert as_csv(build_table("table1", "desk", root)) == as_csv(table), "a table is a function of the scores alone"
 
 
 def test_a_link_of_the_markdown_leads_to_the_run(root):
-    write_table("table1", "smoke", root)
-    path = root / "smoke" / "tables" / "table1.md"
+    write_table("table1", "desk", root)
+    path = root / "desk" / "tables" / "table1.md"
     links = re.findall(r"\]\((.*?)\)", path.read_text())
     assert len(links) == 5
     assert all((path.parent / link).is_dir() for link in links)
 
 
 def test_a_score_file_that_was_cut_short_is_named(root):
-    (root / "smoke" / "vicreg_q32" / "seed0" / "linear.json").write_text('{"top1": 5')
-    with pytest.raises(SfrikError, match=r"vicreg_q32/seed0/linear\.json is not valid JSON"):
-        build_table("table1", "smoke", root)
+    (root / "desk" / "vicreg_q256" / "seed0" / "linear.json").write_text('{"top1": 5')
+    with pytest.raises(SfrikError, match=r"vicreg_q256/seed0/linear\.json is not valid JSON"):
+        build_table("table1", "desk", root)
 
 
 def test_a_knn_score_without_twenty_neighbours_is_a_missing_cell_and_no_crash(root):
-    write_json(root / "smoke" / "vicreg_q32" / "seed0" / "knn.json", {"top1_at": {"10": 50.0}})
-    assert csv_rows(build_table("table1", "smoke", root))["VICReg", "32"]["knn_top1_mean"] == ""
+    write_json(root / "desk" / "vicreg_q256" / "seed0" / "knn.json", {"top1_at": {"10": 50.0}})
+    assert csv_rows(build_table("table1", "desk", root))["VICReg", "256"]["knn_top1_mean"] == ""
