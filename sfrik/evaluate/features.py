@@ -16,7 +16,7 @@ from sfrik.runs import Run, file_hash, read_json, write_json
 from sfrik.settings import FeatureSettings, FrozenSettings
 from sfrik.views import Views, resize_for_test
 
-__all__ = ["extract", "extract_features", "features_hash", "frozen_backbone", "load_features", "weights_path"]
+__all__ = ["extract", "extract_features", "features_hash", "features_here", "frozen_backbone", "load_features", "weights_path"]
 
 
 @torch.no_grad()
@@ -95,6 +95,18 @@ def extract_features(settings: FeatureSettings) -> Path:
         aside.replace(folder / f"{name}.npy")
     write_json(folder / "weights.json", {"backbone_sha256": file_hash(weights_path(settings))})
     return folder
+
+
+def features_here(settings: FeatureSettings) -> Path:
+    """The extraction folder, its features extracted now unless they are there and of the weights that are there.
+
+    A score may be finished where its features are not: the repository holds scores alone.
+    """
+    folder = features_folder(settings)
+    complete = all((folder / f"{split}_{part}.npy").is_file() for split in ("train", "val") for part in ("features", "labels"))
+    if settings.extraction_dir or (complete and features_hash(settings) == file_hash(weights_path(settings))):
+        return folder
+    return extract_features(settings)
 
 
 def features_hash(settings: FeatureSettings) -> str | None:
