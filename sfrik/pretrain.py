@@ -27,6 +27,7 @@ from sfrik.devices import autocast, pick_device, pick_precision
 from sfrik.errors import SfrikError
 from sfrik.evaluate.features import extract
 from sfrik.evaluate.knn import knn_accuracy
+from sfrik.kernels import RotationInvariantKernel
 from sfrik.networks import build_backbone, build_pixels, build_projector, save_backbone
 from sfrik.objectives import AUH, SFRIK, Objective, SimCLR, VICReg
 from sfrik.optim import LARS, learning_rate
@@ -58,12 +59,24 @@ def build_objective(settings: PretrainSettings) -> Objective:
     """The objective that the settings describe."""
     s = settings
     if s.ssl_method == "sfrik":
-        return SFRIK(s.dim, s.kernel_weights, s.sfrik_sim_coeff, s.sfrik_mmd_coeff)
+        return SFRIK(s.dim, s.kernel_weights, s.sfrik_sim_coeff, s.sfrik_mmd_coeff, _other_kernel(s))
     if s.ssl_method == "auh":
         return AUH(s.auh_sim_coeff, s.auh_unif_coeff, s.auh_scale)
     if s.ssl_method == "simclr":
         return SimCLR(s.simclr_temp)
     return VICReg(s.vicreg_sim_coeff, s.vicreg_std_coeff, s.vicreg_cov_coeff)
+
+
+def _other_kernel(s: PretrainSettings) -> RotationInvariantKernel | None:
+    """The kernel of the settings where it is not the truncated one."""
+    scale, degree = s.sfrik_kernel_scale, s.sfrik_kernel_degree
+    if s.sfrik_kernel == "rbf":
+        return RotationInvariantKernel.rbf(scale, s.dim, degree)
+    if s.sfrik_kernel == "heat":
+        return RotationInvariantKernel.heat(scale / (s.dim - 1), s.dim, degree)
+    if s.sfrik_kernel == "power":  # |u - v|^2 = 2 (1 - t); the constant C is the degree 0, which is left out
+        return RotationInvariantKernel.from_function(lambda t: -((2 * (1 - t)) ** (scale / 2)), s.dim, degree)
+    return None
 
 
 def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any]:

@@ -31,7 +31,7 @@ import torch
 
 import sfrik
 from sfrik.errors import SfrikError
-from sfrik.settings import PLACE, Settings
+from sfrik.settings import Settings
 
 try:
     import fcntl
@@ -63,13 +63,13 @@ class Run:
             SfrikError: the folder holds a run with other settings; each difference is named.
         """
         path = self.folder / "settings.json"
-        ours = settings.model_dump(mode="json")
+        ours = settings.what()
         if path.is_file():
             theirs = read_json(path)["settings"]
             differences = [
                 f"{name} {theirs.get(name)!r} -> {ours.get(name)!r}"
                 for name in sorted(ours.keys() | theirs.keys())
-                if name not in PLACE and theirs.get(name) != ours.get(name)
+                if theirs.get(name) != ours.get(name)
             ]
             if differences and self.backbone.is_file():
                 raise SfrikError(
@@ -79,8 +79,7 @@ class Run:
             if differences or not self.backbone.is_file():
                 self._forget_unless_resumable(differences)
         self.folder.mkdir(parents=True, exist_ok=True)
-        settled = {name: value for name, value in ours.items() if name not in PLACE}
-        write_json(path, {"hash": settings.hash(), "settings": settled})
+        write_json(path, {"hash": settings.hash(), "settings": ours})
 
     def _forget_unless_resumable(self, differences: list[str]) -> None:
         if any(path.is_file() for path in self.checkpoints):
@@ -197,14 +196,13 @@ class Run:
     ) -> dict[str, Any]:
         """Write a score with what it takes to trace it; `backbone_sha256` names the weights it was measured on."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        settled = settings.model_dump(mode="json")
         whole = {
             "protocol": protocol,
             **score,
             "seed": settings.seed,
             "backbone_sha256": backbone_sha256,
             "settings_hash": settings.hash(),
-            "settings": {name: value for name, value in settled.items() if name not in PLACE},
+            "settings": settings.what(),
             "commit": commit(),
         }
         write_json(self.folder / f"{protocol}.json", whole)

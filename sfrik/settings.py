@@ -16,7 +16,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 from typing_extensions import Self
 
 from sfrik.errors import SfrikError, nearest
@@ -45,7 +55,9 @@ RECIPES = Path(__file__).parent / "recipes"
 # Settings that say where and on what a run happens, not what it computes: they stay out of its hash.
 PLACE = {"exp_dir", "data_dir", "extraction_dir", "workers", "device", "pretrained", "ckp_path"}
 
-Datasets = Literal["mnist5k", "cifar10", "stl10", "imagenet", "image_folder"]
+# The original commands write ImageNet, VICReg, SFRIK.
+_lower = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
+Datasets = Annotated[Literal["mnist5k", "cifar10", "stl10", "imagenet", "image_folder"], _lower]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 
@@ -126,8 +138,13 @@ class Settings(BaseModel):
         return settings.model_copy(update={"exp_dir": str(run_folder(recipe, settings.seed))})
 
     def what(self) -> dict[str, Any]:
-        """The settings that determine the outcome, without those that say where it is computed."""
-        return {name: value for name, value in self.model_dump().items() if name not in PLACE}
+        """The settings that determine the outcome: without those that say where it is computed, or that have no effect."""
+        idle = PLACE | self.without_effect()
+        return {name: value for name, value in self.model_dump(mode="json").items() if name not in idle}
+
+    def without_effect(self) -> set[str]:
+        """Names of the settings that belong to a choice which was not made, such as the scale of another kernel."""
+        return set()
 
     def hash(self) -> str:
         """Twelve hexadecimal digits that name `what()`."""
@@ -137,18 +154,27 @@ class Settings(BaseModel):
 class PretrainSettings(Settings):
     """`sfrik pretrain`."""
 
-    augmentations: Literal["vicreg", "simclr", "auh", "digits"] = Field("vicreg", description="how the two views are drawn")
+    augmentations: Annotated[Literal["vicreg", "simclr", "auh", "digits"], _lower] = Field(
+        "vicreg", description="how the two views are drawn"
+    )
     mlp: Annotated[str, AfterValidator(_mlp)] = Field("8192-8192-8192", description="widths of the projector; the last is q")
     epochs: Annotated[int, Field(ge=0)] = Field(100, description="passes over the images")
     warmup_epochs: NotNegative = Field(10, description="epochs of linear warm-up of the rate")
     base_lr: PositiveFloat = Field(1.2, description="learning rate at 256 images; the peak is base_lr * batch_size / 256")
     wd: NotNegative = Field(1e-6, description="weight decay")
-    ssl_method: Literal["sfrik", "auh", "simclr", "vicreg", "none"] = Field(
+    ssl_method: Annotated[Literal["sfrik", "auh", "simclr", "vicreg", "none"], _lower] = Field(
         "sfrik", description="objective; none leaves the weights as initialised"
     )
     sfrik_sim_coeff: NotNegative = Field(4000.0, description="SFRIK: weight of the alignment")
     sfrik_mmd_coeff: NotNegative = Field(1.0, description="SFRIK: weight of the MMD")
     sfrik_weights: Annotated[str, AfterValidator(_weights)] = Field("1.0-40.0-40.0", description="SFRIK: b_1-b_2-...-b_L")
+    sfrik_kernel: Literal["truncated", "rbf", "heat", "power"] = Field(
+        "truncated", description="SFRIK: truncated, by sfrik_weights; rbf exp(-s |u - v|^2); heat; power C - |u - v|^s"
+    )
+    sfrik_kernel_scale: PositiveFloat = Field(
+        1.0, description="SFRIK: s of rbf and of power (under 2); of heat, the time multiplied by q - 1"
+    )
+    sfrik_kernel_degree: PositiveInt = Field(4, description="SFRIK: degrees of the series of rbf, heat and power")
     auh_sim_coeff: NotNegative = Field(3000.0, description="AUH: weight of the alignment")
     auh_unif_coeff: NotNegative = Field(1.0, description="AUH: weight of the uniformity")
     auh_scale: PositiveFloat = Field(2.5, description="AUH: scale of the Gaussian kernel")
@@ -166,7 +192,14 @@ class PretrainSettings(Settings):
         if (self.dataset == "mnist5k") != (self.augmentations == "digits"):
             fitting = "digits" if self.dataset == "mnist5k" else "vicreg, simclr or auh"
             raise ValueError(f"augmentations {self.augmentations} are not for the images of {self.dataset}: use {fitting}")
+        if self.sfrik_kernel == "power" and self.sfrik_kernel_scale >= 2:
+            raise ValueError(f"sfrik_kernel power is a kernel for sfrik_kernel_scale under 2, got {self.sfrik_kernel_scale}")
         return self
+
+    def without_effect(self) -> set[str]:
+        if self.sfrik_kernel == "truncated":
+            return {"sfrik_kernel", "sfrik_kernel_scale", "sfrik_kernel_degree"}
+        return {"sfrik_weights"}
 
     @property
     def dim(self) -> int:

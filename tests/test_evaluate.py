@@ -12,7 +12,7 @@ from torch import nn
 from sfrik.cli import main
 from sfrik.datasets import Images, load_images
 from sfrik.errors import SfrikError
-from sfrik.evaluate.features import extract, extract_features, load_features
+from sfrik.evaluate.features import extract, extract_features, features_here, load_features
 from sfrik.evaluate.knn import knn_accuracy, weighted_knn
 from sfrik.evaluate.linear import linear_probe
 from sfrik.evaluate.logistic import logistic_lbfgs, logistic_sgd, top_accuracies
@@ -225,6 +225,15 @@ def run(tmp_path_factory):
 
 def of(kind, folder, **overrides):
     return kind.from_recipe(RECIPE, exp_dir=str(folder), **{**CPU, **overrides})
+
+
+def test_a_score_that_is_finished_without_features_gets_them_again(run):
+    settings = of(KnnSettings, run)
+    score = knn_eval(settings)
+    before = load_features(features_here(settings), "val")[0]
+    (run / "features" / "val_features.npy").unlink()
+    assert knn_eval(settings) == score  # finished: nothing was extracted
+    assert torch.equal(load_features(features_here(settings), "val")[0], before)
 
 
 def test_features_of_a_run_are_those_of_its_splits(run):

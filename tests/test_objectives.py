@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy.special import eval_gegenbauer
 
 from sfrik.kernels import RotationInvariantKernel
 from sfrik.objectives import AUH, SFRIK, SimCLR, VICReg
+from sfrik.pretrain import build_objective
+from sfrik.settings import PretrainSettings
 
 N, Q = 5, 4
 
@@ -270,3 +273,28 @@ def test_views_of_another_dimension_than_sfriks_are_refused():
 def test_a_temperature_of_0_is_refused():
     with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
         SimCLR(0.0)
+
+
+# --- the kernels that the settings can choose
+
+
+@pytest.mark.parametrize(
+    ("kernel", "scale", "phi"),
+    [
+        ("rbf", 0.5, lambda t, q: np.exp(-0.5 * (2 - 2 * t))),
+        ("power", 1.0, lambda t, q: -np.sqrt(2 - 2 * t)),
+    ],
+)
+def test_a_kernel_of_the_settings_is_its_function_up_to_a_constant(kernel, scale, phi):
+    settings = PretrainSettings(sfrik_kernel=kernel, sfrik_kernel_scale=scale, sfrik_kernel_degree=12, mlp="8-8")
+    t = torch.linspace(-0.6, 0.6, 21, dtype=torch.float64)
+    difference = build_objective(settings).kernel(t) - torch.from_numpy(phi(t.numpy(), 8))
+    # the degree 0 is left out; degrees above 12 of the root, which decay slowly, are what the bound leaves room for
+    assert float(difference.max() - difference.min()) < (1e-6 if kernel == "rbf" else 1e-2)
+
+
+def test_the_heat_kernel_of_the_settings_damps_degree_l_by_its_eigenvalue():
+    settings = PretrainSettings(sfrik_kernel="heat", sfrik_kernel_scale=0.5, sfrik_kernel_degree=3, mlp="8-16")
+    spectrum = build_objective(settings).kernel.spectrum
+    expected = [math.exp(-l * (l + 14) * 0.5 / 15) for l in (1, 2, 3)]
+    assert spectrum == pytest.approx(expected, rel=1e-12)

@@ -232,7 +232,29 @@ def test_the_hash_ignores_places_and_changes_with_any_other_setting(kind, name):
         choices = get_args(kind.model_fields[name].annotation)
         assert len(choices) == 1, f"no other value found for {name}: add one to the pool"
         pytest.skip(f"{name} has one value only")
-    assert (changed.hash() == kind().hash()) == (name in PLACES)
+    # a setting of a kernel counts where that kernel is chosen, and there alone
+    choice = {"sfrik_kernel": "rbf"} if name in ("sfrik_kernel_scale", "sfrik_kernel_degree") else {}
+    before, after = kind.parse(choice), kind.parse({**choice, name: getattr(changed, name)})
+    assert (after.hash() == before.hash()) == (name in PLACES)
+    if choice:
+        assert changed.hash() == kind().hash()
+
+
+def test_the_weights_of_the_truncated_kernel_do_not_count_under_another_kernel():
+    first, second = (PretrainSettings(sfrik_kernel="heat", sfrik_weights=weights) for weights in ("1.0", "1.0-40.0"))
+    assert first.hash() == second.hash()
+    assert "sfrik_weights" not in first.what()
+    assert PretrainSettings(sfrik_weights="1.0").hash() != PretrainSettings(sfrik_weights="1.0-40.0").hash()
+
+
+def test_names_are_read_as_the_original_commands_write_them():
+    settings = PretrainSettings.parse({"dataset": "ImageNet", "augmentations": "VICReg", "ssl_method": "SFRIK"})
+    assert (settings.dataset, settings.augmentations, settings.ssl_method) == ("imagenet", "vicreg", "sfrik")
+
+
+def test_a_power_of_two_or_more_is_no_kernel():
+    with pytest.raises(SfrikError, match="under 2"):
+        PretrainSettings.parse({"sfrik_kernel": "power", "sfrik_kernel_scale": 2.0})
 
 
 def test_the_hash_is_twelve_hexadecimal_digits_and_the_same_for_the_same_settings():
