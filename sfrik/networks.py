@@ -8,6 +8,11 @@ stem is one 3 x 3 convolution and no pooling. `resnet8` is the desk profile's ne
 from __future__ import annotations
 
 import json
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,11 +20,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sfrik.errors import SfrikError
+from sfrik.errors import SfrikError, nearest
 
-__all__ = ["ARCHITECTURES", "build_backbone", "build_projector", "load_backbone", "save_backbone"]
+__all__ = ["ARCHITECTURES", "build_backbone", "build_projector", "load_backbone", "pretrained", "save_backbone"]
 
 ARCHITECTURES = ("resnet8", "resnet18", "resnet34", "resnet50")
+
+
+# The authors' release: name -> (file, architecture). Its backbone scores 70.3 % by linear probing on ImageNet (their README).
+RELEASE = "https://github.com/valeoai/sfrik/releases/download/v0.1.0"
+PRETRAINED = {"resnet50-sfrik-200ep": ("sfrik_32k_in1000_200ep_r50_backbone.pth", "resnet50")}
 
 
 class ResidualBlock(nn.Module):
@@ -149,7 +159,8 @@ def load_backbone(path: str | Path, arch: str, stem: str = "imagenet", channels:
 
     Args:
         path: ours (`backbone.safetensors`, `checkpoint.pt`), or the authors' `.pth`: the state dict of a backbone, or a full
-            checkpoint `{epoch, model, optimizer}` whose keys start with `module.backbone.`.
+            checkpoint `{epoch, model, optimizer}` whose keys start with `module.backbone.`, or the first part of one that
+            is cut in parts (`..._ckpaa`, with `..._ckpab` and so on beside it).
         arch: the architecture that the weights are for.
 
     Raises:
@@ -173,6 +184,25 @@ def load_backbone(path: str | Path, arch: str, stem: str = "imagenet", channels:
     return backbone.eval()
 
 
+def pretrained(name: str = "resnet50-sfrik-200ep", progress: bool = True) -> nn.Module:
+    """The authors' backbone, downloaded on first use to torch.hub's cache (`TORCH_HOME`), in evaluation mode.
+
+    Raises:
+        SfrikError: an unknown name, or the file could not be downloaded; a download that broke off leaves nothing behind.
+    """
+    if name not in PRETRAINED:
+        raise SfrikError(f"unknown weights {name!r}{nearest(name, PRETRAINED)}: there is {', '.join(PRETRAINED)}")
+    file, arch = PRETRAINED[name]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / file
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(f"{RELEASE}/{file}", str(path), progress=progress)
+        except (OSError, RuntimeError) as error:
+            raise SfrikError(f"{RELEASE}/{file} could not be downloaded ({error}): fetch it yourself to {path}") from None
+    return load_backbone(path, arch)
+
+
 def backbone_state(path: Path) -> dict[str, Tensor]:
     """The backbone's state dict in any file that `load_backbone` reads. Pickles are read with `weights_only`."""
     if not path.is_file():
@@ -183,7 +213,8 @@ def backbone_state(path: Path) -> dict[str, Tensor]:
         except (SafetensorError, OSError, ValueError) as error:
             raise SfrikError(f"{path} is not a complete safetensors file ({error}): copy or make it again") from error
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with _whole_file(path) as whole:
+            content = torch.load(whole, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises several kinds for a file that is cut short or no checkpoint
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise SfrikError(f"{path} is not a complete PyTorch weights file ({first}): copy or download it again") from error
@@ -197,3 +228,28 @@ def backbone_state(path: Path) -> dict[str, Tensor]:
     if any(key.startswith("backbone.") for key in keys):
         keys = {key.removeprefix("backbone."): value for key, value in keys.items() if key.startswith("backbone.")}
     return keys
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[Path]:
+    """The file itself; of a file cut in parts "...aa", "...ab", all of them joined, and unpacked where they are an archive."""
+    if not path.name.endswith("ckpaa"):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        joined = Path(folder) / "joined"
+        with joined.open("wb") as whole:
+            for part in sorted(path.parent.glob(f"{path.name[:-2]}[a-z][a-z]")):
+                with part.open("rb") as piece:
+                    shutil.copyfileobj(piece, whole)
+        if not tarfile.is_tarfile(joined):
+            yield joined
+            return
+        with tarfile.open(joined) as archive:
+            members = [member for member in archive if member.isfile()]
+            if len(members) != 1:
+                raise SfrikError(f"{path} and its other parts are an archive of {len(members)} files, not of one checkpoint")
+            inside = Path(folder) / "checkpoint"
+            with archive.extractfile(members[0]) as source, inside.open("wb") as target:
+                shutil.copyfileobj(source, target)
+        yield inside

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import tarfile
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torchvision
 from torch import nn
 
 from sfrik.errors import SfrikError
-from sfrik.networks import build_backbone, build_projector, load_backbone, parse_mlp, save_backbone
+from sfrik.networks import build_backbone, build_projector, load_backbone, parse_mlp, pretrained, save_backbone
 
 
 def scrambled(arch: str, **options) -> nn.Module:
@@ -243,3 +244,64 @@ def test_a_pickle_that_asks_for_code_is_refused_and_its_code_does_not_run(tmp_pa
         path.write_bytes(pickle.dumps(content, protocol=2))
     assert "is not a complete PyTorch weights file" in refused(path)
     assert not marker.exists()
+
+
+# --- the authors' release
+
+
+def cut(content, folder, parts=3):
+    """Bytes in parts named as the authors' full checkpoint is; the first part."""
+    size = -(-len(content) // parts)
+    for k in range(parts):
+        (folder / f"last_ckpa{'abc'[k]}").write_bytes(content[k * size : (k + 1) * size])
+    return folder / "last_ckpaa"
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_a_full_checkpoint_in_parts_is_joined(tmp_path, archive):
+    backbone = build_backbone("resnet18")
+    model = {f"module.backbone.{key}": value for key, value in backbone.state_dict().items()}
+    whole = tmp_path / "whole.pth"
+    torch.save({"epoch": 3, "model": {**model, "module.projector.0.weight": torch.zeros(2, 2)}, "optimizer": {}}, whole)
+    if archive:
+        with tarfile.open(tmp_path / "whole.tar.gz", "w:gz") as tar:
+            tar.add(whole, "last.pth")
+        whole = tmp_path / "whole.tar.gz"
+    loaded = load_backbone(cut(whole.read_bytes(), tmp_path), "resnet18")
+    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in backbone.state_dict().items())
+
+
+def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path):
+    whole = tmp_path / "whole.pth"
+    torch.save({"model": build_backbone("resnet18").state_dict()}, whole)
+    first = cut(whole.read_bytes(), tmp_path)
+    (tmp_path / "last_ckpac").unlink()
+    with pytest.raises(SfrikError, match="not a complete PyTorch weights file"):
+        load_backbone(first, "resnet18")
+
+
+def test_the_authors_backbone_is_downloaded_once_and_cached(tmp_path, monkeypatch):
+    asked = []
+
+    def download(url, path, progress):
+        asked.append(url)
+        torch.save(build_backbone("resnet50").state_dict(), path)
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    first, second = pretrained(), pretrained()
+    assert asked == ["https://github.com/valeoai/sfrik/releases/download/v0.1.0/sfrik_32k_in1000_200ep_r50_backbone.pth"]
+    assert torch.equal(first.conv1.weight, second.conv1.weight)
+    assert first(torch.zeros(1, 3, 32, 32)).shape == (1, 2048)
+
+
+def test_weights_that_cannot_be_had_end_in_one_line(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    with pytest.raises(SfrikError, match="no route to host"):
+        pretrained()
+    with pytest.raises(SfrikError, match="did you mean resnet50-sfrik-200ep"):
+        pretrained("resnet50-sfrik-200")

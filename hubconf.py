@@ -1,0 +1,10 @@
+"""Entry points of torch.hub: `torch.hub.load(repository, "resnet50_sfrik_200ep")`."""
+
+dependencies = ["torch", "torchvision", "safetensors", "numpy"]
+
+
+def resnet50_sfrik_200ep(progress=True):
+    """The authors' ResNet-50, pretrained with SFRIK for 200 epochs on ImageNet: images [n, 3, h, w] -> features [n, 2048]."""
+    from sfrik.networks import pretrained
+
+    return pretrained("resnet50-sfrik-200ep", progress)
