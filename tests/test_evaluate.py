@@ -69,6 +69,18 @@ def test_a_k_larger_than_the_bank_is_the_whole_bank():
     assert torch.equal(weighted_knn(train, labels, test, 9), weighted_knn(train, labels, test, 200))
 
 
+@pytest.mark.parametrize("k", [3, 20, 50])
+@pytest.mark.parametrize("block", [1, 7, 16, 40])
+def test_the_training_images_in_blocks_give_the_scores_of_one_block(block, k, monkeypatch):
+    generator = torch.Generator().manual_seed(block)
+    train, test = torch.randn(40, 5, generator=generator), torch.randn(12, 5, generator=generator)
+    labels = torch.randint(0, 4, (40,), generator=generator)
+    whole = weighted_knn(train, labels, test, k)
+    monkeypatch.setattr("sfrik.evaluate.knn.BANK", block)
+    monkeypatch.setattr("sfrik.evaluate.knn.QUERIES", 5)
+    torch.testing.assert_close(weighted_knn(train, labels, test, k), whole, rtol=1e-5, atol=1e-6)
+
+
 def test_the_length_of_a_feature_does_not_matter():
     (train, labels), (test, _) = toy(30, 0), toy(8, 1)
     scaled = weighted_knn(train * torch.arange(1.0, 31.0)[:, None], labels, test * 50, 5)

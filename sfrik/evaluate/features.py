@@ -127,7 +127,7 @@ def load_features(folder: Path, name: str) -> tuple[Tensor, Tensor]:
         if not path.is_file():
             raise SfrikError(f"there are no features {path}: run extract-features first, or check --extraction-dir")
         try:
-            arrays.append(torch.from_numpy(np.load(path)))
+            arrays.append(torch.from_numpy(np.load(path, mmap_mode="c")))  # read as needed: ImageNet has 10 GiB
         except (ValueError, EOFError) as error:
             raise SfrikError(f"{path} is not a complete .npy file ({error}): extract the features again") from None
     if len(arrays[0]) != len(arrays[1]):

@@ -9,6 +9,7 @@ from torch import Tensor
 __all__ = ["knn_accuracy", "weighted_knn"]
 
 QUERIES = 1024  # test images at a time
+BANK = 65536  # training images at a time: at d = 2048 a block of them is 0.5 GiB, its similarities 0.25 GiB
 
 
 def weighted_knn(
@@ -36,16 +37,31 @@ def weighted_knn(
     if not (k >= 1 and temperature > 0):
         raise ValueError(f"k must be >= 1 and temperature above 0, got k={k}, temperature={temperature}")
     num_classes = num_classes or int(train_labels.max()) + 1
-    bank = F.normalize(train_features.float(), dim=1)
-    scores = []
-    for queries in test_features.split(QUERIES):
-        similarity = F.normalize(queries.float(), dim=1) @ bank.T  # [queries, n]
-        nearest, where = similarity.topk(min(k, len(bank)), dim=1)
-        # relative to the nearest: the same prediction and order, and no overflow at a small temperature
-        votes = torch.exp((nearest - nearest[:, :1]) / temperature)
-        empty = torch.zeros(len(queries), num_classes, device=votes.device)
-        scores.append(empty.scatter_add_(1, train_labels[where], votes))
-    return torch.cat(scores)
+    nearest, where = _nearest(train_features, test_features, min(k, len(train_features)))
+    # relative to the nearest: the same prediction and order, and no overflow at a small temperature
+    votes = torch.exp((nearest - nearest[:, :1]) / temperature)
+    scores = torch.zeros(len(votes), num_classes, device=votes.device)
+    return scores.scatter_add_(1, train_labels.to(votes.device)[where], votes)
+
+
+def _nearest(train_features: Tensor, test_features: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest cosine similarities of each test image and where they are, both [m, k], on the device of the test images.
+
+    The training features are read once, in blocks, and may lie in a file that is mapped into memory.
+    """
+    queries = F.normalize(test_features.float(), dim=1).split(QUERIES)
+    best: list[tuple[Tensor, Tensor] | None] = [None] * len(queries)
+    for start in range(0, len(train_features), BANK):
+        block = F.normalize(train_features[start : start + BANK].to(test_features.device).float(), dim=1)
+        for i, query in enumerate(queries):
+            similarity, where = (query @ block.T).topk(min(k, len(block)), dim=1)
+            where += start
+            if best[i] is not None:
+                similarity, where = torch.cat([best[i][0], similarity], 1), torch.cat([best[i][1], where], 1)
+                similarity, order = similarity.topk(min(k, similarity.shape[1]), dim=1)
+                where = where.gather(1, order)
+            best[i] = similarity, where
+    return torch.cat([pair[0] for pair in best]), torch.cat([pair[1] for pair in best])
 
 
 def knn_accuracy(
