@@ -160,7 +160,7 @@ def load_backbone(path: str | Path, arch: str, stem: str = "imagenet", channels:
     Args:
         path: ours (`backbone.safetensors`, `checkpoint.pt`), or the authors' `.pth`: the state dict of a backbone, or a full
             checkpoint `{epoch, model, optimizer}` whose keys start with `module.backbone.`, or the first part of one that
-            is cut in parts (`..._ckpaa`, with `..._ckpab` and so on beside it).
+            is cut in parts (`..._ckpaa`, with `..._ckpab` and so on beside it), or the archive that the parts make.
         arch: the architecture that the weights are for.
 
     Raises:
@@ -215,6 +215,8 @@ def backbone_state(path: Path) -> dict[str, Tensor]:
     try:
         with _whole_file(path) as whole:
             content = torch.load(whole, map_location="cpu", weights_only=True)
+    except SfrikError:
+        raise
     except Exception as error:  # torch raises several kinds for a file that is cut short or no checkpoint
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise SfrikError(f"{path} is not a complete PyTorch weights file ({first}): copy or download it again") from error
@@ -232,24 +234,21 @@ def backbone_state(path: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def _whole_file(path: Path) -> Iterator[Path]:
-    """The file itself; of a file cut in parts "...aa", "...ab", all of them joined, and unpacked where they are an archive."""
-    if not path.name.endswith("ckpaa"):
-        yield path
-        return
+    """The weights file: parts "...aa", "...ab" are joined, and an archive of one file is unpacked, in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
-        joined = Path(folder) / "joined"
-        with joined.open("wb") as whole:
-            for part in sorted(path.parent.glob(f"{path.name[:-2]}[a-z][a-z]")):
-                with part.open("rb") as piece:
-                    shutil.copyfileobj(piece, whole)
-        if not tarfile.is_tarfile(joined):
-            yield joined
-            return
-        with tarfile.open(joined) as archive:
-            members = [member for member in archive if member.isfile()]
-            if len(members) != 1:
-                raise SfrikError(f"{path} and its other parts are an archive of {len(members)} files, not of one checkpoint")
-            inside = Path(folder) / "checkpoint"
-            with archive.extractfile(members[0]) as source, inside.open("wb") as target:
-                shutil.copyfileobj(source, target)
-        yield inside
+        if path.name.endswith("ckpaa"):
+            parts = sorted(path.parent.glob(f"{path.name[:-2]}[a-z][a-z]"))
+            path = Path(folder) / "joined"
+            with path.open("wb") as whole:
+                for part in parts:
+                    with part.open("rb") as piece:
+                        shutil.copyfileobj(piece, whole)
+        if tarfile.is_tarfile(path):
+            with tarfile.open(path) as archive:
+                members = [member for member in archive if member.isfile()]
+                if len(members) != 1:
+                    raise SfrikError(f"{path.name} is an archive of {len(members)} files: expected one checkpoint in it")
+                path = Path(folder) / "checkpoint"
+                with archive.extractfile(members[0]) as source, path.open("wb") as target:
+                    shutil.copyfileobj(source, target)
+        yield path

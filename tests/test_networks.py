@@ -267,8 +267,18 @@ def test_a_full_checkpoint_in_parts_is_joined(tmp_path, archive):
         with tarfile.open(tmp_path / "whole.tar.gz", "w:gz") as tar:
             tar.add(whole, "last.pth")
         whole = tmp_path / "whole.tar.gz"
-    loaded = load_backbone(cut(whole.read_bytes(), tmp_path), "resnet18")
-    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in backbone.state_dict().items())
+    for path in (cut(whole.read_bytes(), tmp_path), whole):
+        loaded = load_backbone(path, "resnet18")
+        assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in backbone.state_dict().items())
+
+
+def test_an_archive_of_several_files_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "two.tar.gz", "w:gz") as tar:
+        for name in ("a", "b"):
+            (tmp_path / name).write_bytes(b"")
+            tar.add(tmp_path / name, name)
+    with pytest.raises(SfrikError, match=r"two\.tar\.gz is an archive of 2 files: expected one"):
+        load_backbone(tmp_path / "two.tar.gz", "resnet18")
 
 
 def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path):
