@@ -248,6 +248,12 @@ def test_a_score_that_is_finished_without_features_gets_them_again(run):
     assert torch.equal(load_features(features_here(settings), "val")[0], before)
 
 
+def test_features_of_another_split_are_not_taken_for_those_that_were_asked_for(run):
+    tune = of(KnnSettings, run, val_dataset="train")
+    sizes = [len(load_features(features_here(settings), "val")[0]) for settings in (of(KnnSettings, run), tune)]
+    assert sizes == [1000, 500]
+
+
 def test_features_of_a_run_are_those_of_its_splits(run):
     folder = run.parent / "features"
     (train, train_labels), (test, test_labels) = load_features(folder, "train"), load_features(folder, "val")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ def evaluation_split(settings: FrozenSettings) -> str:
 def extract_features(settings: FeatureSettings) -> Path:
     """Write train_features, train_labels, val_features and val_labels as .npy to the extraction folder, and return it.
 
-    weights.json beside them names the weights by their SHA-256.
+    weights.json beside them names the weights by their SHA-256, and what was extracted; it is written last.
     """
     folder = features_folder(settings)
     device = pick_device(settings.device)
@@ -89,24 +90,34 @@ def extract_features(settings: FeatureSettings) -> Path:
         )
         arrays[f"{name}_features"], arrays[f"{name}_labels"] = features.numpy(), labels.numpy()
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "weights.json").unlink(missing_ok=True)
     for name, array in arrays.items():
         aside = folder / f"{name}.tmp.npy"
         np.save(aside, array)
         aside.replace(folder / f"{name}.npy")
-    write_json(folder / "weights.json", {"backbone_sha256": file_hash(weights_path(settings))})
+    write_json(folder / "weights.json", _origin(settings))
     return folder
 
 
 def features_here(settings: FeatureSettings) -> Path:
-    """The extraction folder, its features extracted now unless they are there and of the weights that are there.
+    """The extraction folder, its features extracted now unless they are there, of the same weights and images.
 
     A score may be finished where its features are not: the repository holds scores alone.
     """
     folder = features_folder(settings)
+    if settings.extraction_dir:
+        return folder
     complete = all((folder / f"{split}_{part}.npy").is_file() for split in ("train", "val") for part in ("features", "labels"))
-    if settings.extraction_dir or (complete and features_hash(settings) == file_hash(weights_path(settings))):
+    record = folder / "weights.json"
+    if complete and record.is_file() and read_json(record) == _origin(settings):
         return folder
     return extract_features(settings)
+
+
+def _origin(settings: FeatureSettings) -> dict[str, Any]:
+    """What features depend on: the weights, and which images were taken how."""
+    names = ("dataset", "subset", "size", "arch", "stem", "precision", "val_dataset", "val_subset")
+    return {"backbone_sha256": file_hash(weights_path(settings)), **{name: getattr(settings, name) for name in names}}
 
 
 def features_hash(settings: FeatureSettings) -> str | None:

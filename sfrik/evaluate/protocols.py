@@ -12,9 +12,8 @@ from sfrik.errors import SfrikError
 from sfrik.evaluate.features import (
     evaluation_split,
     extract,
-    extract_features,
-    features_folder,
     features_hash,
+    features_here,
     frozen_backbone,
     load_features,
     weights_path,
@@ -98,10 +97,8 @@ def _scored_images(settings: FrozenSettings):
 
 
 def _features(settings: FeatureSettings):
-    """Features of an extraction folder that was given, else of the run's own weights, extracted now."""
-    folder = features_folder(settings)
-    if not settings.extraction_dir:
-        extract_features(settings)
+    """Features of an extraction folder that was given, else of the run's own weights."""
+    folder = features_here(settings)
     train, val = load_features(folder, "train"), load_features(folder, "val")
     if train[0].shape[1] != val[0].shape[1]:
         raise SfrikError(
