@@ -1,4 +1,4 @@
-"""The training loop of pretraining: two augmented views, backbone, projector, objective, LARS.
+"""The training loop of pretraining: augmented views, backbone, projector, objective, LARS.
 
 All randomness follows from (seed, epoch, image or step): order and views are the same whatever the number of workers, and
 a resumed run sees what the whole run would have seen. On a GPU BatchNorm is synchronised over the processes; on a CPU
@@ -43,16 +43,28 @@ MONITOR_IMAGES = 2000  # training images behind the kNN score that is shown duri
 class Encoder(nn.Module):
     """Backbone and projector: a list of views in, the embeddings of each out.
 
-    Each view passes by itself, so that BatchNorm's statistics are those of one view. One call takes all views: DDP expects
-    one forward pass for each backward pass.
+    Two views pass one after the other, so that BatchNorm's statistics are those of one view; with `by_size`, as multi-crop
+    has it, the views of one size pass together. One call takes all views: DDP expects one forward pass for each backward pass.
     """
 
-    def __init__(self, backbone: nn.Module, projector: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, projector: nn.Module, by_size: bool = False) -> None:
         super().__init__()
-        self.backbone, self.projector = backbone, projector
+        self.backbone, self.projector, self.by_size = backbone, projector, by_size
 
     def forward(self, views: list[Tensor]) -> list[Tensor]:
-        return [self.projector(self.backbone(view)) for view in views]
+        if not self.by_size:
+            return [self._embed(view) for view in views]
+        together: dict[int, list[int]] = {}
+        for index, view in enumerate(views):
+            together.setdefault(view.shape[-1], []).append(index)
+        embeddings: dict[int, Tensor] = {}
+        for indices in together.values():
+            whole = self._embed(torch.cat([views[index] for index in indices]))
+            embeddings.update(zip(indices, whole.chunk(len(indices)), strict=True))
+        return [embeddings[index] for index in range(len(views))]
+
+    def _embed(self, images: Tensor) -> Tensor:
+        return self.projector(self.backbone(images.contiguous(memory_format=torch.channels_last)))
 
 
 def build_objective(settings: PretrainSettings) -> Objective:
@@ -96,7 +108,7 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any
     # Everything that can be wrong with the input is found before the folder is made.
     images = load_images(settings.dataset, "pretrain", settings.data_dir, settings.subset)
     steps_per_epoch = _check_sizes(settings, images)
-    views = build_views(settings.augmentations, settings.size, settings.dataset)
+    views = build_views(settings.augmentations, settings.size, settings.dataset, **settings.crops)
     torch.manual_seed(derived_seed(settings.seed))
     encoder = _build_encoder(settings, images.channels).to(device, memory_format=torch.channels_last)
     with run.lock() if rank() == 0 else nullcontext():
@@ -163,9 +175,9 @@ def _train(
             for group in optimizer.param_groups:
                 group["lr"] = lr
             with autocast(device, precision):
-                embeddings = model([view.contiguous(memory_format=torch.channels_last) for view in batch])
+                embeddings = model(batch)
             try:
-                terms = objective(embeddings)
+                terms = objective(embeddings, settings.anchors, settings.regularise)
             except ValueError as error:
                 names = ", ".join(images.name(int(i)) for i in where[:4])
                 raise ValueError(f"epoch {epoch}, step {step}: {error}; images of this batch: {names}, ...") from None
@@ -202,7 +214,7 @@ def _build_encoder(settings: PretrainSettings, channels: int) -> Encoder:
     if settings.arch == "pixels":
         return Encoder(build_pixels(settings.size, channels), nn.Identity())
     backbone = build_backbone(settings.arch, settings.stem, channels)
-    return Encoder(backbone, build_projector(backbone.num_features, settings.mlp))
+    return Encoder(backbone, build_projector(backbone.num_features, settings.mlp), settings.multi_crop)
 
 
 def _check_sizes(settings: PretrainSettings, images: Images) -> int:

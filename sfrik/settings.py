@@ -44,6 +44,7 @@ __all__ = [
     "LogisticSettings",
     "PretrainSettings",
     "Settings",
+    "TransferSettings",
     "load_recipe",
     "recipe_names",
     "results_root",
@@ -53,11 +54,18 @@ __all__ = [
 RECIPES = Path(__file__).parent / "recipes"
 
 # Settings that say where and on what a run happens, not what it computes: they stay out of its hash.
-PLACE = {"exp_dir", "data_dir", "extraction_dir", "workers", "device", "pretrained", "ckp_path"}
+PLACE = {"exp_dir", "data_dir", "extraction_dir", "workers", "device", "pretrained", "ckp_path", "label_list", "target_dir"}
+
+# The settings that belong to the views of one name.
+CROPS = {
+    "obow": ("num_img_crops", "image_crop_size", "num_img_patches", "img_patch_size"),
+    "swav": ("nmb_crops", "size_crops", "min_scale_crops", "max_scale_crops", "general_indices"),
+}
 
 # The original commands write ImageNet, VICReg, SFRIK.
 _lower = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
 Datasets = Annotated[Literal["mnist5k", "cifar10", "stl10", "imagenet", "image_folder"], _lower]
+Rates = tuple[PositiveFloat, ...]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 
@@ -130,12 +138,16 @@ class Settings(BaseModel):
         >>> PretrainSettings.from_recipe("desk/sfrik_l3_q512", epochs=3).epochs
         3
         """
-        section = next(name for name, kind in SECTIONS.items() if kind is cls)
         given = {name: value for name, value in overrides.items() if value is not None}
-        settings = cls.parse(load_recipe(recipe, section) | given, f"recipe {recipe} with overrides")
+        settings = cls.parse(load_recipe(recipe, cls.section(given)) | given, f"recipe {recipe} with overrides")
         if settings.exp_dir:
             return settings
         return settings.model_copy(update={"exp_dir": str(run_folder(recipe, settings.seed))})
+
+    @classmethod
+    def section(cls, given: Mapping[str, Any]) -> str:
+        """The part of a recipe that holds these settings, "pretrain" for its top level; `given` are the overrides."""
+        return next(name for name, kind in SECTIONS.items() if kind is cls)
 
     def what(self) -> dict[str, Any]:
         """The settings that determine the outcome: without those that say where it is computed, or that have no effect."""
@@ -143,7 +155,7 @@ class Settings(BaseModel):
         return {name: value for name, value in self.model_dump(mode="json").items() if name not in idle}
 
     def without_effect(self) -> set[str]:
-        """Names of the settings that belong to a choice which was not made, such as the scale of another kernel."""
+        """Names of the settings that belong to a choice which was not made, such as the crops of SwAV under other views."""
         return set()
 
     def hash(self) -> str:
@@ -154,9 +166,21 @@ class Settings(BaseModel):
 class PretrainSettings(Settings):
     """`sfrik pretrain`."""
 
-    augmentations: Annotated[Literal["vicreg", "simclr", "auh", "digits"], _lower] = Field(
-        "vicreg", description="how the two views are drawn"
+    augmentations: Annotated[Literal["vicreg", "simclr", "auh", "obow", "swav", "digits"], _lower] = Field(
+        "vicreg", description="how the views are drawn: two of them, or many with obow and swav"
     )
+    num_img_crops: Annotated[int, Field(ge=0)] = Field(2, description="OBoW: crops beside the whole image")
+    image_crop_size: PositiveInt = Field(160, description="OBoW: side of a crop, in pixels")
+    num_img_patches: Annotated[int, Field(ge=0, le=9)] = Field(5, description="OBoW: patches of a 3 x 3 grid")
+    img_patch_size: PositiveInt = Field(96, description="OBoW: side of a patch, in pixels")
+    nmb_crops: tuple[PositiveInt, ...] = Field((2, 6), description="SwAV: crops of each size")
+    size_crops: tuple[PositiveInt, ...] = Field((224, 96), description="SwAV: the sizes, in pixels")
+    min_scale_crops: tuple[Fraction, ...] = Field((0.14, 0.05), description="SwAV: least share of the image's area, each size")
+    max_scale_crops: tuple[Fraction, ...] = Field((1.0, 0.14), description="SwAV: largest share of the image's area, each size")
+    general_indices: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0, 1), description="SwAV: views that the others are aligned to"
+    )
+    reg_small: bool = Field(False, description="multi-crop: regularise all views, not the anchors alone")
     mlp: Annotated[str, AfterValidator(_mlp)] = Field("8192-8192-8192", description="widths of the projector; the last is q")
     epochs: Annotated[int, Field(ge=0)] = Field(100, description="passes over the images")
     warmup_epochs: NotNegative = Field(10, description="epochs of linear warm-up of the rate")
@@ -189,17 +213,71 @@ class PretrainSettings(Settings):
     def _fits_together(self) -> Self:
         if self.arch == "pixels" and self.ssl_method != "none":
             raise ValueError("arch pixels has nothing to train: it goes with ssl_method none")
-        if (self.dataset == "mnist5k") != (self.augmentations == "digits"):
-            fitting = "digits" if self.dataset == "mnist5k" else "vicreg, simclr or auh"
-            raise ValueError(f"augmentations {self.augmentations} are not for the images of {self.dataset}: use {fitting}")
+        ours, others = ("digits", "auh", "obow", "swav"), ("vicreg", "simclr", "auh", "obow", "swav")
+        fitting = ours if self.dataset == "mnist5k" else others
+        if self.augmentations not in fitting:
+            raise ValueError(
+                f"augmentations {self.augmentations} are not for the images of {self.dataset}: use {', '.join(fitting[:-1])} "
+                f"or {fitting[-1]}"
+            )
+        if self.augmentations == "obow" and self.num_img_crops + self.num_img_patches == 0:
+            raise ValueError("augmentations obow need num_img_crops or num_img_patches above 0")
+        if self.augmentations == "swav":
+            self._check_swav()
         if self.sfrik_kernel == "power" and self.sfrik_kernel_scale >= 2:
             raise ValueError(f"sfrik_kernel power is a kernel for sfrik_kernel_scale under 2, got {self.sfrik_kernel_scale}")
         return self
 
+    def _check_swav(self) -> None:
+        lists = {name: len(getattr(self, name)) for name in ("nmb_crops", "size_crops", "min_scale_crops", "max_scale_crops")}
+        if len(set(lists.values())) > 1:
+            raise ValueError(f"the crops of SwAV need lists of one length, got {lists}")
+        views = sum(self.nmb_crops)
+        if views < 2:
+            raise ValueError(f"nmb_crops must make at least two views, got {self.nmb_crops}")
+        for low, high in zip(self.min_scale_crops, self.max_scale_crops, strict=True):
+            if not 0 < low <= high:
+                raise ValueError(f"min_scale_crops must be above 0 and at most max_scale_crops, got {low} and {high}")
+        if not self.general_indices or len(set(self.general_indices)) < len(self.general_indices):
+            raise ValueError(f"general_indices must be different views, got {self.general_indices}")
+        if max(self.general_indices) >= views:
+            raise ValueError(f"general_indices must be views from 0 to {views - 1}, got {self.general_indices}")
+
     def without_effect(self) -> set[str]:
-        if self.sfrik_kernel == "truncated":
-            return {"sfrik_kernel", "sfrik_kernel_scale", "sfrik_kernel_degree"}
-        return {"sfrik_weights"}
+        idle = {name for augmentations, names in CROPS.items() if augmentations != self.augmentations for name in names}
+        idle |= set() if self.multi_crop else {"reg_small"}
+        series = {"sfrik_kernel", "sfrik_kernel_scale", "sfrik_kernel_degree"}
+        return idle | (series if self.sfrik_kernel == "truncated" else {"sfrik_weights"})
+
+    @property
+    def anchors(self) -> tuple[int, ...]:
+        """Indices of the views that the others are aligned to."""
+        return {"obow": (0,), "swav": self.general_indices}.get(self.augmentations, (0, 1))
+
+    @property
+    def regularise(self) -> str:
+        """The views that the regulariser is averaged over, "all" or "anchors"."""
+        return "anchors" if self.multi_crop and not self.reg_small else "all"
+
+    @property
+    def multi_crop(self) -> bool:
+        """Whether there are more views than two, of several sizes."""
+        return self.augmentations in ("obow", "swav")
+
+    @property
+    def crops(self) -> dict[str, Any]:
+        """What `sfrik.views.build_views` is told of the crops; nothing for two views."""
+        return {name: getattr(self, name) for name in CROPS.get(self.augmentations, ()) if name != "general_indices"}
+
+    @property
+    def view_sizes(self) -> list[int]:
+        """Side of each view, in pixels."""
+        if self.augmentations == "obow":
+            crops, patches = [self.image_crop_size] * self.num_img_crops, [self.img_patch_size] * self.num_img_patches
+            return [self.size, *crops, *patches]
+        if self.augmentations == "swav":
+            return [size for count, size in zip(self.nmb_crops, self.size_crops, strict=True) for _ in range(count)]
+        return [self.size, self.size]
 
     @property
     def dim(self) -> int:
@@ -218,15 +296,59 @@ class FrozenSettings(Settings):
     pretrained: str = Field("", description="weights file; backbone.safetensors in the run's folder when unset")
     val_dataset: Literal["val", "train"] = Field("val", description="val: the test images; train: the tuning split")
     val_subset: PositiveInt | None = Field(None, description="images a class of the tuning split")
+    choice: str = Field(
+        "", description="name of a grid of settings; its test images are scored once the choice among them is written down"
+    )
+
+    def without_effect(self) -> set[str]:
+        return set() if self.choice and self.val_dataset == "val" else {"choice"}
 
 
 class EvaluateSettings(FrozenSettings):
-    """`sfrik evaluate`: a linear probe on the frozen backbone, with augmentation."""
+    """`sfrik evaluate`: a linear probe on the frozen backbone, or fine-tuning, with augmentation."""
 
-    weights: Literal["freeze"] = Field("freeze", description="freeze: the backbone stays as it is")
+    weights: Literal["freeze", "finetune"] = Field(
+        "freeze", description="freeze: the backbone stays as it is; finetune: it learns"
+    )
+    train_percent: PositiveInt = Field(100, description="share of the training labels: 1, 10 or 100 %")
+    label_list: str = Field("", description="file of the 1 or 10 % of ImageNet, one file name a line; downloaded when unset")
     epochs: PositiveInt = Field(100, description="passes over the labelled images")
     lr_head: PositiveFloat = Field(0.4, description="learning rate of the linear head")
-    weight_decay: NotNegative = Field(1e-6, description="of the head")
+    lr_sweep: Rates = Field((), description="rates of heads trained side by side; the tuning split chooses one; freeze alone")
+    lr_backbone: PositiveFloat = Field(0.01, description="learning rate of the backbone; finetune alone")
+    weight_decay: NotNegative = Field(1e-6, description="of what is trained")
+    only_inference: bool = Field(False, description="train nothing: score the head and backbone of ckp_path once")
+    ckp_path: str = Field("", description="file of a head, as an evaluation saves it; the run's own when unset")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.train_percent not in (1, 10, 100):
+            raise ValueError(f"train_percent must be 1, 10 or 100, got {self.train_percent}")
+        if self.lr_sweep and self.weights == "finetune":
+            raise ValueError("lr_sweep trains many heads on one frozen backbone: it goes with weights freeze")
+        if self.arch == "pixels" and self.weights == "finetune":
+            raise ValueError("arch pixels has nothing to fine-tune: use weights freeze")
+        return self
+
+    @classmethod
+    def section(cls, given: Mapping[str, Any]) -> str:
+        """[semi1] or [semi10] where so many labels are asked for, unless with a frozen backbone; else [evaluate]."""
+        share = str(given.get("train_percent"))
+        return f"semi{share}" if share in ("1", "10") and given.get("weights") != "freeze" else "evaluate"
+
+    @property
+    def protocol(self) -> str:
+        """Name of the score: linear, semi1, semi10, finetune, or linear1 and linear10 with part of the labels."""
+        part = "" if self.train_percent == 100 else str(self.train_percent)
+        if self.weights == "freeze":
+            return f"linear{part}"
+        return f"semi{part}" if part else "finetune"
+
+    def without_effect(self) -> set[str]:
+        idle = super().without_effect() | ({"lr_sweep"} if not self.lr_sweep else {"lr_head"})
+        idle |= {"train_percent"} if self.train_percent == 100 else set()
+        idle |= {"lr_backbone"} if self.weights == "freeze" else set()
+        return idle | ({"only_inference"} if not self.only_inference else set())
 
 
 class FeatureSettings(FrozenSettings):
@@ -250,8 +372,28 @@ class LogisticSettings(FeatureSettings):
     )
     epochs: PositiveInt = Field(100, description="sgd: passes over the features")
     lr_head: PositiveFloat = Field(0.4, description="sgd: learning rate")
+    lr_sweep: Rates = Field((), description="sgd: rates of heads trained side by side; the tuning split chooses one")
     weight_decay: NotNegative = Field(1e-6, description="sgd: weight decay")
     inverse_penalties: tuple[PositiveFloat, ...] = Field((0.01, 0.1, 1.0, 10.0), description="lbfgs: values of C to choose from")
+
+    def without_effect(self) -> set[str]:
+        return super().without_effect() | ({"lr_sweep"} if not self.lr_sweep else {"lr_head"})
+
+
+class TransferSettings(FrozenSettings):
+    """`sfrik transfer`: the frozen backbone on another data set's images."""
+
+    target: Annotated[Literal["places205", "voc07", "digits8x8"], _lower] = Field(
+        "places205", description="the images: Places205 and VOC07, or scikit-learn's digits of 8 x 8 pixels"
+    )
+    target_dir: str = Field("", description="folder of the target's images; data_dir when unset")
+    svm_costs: tuple[PositiveFloat, ...] = Field(
+        (0.001, 0.01, 0.1, 1.0, 10.0),
+        description="costs of the linear SVMs, chosen class by class by cross-validation on training images",
+    )
+    epochs: PositiveInt = Field(28, description="Places205: passes over the training images")
+    lr_head: PositiveFloat = Field(0.4, description="Places205: learning rate of the linear head")
+    weight_decay: NotNegative = Field(1e-6, description="Places205: of the head")
 
 
 SECTIONS: dict[str, type[Settings]] = {
@@ -260,6 +402,9 @@ SECTIONS: dict[str, type[Settings]] = {
     "extract_features": FeatureSettings,
     "knn_eval": KnnSettings,
     "logistic_regression": LogisticSettings,
+    "transfer": TransferSettings,
+    "semi1": EvaluateSettings,
+    "semi10": EvaluateSettings,
 }
 
 

@@ -15,6 +15,7 @@ from packaging.version import Version
 from sfrik import settings as module
 from sfrik.errors import SfrikError
 from sfrik.settings import (
+    CROPS,
     SECTIONS,
     EvaluateSettings,
     KnnSettings,
@@ -31,7 +32,10 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
-PLACES = {"exp_dir", "data_dir", "extraction_dir", "workers", "device", "pretrained", "ckp_path"}
+PLACES = {
+    *("exp_dir", "data_dir", "extraction_dir", "workers", "device", "pretrained", "ckp_path"),
+    *("label_list", "target_dir"),
+}
 
 
 @pytest.fixture
@@ -207,14 +211,14 @@ def test_settings_cannot_be_changed_once_checked():
 # --- the hash
 
 
-def another_value(kind, name):
-    """A valid value of the setting that is not its default."""
+def another_value(kind, name, choice):
+    """Settings with a valid value of the one named that is not its default."""
     field, default = kind.model_fields[name], getattr(kind(), name)
     choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-    pool = [*choices, 3, 0.5, True, "64-32", "1.0-2.0", "resnet34", "elsewhere", (3,), (0.5,), "2"]
+    pool = [*choices, 3, 0.5, True, "64-32", "1.0-2.0", "resnet34", "elsewhere", (1, 2), (0.14, 0.14), (3,), (0.5,), "2", "swav"]
     for value in pool:
         try:
-            settings = kind.parse({name: value})
+            settings = kind.parse({**choice, name: value})
         except SfrikError:
             continue
         if getattr(settings, name) != default:
@@ -222,22 +226,30 @@ def another_value(kind, name):
     return None
 
 
+# Settings that have an effect under a choice alone, with that choice.
+BELONGS = [
+    (("sfrik_kernel_scale", "sfrik_kernel_degree"), {"sfrik_kernel": "rbf"}),
+    (CROPS["obow"], {"augmentations": "obow"}),
+    (CROPS["swav"], {"augmentations": "swav"}),
+    (("reg_small",), {"augmentations": "swav"}),
+    (("lr_backbone",), {"weights": "finetune"}),
+]
+
 CASES = [(kind, name) for kind in SECTIONS.values() for name in kind.model_fields]
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES, ids=[f"{kind.__name__}-{name}" for kind, name in CASES])
 def test_the_hash_ignores_places_and_changes_with_any_other_setting(kind, name):
-    changed = another_value(kind, name)
+    # a setting that belongs to a choice counts where that choice is made, and there alone
+    choice = next((choice for names, choice in BELONGS if name in names), {})
+    changed = another_value(kind, name, choice)
     if changed is None:
         choices = get_args(kind.model_fields[name].annotation)
         assert len(choices) == 1, f"no other value found for {name}: add one to the pool"
         pytest.skip(f"{name} has one value only")
-    # a setting of a kernel counts where that kernel is chosen, and there alone
-    choice = {"sfrik_kernel": "rbf"} if name in ("sfrik_kernel_scale", "sfrik_kernel_degree") else {}
-    before, after = kind.parse(choice), kind.parse({**choice, name: getattr(changed, name)})
-    assert (after.hash() == before.hash()) == (name in PLACES)
+    assert (changed.hash() == kind.parse(choice).hash()) == (name in PLACES)
     if choice:
-        assert changed.hash() == kind().hash()
+        assert kind.parse({name: getattr(changed, name)}).hash() == kind().hash()
 
 
 def test_the_weights_of_the_truncated_kernel_do_not_count_under_another_kernel():
