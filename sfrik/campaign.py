@@ -1,7 +1,7 @@
-"""What `make table1` does: find the runs that a table misses, run their notebooks side by side, render.
+"""What `make tableN` does: find the runs that a table misses, run their notebooks side by side, render.
 
-Each run (a recipe and a seed) is one process that executes the notebooks 02, 03 and 05 in turn. On a CPU as many
-run side by side as there are cores, one thread each: small networks gain little from a second thread.
+Each run (a recipe and a seed) is one process that executes its notebooks in turn. On a CPU as many run side by side as
+there are cores, one thread each: small networks gain little from a second thread.
 """
 
 from __future__ import annotations
@@ -12,25 +12,47 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from sfrik.devices import cores
+from sfrik.errors import SfrikError, nearest
+from sfrik.experiments import TARGETS, experiment, grids, rows_of
 from sfrik.notebooks import execute, notebook_path
-from sfrik.runs import Run, read_json
+from sfrik.runs import Run, commit, read_json, write_json
 from sfrik.settings import SECTIONS, load_recipe, results_root, run_folder
-from sfrik.tables import as_csv, build_table, rows_of
+from sfrik.tables import as_csv, build_table, tables_with_scores
 
-__all__ = ["make_table", "missing_stages", "run_recipe"]
+__all__ = ["DEFAULT_STAGES", "make_table", "missing_stages", "render_all", "run_recipe", "write_choices"]
 
-# A notebook of a run, and the scores (with the section of their settings) that it writes.
+
+@dataclass(frozen=True)
+class Stage:
+    """A notebook of a run: its parameters, the scores that it writes with the section of their settings, the copy's name."""
+
+    notebook: str
+    scores: dict[str, str] = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict)
+    suffix: str = ""
+
+    @property
+    def copy(self) -> str:
+        return f"{self.notebook}{self.suffix}.ipynb"
+
+
 STAGES = {
-    "02_pretraining": {},
-    "03_linear_probing": {"linear": "evaluate"},
-    "05_knn_and_logistic_regression": {"knn": "knn_eval", "logistic": "logistic_regression"},
+    "pretrain": Stage("02_pretraining"),
+    "linear": Stage("03_linear_probing", {"linear": "evaluate"}),
+    "semi": Stage("04_semi_supervised", {"semi1": "semi1", "semi10": "semi10", "transfer": "transfer"}),
+    "knn": Stage("05_knn_and_logistic_regression", {"knn": "knn_eval", "logistic": "logistic_regression"}),
+    "tune": Stage("03_linear_probing", {"linear_tune": "evaluate"}, {"val_dataset": "train"}, "_tune"),
+    "inference": Stage("03_linear_probing", {"linear_inference": "evaluate"}, {"only_inference": True}, "_inference"),
 }
+DEFAULT_STAGES = ("pretrain", "linear", "knn")
 GRACE = 10  # seconds between asking a process to stop and ending it
 
 
@@ -39,76 +61,148 @@ def make_table(
 ) -> int:
     """Compute what a table misses, then render it by notebook 07; the exit status."""
     root = root or results_root()
-    rows = rows_of(name, profile)
+    found = experiment(name, profile)
     notebook_path("07_tables")  # before hours of work
+    if not render_only and not _compute(name, profile, seeds, jobs, root):
+        return 1
     if not render_only:
-        wanted = [(row.recipe, seed) for seed in range(seeds) for row in rows]
-        missing = [(recipe, seed) for recipe, seed in wanted if missing_stages(recipe, seed, root)]
-        print(f"{name}, profile {profile}: {len(wanted)} runs, {len(wanted) - len(missing)} finished here", flush=True)
-        failed = _side_by_side(missing, jobs or _jobs(), root)
-        if failed:
-            for recipe, seed, reason in failed:
-                print(f"failed: {recipe} seed {seed}: {reason}", file=sys.stderr)
-            return 1
         theory = Path(root) / profile / "notebooks" / "01_kernel_theory.ipynb"
-        if not theory.is_file():
+        if "pretrain" in found.stages and not theory.is_file():
             execute("01_kernel_theory", {}, theory)
-    count = None if render_only else seeds
-    _render(name, profile, root, count)
+    _render(name, profile, root, None if render_only else seeds)
     print((Path(root) / profile / "tables" / f"{name}.md").read_text())
     return 0
 
 
-def run_recipe(recipe: str, seed: int, root: str | Path | None = None) -> None:
+def render_all(profile: str, root: str | Path | None = None) -> int:
+    """Render every table of which something has been measured; trains nothing."""
+    root = Path(root or results_root())
+    names = tables_with_scores(profile, root)
+    if not names:
+        raise SfrikError(f"nothing has been measured in {root / profile} yet: make table1 PROFILE={profile}")
+    execute(
+        "07_tables", {"tables": names, "profile": profile, "root": str(root)}, root / profile / "notebooks" / "07_tables.ipynb"
+    )
+    print(f"{len(names)} tables in {root / profile / 'tables'}: {', '.join(names)}")
+    return 0
+
+
+def _compute(name: str, profile: str, seeds: int, jobs: int, root: str | Path) -> bool:
+    """Run what a table misses; whether all of it is there now."""
+    if name in ("table5", "table6"):
+        return all(_measure_complexity(name, profile, seed, root) for seed in range(seeds))
+    rows = rows_of(name, profile)
+    stages = experiment(name, profile).stages
+    if name != "table9":
+        return _run_missing(name, [(row.recipe, seed, stages) for seed in range(seeds) for row in rows], jobs, root)
+    # The grid is scored on the tuning split with one seed; the test images are scored once the choice is written down.
+    if not _run_missing(f"{name}, the grids", [(row.recipe, 0, stages) for row in rows], jobs, root):
+        return False
+    chosen = write_choices(profile, root)
+    final = [(recipe, seed, (*stages, "inference")) for seed in range(seeds) for recipe in chosen.values()]
+    return _run_missing(f"{name}, the choices", final, jobs, root)
+
+
+def write_choices(profile: str, root: str | Path) -> dict[str, str]:
+    """Write down which recipe of each grid is best on the tuning split: <root>/<profile>/tuning/<grid>.json.
+
+    Returns:
+        The chosen recipes, by the name of the grid.
+    """
+    chosen = {}
+    for grid, recipes in grids(profile).items():
+        scores = {recipe: read_json(run_folder(recipe, 0, root) / "linear_tune.json")["top1"] for recipe in recipes}
+        chosen[grid] = max(scores, key=lambda recipe: scores[recipe])  # the first of equals
+        path = Path(root) / profile / "tuning" / f"{grid}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        name = chosen[grid].split("/")[-1]
+        choice = {"grid": grid, "protocol": "linear_tune", "seed": 0, "tune_top1": scores, "chosen": name}
+        known = read_json(path) if path.is_file() else {}
+        if any(known.get(key) != value for key, value in choice.items()):
+            write_json(path, {**choice, "commit": commit()})
+    return chosen
+
+
+def _measure_complexity(name: str, profile: str, seed: int, root: str | Path) -> bool:
+    folder = run_folder(f"{profile}/complexity", seed, root)
+    if not ((folder / f"{name}.json").is_file() and (folder / f"06_complexity_{name}.ipynb").is_file()):
+        print(f"{name}, profile {profile}: measuring, repetition {seed}", flush=True)
+        parameters = {"table": name, "profile": profile, "seed": seed, "exp_dir": str(folder)}
+        execute("06_complexity", parameters, folder / f"06_complexity_{name}.ipynb")
+    return True
+
+
+def _run_missing(title: str, wanted: list[tuple[str, int, tuple[str, ...]]], jobs: int, root: str | Path) -> bool:
+    missing = [(recipe, seed, stages) for recipe, seed, stages in wanted if missing_stages(recipe, seed, root, stages)]
+    print(f"{title}: {len(wanted)} runs, {len(wanted) - len(missing)} finished here", flush=True)
+    failed = _side_by_side(missing, jobs or _jobs(), root)
+    for recipe, seed, reason in failed:
+        print(f"failed: {recipe} seed {seed}: {reason}", file=sys.stderr)
+    return not failed
+
+
+def run_recipe(recipe: str, seed: int, root: str | Path | None = None, stages: Sequence[str] = DEFAULT_STAGES) -> None:
     """Execute the notebooks of a run that are not finished; their copies lie in the run's folder."""
     root = root or results_root()
+    for stage in stages:
+        if stage not in STAGES:
+            raise SfrikError(f"unknown stage {stage!r}{nearest(stage, STAGES)}: there is {', '.join(STAGES)}")
     load_recipe(recipe)  # an unknown one is an error before any folder is made
     folder = run_folder(recipe, seed, root)
     _end_with_parent()
     signal.signal(signal.SIGTERM, _interrupt)
-    for stage in missing_stages(recipe, seed, root):
-        print(f"{recipe} seed {seed}: {stage}", flush=True)
-        parameters = {"recipe": recipe, "seed": seed, "exp_dir": str(folder)}
-        execute(stage, parameters, folder / f"{stage}.ipynb")
+    for name in missing_stages(recipe, seed, root, stages):
+        stage = STAGES[name]
+        print(f"{recipe} seed {seed}: {stage.notebook}", flush=True)
+        parameters = {"recipe": recipe, "seed": seed, "exp_dir": str(folder), **stage.parameters}
+        execute(stage.notebook, parameters, folder / stage.copy)
 
 
-def missing_stages(recipe: str, seed: int, root: str | Path | None = None) -> list[str]:
-    """The notebooks of a run that are still to be executed: a score or the executed copy is missing."""
+def missing_stages(recipe: str, seed: int, root: str | Path | None = None, stages: Sequence[str] = DEFAULT_STAGES) -> list[str]:
+    """The stages of a run that are still to be executed: a score or the executed copy is missing."""
     run = Run(run_folder(recipe, seed, root))
     if not run.backbone.is_file():
-        return list(STAGES)
+        return list(stages)
 
-    def finished(protocol: str, section: str) -> bool:
-        return run.result(protocol, SECTIONS[section].from_recipe(recipe, seed=seed)) is not None
+    def finished(score: str, section: str, parameters: dict[str, Any]) -> bool:
+        kind = SECTIONS[section]
+        if score != "transfer":
+            settings = kind.parse({**load_recipe(recipe, section), **parameters, "seed": seed})
+            return run.result(score, settings) is not None
+        return all(
+            run.result(f"transfer_{target}", kind.from_recipe(recipe, seed=seed, target=target)) is not None
+            for target in TARGETS[recipe.split("/")[0]]
+        )
 
     return [
-        stage
-        for stage, scores in STAGES.items()
-        if not (run.folder / f"{stage}.ipynb").is_file()
-        or not all(finished(protocol, section) for protocol, section in scores.items())
+        name
+        for name in stages
+        if not (run.folder / STAGES[name].copy).is_file()
+        or not all(finished(score, section, STAGES[name].parameters) for score, section in STAGES[name].scores.items())
     ]
 
 
 def _render(name: str, profile: str, root: str | Path, seeds: int | None) -> None:
     """Execute notebook 07, unless its output is of the same scores already."""
     folder = Path(root) / profile
-    executed, written = folder / "notebooks" / "07_tables.ipynb", folder / "tables" / f"{name}.csv"
+    executed, written = folder / "notebooks" / f"07_{name}.ipynb", folder / "tables" / f"{name}.csv"
     if executed.is_file() and written.is_file() and written.read_text() == as_csv(build_table(name, profile, root, seeds)):
         return
-    execute("07_tables", {"table": name, "profile": profile, "seeds": seeds or 0, "root": str(root)}, executed)
+    execute("07_tables", {"tables": [name], "profile": profile, "seeds": seeds or 0, "root": str(root)}, executed)
 
 
 @dataclass
 class _Child:
     recipe: str
     seed: int
+    stages: tuple[str, ...]
     process: subprocess.Popen
     log: Path
     started: float
 
 
-def _side_by_side(runs: list[tuple[str, int]], jobs: int, root: str | Path) -> list[tuple[str, int, str]]:
-    """Run each (recipe, seed) in a process of its own, `jobs` at a time; those that failed, with the reason."""
+def _side_by_side(runs: list[tuple[str, int, tuple[str, ...]]], jobs: int, root: str | Path) -> list[tuple[str, int, str]]:
+    """Run each (recipe, seed, stages) in a process of its own, `jobs` at a time; those that failed, with the reason."""
     waiting, running, failed = list(runs), [], []
     started = time.monotonic()
     previous = signal.signal(signal.SIGTERM, _interrupt)
@@ -137,16 +231,17 @@ def _side_by_side(runs: list[tuple[str, int]], jobs: int, root: str | Path) -> l
     return failed
 
 
-def _start(recipe: str, seed: int, jobs: int, root: str | Path) -> _Child:
+def _start(recipe: str, seed: int, stages: tuple[str, ...], jobs: int, root: str | Path) -> _Child:
     folder = run_folder(recipe, seed, root)
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "run.log"
     command = [sys.executable, "-m", "sfrik", "run", "--recipe", recipe, "--seed", str(seed), "--exp-dir", str(root)]
+    command += ["--stages", *stages]
     threads = str(max(1, cores() // jobs))
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **os.environ, "SFRIK_PARENT": str(os.getpid())}
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
-    return _Child(recipe, seed, process, log, time.monotonic())
+    return _Child(recipe, seed, stages, process, log, time.monotonic())
 
 
 def _stop(children: list[_Child]) -> None:
@@ -182,9 +277,11 @@ def _interrupt(number, frame) -> None:
 
 
 def _scores(child: _Child, root: str | Path) -> str:
+    """The top-1 accuracies that a run wrote, for the line that says it is done."""
     folder = run_folder(child.recipe, child.seed, root)
-    linear, logistic = (read_json(folder / f"{name}.json")["top1"] for name in ("linear", "logistic"))
-    return f"linear {linear:.1f} %, logistic {logistic:.1f} %"
+    names = [name for stage in child.stages for name in STAGES[stage].scores if (folder / f"{name}.json").is_file()]
+    scores = {name: read_json(folder / f"{name}.json") for name in names}
+    return ", ".join(f"{name} {score['top1']:.1f} %" for name, score in scores.items() if "top1" in score) or "done"
 
 
 def _last_line(log: Path) -> str:

@@ -13,11 +13,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, get_origin
 
 from sfrik.errors import SfrikError, nearest
-from sfrik.settings import SECTIONS, PretrainSettings, Settings
+from sfrik.settings import SECTIONS, FeatureSettings, FrozenSettings, PretrainSettings, Settings
 
 __all__ = ["main"]
 
 PROFILES = ("smoke", "desk", "cifar10", "paper")
+DEFAULT_EXP_DIR = "exp"  # as in the original commands
+SEVERAL = ("pretrain", "extract_features")  # commands that share their work among processes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,6 +68,14 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(section.replace("_", "-"), help=_first_line(settings), description=_first_line(settings))
         command.add_argument("--recipe", metavar="PROFILE/NAME", help="start from this recipe of sfrik/recipes")
         command.add_argument("--dry-run", "--dry_run", action="store_true", help="print what would run, touch no data")
+        if section in SEVERAL:
+            command.add_argument(
+                "--nproc-per-node",
+                "--nproc_per_node",
+                metavar="N",
+                help="start N processes, on every node of a SLURM allocation; without it this process is the only one, or "
+                "torchrun's",
+            )
         _add_flags(command, settings)
         command.set_defaults(run=run, section=section)
     _add_table(commands)
@@ -76,8 +86,10 @@ def _parser() -> argparse.ArgumentParser:
 def _add_flags(parser: argparse.ArgumentParser, settings: type[Settings]) -> None:
     for name, field in settings.model_fields.items():
         hyphens = f"--{name.replace('_', '-')}"
-        several = {"nargs": "+"} if get_origin(field.annotation) is tuple else {}
-        default = "unset" if field.default in (None, "") else field.default
+        several: dict[str, Any] = {"nargs": "+"} if get_origin(field.annotation) is tuple else {}
+        if field.annotation is bool:  # --only-inference, --reg_small "True"
+            several = {"nargs": "?", "const": True}
+        default = "unset" if field.default in (None, "", ()) else field.default
         parser.add_argument(
             hyphens,
             *([f"--{name}"] if "_" in name else []),
@@ -93,7 +105,7 @@ def _add_table(commands) -> None:
     table = commands.add_parser(
         "table", help="compute what a table misses, and render it", description="Compute what a table misses, and render it."
     )
-    table.add_argument("name", help="table1")
+    table.add_argument("name", help="table1 to table9, or all: render what is there, train nothing")
     table.add_argument("--profile", default="desk", help=f"one of {', '.join(PROFILES)}")
     table.add_argument("--seeds", default="1", help="number of seeds, from 0")
     table.add_argument("--jobs", default="0", help="runs side by side; 0: as many as there are cores (on CPU)")
@@ -110,42 +122,71 @@ def _add_run(commands) -> None:
     )
     run.add_argument("--recipe", required=True, metavar="PROFILE/NAME", help="a recipe of sfrik/recipes")
     run.add_argument("--seed", default="0")
+    run.add_argument(
+        "--stages", nargs="+", metavar="STAGE", help="pretrain, linear, semi, knn, tune, inference (default: pretrain linear knn)"
+    )
     run.add_argument("--exp-dir", "--exp_dir", default=None, help="root of the results folder")
     run.set_defaults(run=_run)
 
 
 def resolve(options: argparse.Namespace) -> Settings:
-    """The settings of a command: the recipe's, overridden by the flags."""
+    """The settings of a command: the recipe's, overridden by the flags; without a recipe, results go to exp/."""
     kind = SECTIONS[options.section]
     flags = {name: value for name, value in vars(options).items() if name in kind.model_fields}
     if options.recipe:
         return kind.from_recipe(options.recipe, **flags)
-    settings = kind.parse(flags)
-    if not settings.exp_dir:
-        raise SfrikError("where should the results go? give --exp-dir DIR, or --recipe PROFILE/NAME")
-    return settings
+    given = kind.parse(flags)
+    places = {}
+    if isinstance(given, FeatureSettings):
+        if options.section != "extract_features" and given.extraction_dir:
+            places = {"exp_dir": given.exp_dir or given.extraction_dir}  # a score lies beside the features it is of
+        elif options.section == "extract_features" and given.pretrained and not given.extraction_dir:
+            places = {"extraction_dir": given.exp_dir or DEFAULT_EXP_DIR}  # no run of ours: the folder holds the features
+    return given.model_copy(update={"exp_dir": given.exp_dir or DEFAULT_EXP_DIR, **places})
 
 
-def _command(work: Callable[[Settings], Any]) -> Callable[[argparse.Namespace], int]:
+def _command(work: Callable[[Settings], dict[str, Any]]) -> Callable[[argparse.Namespace], int]:
     """A command: resolve the settings, then print them or do the work."""
 
     def run(options: argparse.Namespace) -> int:
         settings = resolve(options)
-        if options.dry_run:
-            _dry_run(settings)
-            return 0
-        from sfrik.launch import process_group
-
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not isinstance(settings, PretrainSettings):
+        several = options.section in SEVERAL
+        nproc = getattr(options, "nproc_per_node", None)
+        nproc = None if nproc is None else _whole(nproc, "--nproc-per-node", 1)
+        there = int(os.environ.get("WORLD_SIZE", "1"))  # processes, where torchrun has started them
+        if there > 1 and not several:
             raise SfrikError("the evaluations run in one process: start them without torchrun")
-        with process_group(settings.device):
-            outcome = work(settings)
+        if there > 1 and nproc is not None:
+            raise SfrikError("--nproc-per-node starts processes, and torchrun has done so already: leave one of them out")
+        if options.dry_run:
+            if os.environ.get("RANK", "0") == "0":
+                _dry_run(settings, several, nproc or (there if there > 1 else None))
+            return 0
+        if not (options.recipe or hasattr(options, "exp_dir")) and os.environ.get("RANK", "0") == "0":
+            print(f"results go to {settings.exp_dir} (--exp-dir)", flush=True)
+        outcome = _on_processes(work, settings, nproc)
         if os.environ.get("RANK", "0") == "0":
             for line in _in_words(outcome):
                 print(line)
         return 0
 
     return run
+
+
+def _on_processes(work: Callable[[Settings], dict[str, Any]], settings: Settings, nproc: int | None) -> dict[str, Any]:
+    """Work in this process, which may be one of torchrun's, or on processes that are started here."""
+    from sfrik.launch import WorkerError, launch, process_group
+
+    if nproc is None:
+        with process_group(settings.device):
+            return work(settings)
+    try:
+        return launch(work, settings, nproc_per_node=nproc)
+    except WorkerError as error:  # a mistake in the input is told in one line here too
+        kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
+        if kind == f"{SfrikError.__module__}.{SfrikError.__name__}":
+            raise SfrikError(message) from error
+        raise
 
 
 def _pretrain(settings):
@@ -161,7 +202,7 @@ def _evaluate(settings):
     return evaluate(settings)
 
 
-def _extract(settings):
+def _extract(settings) -> dict[str, Any]:
     from sfrik.evaluate.features import extract_features
 
     return {"features": str(extract_features(settings))}
@@ -179,38 +220,55 @@ def _logistic(settings):
     return logistic_regression(settings)
 
 
+def _transfer(settings):
+    from sfrik.evaluate.transfer import transfer
+
+    return transfer(settings)
+
+
 COMMANDS = {
     "pretrain": _command(_pretrain),
     "evaluate": _command(_evaluate),
     "extract_features": _command(_extract),
     "knn_eval": _command(_knn),
     "logistic_regression": _command(_logistic),
+    "transfer": _command(_transfer),
 }
 
 
-def _dry_run(settings: Settings) -> None:
+def _dry_run(settings: Settings, several: bool, processes: int | None) -> None:
+    """Print the settings, the steps, the images and the memory to expect: of `processes`, else of one and of usual numbers."""
     width = max(len(name) for name in type(settings).model_fields)
     for name, value in settings.model_dump().items():
         print(f"{name:<{width}}  {value}")
-    if not isinstance(settings, PretrainSettings):
-        return
-    from sfrik.memory import expected_images, expected_memory
+    from sfrik.memory import expected_images, expected_memory, expected_steps
 
-    images = expected_images(settings)
-    if images is None:
-        print(f"steps: as many as the images in {settings.data_dir} fill batches of {settings.batch_size}, an epoch")
+    counts, images = expected_steps(settings), expected_images(settings)
+    if counts is not None:
+        steps, epochs = counts
+        seen = steps * settings.batch_size if isinstance(settings, PretrainSettings) else images
+        print(f"steps: {steps} an epoch, {steps * epochs} in all")
+        if epochs:
+            print(f"images: {seen} of {images} an epoch, {seen * epochs} in all")
+    elif images is not None:
+        print(f"images: {images} to train on")
     else:
-        steps = images // settings.batch_size
-        print(f"steps: {steps} an epoch, {steps * settings.epochs} in all, {images} images")
-    if settings.ssl_method != "none":
-        parts = expected_memory(settings)
-        detail = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
-        print(f"memory of one process, about: {sum(parts.values()):.2f} GiB ({detail})")
+        print(f"steps: as many as the images in {settings.data_dir} fill batches of {settings.batch_size}, an epoch")
+    for count in [processes] if processes else (1, 2, 4, 8) if several else (1,):
+        if settings.batch_size % count and processes:
+            raise SfrikError(f"batch_size {settings.batch_size} is over all processes and does not divide by {count} of them")
+        if settings.batch_size % count == 0:
+            parts = expected_memory(settings, count)
+            detail = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
+            each = "1 process" if count == 1 else f"each of {count} processes"
+            print(f"memory of {each}, about: {sum(parts.values()):.2f} GiB ({detail})")
 
 
 def _table(options: argparse.Namespace) -> int:
-    from sfrik.campaign import make_table
+    from sfrik.campaign import make_table, render_all
 
+    if options.name == "all":
+        return render_all(options.profile, options.exp_dir)
     return make_table(
         options.name,
         options.profile,
@@ -222,9 +280,9 @@ def _table(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from sfrik.campaign import run_recipe
+    from sfrik.campaign import DEFAULT_STAGES, run_recipe
 
-    run_recipe(options.recipe, _whole(options.seed, "--seed", 0), options.exp_dir)
+    run_recipe(options.recipe, _whole(options.seed, "--seed", 0), options.exp_dir, options.stages or DEFAULT_STAGES)
     return 0
 
 

@@ -13,15 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from sfrik.decoding import read_image
 from sfrik.devices import cores
 from sfrik.errors import SfrikError
+from sfrik.listing import class_folders, list_images
 from sfrik.views import Views
 
-__all__ = ["Images", "batches", "class_subset", "derived_seed", "load_images"]
+__all__ = ["Images", "batches", "class_members", "class_subset", "derived_seed", "image_files", "load_images"]
 
 MNIST5K_TRAIN, MNIST5K_TUNE = 350, 50  # images a class; the other 100 are the test split
 
@@ -31,10 +33,10 @@ class Images:
     """A data set's split.
 
     Attributes:
-        targets: class of each image, int64 [n]; -1 where there are no labels.
+        targets: class of each image, int64 [n]; -1 where there are no labels. Of many labels an image: int64 [n, classes].
         num_classes: how many classes the labels come from.
         name: index -> a name a person can find the image by.
-        open: index -> PIL image, for images on disk.
+        open: index -> PIL image in RGB, for images on disk.
         tensor: uint8 [n, c, h, w], for images that are kept in memory.
         classes: names of the classes, where they have any.
     """
@@ -79,10 +81,8 @@ def class_subset(targets: Sequence[int], per_class: int, start: int = 0, classes
     >>> class_subset([0, 0, 0, 1, 1, 1], per_class=1, start=1)
     [1, 4]
     """
-    targets = np.asarray(targets)
     chosen = []
-    for label in np.unique(targets):
-        members = np.flatnonzero(targets == label)
+    for label, members in class_members(targets).items():
         if len(members) < start + per_class:
             name = classes[label] if classes else label
             raise SfrikError(
@@ -91,6 +91,14 @@ def class_subset(targets: Sequence[int], per_class: int, start: int = 0, classes
             )
         chosen.append(members[start : start + per_class])
     return np.sort(np.concatenate(chosen)).tolist() if chosen else []
+
+
+def class_members(targets: Sequence[int] | np.ndarray) -> dict[int, np.ndarray]:
+    """Indices of each class's images, in the data set's order."""
+    order = np.argsort(targets, kind="stable")
+    labels, counts = np.unique(targets, return_counts=True)
+    ends = np.cumsum(counts)
+    return {label: order[end - count : end] for label, count, end in zip(labels.tolist(), counts, ends, strict=True)}
 
 
 def load_images(
@@ -120,7 +128,7 @@ def load_images(
         if split == "pretrain":
             return images
     else:
-        images = _image_folder(Path(data_dir) / ("val" if split == "test" else "train"))
+        images = _image_folder(Path(data_dir), "val" if split == "test" else "train")
     if split == "test":
         return images
     if split == "tune":
@@ -128,6 +136,14 @@ def load_images(
             raise SfrikError("the tuning split needs subset (images a class for training) and val_subset (for tuning)")
         return images.select(class_subset(images.targets, val_subset, subset + 1, images.classes))
     return images if subset is None else images.select(class_subset(images.targets, subset, classes=images.classes))
+
+
+def image_files(
+    folder: Path, names: Sequence[str], targets: np.ndarray, classes: Sequence[str] | None = None, num_classes: int | None = None
+) -> Images:
+    """Images on disk: the files `names` below `folder`, read when they are needed. There are `classes` many classes."""
+    count = len(classes) if num_classes is None else num_classes
+    return Images(targets, count, lambda i: names[i], open=lambda i: read_image(folder / names[i]), classes=classes)
 
 
 def derived_seed(*parts: int) -> int:
@@ -174,8 +190,12 @@ def _with_plain_errors(loader: DataLoader) -> Iterator[list[Tensor]]:
     """The loader's batches; an error in a worker is told in its own words, without the worker's traceback around it."""
     try:
         yield from loader
+        return
     except SfrikError as error:
-        raise SfrikError(str(error).strip().splitlines()[-1].split("SfrikError: ", 1)[-1]) from None
+        message = str(error).strip().splitlines()[-1].split("SfrikError: ", 1)[-1]
+    # Outside of the except clause: the first error's traceback holds the loader's iterator, which ends its workers at
+    # once where it is let go of here, and waits 5 s for each of them where the garbage collector finds it later.
+    raise SfrikError(message)
 
 
 class _SeededItems(Dataset):
@@ -188,10 +208,7 @@ class _SeededItems(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int):
-        try:
-            image = self.images.open(index).convert("RGB")
-        except (OSError, SyntaxError) as error:  # PIL raises both for a broken file
-            raise SfrikError(f"cannot read image {self.images.name(index)}: {error}") from None
+        image = self.images.open(index)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(*self.seeds, index))
             return (*self.per_image(image), index)
@@ -216,27 +233,17 @@ def _mnist5k(split: str, subset: int | None, val_subset: int | None) -> Images:
     return whole.select(chosen)
 
 
-def _image_folder(folder: Path) -> Images:
+def _image_folder(data_dir: Path, part: str) -> Images:
     """Classes and files sorted by name, as torchvision's ImageFolder has them."""
-    from torchvision.datasets import ImageFolder
-
+    folder, train = data_dir / part, data_dir / "train"
     if not folder.is_dir():
         raise SfrikError(f"there is no image folder {folder}: --data-dir must hold train/ and val/, with a folder a class")
-    try:
-        listing = ImageFolder(str(folder))
-    except FileNotFoundError as error:
-        raise SfrikError(f"{folder} holds no images in class folders ({error})") from None
-    paths = [path for path, _ in listing.samples]
-
-    def open_image(index: int) -> Image.Image:
-        try:
-            return Image.open(paths[index])
-        except UnidentifiedImageError:
-            raise OSError("not an image file") from None
-
-    targets = np.array([label for _, label in listing.samples], dtype=np.int64)
-    name = lambda i: str(Path(paths[i]).relative_to(folder))  # noqa: E731
-    return Images(targets, len(listing.classes), name, open=open_image, classes=listing.classes)
+    listing = list_images(folder)
+    # a class is the place of its name among the sorted ones: one folder more or less moves all that follow
+    others = set(listing.classes) ^ set(class_folders(train)) if part == "val" and train.is_dir() else None
+    if others:
+        raise SfrikError(f"{folder} and {train} must have the same class folders, but only one of them has {min(others)}")
+    return image_files(folder, listing.names, listing.labels, listing.classes)
 
 
 def _torchvision_arrays(name: str, data_dir: str | Path, **arguments) -> Images:

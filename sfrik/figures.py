@@ -9,12 +9,23 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sfrik.datasets import Images
-from sfrik.tables import PROTOCOLS, Table
+from sfrik.tables import Measured, Table
 
-__all__ = ["COLOURS", "accuracy_against_q", "save", "style", "thumbnail", "training_curves", "view_grid"]
+__all__ = [
+    "COLOURS",
+    "against_q",
+    "cost_against_size",
+    "rows_as_points",
+    "save",
+    "style",
+    "thumbnail",
+    "training_curves",
+    "view_grid",
+]
 
 # Okabe and Ito's palette: told apart by colour-blind readers; markers tell the same in grey.
 COLOURS = {
@@ -80,40 +91,79 @@ def view_grid(rows: Sequence[Sequence[Any]], titles: Sequence[str]) -> Figure:
     return figure
 
 
-def accuracy_against_q(table: Table) -> Figure:
-    """Measured accuracy of each method against the dimension of the embeddings, one panel a protocol.
+def against_q(table: Table) -> Figure:
+    """Measured accuracy of each method against the dimension of the embeddings, one panel a column of the table.
 
     Points are means over seeds, bars one standard deviation; the baselines that have no q are lines.
     """
-    figure, axes = plt.subplots(1, len(PROTOCOLS), figsize=(10.5, 3.6), layout="constrained", sharex=True)
-    for axis, (protocol, title) in zip(axes, PROTOCOLS.items(), strict=True):
+    figure, axes = plt.subplots(1, len(table.columns), figsize=(3.5 * len(table.columns), 3.6), layout="constrained", sharex=True)
+    for axis, column in zip(axes, table.columns, strict=True):
         for method in dict.fromkeys(measured.row.method for measured in table.measured):
-            points = [m for m in table.measured if m.row.method == method and m.mean(protocol) is not None]
+            points = [m for m in table.measured if m.row.method == method and m.mean(column.name) is not None]
             if not points:
                 continue
             colour = COLOURS[method]
             if points[0].row.q is None:
                 line = ":" if method == "raw pixels" else "--"
-                axis.axhline(points[0].mean(protocol), color=colour, linestyle=line, label=method)
+                axis.axhline(points[0].mean(column.name), color=colour, linestyle=line, label=method)
                 continue
-            axis.errorbar(
-                [m.row.q for m in points],
-                [m.mean(protocol) for m in points],
-                yerr=[m.spread(protocol) or 0 for m in points],
-                color=colour,
-                marker=MARKERS[method],
-                capsize=3,
-                label=method,
-            )
-        dims = sorted({m.row.q for m in table.measured if m.row.q})
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(dims, [str(q) for q in dims])
-        axis.minorticks_off()
-        axis.set(title=title, xlabel="dimension q of the embeddings")
+            _errorbars(axis, [m.row.q for m in points], points, column.name, method)
+        _sizes(axis, sorted({m.row.q for m in table.measured if m.row.q}), "dimension q of the embeddings")
+        axis.set(title=column.title)
     axes[0].set_ylabel("top-1 accuracy, %")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center")
     return figure
+
+
+def rows_as_points(table: Table) -> Figure:
+    """Each row of a table as a point with its standard deviation over seeds, one panel a measured column."""
+    rows = [m for m in table.measured if m.seeds]
+    columns = [column for column in table.columns if any(m.mean(column.name) is not None for m in rows)]
+    names = [", ".join([m.row.method, *([f"q = {m.row.q}"] if m.row.q else []), *m.row.labels.values()]) for m in rows]
+    width, height = 2.6 + 2.1 * len(columns), 1.2 + 0.28 * len(rows)
+    figure, axes = plt.subplots(1, len(columns), figsize=(width, height), layout="constrained", sharey=True, squeeze=False)
+    for axis, column in zip(axes[0], columns, strict=True):
+        for place, m in enumerate(rows):
+            if m.mean(column.name) is not None:
+                style_ = {"color": COLOURS.get(m.row.method, "#000000"), "marker": MARKERS.get(m.row.method, "o")}
+                axis.errorbar(m.mean(column.name), -place, xerr=m.spread(column.name) or 0, capsize=3, **style_)
+        axis.set(title=column.title.replace(", ", ",\n"), xlabel=column.unit)
+        axis.title.set_fontsize(9)
+        axis.locator_params(axis="x", nbins=4)
+    axes[0][0].set_yticks([-place for place in range(len(rows))], names, fontsize=9)
+    return figure
+
+
+def cost_against_size(table: Table) -> Figure:
+    """Time and memory of each method against q, or against the batch size where there is one q; both axes are logarithmic."""
+    by_q = len({m.row.q for m in table.measured}) > 1
+    columns = [column for column in table.columns if column.unit and any(m.mean(column.name) for m in table.measured)]
+    figure, axes = plt.subplots(1, len(columns), figsize=(3.6 * len(columns) + 1, 3.4), layout="constrained", squeeze=False)
+    for axis, column in zip(axes[0], columns, strict=True):
+        for method in dict.fromkeys(m.row.method for m in table.measured):
+            points = [m for m in table.measured if m.row.method == method and m.mean(column.name)]
+            sizes = [m.row.q if by_q else int(m.row.labels["batch size"]) for m in points]
+            _errorbars(axis, sizes, points, column.name, method)
+        everything = {m.row.q if by_q else int(m.row.labels["batch size"]) for m in table.measured}
+        _sizes(axis, sorted(everything), "dimension q of the embeddings" if by_q else "batch size")
+        axis.set_yscale("log")
+        axis.set(title=column.title.replace(", ", ",\n"), ylabel=column.unit)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center")
+    return figure
+
+
+def _errorbars(axis: Axes, sizes: list[int], points: list[Measured], column: str, method: str) -> None:
+    means, spreads = [m.mean(column) for m in points], [m.spread(column) or 0 for m in points]
+    axis.errorbar(sizes, means, yerr=spreads, color=COLOURS[method], marker=MARKERS[method], capsize=3, label=method)
+
+
+def _sizes(axis: Axes, sizes: list[int], title: str) -> None:
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(sizes, [str(size) for size in sizes])
+    axis.minorticks_off()
+    axis.set(xlabel=title)
 
 
 def thumbnail(images: Images, index: int) -> Any:

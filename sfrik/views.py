@@ -10,13 +10,25 @@ seconds, and the desk profile does without.
 | vicreg | scale 0.08-1, bicubic | 0.5 | (0.4, 0.4, 0.2, 0.1), 0.8 | 0.2 | 1.0 first view, 0.1 second | 0, 0.2 |
 | simclr | same | 0.5 | (0.8, 0.8, 0.8, 0.2), 0.8 | 0.2 | 0.5 | none |
 | auh | same | 0.5 | (0.4, 0.4, 0.4, 0.4), 1.0 | 0.2 | none | none |
+| obow: whole image | resize to 256 bilinear, centre crop 224 | 0.5 | none | none | none | none |
+| obow: crops | scale 0.08-0.6, bilinear | 0.5, last | (0.4, 0.4, 0.4, 0.4), 0.8 | 0.2 | 0.5 | none |
+| obow: patches | scale 0.6-1 to 256, bilinear; then the grid | 0.5, last | same | 0.2 | none | none |
+| swav | scale of each size, bilinear | 0.5 | (0.8, 0.8, 0.8, 0.2), 0.8 | 0.2 | 0.5 | none |
 | digits | random rotation, scale, shear, shift | none | contrast and brightness | - | - | - |
+| digits in auh | scale 0.35-1, bilinear | none | same | - | - | - |
+| digits in obow, swav | as obow, swav; the whole image as it is | none | same, not of the whole image | - | - | - |
+
+The steps follow each other in the order of the columns, except where "last" says that the flip closes them. At another
+`size` than 224 OBoW's 256 is 256/224 of it. STL10 and CIFAR-10 have OBoW's whole image and the images of its patches at
+`size` itself, and jitter (0.4, 0.4, 0.4, 0.4) with p = 1 in OBoW and SwAV. Digits are not mirrored: a mirrored digit is
+another sign. Their contrast is multiplied by 0.6 to 1.4, and their `auh` leaves out crops under 0.35 of the area, which
+do not tell one digit from another.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +36,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageFilter
 from torch import Generator, Tensor
+
+from sfrik.crops import PatchGrid, change_contrast, crop_batch
+from sfrik.errors import SfrikError
 
 if TYPE_CHECKING:
     from torchvision.transforms import v2
@@ -36,6 +51,12 @@ STATISTICS = {
     "cifar10": ((0.491, 0.482, 0.447), (0.247, 0.243, 0.262)),
     "mnist5k": ((0.131,), (0.308,)),
 }
+SMALL = ("stl10", "cifar10")  # used at the size they have; in OBoW and SwAV with the authors' settings for STL10
+OBOW_CROP_SCALE, OBOW_PATCH_SCALE = (0.08, 0.6), (0.6, 1.0)
+DIGIT_SCALE = (0.35, 1.0)  # of auh at the desk: a crop of 0.08 of a digit does not tell which digit it is
+
+PerImage = Callable[[Image.Image], tuple[Tensor, ...]]
+PerBatch = Callable[[list[Tensor], Generator], list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -47,16 +68,35 @@ class Views:
         per_batch: ([tensor [n, c, h, w], ...], generator) -> the views, each [n, c, h, w], normalised.
     """
 
-    per_image: Callable[[Image.Image], tuple[Tensor, ...]] | None
-    per_batch: Callable[[list[Tensor], Generator], list[Tensor]]
+    per_image: PerImage | None
+    per_batch: PerBatch
 
 
-def build_views(augmentations: str, size: int, dataset: str) -> Views:
-    """The two views of `augmentations` (vicreg, simclr, auh, digits) at `size` pixels."""
+def build_views(augmentations: str, size: int, dataset: str, **crops) -> Views:
+    """The views of `augmentations`, in the order of `PretrainSettings.view_sizes`.
+
+    Args:
+        augmentations: vicreg, simclr, auh, digits: two views; obow: the whole image, crops, patches; swav: the crops of
+            the first size, of the second, and so on.
+        size: side of the two views, of OBoW's whole image, in pixels; SwAV does not use it.
+        dataset: name of the images; mnist5k's are digits in memory, which get views per batch.
+        crops: `PretrainSettings.crops`. obow: num_img_crops, image_crop_size, num_img_patches, img_patch_size; swav:
+            nmb_crops, size_crops, min_scale_crops, max_scale_crops, each with one value a size; the others: none.
+
+    Raises:
+        SfrikError: augmentations of another name, or patches that do not fit in the image.
+    """
     if augmentations == "digits":
         return Views(None, lambda batch, generator: [digit_views(batch[0], generator) for _ in range(2)])
-    pipelines = tuple(_pipeline(augmentations, view, size, dataset) for view in range(2))
-    return Views(lambda image: tuple(pipeline(image) for pipeline in pipelines), _as_they_are)
+    kind = {"obow": "obow", "swav": "swav"}.get(augmentations, "pair")
+    if kind == "pair" and augmentations not in ("vicreg", "simclr", "auh"):
+        raise SfrikError(f"unknown augmentations {augmentations}: choose one of vicreg, simclr, auh, obow, swav, digits")
+    if dataset == "mnist5k":
+        return Views(None, {"obow": _obow_digits, "swav": _swav_digits, "pair": _auh_digits}[kind](size, **crops))
+    if kind == "pair":
+        pipelines = tuple(_pipeline(augmentations, view, size, dataset) for view in range(2))
+        return Views(lambda image: tuple(pipeline(image) for pipeline in pipelines), _as_they_are)
+    return Views({"obow": _obow, "swav": _swav}[kind](size, dataset, **crops), _as_they_are)
 
 
 def probe_views(size: int, dataset: str) -> Views:
@@ -72,11 +112,11 @@ def probe_views(size: int, dataset: str) -> Views:
 def resize_for_test(size: int, dataset: str) -> Views:
     """The whole image: shorter side to 256/224 of `size` by bicubic interpolation, centre crop; small images as they are."""
     if dataset == "mnist5k":
-        return Views(None, lambda batch, generator: [_bytes_to_float(batch[0], dataset)])
+        return Views(None, lambda batch, generator: [_normalise_digits(batch[0].float() / 255)])
     from torchvision.transforms import v2
 
     steps = []
-    if dataset not in ("stl10", "cifar10"):
+    if dataset not in SMALL:
         steps = [v2.Resize(round(size * 256 / 224), v2.InterpolationMode.BICUBIC), v2.CenterCrop(size)]
     whole = v2.Compose([*steps, normalise(dataset)])
     return Views(lambda image: (whole(image),), _as_they_are)
@@ -126,12 +166,105 @@ def digit_views(
     linear = rotate @ slanted / zoom[:, None, :]
     offset = torch.stack([uniform(-2 * shift, 2 * shift), uniform(-2 * shift, 2 * shift)], -1)
     theta = torch.cat([linear, offset[:, :, None]], dim=2).to(images.device)  # [n, 2, 3]
-    factor = uniform(1 - contrast, 1 + contrast).to(images.device)[:, None, None, None]
     pixels = images.float() / 255
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     warped = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return _normalise_digits(change_contrast(warped, generator, contrast))
+
+
+def _normalise_digits(pixels: Tensor) -> Tensor:
     mean, std = STATISTICS["mnist5k"]
-    return ((warped * factor).clamp(0, 1) - mean[0]) / std[0]
+    return (pixels - mean[0]) / std[0]
+
+
+def _digit_crop(images: Tensor, size: int, scale: tuple[float, float], generator: Generator) -> Tensor:
+    """A random crop of each digit at `size` pixels and a change of contrast; bytes [n, 1, h, w] in, normalised out."""
+    return _normalise_digits(change_contrast(crop_batch(images.float() / 255, size, scale, generator), generator))
+
+
+def _auh_digits(size: int) -> PerBatch:
+    return lambda batch, generator: [_digit_crop(batch[0], size, DIGIT_SCALE, generator) for _ in range(2)]
+
+
+def _obow_digits(size: int, *, num_img_crops: int, image_crop_size: int, num_img_patches: int, img_patch_size: int) -> PerBatch:
+    grid = PatchGrid(size, img_patch_size, num_img_patches) if num_img_patches else None
+
+    def views(batch: list[Tensor], generator: Generator) -> list[Tensor]:
+        images = batch[0]
+        whole = images.float() / 255
+        if whole.shape[-1] != size:
+            whole = F.interpolate(whole, (size, size), mode="bilinear", align_corners=False, antialias=True)
+        crops = [_digit_crop(images, image_crop_size, OBOW_CROP_SCALE, generator) for _ in range(num_img_crops)]
+        patches = grid(_digit_crop(images, size, OBOW_PATCH_SCALE, generator), generator) if grid else []
+        return [_normalise_digits(whole), *crops, *patches]
+
+    return views
+
+
+def _swav_digits(size: int, **crops) -> PerBatch:
+    kinds = _swav_kinds(**crops)
+    return lambda batch, generator: [_digit_crop(batch[0], side, scale, generator) for side, scale in kinds]
+
+
+def _swav_kinds(
+    nmb_crops: Sequence[int], size_crops: Sequence[int], min_scale_crops: Sequence[float], max_scale_crops: Sequence[float]
+) -> list[tuple[int, tuple[float, float]]]:
+    """Side and range of scale of each view."""
+    kinds = zip(nmb_crops, size_crops, min_scale_crops, max_scale_crops, strict=True)
+    return [(side, (low, high)) for count, side, low, high in kinds for _ in range(count)]
+
+
+def _obow(
+    size: int, dataset: str, *, num_img_crops: int, image_crop_size: int, num_img_patches: int, img_patch_size: int
+) -> PerImage:
+    from torchvision.transforms import v2
+
+    # 256 at a size of 224; small images are neither enlarged nor cropped
+    side = size if dataset in SMALL else round(size * 256 / 224)
+    grid = PatchGrid(side, img_patch_size, num_img_patches) if num_img_patches else None
+    to_tensor, flip, bilinear = normalise(dataset), v2.RandomHorizontalFlip(), v2.InterpolationMode.BILINEAR
+    jitter = v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.4)], p=1.0 if dataset in SMALL else 0.8)
+    colour = [jitter, v2.RandomGrayscale(p=0.2)]
+    whole = v2.Compose([v2.Resize(side, bilinear), v2.CenterCrop(size), flip, to_tensor])
+    crop = v2.Compose(
+        [
+            v2.RandomResizedCrop(image_crop_size, OBOW_CROP_SCALE, interpolation=bilinear),
+            *colour,
+            GaussianBlur(p=0.5),
+            flip,
+            to_tensor,
+        ]
+    )
+    before_patches = v2.Compose([v2.RandomResizedCrop(side, OBOW_PATCH_SCALE, interpolation=bilinear), *colour, flip, to_tensor])
+
+    def views(image: Image.Image) -> tuple[Tensor, ...]:
+        crops = [crop(image) for _ in range(num_img_crops)]
+        patches = [patch[0] for patch in grid(before_patches(image)[None])] if grid else []
+        return (whole(image), *crops, *patches)
+
+    return views
+
+
+def _swav(size: int, dataset: str, **crops) -> PerImage:
+    from torchvision.transforms import v2
+
+    if dataset in SMALL:
+        jitter, jitter_p = v2.ColorJitter(0.4, 0.4, 0.4, 0.4), 1.0
+    else:
+        jitter, jitter_p = v2.ColorJitter(0.8, 0.8, 0.8, 0.2), 0.8
+    colour = [v2.RandomApply([jitter], p=jitter_p), v2.RandomGrayscale(p=0.2), GaussianBlur(p=0.5)]
+    pipelines = [
+        v2.Compose(
+            [
+                v2.RandomResizedCrop(side, scale, interpolation=v2.InterpolationMode.BILINEAR),
+                v2.RandomHorizontalFlip(),
+                *colour,
+                normalise(dataset),
+            ]
+        )
+        for side, scale in _swav_kinds(**crops)
+    ]
+    return lambda image: tuple(pipeline(image) for pipeline in pipelines)
 
 
 def _pipeline(augmentations: str, view: int, size: int, dataset: str) -> v2.Transform:
@@ -161,11 +294,6 @@ class GaussianBlur:
         if torch.rand(()) >= self.p:
             return image
         return image.filter(ImageFilter.GaussianBlur(radius=float(torch.empty(()).uniform_(0.1, 2.0))))
-
-
-def _bytes_to_float(images: Tensor, dataset: str) -> Tensor:
-    mean, std = STATISTICS[dataset]
-    return (images.float() / 255 - mean[0]) / std[0]
 
 
 def _as_they_are(batch: list[Tensor], generator: Generator) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from sfrik.datasets import Images, batches, class_subset, derived_seed, load_images
+from sfrik.datasets import Images, batches, class_members, class_subset, derived_seed, image_files, load_images
 from sfrik.errors import SfrikError
 from sfrik.views import build_views, probe_views, resize_for_test
 
@@ -22,6 +23,11 @@ def photograph(seed, size=(40, 30), mode="RGB"):
     """An image of random bytes."""
     count = size[0] * size[1] * len(Image.new(mode, (1, 1)).getbands())
     return Image.frombytes(mode, size, np.random.default_rng(seed).bytes(count))
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("SFRIK_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture
@@ -57,6 +63,12 @@ def test_a_class_subset_starts_where_it_is_told():
 def test_a_subset_and_what_starts_after_it_have_no_image_in_common():
     targets = np.random.default_rng(0).integers(0, 5, 200)
     assert not set(class_subset(targets, 10)) & set(class_subset(targets, 10, start=10))
+
+
+def test_the_members_of_the_classes_are_all_images_in_the_data_sets_order():
+    members = class_members(np.array([5, -1, 5, 2, 5]))
+    assert {label: where.tolist() for label, where in members.items()} == {-1: [1], 2: [3], 5: [0, 2, 4]}
+    assert class_members(np.array([], dtype=np.int64)) == {}
 
 
 @pytest.mark.parametrize(("per_class", "start"), [(3, 0), (2, 1), (1, 2)])
@@ -155,6 +167,18 @@ def test_the_tuning_split_needs_both_numbers_and_enough_images(folder):
         load_images("imagenet", "tune", folder, subset=2, val_subset=3)
 
 
+def test_other_class_folders_for_the_test_than_for_training_are_refused(folder):
+    (folder / "val" / "n02").rename(folder / "val" / "n04")
+    with pytest.raises(SfrikError, match=r"same class folders, but only one of them has n02"):
+        load_images("imagenet", "test", folder)
+    assert len(load_images("imagenet", "train", folder)) == 15
+
+
+def test_a_test_folder_can_be_read_without_the_training_images(folder):
+    shutil.rmtree(folder / "train")
+    assert len(load_images("imagenet", "test", folder)) == 6
+
+
 def test_an_unknown_split_and_a_missing_folder_are_refused_by_name(tmp_path):
     with pytest.raises(SfrikError, match="unknown split 'valid'"):
         load_images("mnist5k", "valid")
@@ -162,36 +186,33 @@ def test_an_unknown_split_and_a_missing_folder_are_refused_by_name(tmp_path):
         load_images("imagenet", "train", tmp_path)
 
 
-# --- modes and broken files
+# --- broken files
 
 
-@pytest.mark.parametrize("mode", ["L", "CMYK", "RGB"])
-def test_grey_and_cmyk_images_become_rgb(tmp_path, mode):
-    (tmp_path / "train" / "n01").mkdir(parents=True)
-    photograph(1, mode=mode).save(tmp_path / "train" / "n01" / "a.JPEG")
-    images = load_images("image_folder", "train", tmp_path)
-    assert images.open(0).mode == mode
-    (((view,), _, _),) = batches(images, np.array([0]), resize_for_test(28, "imagenet"), 1)
-    assert view.shape == (1, 3, 28, 28)
-    assert torch.isfinite(view).all()
-
-
-def test_a_palette_image_becomes_rgb(tmp_path):
-    (tmp_path / "train" / "n01").mkdir(parents=True)
-    photograph(1).convert("P").save(tmp_path / "train" / "n01" / "a.png")
-    images = load_images("image_folder", "train", tmp_path)
-    (((view,), _, _),) = batches(images, np.array([0]), resize_for_test(28, "imagenet"), 1)
-    assert view.shape == (1, 3, 28, 28)
-
-
+@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("content", ["cut", "text", "empty"])
-def test_a_broken_image_is_reported_by_name(folder, content):
+def test_a_broken_image_is_reported_by_name_in_one_line_with_the_remedy(folder, content, workers):
     broken = folder / "train" / "n02" / "n02_1.JPEG"
     whole = broken.read_bytes()
     broken.write_bytes({"cut": whole[: len(whole) // 2], "text": b"no image", "empty": b""}[content])
     images = load_images("imagenet", "train", folder)
-    with pytest.raises(SfrikError, match=r"cannot read image n02.n02_1\.JPEG"):
-        list(batches(images, np.arange(len(images)), resize_for_test(28, "imagenet"), 4))
+    with pytest.raises(SfrikError) as caught:
+        list(batches(images, np.arange(len(images)), resize_for_test(28, "imagenet"), 4, workers=workers))
+    reason = {"cut": "image file is truncated", "text": "not an image file", "empty": "the file is empty"}[content]
+    assert str(caught.value).startswith(f"cannot read image {broken}: {reason}")
+    assert str(caught.value).endswith("copy it again from the data set's archive, or delete it")
+    assert "\n" not in str(caught.value)
+
+
+def test_images_of_every_mode_make_one_batch(folder):
+    place = folder / "train" / "n01"
+    for mode, name in (("L", "a.JPEG"), ("CMYK", "b.JPEG"), ("RGBA", "c.png"), ("P", "d.png"), ("I;16", "e.png")):
+        image = photograph(1).convert("P") if mode == "P" else photograph(1, mode=mode if mode != "I;16" else "L")
+        (image if mode != "I;16" else Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40) * 50)).save(place / name)
+    images = load_images("imagenet", "train", folder)
+    (((view,), _, _),) = batches(images, np.arange(10), resize_for_test(28, "imagenet"), 10)
+    assert view.shape == (10, 3, 28, 28)
+    assert (view.flatten(1).std(dim=1) > 0).all()
 
 
 # --- batches
@@ -269,6 +290,19 @@ def test_a_selection_keeps_names_targets_and_pixels_together(mnist5k):
     assert torch.equal(chosen.tensor[0], images.tensor[2])
 
 
+def test_images_with_a_label_for_each_class_are_selected_and_batched_row_by_row():
+    targets = np.array([[1, -1, 0], [-1, 1, 1], [0, 0, 1], [1, 1, 1]])
+    pixels = torch.arange(4, dtype=torch.uint8).reshape(4, 1, 1, 1).expand(4, 1, 28, 28)
+    on_disk = Images(targets, 3, str, open=lambda i: Image.new("RGB", (40, 30), (i, i, i)))
+    for images, dataset in ((Images(targets, 3, str, tensor=pixels), "mnist5k"), (on_disk, "imagenet")):
+        chosen = images.select([3, 0, 2])
+        assert len(chosen) == 3
+        parts = list(batches(chosen, np.array([2, 0, 1]), resize_for_test(28, dataset), 2))
+        assert torch.cat([labels for _, labels, _ in parts]).tolist() == targets[[2, 3, 0]].tolist()
+        values = torch.cat([view for (view,), _, _ in parts])[:, 0, 0, 0]
+        assert values.argsort().tolist() == [2, 0, 1], "the pixels go with their labels"
+
+
 def test_derived_seeds_differ_and_fit_in_63_bits():
     seeds = [derived_seed(seed, epoch, index) for seed in range(4) for epoch in range(4) for index in range(50)]
     assert len(set(seeds)) == len(seeds)
@@ -329,7 +363,7 @@ def test_real_jpegs_go_through_all_views(kind):
         pytest.skip(f"the sample of ImageNet is not at {SAMPLE}")
     others = {"probe": probe_views, "test": resize_for_test}
     views = others[kind](64, "imagenet") if kind in others else build_views(kind, 64, "imagenet")
-    images = Images(np.arange(len(paths)), len(paths), lambda i: paths[i].name, open=lambda i: Image.open(paths[i]))
+    images = image_files(SAMPLE, [path.name for path in paths], np.arange(len(paths)), num_classes=len(paths))
     # every photograph once for the test, and every fourth for each random pipeline: decoding takes most of the time
     order = np.arange(0, len(paths), 1 if kind == "test" else 4)
     stacked, targets, _ = all_views(images, order, views, 8)

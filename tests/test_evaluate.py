@@ -12,10 +12,11 @@ from torch import nn
 from sfrik.cli import main
 from sfrik.datasets import Images, load_images
 from sfrik.errors import SfrikError
+from sfrik.evaluate.classifier import top_accuracies
 from sfrik.evaluate.features import extract, extract_features, features_here, load_features
 from sfrik.evaluate.knn import knn_accuracy, weighted_knn
 from sfrik.evaluate.linear import linear_probe
-from sfrik.evaluate.logistic import logistic_lbfgs, logistic_sgd, top_accuracies
+from sfrik.evaluate.logistic import logistic_lbfgs, logistic_sgd
 from sfrik.evaluate.protocols import evaluate, knn_eval, logistic_regression
 from sfrik.networks import build_backbone, build_pixels, save_backbone
 from sfrik.pretrain import pretrain
@@ -189,10 +190,10 @@ def test_a_linear_probe_separates_what_a_line_separates_and_leaves_the_backbone_
     settings = EvaluateSettings(dataset="mnist5k", size=28, epochs=10, batch_size=32, lr_head=0.01, workers=0)
     backbone = nn.Sequential(build_pixels(28, 1), nn.BatchNorm1d(784)).train()
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
-    score = linear_probe(backbone, squares(128, 0), squares(64, 1), settings, torch.device("cpu"), progress=False)
+    score, _ = linear_probe(backbone, squares(128, 0), squares(64, 1), settings, torch.device("cpu"), progress=False)
     assert score["top1"] == score["best_top1"] == 100
     assert all(torch.equal(before[key], value) for key, value in backbone.state_dict().items())
-    again = linear_probe(backbone, squares(128, 0), squares(64, 1), settings, torch.device("cpu"), progress=False)
+    again, _ = linear_probe(backbone, squares(128, 0), squares(64, 1), settings, torch.device("cpu"), progress=False)
     assert again == score
 
 
@@ -286,7 +287,7 @@ def test_knn_and_logistic_regression_of_an_extraction_folder_are_those_of_its_fe
 def test_a_finished_score_is_returned_at_once_and_computed_again_for_other_settings(run, monkeypatch):
     first = knn_eval(of(KnnSettings, run))
     with monkeypatch.context() as patch:
-        patch.setattr("sfrik.evaluate.protocols.weighted_knn", lambda *arguments: pytest.fail("computed again"))
+        patch.setattr("sfrik.evaluate.protocols.scores_by_k", lambda *arguments: pytest.fail("computed again"))
         assert knn_eval(of(KnnSettings, run)) == first
     assert knn_eval(of(KnnSettings, run, nb_knn=(3,)))["top1_at"].keys() == {"3"}
 

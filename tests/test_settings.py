@@ -66,7 +66,9 @@ def test_every_recipe_resolves_for_every_command(recipe, section):
     settings = SECTIONS[section].from_recipe(recipe, seed=3)
     assert Path(settings.exp_dir).parts[-3:] == (*recipe.split("/"), "seed3")
     pretraining = PretrainSettings.from_recipe(recipe)
-    for name in ("dataset", "arch", "stem", "size", "subset"):
+    # table 8 judges on labels of few images, STL10's of 96 pixels where the views have 64
+    other_images = recipe.split("/")[1].startswith(("crops_", "stl10_"))
+    for name in ("dataset", "arch", "stem") if other_images else ("dataset", "arch", "stem", "size", "subset"):
         assert getattr(settings, name) == getattr(pretraining, name), f"{section} judges another {name} than was trained"
 
 

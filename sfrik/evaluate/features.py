@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from sfrik.collectives import rank, world_size
 from sfrik.datasets import Images, batches, load_images
 from sfrik.devices import autocast, pick_device, pick_precision
 from sfrik.errors import SfrikError
-from sfrik.networks import build_pixels, load_backbone
-from sfrik.runs import Run, file_hash, read_json, write_json
-from sfrik.settings import FeatureSettings, FrozenSettings
+from sfrik.evaluate.frozen import evaluation_split, frozen_backbone, scored_images, weights_path
+from sfrik.runs import file_hash, read_json, write_json
+from sfrik.settings import FeatureSettings
 from sfrik.views import Views, resize_for_test
 
-__all__ = ["extract", "extract_features", "features_hash", "features_here", "frozen_backbone", "load_features", "weights_path"]
+__all__ = ["extract", "extract_features", "features_hash", "features_here", "load_features"]
 
 
-@torch.no_grad()
 def extract(
     backbone: nn.Module,
     images: Images,
@@ -30,73 +32,108 @@ def extract(
     precision: str = "fp32",
     workers: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Features [n, d] in float32 and labels [n] of all images, in their order. The backbone's mode is restored after."""
-    device = torch.device(device)
-    training = backbone.training
-    backbone.eval()
+    """Features [n, d] in float32 and labels of all images, in their order. The backbone's mode is restored after."""
     features, labels = [], []
-    for (batch,), targets, _ in batches(images, np.arange(len(images)), views, batch_size, device=device, workers=workers):
-        with autocast(device, precision):
-            features.append(backbone(batch.contiguous(memory_format=torch.channels_last)).float().cpu())
-        labels.append(targets.cpu())
-    backbone.train(training)
+    order = np.arange(len(images))
+    for some, targets in _batches(backbone, images, order, views, batch_size, torch.device(device), precision, workers):
+        features.append(some)
+        labels.append(targets)
     return torch.cat(features), torch.cat(labels)
 
 
-def frozen_backbone(settings: FrozenSettings, channels: int) -> nn.Module:
-    """The backbone that an evaluation judges."""
-    path = weights_path(settings)
-    if settings.arch == "pixels":
-        if not path.is_file():
-            raise SfrikError(f"there is no weights file {path}: pretrain the recipe first (arch pixels writes an empty one)")
-        return build_pixels(settings.size, channels)
-    return load_backbone(path, settings.arch, settings.stem, channels)
-
-
-def weights_path(settings: FrozenSettings) -> Path:
-    """`pretrained`, or the run's own weights."""
-    return Path(settings.pretrained) if settings.pretrained else Run(settings.exp_dir).backbone
-
-
-def evaluation_split(settings: FrozenSettings) -> str:
-    """The split that is scored: the test images, or the tuning split."""
-    return "test" if settings.val_dataset == "val" else "tune"
+@torch.no_grad()
+def _batches(
+    backbone: nn.Module,
+    images: Images,
+    indices: np.ndarray,
+    views: Views,
+    batch_size: int,
+    device: torch.device,
+    precision: str,
+    workers: int,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Features [b, d] and labels of the images at `indices`, a batch at a time, on the host."""
+    training = backbone.training
+    backbone.eval()
+    try:
+        for (batch,), targets, _ in batches(images, indices, views, batch_size, device=device, workers=workers):
+            with autocast(device, precision):
+                features = backbone(batch.contiguous(memory_format=torch.channels_last))
+            yield features.float().cpu(), targets.cpu()
+    finally:
+        backbone.train(training)
 
 
 def extract_features(settings: FeatureSettings) -> Path:
     """Write train_features, train_labels, val_features and val_labels as .npy to the extraction folder, and return it.
+
+    Under `torch.distributed` (torchrun, or `sfrik.launch`) every process calls this: each takes a run of consecutive
+    batches and writes their features to their place in the one file. The files are the same, byte for byte, whatever the
+    number of processes; `batch_size` is therefore that of each process here. Memory: a batch; features are never held whole.
+    The folder must be one that all processes see.
 
     weights.json beside them names the weights by their SHA-256, and what was extracted; it is written last.
     """
     folder = features_folder(settings)
     device = pick_device(settings.device)
     precision = pick_precision(settings.precision, device)
-    tune = evaluation_split(settings) == "tune"
     splits = {
+        "val": scored_images(settings),
         "train": load_images(settings.dataset, "train", settings.data_dir, settings.subset),
-        "val": load_images(settings.dataset, "tune" if tune else "test", settings.data_dir, settings.subset, settings.val_subset),
     }
     backbone = frozen_backbone(settings, splits["train"].channels).to(device, memory_format=torch.channels_last)
-    arrays = {}
-    for name, images in splits.items():
-        features, labels = extract(
-            backbone,
-            images,
-            resize_for_test(settings.size, settings.dataset),
-            settings.batch_size,
-            device,
-            precision,
-            settings.workers,
-        )
-        arrays[f"{name}_features"], arrays[f"{name}_labels"] = features.numpy(), labels.numpy()
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "weights.json").unlink(missing_ok=True)
-    for name, array in arrays.items():
-        aside = folder / f"{name}.tmp.npy"
-        np.save(aside, array)
-        aside.replace(folder / f"{name}.npy")
-    write_json(folder / "weights.json", _origin(settings))
+    views = resize_for_test(settings.size, settings.dataset)
+    names = [f"{split}_{part}" for split in splits for part in ("features", "labels")]
+    if rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "weights.json").unlink(missing_ok=True)
+        for split, images in splits.items():
+            shape = (len(images), backbone.num_features)
+            np.lib.format.open_memmap(_aside(folder, f"{split}_features"), mode="w+", dtype=np.float32, shape=shape).flush()
+            np.save(_aside(folder, f"{split}_labels"), images.targets)
+    _barrier()
+    for split, images in splits.items():
+        indices = _share(len(images), settings.batch_size)
+        parts = _batches(backbone, images, indices, views, settings.batch_size, device, precision, settings.workers)
+        _write_rows(_aside(folder, f"{split}_features"), int(indices[0]) if len(indices) else 0, (some for some, _ in parts))
+    _barrier()
+    if rank() == 0:
+        for name in names:
+            _aside(folder, name).replace(folder / f"{name}.npy")
+        write_json(folder / "weights.json", _origin(settings))
+    _barrier()
     return folder
+
+
+def _share(n: int, batch_size: int) -> np.ndarray:
+    """Indices of this process's images: whole batches, since a batch of another size may round otherwise."""
+    steps = -(-n // batch_size)
+    first, last = (steps * part // world_size() for part in (rank(), rank() + 1))
+    return np.arange(first * batch_size, min(last * batch_size, n))
+
+
+def _write_rows(path: Path, start: int, parts: Iterable[Tensor]) -> None:
+    """Write features to a .npy file that is there with its whole length, from row `start` on.
+
+    By plain writes and not through mapped memory, of which whole pages go to disk: on a network file system two nodes would
+    overwrite each other's rows where a page holds some of both.
+    """
+    rows = np.load(path, mmap_mode="r")
+    place = rows.offset + start * rows.shape[1] * rows.itemsize
+    del rows
+    with path.open("r+b") as file:
+        file.seek(place)
+        for features in parts:
+            file.write(memoryview(features.contiguous().numpy()).cast("B"))
+
+
+def _aside(folder: Path, name: str) -> Path:
+    return folder / f"{name}.tmp.npy"
+
+
+def _barrier() -> None:
+    if world_size() > 1:
+        dist.barrier()
 
 
 def features_here(settings: FeatureSettings) -> Path:
@@ -104,9 +141,10 @@ def features_here(settings: FeatureSettings) -> Path:
 
     A score may be finished where its features are not: the repository holds scores alone.
     """
-    folder = features_folder(settings)
+    evaluation_split(settings)  # features of the test images are not handed out before the choice either
     if settings.extraction_dir:
-        return folder
+        return _given_folder(settings)
+    folder = features_folder(settings)
     complete = all((folder / f"{split}_{part}.npy").is_file() for split in ("train", "val") for part in ("features", "labels"))
     record = folder / "weights.json"
     if complete and record.is_file() and read_json(record) == _origin(settings):
@@ -122,12 +160,21 @@ def _origin(settings: FeatureSettings) -> dict[str, Any]:
 
 def features_hash(settings: FeatureSettings) -> str | None:
     """SHA-256 of the weights that the features are of; None where the extraction folder does not say."""
-    path = features_folder(settings) / "weights.json"
+    folder = _given_folder(settings) if settings.extraction_dir else features_folder(settings)
+    path = folder / "weights.json"
     return read_json(path)["backbone_sha256"] if path.is_file() else None
 
 
 def features_folder(settings: FeatureSettings) -> Path:
+    """Where features are written: `extraction_dir`, or features/ in the run's folder."""
     return Path(settings.extraction_dir) if settings.extraction_dir else Path(settings.exp_dir) / "features"
+
+
+def _given_folder(settings: FeatureSettings) -> Path:
+    """Where features are read that were extracted elsewhere: `extraction_dir`, or features/ in it, as --exp-dir makes it."""
+    folder = Path(settings.extraction_dir)
+    inside = folder / "features"
+    return inside if not (folder / "train_features.npy").is_file() and (inside / "train_features.npy").is_file() else folder
 
 
 def load_features(folder: Path, name: str) -> tuple[Tensor, Tensor]:

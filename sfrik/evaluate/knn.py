@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["knn_accuracy", "weighted_knn"]
+__all__ = ["knn_accuracy", "scores_by_k", "weighted_knn"]
 
 QUERIES = 1024  # test images at a time
 BANK = 65536  # training images at a time: at d = 2048 a block of them is 0.5 GiB, its similarities 0.25 GiB
@@ -37,7 +39,36 @@ def weighted_knn(
     if not (k >= 1 and temperature > 0):
         raise ValueError(f"k must be >= 1 and temperature above 0, got k={k}, temperature={temperature}")
     num_classes = num_classes or int(train_labels.max()) + 1
-    nearest, where = _nearest(train_features, test_features, min(k, len(train_features)))
+    return _votes(*_nearest(train_features, test_features, min(k, len(train_features))), train_labels, temperature, num_classes)
+
+
+def scores_by_k(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    ks: Sequence[int],
+    temperature: float = 0.07,
+    num_classes: int | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """(k, `weighted_knn`'s scores [m, classes]) for each of several k.
+
+    Where the training features are more than one block, they are read and compared once for all k.
+
+    Memory at d = 2048: the test features, normalised; two copies of a block of training features (0.5 GiB each) and its
+    similarities (0.25 GiB); 12 bytes for each test image and neighbour; the scores of one k. The training features may lie
+    in a file that is mapped into memory; on a GPU, where the test features are there, they follow a block at a time.
+    """
+    if len(train_features) <= BANK:  # among equal similarities, which are taken may depend on k: as it always was
+        for k in ks:
+            yield k, weighted_knn(train_features, train_labels, test_features, k, temperature, num_classes)
+        return
+    num_classes = num_classes or int(train_labels.max()) + 1
+    nearest, where = _nearest(train_features, test_features, min(max(ks), len(train_features)))
+    for k in ks:
+        yield k, _votes(nearest[:, :k], where[:, :k], train_labels, temperature, num_classes)
+
+
+def _votes(nearest: Tensor, where: Tensor, train_labels: Tensor, temperature: float, num_classes: int) -> Tensor:
     # relative to the nearest: the same prediction and order, and no overflow at a small temperature
     votes = torch.exp((nearest - nearest[:, :1]) / temperature)
     scores = torch.zeros(len(votes), num_classes, device=votes.device)

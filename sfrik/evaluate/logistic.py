@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfrik.datasets import derived_seed
+from sfrik.evaluate.classifier import choose_rate, last_and_best, linear_heads, rate_groups, score_features, set_cosine_rates
 
-__all__ = ["logistic_lbfgs", "logistic_sgd"]
+__all__ = ["logistic_lbfgs", "logistic_sgd", "logistic_sweep"]
+
+HELD = 0.5  # share of a GPU's free memory that features may take; larger ones stay on the host
 
 
 def logistic_lbfgs(
@@ -22,6 +24,8 @@ def logistic_lbfgs(
     inverse_penalties: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0),
 ) -> dict[str, Any]:
     """Multinomial logistic regression on standardised features, the L2 penalty chosen on the tuning split.
+
+    Memory: several copies of the features; for the few thousand images of the desk profile. ImageNet needs SGD.
 
     Args:
         train, tune, test: (features [n, d], labels [n]) each.
@@ -58,49 +62,91 @@ def logistic_sgd(
 ) -> dict[str, Any]:
     """The paper's: a linear head by SGD with momentum 0.9 and a cosine over the epochs, on features as they are.
 
+    Memory: on a GPU the training features where they take at most half of what is free (1.28 million of d = 2048: 9.8 GiB);
+    else, and on a CPU, they are read row by row, a batch at a time, and may lie in a file that is mapped into memory. What
+    the process itself allocates is then the order of the images (8 bytes each), a batch, and a block of test features with
+    its class scores (`classifier.ROWS`). The pages of the file that the system keeps are its own to take back.
+
+    Args:
+        train, test: (features [n, d], labels [n]) each.
+
     Returns:
         `top1` and `top5` on test in %, of the last epoch (`top1`, `top5`) and of the best (`best_top1`, `best_top5`).
     """
-    features, labels = train[0].to(device), train[1].to(device)
-    torch.manual_seed(derived_seed(seed))
-    head = linear_head(features.shape[1], num_classes).to(device)
-    optimizer = torch.optim.SGD(head.parameters(), lr=lr_head, momentum=0.9, weight_decay=weight_decay)
+    heads = linear_heads(1, train[0].shape[1], num_classes, seed, device)
     tops = []
-    for epoch in range(epochs):
-        set_cosine_rates(optimizer, [lr_head], epoch, epochs)
-        order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(labels))).to(device)
-        for chosen in order.split(batch_size):
-            loss = F.cross_entropy(head(features[chosen]), labels[chosen])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-        with torch.no_grad():
-            tops.append(top_accuracies(head(test[0].to(device)), test[1].to(device)))
+    for _ in _epochs(train, heads, [lr_head], epochs, batch_size, weight_decay, seed):
+        tops.append(score_features(heads[0], *test))
     return last_and_best(tops)
 
 
-def linear_head(num_features: int, num_classes: int) -> nn.Linear:
-    """Weights from N(0, 0.01), that is of standard deviation 0.01, and zero bias."""
-    head = nn.Linear(num_features, num_classes)
-    nn.init.normal_(head.weight, std=0.01)
-    nn.init.zeros_(head.bias)
-    return head
+def logistic_sweep(
+    train: tuple[Tensor, Tensor],
+    tune: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor] | None,
+    num_classes: int,
+    rates: Sequence[float],
+    epochs: int = 100,
+    batch_size: int = 256,
+    weight_decay: float = 1e-6,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> dict[str, Any]:
+    """`logistic_sgd` for several rates at once: each batch of features is read once, and trains a head for each rate.
+
+    The last epoch's heads are compared on the tuning split, and the chosen one alone is scored on the test, once. A rate's
+    head is the one that `logistic_sgd` trains with that rate.
+
+    Args:
+        train, tune, test: (features [n, d], labels [n]) each; without `test` the score is that of the tuning split.
+
+    Returns:
+        `top1` and `top5` in %, the chosen `lr_head`, its `tune_top1`, and `sweep`: top-1 on the tuning split by rate.
+    """
+    heads = linear_heads(len(rates), train[0].shape[1], num_classes, seed, device)
+    for _ in _epochs(train, heads, rates, epochs, batch_size, weight_decay, seed):
+        pass
+    tops = [score_features(head, *tune) for head in heads]
+    index, choice = choose_rate(rates, tops)
+    top1, top5 = tops[index] if test is None else score_features(heads[index], *test)
+    return {"top1": top1, "top5": top5, **choice}
 
 
-def set_cosine_rates(optimizer: torch.optim.Optimizer, peaks: list[float], epoch: int, epochs: int) -> None:
-    """Rates of the groups at `epoch`, by a cosine from their peaks to 0, a step an epoch."""
-    for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-        group["lr"] = peak * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+def _epochs(
+    train: tuple[Tensor, Tensor],
+    heads: Sequence[nn.Linear],
+    rates: Sequence[float],
+    epochs: int,
+    batch_size: int,
+    weight_decay: float,
+    seed: int,
+) -> Iterator[None]:
+    """Train the heads side by side, each with its own rate; stops for a look at the end of each epoch."""
+    rows = _Rows(*train, heads[0].weight.device)
+    optimizer = torch.optim.SGD(rate_groups(heads, rates), momentum=0.9, weight_decay=weight_decay)
+    for epoch in range(epochs):
+        set_cosine_rates(optimizer, rates, epoch, epochs)
+        order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(train[1])))
+        for chosen in order.split(batch_size):
+            features, labels = rows.at(chosen)
+            loss = sum(F.cross_entropy(head(features), labels) for head in heads)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+        yield
 
 
-def top_accuracies(scores: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Top-1 and top-5 in %; where there are fewer than five classes, the second is the top of all."""
-    ranked = scores.topk(min(5, scores.shape[1]), dim=1).indices
-    hits = (ranked == labels[:, None]).double()
-    return 100 * hits[:, 0].mean().item(), 100 * hits.sum(dim=1).mean().item()
+class _Rows:
+    """Features and labels, from which batches are taken to a device; the features lie there whole if there is room."""
 
+    def __init__(self, features: Tensor, labels: Tensor, device: torch.device) -> None:
+        self.device = device
+        fits = device.type != "cuda" or features.nbytes <= HELD * torch.cuda.mem_get_info(device)[0]
+        self.features, self.labels = features.to(device) if fits else features, labels
 
-def last_and_best(tops: list[tuple[float, float]]) -> dict[str, float]:
-    """The last epoch's scores and, named apart, those of the epoch with the best top-1."""
-    best = max(tops, key=lambda pair: pair[0])
-    return {"top1": tops[-1][0], "top5": tops[-1][1], "best_top1": best[0], "best_top5": best[1]}
+    def at(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and labels of the images at `chosen`, indices on the host."""
+        features, labels = self.features[chosen.to(self.features.device)], self.labels[chosen]
+        if features.device != self.device:  # pinned memory: the copy does not wait for the step before it
+            features = features.pin_memory().to(self.device, non_blocking=True)
+        return features, labels.to(self.device)

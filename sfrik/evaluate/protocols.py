@@ -5,55 +5,110 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from sfrik.datasets import load_images
+from sfrik.datasets import Images, load_images
 from sfrik.devices import pick_device, pick_precision
 from sfrik.errors import SfrikError
-from sfrik.evaluate.features import (
-    evaluation_split,
-    extract,
-    features_hash,
-    features_here,
-    frozen_backbone,
-    load_features,
-    weights_path,
-)
-from sfrik.evaluate.knn import weighted_knn
-from sfrik.evaluate.linear import linear_probe
-from sfrik.evaluate.logistic import logistic_lbfgs, logistic_sgd, top_accuracies
-from sfrik.runs import Run, file_hash
+from sfrik.evaluate.classifier import top_accuracies
+from sfrik.evaluate.features import extract, features_hash, features_here, load_features
+from sfrik.evaluate.finetune import finetune, score_images
+from sfrik.evaluate.frozen import evaluation_split, finished_score, frozen_backbone, scored_images, weights_path
+from sfrik.evaluate.heads import load_head, save_head
+from sfrik.evaluate.knn import scores_by_k
+from sfrik.evaluate.linear import linear_probe, linear_sweep
+from sfrik.evaluate.logistic import logistic_lbfgs, logistic_sgd, logistic_sweep
+from sfrik.labels import labelled_share
+from sfrik.runs import file_hash
 from sfrik.settings import EvaluateSettings, FeatureSettings, FrozenSettings, KnnSettings, LogisticSettings
 from sfrik.views import resize_for_test
 
 __all__ = ["evaluate", "knn_eval", "logistic_regression"]
 
+Split = tuple[Tensor, Tensor]  # features [n, d] and labels [n]
+
 
 def evaluate(settings: EvaluateSettings, progress: bool = True) -> dict[str, Any]:
-    """Linear probe of a backbone: writes linear.json (linear_tune.json for the tuning split)."""
-    run, name, known = _finished("linear", settings)
+    """Linear probing or fine-tuning: writes <protocol>.json (<protocol>_tune.json for the tuning split) and, beside it, the head.
+
+    The protocol is linear, finetune, or with part of the labels semi1, semi10 (fine-tuned), linear1, linear10 (frozen). The
+    head, after fine-tuning with the backbone's weights, is head_<protocol>[_tune].safetensors; `only_inference` reads it.
+    """
+    if settings.only_inference:
+        return _inference(settings)
+    run, name, known = finished_score(settings.protocol, settings)
     if known:
         return known
     device = pick_device(settings.device)
     precision = pick_precision(settings.precision, device)
     train = load_images(settings.dataset, "train", settings.data_dir, settings.subset)
-    test = _scored_images(settings)
+    train = labelled_share(train, settings.dataset, settings.train_percent, settings.label_list)
+    test = scored_images(settings)
     backbone = frozen_backbone(settings, train.channels).to(device, memory_format=torch.channels_last)
-    score = linear_probe(backbone, train, test, settings, device, precision, progress)
-    return run.save_result(
-        name, settings, {"images": len(test), "train_images": len(train), **score}, file_hash(weights_path(settings))
+    images: tuple[Images | None, ...] = (train, test)
+    if settings.lr_sweep:
+        images = (train, _tuning_images(settings), test) if evaluation_split(settings) == "test" else (train, test, None)
+    method = finetune if settings.weights == "finetune" else linear_sweep if settings.lr_sweep else linear_probe
+    score, head = method(backbone, *images, settings, device, precision, progress)
+    digest = file_hash(weights_path(settings))
+    save_head(
+        run.folder / f"head_{name}.safetensors",
+        head,
+        backbone if settings.weights == "finetune" else None,
+        protocol=settings.protocol,
+        arch=settings.arch,
+        num_classes=train.num_classes,
+        settings=settings.hash(),
+        backbone_sha256=digest,
     )
+    return run.save_result(name, settings, {"images": len(test), "train_images": len(train), **score}, digest)
+
+
+def _inference(settings: EvaluateSettings) -> dict[str, Any]:
+    """Score a saved head once, and train nothing: writes <protocol>_inference.json (..._tune.json for the tuning split).
+
+    The head is `ckp_path`, or the run's own of this protocol: the one that was scored on the tuning split, if it is there, so
+    that a choice made on that split is followed by one score on the test images.
+    """
+    run, name, known = finished_score(f"{settings.protocol}_inference", settings)
+    if known:
+        return known
+    own = run.folder / f"head_{settings.protocol}_tune.safetensors"
+    own = own if own.is_file() else run.folder / f"head_{settings.protocol}.safetensors"
+    saved = load_head(settings.ckp_path or own)
+    device = pick_device(settings.device)
+    precision = pick_precision(settings.precision, device)
+    images = scored_images(settings)
+    weights, trained_on = weights_path(settings), saved.about.get("backbone_sha256")
+    if saved.backbone is None:
+        backbone = frozen_backbone(settings, images.channels)
+        digest = file_hash(weights)
+    else:
+        backbone = saved.build_backbone(settings.arch, settings.stem, images.channels)
+        # a file that does not name the pretrained weights it started from is named itself
+        digest = trained_on or file_hash(saved.path)
+    belongs_here = saved.backbone is None or (not settings.ckp_path and weights.is_file())
+    if belongs_here and trained_on and trained_on != file_hash(weights):
+        raise SfrikError(f"{saved.path} was trained on other weights than {weights}: evaluate again, without --only-inference")
+    saved.check(backbone.num_features, images.num_classes)
+    backbone = backbone.to(device, memory_format=torch.channels_last)
+    top1, top5 = score_images(backbone, saved.head.to(device), images, settings, device, precision)
+    score = {"images": len(images), "head": saved.path.name, "head_sha256": file_hash(saved.path), "top1": top1, "top5": top5}
+    return run.save_result(name, settings, score, digest)
 
 
 def knn_eval(settings: KnnSettings) -> dict[str, Any]:
     """Weighted kNN on features: writes knn.json with `top1_at` and `top5_at`, in %, by the number of neighbours."""
-    run, name, known = _finished("knn", settings)
+    run, name, known = finished_score("knn", settings)
     if known:
         return known
     (train, train_labels), (test, test_labels) = _features(settings)
     num_classes = int(max(train_labels.max(), test_labels.max())) + 1
+    device = pick_device(settings.device)
+    if device.type == "cuda":  # the training features follow, a block at a time
+        test, test_labels = test.to(device), test_labels.to(device)
     top1, top5 = {}, {}
-    for k in settings.nb_knn:
-        scores = weighted_knn(train, train_labels, test, k, settings.temperature, num_classes)
+    for k, scores in scores_by_k(train, train_labels, test, settings.nb_knn, settings.temperature, num_classes):
         top1[str(k)], top5[str(k)] = top_accuracies(scores, test_labels)
     score = {"images": len(test), "train_images": len(train), "top1_at": top1, "top5_at": top5}
     return run.save_result(name, settings, score, features_hash(settings))
@@ -61,42 +116,29 @@ def knn_eval(settings: KnnSettings) -> dict[str, Any]:
 
 def logistic_regression(settings: LogisticSettings) -> dict[str, Any]:
     """Logistic regression on features: writes logistic.json with `top1` in %."""
-    run, name, known = _finished("logistic", settings)
+    run, name, known = finished_score("logistic", settings)
     if known:
         return known
     train, test = _features(settings)
     if settings.solver == "lbfgs":
         score = logistic_lbfgs(train, _tuning_features(settings), test, settings.inverse_penalties)
     else:
-        num_classes = int(max(train[1].max(), test[1].max())) + 1
-        score = logistic_sgd(
-            train,
-            test,
-            num_classes,
-            settings.epochs,
-            settings.batch_size,
-            settings.lr_head,
-            settings.weight_decay,
-            settings.seed,
-            pick_device(settings.device),
-        )
+        score = _logistic_sgd(settings, train, test)
     score = {"images": len(test[0]), "train_images": len(train[0]), **score}
     return run.save_result(name, settings, score, features_hash(settings))
 
 
-def _finished(protocol: str, settings: FrozenSettings) -> tuple[Run, str, dict[str, Any] | None]:
-    run = Run(settings.exp_dir)
-    name = protocol if evaluation_split(settings) == "test" else f"{protocol}_tune"
-    others = settings.pretrained or getattr(settings, "extraction_dir", "")  # not the run's own weights
-    return run, name, None if others else run.result(name, settings)
+def _logistic_sgd(settings: LogisticSettings, train: Split, test: Split) -> dict[str, Any]:
+    num_classes = int(max(train[1].max(), test[1].max())) + 1
+    device = pick_device(settings.device)
+    s = settings
+    if not s.lr_sweep:
+        return logistic_sgd(train, test, num_classes, s.epochs, s.batch_size, s.lr_head, s.weight_decay, s.seed, device)
+    splits = (_tuning_features(s), test) if evaluation_split(s) == "test" else (test, None)
+    return logistic_sweep(train, *splits, num_classes, s.lr_sweep, s.epochs, s.batch_size, s.weight_decay, s.seed, device)
 
 
-def _scored_images(settings: FrozenSettings):
-    split = evaluation_split(settings)
-    return load_images(settings.dataset, split, settings.data_dir, settings.subset, settings.val_subset)
-
-
-def _features(settings: FeatureSettings):
+def _features(settings: FeatureSettings) -> tuple[Split, Split]:
     """Features of an extraction folder that was given, else of the run's own weights."""
     folder = features_here(settings)
     train, val = load_features(folder, "train"), load_features(folder, "val")
@@ -108,11 +150,19 @@ def _features(settings: FeatureSettings):
     return train, val
 
 
-def _tuning_features(settings: LogisticSettings):
+def _tuning_images(settings: FrozenSettings) -> Images:
+    return load_images(settings.dataset, "tune", settings.data_dir, settings.subset, settings.val_subset)
+
+
+def _tuning_features(settings: LogisticSettings) -> Split:
+    """Features of the tuning split, extracted now: an extraction folder holds one split beside the training images."""
     if settings.extraction_dir:
-        raise SfrikError("solver lbfgs chooses C on the tuning split, which an extraction folder lacks: use --solver sgd")
+        what, remedy = (
+            ("solver lbfgs chooses C", "--solver sgd") if settings.solver == "lbfgs" else ("lr_sweep chooses", "--lr-head")
+        )
+        raise SfrikError(f"{what} on the tuning split, which an extraction folder lacks: use {remedy}")
     device = pick_device(settings.device)
-    images = load_images(settings.dataset, "tune", settings.data_dir, settings.subset, settings.val_subset)
+    images = _tuning_images(settings)
     backbone = frozen_backbone(settings, images.channels).to(device, memory_format=torch.channels_last)
     precision = pick_precision(settings.precision, device)
     views = resize_for_test(settings.size, settings.dataset)

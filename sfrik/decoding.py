@@ -1,0 +1,61 @@
+"""An image file, decoded: whatever its kind, in RGB; where it is broken, an error that names it.
+
+ImageNet alone holds 22 files in CMYK, a PNG and several broken EXIF blocks, all under names that end in .JPEG.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from sfrik.errors import SfrikError
+
+__all__ = ["read_image"]
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """An image file in RGB, 8 bits a channel, whatever its name says it is.
+
+    Grey becomes three equal channels; CMYK is converted as PIL does, without a colour profile; transparency is dropped;
+    of 16 bits the upper 8 are kept, where PIL alone would make white of all above 255. An EXIF orientation is not
+    applied: the image is as it is stored, as in torchvision's ImageFolder and so in the published figures.
+
+    Raises:
+        SfrikError: the file is missing, empty, truncated, no image, or of a kind without a conversion; it is named.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # broken EXIF data beside sound pixels
+            with Image.open(path) as image:
+                return _eight_bits(image).convert("RGB")
+    except MemoryError:
+        raise
+    except Exception as error:  # PIL's readers of broken files raise anything from OSError to struct.error
+        raise SfrikError(f"cannot read image {path}: {_why_unreadable(Path(path), error)}") from None
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The image itself, or its upper 8 bits where it has 16."""
+    image.load()
+    if image.mode.startswith("I"):  # I;16 and its byte orders; some formats give 16 bits as I
+        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("floating-point values without a known range")
+    return image
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "the file is gone since its folder was listed; start again"
+    if isinstance(error, OSError) and error.strerror:  # of the file system, not of what the file holds
+        return error.strerror
+    if path.stat().st_size == 0:
+        what = "the file is empty"
+    elif isinstance(error, UnidentifiedImageError):
+        what = "not an image file"
+    else:
+        what = str(error) or type(error).__name__
+    return f"{what}; copy it again from the data set's archive, or delete it"

@@ -1,0 +1,81 @@
+"""What an evaluation judges: which weights, on which images, and whether that score is there already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sfrik.datasets import Images, load_images
+from sfrik.errors import SfrikError
+from sfrik.networks import build_pixels, load_backbone
+from sfrik.runs import Run, read_json
+from sfrik.settings import FrozenSettings
+
+__all__ = ["evaluation_split", "finished_score", "frozen_backbone", "scored_images", "weights_path"]
+
+
+def frozen_backbone(settings: FrozenSettings, channels: int) -> nn.Module:
+    """The backbone that an evaluation judges."""
+    path = weights_path(settings)
+    if settings.arch == "pixels":
+        if not path.is_file():
+            raise SfrikError(f"there is no weights file {path}: pretrain the recipe first (arch pixels writes an empty one)")
+        return build_pixels(settings.size, channels)
+    return load_backbone(path, settings.arch, settings.stem, channels)
+
+
+def weights_path(settings: FrozenSettings) -> Path:
+    """`pretrained`, or the run's own weights."""
+    return Path(settings.pretrained) if settings.pretrained else Run(settings.exp_dir).backbone
+
+
+def evaluation_split(settings: FrozenSettings) -> str:
+    """The split that is scored, "test" or "tune" (the tuning split). Every reading of the test split asks here first.
+
+    Raises:
+        SfrikError: the run is one of a grid (`choice`), and the choice on the tuning split is not written down yet, or it is
+            another recipe: the test images are scored once, by the chosen one.
+    """
+    if settings.val_dataset == "train":
+        return "tune"
+    if settings.choice:
+        _check_choice(settings)
+    return "test"
+
+
+def _check_choice(settings: FrozenSettings) -> None:
+    """<profile>/tuning/<grid>.json must name this run's recipe, the folder above seed<k>, as its "chosen"."""
+    folder = Path(settings.exp_dir).absolute()
+    recipe, written = folder.parent.name, folder.parent.parent / "tuning" / f"{settings.choice}.json"
+    if not written.is_file():
+        raise SfrikError(
+            f"the choice of grid {settings.choice} is not written down yet (there is no {written}): "
+            "score the grid on the tuning split first: make table9"
+        )
+    record = read_json(written)
+    if not isinstance(record, dict) or "chosen" not in record:
+        raise SfrikError(f'{written} has no key "chosen": move it away and score the grid on the tuning split again: make table9')
+    if record["chosen"] != recipe:
+        raise SfrikError(
+            f"the choice of grid {settings.choice} is {record['chosen']}, not {recipe}: only the chosen one is scored on the "
+            "test images; use --val-dataset train"
+        )
+
+
+def scored_images(settings: FrozenSettings) -> Images:
+    """The images of the split that is scored."""
+    split = evaluation_split(settings)
+    return load_images(settings.dataset, split, settings.data_dir, settings.subset, settings.val_subset)
+
+
+def finished_score(protocol: str, settings: FrozenSettings) -> tuple[Run, str, dict[str, Any] | None]:
+    """The run, the name of the score (with _tune for the tuning split), and the score where it is there already.
+
+    A score of weights, features or a head from elsewhere is computed anew each time: the file does not say where from.
+    """
+    run = Run(settings.exp_dir)
+    name = protocol if evaluation_split(settings) == "test" else f"{protocol}_tune"
+    elsewhere = settings.pretrained or getattr(settings, "extraction_dir", "") or getattr(settings, "ckp_path", "")
+    return run, name, None if elsewhere else run.result(name, settings)
