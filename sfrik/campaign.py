@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from sfrik.devices import cores
+from sfrik.complexity import hardware
+from sfrik.devices import cores, pick_device
 from sfrik.errors import SfrikError, nearest
 from sfrik.experiments import TARGETS, experiment, grids, rows_of
 from sfrik.notebooks import execute, notebook_path
@@ -125,10 +126,12 @@ def write_choices(profile: str, root: str | Path) -> dict[str, str]:
 
 def _measure_complexity(name: str, profile: str, seed: int, root: str | Path) -> bool:
     folder = run_folder(f"{profile}/complexity", seed, root)
-    if not ((folder / f"{name}.json").is_file() and (folder / f"06_complexity_{name}.ipynb").is_file()):
+    path, executed = folder / f"{name}.json", folder / f"06_complexity_{name}.ipynb"
+    here = path.is_file() and read_json(path).get("hardware") == hardware(pick_device("auto"))
+    if not (here and executed.is_file()):
         print(f"{name}, profile {profile}: measuring, repetition {seed}", flush=True)
         parameters = {"table": name, "profile": profile, "seed": seed, "exp_dir": str(folder)}
-        execute("06_complexity", parameters, folder / f"06_complexity_{name}.ipynb")
+        execute("06_complexity", parameters, executed)
     return True
 
 

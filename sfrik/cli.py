@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, get_origin
 
 from sfrik.errors import SfrikError, nearest
-from sfrik.settings import SECTIONS, FeatureSettings, FrozenSettings, PretrainSettings, Settings
+from sfrik.settings import SECTIONS, FeatureSettings, PretrainSettings, Settings
 
 __all__ = ["main"]
 
@@ -238,6 +238,8 @@ COMMANDS = {
 
 def _dry_run(settings: Settings, several: bool, processes: int | None) -> None:
     """Print the settings, the steps, the images and the memory to expect: of `processes`, else of one and of usual numbers."""
+    if processes and settings.batch_size % processes:
+        raise SfrikError(f"batch_size {settings.batch_size} is over all processes and does not divide by {processes} of them")
     width = max(len(name) for name in type(settings).model_fields)
     for name, value in settings.model_dump().items():
         print(f"{name:<{width}}  {value}")
@@ -246,22 +248,19 @@ def _dry_run(settings: Settings, several: bool, processes: int | None) -> None:
     counts, images = expected_steps(settings), expected_images(settings)
     if counts is not None:
         steps, epochs = counts
-        seen = steps * settings.batch_size if isinstance(settings, PretrainSettings) else images
+        seen = steps * settings.batch_size if isinstance(settings, PretrainSettings) else images * min(1, epochs)
         print(f"steps: {steps} an epoch, {steps * epochs} in all")
-        if epochs:
-            print(f"images: {seen} of {images} an epoch, {seen * epochs} in all")
+        print(f"images: {seen} an epoch{f' (of {images})' if seen < images else ''}, {seen * epochs} in all")
     elif images is not None:
-        print(f"images: {images} to train on")
+        print(f"images: {images}")
     else:
         print(f"steps: as many as the images in {settings.data_dir} fill batches of {settings.batch_size}, an epoch")
     for count in [processes] if processes else (1, 2, 4, 8) if several else (1,):
-        if settings.batch_size % count and processes:
-            raise SfrikError(f"batch_size {settings.batch_size} is over all processes and does not divide by {count} of them")
         if settings.batch_size % count == 0:
             parts = expected_memory(settings, count)
             detail = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
             each = "1 process" if count == 1 else f"each of {count} processes"
-            print(f"memory of {each}, about: {sum(parts.values()):.2f} GiB ({detail})")
+            print(f"memory of {each}, about: {sum(parts.values()):.2f} GiB ({detail or 'nothing large'})")
 
 
 def _table(options: argparse.Namespace) -> int:

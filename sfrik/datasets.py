@@ -190,12 +190,11 @@ def _with_plain_errors(loader: DataLoader) -> Iterator[list[Tensor]]:
     """The loader's batches; an error in a worker is told in its own words, without the worker's traceback around it."""
     try:
         yield from loader
-        return
     except SfrikError as error:
-        message = str(error).strip().splitlines()[-1].split("SfrikError: ", 1)[-1]
-    # Outside of the except clause: the first error's traceback holds the loader's iterator, which ends its workers at
-    # once where it is let go of here, and waits 5 s for each of them where the garbage collector finds it later.
-    raise SfrikError(message)
+        # its traceback holds the loader's iterator, which ends its workers at once where it is let go of here, and waits
+        # 5 s for each of them where the garbage collector finds it later
+        error.with_traceback(None)
+        raise SfrikError(str(error).strip().splitlines()[-1].split("SfrikError: ", 1)[-1]) from None
 
 
 class _SeededItems(Dataset):

@@ -49,7 +49,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 def _why_unreadable(path: Path, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
-        return "the file is gone since its folder was listed; start again"
+        return "the file is gone since its folder was listed; start again, and if that fails delete ~/.cache/sfrik/listings"
     if isinstance(error, OSError) and error.strerror:  # of the file system, not of what the file holds
         return error.strerror
     if path.stat().st_size == 0:

@@ -90,6 +90,7 @@ class Experiment:
     profiles: tuple[str, ...] = ("smoke", "desk", "cifar10", "paper")
     stages: tuple[str, ...] = ("pretrain", "linear", "knn")
     remark: str = ""
+    images: bool = True  # whether the cells depend on the profile's images
 
 
 def paper_figures() -> dict[str, Any]:
@@ -342,6 +343,7 @@ def _always(*columns: Column) -> Callable[[str], list[Column]]:
     return lambda profile: list(columns)
 
 
+REPEATED = "A seed is a repetition of the whole measurement; memory is beyond the embeddings; ratios are of neighbours in time."
 IN20 = "ImageNet 20 %, ResNet-18, 100 epochs"
 EXPERIMENTS: dict[str, Experiment] = {
     "table1": Experiment(
@@ -408,6 +410,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         _table5,
         {"peak": "peak of a step, GB per GPU"},
         stages=(),
+        remark=REPEATED,
+        images=False,
     ),
     "table6": Experiment(
         "Time and memory of the regularisers",
@@ -417,6 +421,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         _table6,
         {"against_vicreg": "SFRIK against VICReg, of whole steps"},
         stages=(),
+        remark=REPEATED,
+        images=False,
     ),
     "table7": Experiment(
         "Multi-crop",

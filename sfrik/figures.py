@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,6 +20,7 @@ __all__ = [
     "COLOURS",
     "against_q",
     "cost_against_size",
+    "curves_of_cost",
     "rows_as_points",
     "save",
     "style",
@@ -151,6 +153,20 @@ def cost_against_size(table: Table) -> Figure:
         axis.set(title=column.title.replace(", ", ",\n"), ylabel=column.unit)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center")
+    return figure
+
+
+def curves_of_cost(costs: pd.DataFrame) -> Figure:
+    """Time and memory of one repetition, from a table with the columns method, q, n, loss_ms and loss_mib."""
+    size, title = ("q", "dimension q of the embeddings") if costs["q"].nunique() > 1 else ("n", "batch size")
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    for axis, cost, label in ((axes[0], "loss_ms", "time, ms"), (axes[1], "loss_mib", "peak memory, MiB")):
+        for method, own in costs.groupby("method", sort=False):
+            axis.plot(own[size], own[cost], color=COLOURS[method], marker=MARKERS[method], label=method)
+        _sizes(axis, sorted(costs[size].unique()), title)
+        axis.set_yscale("log")
+        axis.set(ylabel=label)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
     return figure
 
 

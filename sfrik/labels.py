@@ -95,10 +95,14 @@ def simclr_list(percent: int) -> str:
 def _listed(images: Images, text: str, source: str) -> np.ndarray:
     """Indices of the images that the list names, sorted."""
     wanted = {line.strip() for line in text.splitlines()} - {""}
+    if not wanted:
+        raise SfrikError(f"label list {source} is empty")
     found: dict[str, int] = {}
     for i in range(len(images)):
         name = images.name(i)
-        for key in {name, name.rsplit("/", 1)[-1]} & wanted:
+        for key in (name, name.rsplit("/", 1)[-1]):
+            if key not in wanted or found.get(key) == i:
+                continue
             if key in found:
                 raise SfrikError(
                     f"label list {source}: {key} is the name of {images.name(found[key])} and of {name}: "
@@ -106,12 +110,10 @@ def _listed(images: Images, text: str, source: str) -> np.ndarray:
                 )
             found[key] = i
     missing = sorted(wanted - found.keys())
-    if missing or not wanted:
+    if missing:
         first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise SfrikError(
             f"label list {source}: {len(missing)} of its {len(wanted)} names are not among the {len(images)} training images "
             f"({first}): the list is for the whole training set, so leave subset unset and check --data-dir"
-            if wanted
-            else f"label list {source} is empty"
         )
     return np.unique(np.fromiter(found.values(), np.int64))

@@ -51,7 +51,7 @@ class Names(Sequence[str]):
         return len(self.ends)
 
     def __getitem__(self, index: int) -> str:
-        index = range(len(self))[index]  # IndexError, and counting from the end
+        index = range(len(self.ends))[index]  # IndexError, and counting from the end
         start = self.ends[index - 1] + 1 if index else 0
         return os.fsdecode(self.text[start : self.ends[index]].tobytes())
 

@@ -7,6 +7,8 @@ the large parts; the true peak also holds the allocator's reserve and the librar
 from __future__ import annotations
 
 import math
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -32,42 +34,40 @@ SIZES = {"mnist5k": (350, 10, 1000), "cifar10": (5000, 10, 10_000), "stl10": (50
 WHOLE = {"imagenet": 1_281_167}
 UNLABELLED = {"stl10": 100_000}
 LISTED = {1: 12_811, 10: 128_116}  # lines of SimCLR's lists of ImageNet's labels
-TARGETS = {"places205": (205, 20_500), "voc07": (20, 9_963), "digits8x8": (10, 1_797)}  # classes, images whose features are kept
+# of transfer: classes, training images, test images
+TARGETS = {"places205": (205, 2_448_873, 20_500), "voc07": (20, 5_011, 4_952), "digits8x8": (10, 1_195, 602)}
 FLOAT = 4  # bytes
 
 
 def expected_images(settings: Settings) -> int | None:
-    """Images that training reads in an epoch, before batches are made of them; None where the folder decides.
+    """Images of an epoch, before batches are made of them; None where the folder decides.
 
-    For `extract-features`, kNN and logistic regression: the training images.
+    Where nothing is trained on images (extraction, kNN, VOC07's SVMs) those that are scored count too.
     """
-    if isinstance(settings, TransferSettings):
-        return None
-    if isinstance(settings, PretrainSettings) and settings.dataset in UNLABELLED:
-        return UNLABELLED[settings.dataset]
-    per_class, classes, _ = SIZES.get(settings.dataset, (None, None, None))
-    share = getattr(settings, "train_percent", 100)
-    if settings.dataset == "imagenet" and share in LISTED:
-        return LISTED[share]
-    if settings.subset is None and settings.dataset in WHOLE:
-        return WHOLE[settings.dataset]
-    per_class = settings.subset or per_class
-    return None if classes is None else max(1, round(per_class * share / 100)) * classes
+    train, scored = _train_images(settings), 0
+    if isinstance(settings, EvaluateSettings) and settings.only_inference:
+        return _scored_images(settings)
+    if type(settings) is FeatureSettings or (isinstance(settings, TransferSettings) and settings.target != "places205"):
+        scored = _scored_images(settings)
+    return None if train is None or scored is None else train + scored
 
 
 def expected_steps(settings: Settings) -> tuple[int, int] | None:
-    """Steps an epoch and epochs, of training or of extraction; None where the folder decides, or where nothing is iterated."""
-    images = expected_images(settings)
-    if images is None or isinstance(settings, KnnSettings):
+    """Steps an epoch and epochs, of training or of extraction; None where the folder decides, or where there are none."""
+    train = _train_images(settings)
+    if train is None or isinstance(settings, KnnSettings):
         return None
     if isinstance(settings, PretrainSettings):  # the images that do not fill a batch wait for another epoch
-        return (images // settings.batch_size, settings.epochs) if settings.ssl_method != "none" else (0, 0)
+        return (train // settings.batch_size, settings.epochs) if settings.ssl_method != "none" else (0, 0)
+    steps = math.ceil(train / settings.batch_size)
     if isinstance(settings, LogisticSettings):
-        return (math.ceil(images / settings.batch_size), settings.epochs) if settings.solver == "sgd" else None
+        return (steps, settings.epochs) if settings.solver == "sgd" else None
     if isinstance(settings, EvaluateSettings):
-        return (0, 0) if settings.only_inference else (math.ceil(images / settings.batch_size), settings.epochs)
+        return None if settings.only_inference else (steps, settings.epochs)
+    if isinstance(settings, TransferSettings):
+        return (steps, settings.epochs) if settings.target == "places205" else None
     scored = _scored_images(settings)
-    return None if scored is None else (math.ceil(images / settings.batch_size) + math.ceil(scored / settings.batch_size), 1)
+    return None if scored is None else (steps + math.ceil(scored / settings.batch_size), 1)
 
 
 def expected_memory(settings: Settings, processes: int = 1, bytes_per_value: int | None = None) -> dict[str, float]:
@@ -79,24 +79,20 @@ def expected_memory(settings: Settings, processes: int = 1, bytes_per_value: int
         bytes_per_value: of activations; 4 with precision fp32, else 2, when None.
     """
     size = bytes_per_value or (4 if settings.precision == "fp32" else 2)
-    parts = _of_pretraining(settings, processes, size) if isinstance(settings, PretrainSettings) else {}
-    parts = parts or _of_evaluation(settings, processes, size)
+    count = _of_pretraining if isinstance(settings, PretrainSettings) else _of_evaluation
+    parts = count(settings, processes, size)
     return {name: value / 2**30 for name, value in parts.items() if value}
 
 
 def _of_pretraining(settings: PretrainSettings, processes: int, size: int) -> dict[str, float]:
     """Bytes of weights, gradients, momentum; of what each layer puts out for all views of a share of the batch; of the loss."""
-    with torch.device("meta"):
-        backbone = _backbone(settings)
-        projector = build_projector(backbone.num_features, settings.mlp) if settings.arch != "pixels" else nn.Identity()
-    network = nn.Sequential(backbone, projector)
+    networks = [_counts(settings, side, settings.mlp) for side in settings.view_sizes]
     if settings.ssl_method == "none":
-        return {"parameters": FLOAT * _count(network)}
+        return {"parameters": FLOAT * networks[0].weights}
     local = settings.batch_size // processes
-    outputs = {side: _outputs(network, _channels(settings), side)[0] for side in set(settings.view_sizes)}
     return {
-        "parameters": _bytes_per_weight(size, processes) * _count(network),
-        "activations": local * size * sum(outputs[side] for side in settings.view_sizes),
+        "parameters": _bytes_per_weight(size, processes) * networks[0].weights,
+        "activations": local * size * sum(network.outputs for network in networks),
         "loss": _of_loss(settings, local, processes),
     }
 
@@ -122,42 +118,63 @@ def _of_loss(settings: PretrainSettings, local: int, processes: int) -> float:
 
 
 def _of_evaluation(settings: FrozenSettings, processes: int, size: int) -> dict[str, float]:
-    """Bytes of an evaluation, on the device or in main memory."""
-    with torch.device("meta"):
-        backbone = _backbone(settings)
-    d, images = backbone.num_features, expected_images(settings) or 0
-    classes, scored = SIZES.get(settings.dataset, (None, 0, None))[1], _scored_images(settings) or 0
+    """Bytes of an evaluation, on the device or in main memory; what the folder decides is left out."""
+    backbone = _counts(settings, settings.size)
+    d, train, scored = backbone.features, _train_images(settings) or 0, _scored_images(settings) or 0
     if isinstance(settings, KnnSettings):  # the training features stay in their file, a block of them is compared at a time
-        block = min(BANK, images or BANK)
+        block = min(BANK, train or BANK)
         return {"features": FLOAT * d * (2 * block + 2 * scored), "similarities": FLOAT * QUERIES * block}
     if isinstance(settings, LogisticSettings):
-        if settings.solver == "lbfgs":
-            return {"features": FLOAT * d * (images + scored) + 2 * 8 * d * images}  # scikit-learn's copies are in float64
-        return {"features": FLOAT * d * (images + scored), "head": _of_head(settings, d, classes)}
-    every, largest = _outputs(backbone, _channels(settings), settings.size)
-    if getattr(settings, "weights", "") == "finetune" and not settings.only_inference:
-        weights = _bytes_per_weight(size, 1) * (_count(backbone) + (d + 1) * classes)
-        return {"parameters": weights, "activations": settings.batch_size * size * every}
-    share = settings.batch_size // (processes if type(settings) is FeatureSettings else 1)
-    parts = {"parameters": (FLOAT + _copy(size)) * _count(backbone), "activations": 2 * share * size * largest}
+        if settings.solver == "lbfgs":  # scikit-learn's copies are in float64
+            return {"features": FLOAT * d * (train + scored) + 2 * 8 * d * train}
+        return {"features": FLOAT * d * (train + scored), "head": _of_head(settings, d)}
+    if isinstance(settings, EvaluateSettings) and settings.weights == "finetune" and not settings.only_inference:
+        weights = _bytes_per_weight(size, 1) * (backbone.weights + (d + 1) * _classes(settings))
+        return {"parameters": weights, "activations": settings.batch_size * size * backbone.outputs}
+    parts = {"parameters": (FLOAT + _copy(size)) * backbone.weights}
+    # nothing is kept for a backward pass: what goes into one layer and what comes out of it
+    parts["activations"] = 2 * size * backbone.largest * settings.batch_size / processes
+    if isinstance(settings, EvaluateSettings) or getattr(settings, "target", "") == "places205":
+        return {**parts, "features": FLOAT * d * scored, "head": _of_head(settings, d)}
+    return {**parts, "features": FLOAT * d * (train + scored)}
+
+
+def _train_images(settings: Settings) -> int | None:
+    """Images that are trained on; None where the folder decides."""
     if isinstance(settings, TransferSettings):
-        classes, scored = TARGETS[settings.target]
-        images = 0
-    kept = scored if not type(settings) is FeatureSettings else images + scored
-    return {**parts, "features": FLOAT * d * kept, "head": 0 if type(settings) is FeatureSettings else _of_head(settings, d, classes)}
+        return TARGETS[settings.target][1]
+    if isinstance(settings, PretrainSettings) and settings.dataset in UNLABELLED:
+        return UNLABELLED[settings.dataset]
+    share = settings.train_percent if isinstance(settings, EvaluateSettings) else 100
+    if settings.dataset == "imagenet" and share in LISTED:
+        return LISTED[share]
+    if settings.dataset in WHOLE and settings.subset is None:
+        return WHOLE[settings.dataset]
+    if settings.dataset not in SIZES:
+        return None
+    per_class, classes, _ = SIZES[settings.dataset]
+    return max(1, round((settings.subset or per_class) * share / 100)) * classes
 
 
 def _scored_images(settings: FrozenSettings) -> int | None:
     """Test images, or images of the tuning split; None where the folder decides."""
-    _, classes, test = SIZES.get(settings.dataset, (None, None, None))
-    if settings.val_dataset == "val" or classes is None:
-        return test
-    return (settings.val_subset or 50) * classes
+    if isinstance(settings, TransferSettings):
+        return TARGETS[settings.target][2]
+    if settings.dataset not in SIZES:
+        return None
+    _, classes, test = SIZES[settings.dataset]
+    return test if settings.val_dataset == "val" else (settings.val_subset or 50) * classes
 
 
-def _of_head(settings: FrozenSettings, d: int, classes: int) -> int:
+def _classes(settings: FrozenSettings) -> int:
+    if isinstance(settings, TransferSettings):
+        return TARGETS[settings.target][0]
+    return SIZES[settings.dataset][1] if settings.dataset in SIZES else 0
+
+
+def _of_head(settings: FrozenSettings, d: int) -> int:
     """Bytes of linear heads, one for each rate that is tried: weight, gradient, momentum."""
-    return 3 * FLOAT * (d + 1) * classes * max(1, len(getattr(settings, "lr_sweep", ())))
+    return 3 * FLOAT * (d + 1) * _classes(settings) * max(1, len(getattr(settings, "lr_sweep", ())))
 
 
 def _bytes_per_weight(size: int, processes: int) -> int:
@@ -169,31 +186,36 @@ def _copy(size: int) -> int:
     return size if size < FLOAT else 0
 
 
-def _channels(settings: Settings) -> int:
-    return 1 if settings.dataset == "mnist5k" else 3
+class _Counts(NamedTuple):
+    """Of a network: dimension of the backbone's features, parameters, values put out for an image by all layers and by one."""
+
+    features: int
+    weights: int
+    outputs: float
+    largest: float
 
 
-def _backbone(settings: Settings) -> nn.Module:
-    if settings.arch == "pixels":
-        return build_pixels(settings.size, _channels(settings))
-    return build_backbone(settings.arch, settings.stem, _channels(settings))
+def _counts(settings: Settings, side: int, mlp: str = "") -> _Counts:
+    """Of the backbone, with a projector where `mlp` is given, on images of `side` pixels."""
+    return _counted(settings.arch, settings.stem, 1 if settings.dataset == "mnist5k" else 3, side, mlp)
 
 
-def _count(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
-
-
-def _outputs(network: nn.Module, channels: int, side: int) -> tuple[float, float]:
-    """Values that the layers put out for one image of `side` pixels: of all layers, and of the largest one."""
-    sizes = [channels * side * side]
+@lru_cache
+def _counted(arch: str, stem: str, channels: int, side: int, mlp: str) -> _Counts:
+    with torch.device("meta"):
+        backbone = build_pixels(side, channels) if arch == "pixels" else build_backbone(arch, stem, channels)
+        projector = build_projector(backbone.num_features, mlp) if mlp and arch != "pixels" else nn.Identity()
+        images = torch.empty(2, channels, side, side)
+    network = nn.Sequential(backbone, projector)
+    sizes = [0.0]
 
     def add(module: nn.Module, inputs, output: torch.Tensor) -> None:
-        sizes.append(output.numel() / 2)
+        sizes.append(output.numel() / len(images))
 
     # a ReLU works in place
     leaves = [m for m in network.modules() if not list(m.children()) and not isinstance(m, (nn.Identity, nn.ReLU))]
-    hooks = [module.register_forward_hook(add) for module in leaves]
-    network(torch.empty(2, channels, side, side, device="meta"))
-    for hook in hooks:
-        hook.remove()
-    return sum(sizes[1:]), max(sizes)
+    for module in leaves:
+        module.register_forward_hook(add)
+    network(images)
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    return _Counts(backbone.num_features, weights, sum(sizes), max(sizes))

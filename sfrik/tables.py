@@ -56,7 +56,7 @@ class Table:
 
     @property
     def title(self) -> str:
-        return f"{self.experiment.title}; {IMAGES[self.profile]}"
+        return f"{self.experiment.title}; {IMAGES[self.profile] if self.experiment.images else 'random embeddings'}"
 
     @property
     def labels(self) -> list[str]:

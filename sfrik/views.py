@@ -21,8 +21,8 @@ seconds, and the desk profile does without.
 The steps follow each other in the order of the columns, except where "last" says that the flip closes them. At another
 `size` than 224 OBoW's 256 is 256/224 of it. STL10 and CIFAR-10 have OBoW's whole image and the images of its patches at
 `size` itself, and jitter (0.4, 0.4, 0.4, 0.4) with p = 1 in OBoW and SwAV. Digits are not mirrored: a mirrored digit is
-another sign. Their contrast is multiplied by 0.6 to 1.4, and their `auh` leaves out crops under 0.35 of the area, which
-do not tell one digit from another.
+another sign. Their contrast is multiplied by 0.6 to 1.4. The least crop of their `auh`, 0.35 of the area, is ours: with the
+paper's 0.08 the scores on the tuning split differed by less than their standard error.
 """
 
 from __future__ import annotations

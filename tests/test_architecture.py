@@ -25,7 +25,7 @@ LAYERS = [
     ["sfrik.evaluate.linear", "sfrik.evaluate.finetune"],
     ["sfrik.evaluate.protocols", "sfrik.evaluate.transfer", "sfrik.pretrain"],
     ["sfrik.experiments"],
-    ["sfrik.tables", "sfrik.notebooks"],
+    ["sfrik.tables", "sfrik.notebooks", "sfrik.complexity"],
     ["sfrik.figures", "sfrik.campaign"],
     ["sfrik.cli"],
     ["sfrik.__main__"],

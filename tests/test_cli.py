@@ -13,12 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
+from sfrik import launch as launching
+from sfrik.cli import COMMANDS as BY_SECTION
 from sfrik.cli import main
+from sfrik.memory import expected_images, expected_memory, expected_steps
 from sfrik.networks import build_backbone, save_backbone
-from sfrik.settings import SECTIONS
+from sfrik.settings import SECTIONS, EvaluateSettings, FeatureSettings, LogisticSettings, PretrainSettings, TransferSettings
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = [section.replace("_", "-") for section in SECTIONS]
+COMMANDS = [section.replace("_", "-") for section in BY_SECTION]
 
 
 @pytest.fixture
@@ -72,7 +75,30 @@ MISTAKES = {
         ["did you mean smoke/sfrik_l2_q64?"],
     ),
     "a missing recipe to run": (["run"], ["--recipe"]),
-    "no place for the results": (["pretrain", "--dataset", "mnist5k", "--augmentations", "digits"], ["--exp-dir", "--recipe"]),
+    "neither true nor false": ([*SMOKE, "--reg-small", "maybe"], ["reg_small", "boolean", "'maybe'"]),
+    "a list of text": (["knn-eval", "--exp-dir", "run", "--nb-knn", "10", "x"], ["nb_knn", "integer", "'x'"]),
+    "lists of different lengths": (
+        [*SMOKE, "--augmentations", "SwAV", "--nmb_crops", "2", "6", "--size_crops", "28"],
+        ["SwAV", "one length"],
+    ),
+    "a share of labels that there is not": (
+        ["evaluate", "--recipe", "smoke/random_weights", "--exp-dir", "run", "--train-percent", "5"],
+        ["train_percent", "1, 10 or 100", "5"],
+    ),
+    "processes that are none": ([*SMOKE, "--nproc-per-node", "0"], ["--nproc-per-node", ">= 1", "'0'"]),
+    "processes of an evaluation": (
+        ["evaluate", "--exp-dir", "run", "--nproc-per-node", "2"],
+        ["unknown argument --nproc-per-node"],
+    ),
+    "a batch that the processes do not share evenly": (
+        [*SMOKE, "--nproc-per-node", "3", "--batch-size", "32", "--dry-run"],
+        ["batch_size 32", "3"],
+    ),
+    "a setting of another script": (
+        ["evaluate", "--exp-dir", "run", "--num-workers", "3"],
+        ["--num-workers", "did you mean --workers?"],
+    ),
+    "a target that there is not": (["transfer", "--exp-dir", "run", "--target", "places"], ["target", "'places205'", "'places'"]),
     "an unknown table": (["table", "table0", "--profile", "smoke", "--exp-dir", "out"], ["table0", "table1"]),
     "an unknown profile": (["table", "table1", "--profile", "smok", "--exp-dir", "out"], ["smok", "did you mean smoke?"]),
     "no seeds": (["table", "table1", "--profile", "smoke", "--exp-dir", "out", "--seeds", "0"], ["--seeds", ">= 1", "'0'"]),
@@ -90,6 +116,26 @@ MISTAKES = {
     "evaluation before pretraining": (
         ["knn-eval", "--recipe", "smoke/random_weights", "--exp-dir", "run"],
         [os.path.join("run", "backbone.safetensors"), "pretrain first"],
+    ),
+    "a missing folder of the test images": (
+        ["evaluate", "--exp-dir", "run", "--data-dir", "nowhere", "--pretrained", "no.pth"],
+        ["nowhere", "--data-dir"],
+    ),
+    "missing weights of a transfer": (
+        ["transfer", "--recipe", "smoke/random_weights", "--exp-dir", "run"],
+        [os.path.join("run", "backbone.safetensors"), "pretrain first"],
+    ),
+    "missing images of a transfer": (
+        ["transfer", "--exp-dir", "run", "--target", "voc07", "--target-dir", "nowhere", "--pretrained", "no.pth"],
+        ["voc07", "nowhere"],
+    ),
+    "a missing label list": (
+        ["evaluate", "--recipe", "smoke/random_weights", "--exp-dir", "run", "--train-percent", "10", "--label-list", "no.txt"],
+        ["no.txt"],
+    ),
+    "a missing head": (
+        ["evaluate", "--recipe", "smoke/random_weights", "--exp-dir", "run", "--only-inference", "--ckp-path", "no.pt"],
+        ["no.pt"],
     ),
     "missing features": (
         ["knn-eval", "--recipe", "smoke/random_weights", "--exp-dir", "run", "--extraction-dir", "features"],
@@ -221,6 +267,109 @@ def test_every_setting_is_a_flag_in_both_spellings(command, capsys):
         assert re.search(rf"--{name.replace('_', '-')}\b", text), name
 
 
+# --- booleans, lists, the place of the results
+
+
+@pytest.mark.parametrize(
+    ("flags", "value"),
+    [([], False), (["--only-inference"], True), (["--only_inference", "True"], True), (["--only-inference", "False"], False)],
+)
+def test_a_boolean_is_true_without_a_value_and_what_its_value_says_with_one(here, capsys, flags, value):
+    assert main(["evaluate", *flags, "--exp-dir", "run", "--dry-run"]) == 0
+    assert re.search(rf"^only_inference +{value}$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_a_flag_after_a_boolean_is_not_its_value(here, capsys):
+    assert main(["evaluate", "--only-inference", "--epochs", "7", "--exp-dir", "run", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^only_inference +True$", out, re.MULTILINE)
+    assert re.search(r"^epochs +7$", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("flag", ["--lr-sweep", "--lr_sweep"])
+def test_a_flag_of_several_values_takes_them_one_after_the_other(here, capsys, flag):
+    assert main(["evaluate", flag, "0.1", "0.4", "--exp-dir", "run", "--dry-run"]) == 0
+    assert re.search(r"^lr_sweep +\(0\.1, 0\.4\)$", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exp_dir", "extraction_dir"),
+    [
+        (["pretrain"], "exp", None),
+        (["evaluate"], "exp", None),
+        (["knn-eval"], "exp", ""),
+        (["knn-eval", "--extraction-dir", "d"], "d", "d"),
+        (["logistic-regression", "--extraction-dir", "d"], "d", "d"),
+        (["knn-eval", "--extraction-dir", "d", "--exp-dir", "e"], "e", "d"),
+        (["extract-features", "--exp-dir", "e"], "e", ""),
+        (["extract-features", "--pretrained", "w", "--exp-dir", "e"], "e", "e"),
+        (["extract-features", "--pretrained", "w"], "exp", "exp"),
+        (["extract-features", "--pretrained", "w", "--exp-dir", "e", "--extraction-dir", "d"], "e", "d"),
+    ],
+)
+def test_without_a_recipe_results_go_where_the_original_commands_put_them(here, capsys, arguments, exp_dir, extraction_dir):
+    assert main([*arguments, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(rf"^exp_dir +{exp_dir}$", out, re.MULTILINE)
+    assert extraction_dir is None or re.search(rf"^extraction_dir +{extraction_dir}$", out, re.MULTILINE)
+
+
+def test_the_default_place_of_the_results_is_said_in_one_line(here, capsys):
+    flags = ["--dataset", "mnist5k", "--augmentations", "digits", "--arch", "resnet8", "--size", "28", "--mlp", "8-8"]
+    flags += ["--ssl-method", "none", "--workers", "0"]
+    assert main(["pretrain", *flags]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "results go to exp (--exp-dir)"
+    assert (here / "exp" / "backbone.safetensors").is_file()
+
+
+def test_features_are_extracted_to_the_folder_where_the_scores_then_look_for_them(here, capsys):
+    """The three commands as the original ones chain them: --exp-dir of the first is --extraction-dir of the others."""
+    save_backbone(build_backbone("resnet8", "small", 1), here / "weights.safetensors")
+    network = ["--dataset", "mnist5k", "--subset", "3", "--arch", "resnet8", "--size", "28"]
+    extraction = ["extract-features", *network, "--stem", "small", "--pretrained", "weights.safetensors", "--exp-dir", "features"]
+    assert main([*extraction, "--workers", "0", "--device", "cpu", "--precision", "fp32"]) == 0
+    assert (here / "features" / "train_features.npy").is_file()
+    assert main(["knn-eval", "--dataset", "mnist5k", "--extraction-dir", "features", "--nb_knn", "5", "10"]) == 0
+    assert main(["logistic-regression", "--dataset", "mnist5k", "--extraction-dir", "features", "--epochs", "2"]) == 0
+    assert {"knn.json", "logistic.json"} <= {path.name for path in (here / "features").iterdir()}
+    assert capsys.readouterr().err == ""
+    assert sorted(path.name for path in here.iterdir()) == ["features", "weights.safetensors"]
+
+
+# --- processes
+
+
+def test_the_evaluations_refuse_several_processes_and_extraction_does_not(here, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for command in COMMANDS:
+        arguments = [command, "--exp-dir", "run", "--dry-run"]
+        if command in ("pretrain", "extract-features"):
+            assert main(arguments) == 0
+            assert "memory of each of 2 processes" in capsys.readouterr().out
+        else:
+            fails_in_one_line(capsys, arguments, "one process", "torchrun")
+    fails_in_one_line(capsys, ["pretrain", "--nproc-per-node", "2", "--exp-dir", "run"], "torchrun", "leave one")
+
+
+def test_a_mistake_on_several_processes_ends_in_one_line_too(here, capsys, monkeypatch):
+    def launch(function, settings, nproc_per_node):
+        assert nproc_per_node == 2
+        assert launching._importable_name(function) == "sfrik.cli:_pretrain", "a worker imports the function by its name"
+        raise launching.WorkerError("rank 0 on host failed:\nTraceback\n  File\nsfrik.errors.SfrikError: no images: lower it\n")
+
+    monkeypatch.setattr(launching, "launch", launch)
+    assert fails_in_one_line(capsys, [*SMOKE, "--nproc-per-node", "2"]) == "sfrik: error: no images: lower it"
+
+
+def test_a_failure_of_a_worker_that_is_no_mistake_keeps_its_traceback(here, monkeypatch):
+    def launch(function, settings, nproc_per_node):
+        raise launching.WorkerError("rank 0 on host failed:\nTraceback\nRuntimeError: out of memory")
+
+    monkeypatch.setattr(launching, "launch", launch)
+    with pytest.raises(launching.WorkerError, match="out of memory"):
+        main([*SMOKE, "--nproc-per-node", "2"])
+
+
 # --- dry runs
 
 
@@ -263,12 +412,98 @@ def test_a_dry_run_counts_the_steps(here, capsys, flags, an_epoch, in_all):
     assert f"steps: {an_epoch} an epoch, {in_all} in all" in capsys.readouterr().out
 
 
-def test_a_dry_run_names_the_memory_to_expect(here, capsys):
-    assert main(["pretrain", "--exp-dir", "run", "--dry-run"]) == 0
-    total, *parts = map(float, re.findall(r"(\d+\.\d+)", capsys.readouterr().out.split("memory of one process")[1]))
-    assert total == pytest.approx(sum(parts), abs=0.02), "each of four numbers is rounded to 0.01"
-    # weight, gradient and momentum, 4 bytes each, of 11.2 M parameters in the ResNet-18 and 138 M in the projector: 1.67 GiB
-    assert parts[0] == pytest.approx(1.67, abs=0.05)
+def memory_lines(text):
+    """{processes: (GiB in all, {part: GiB})} of a dry run."""
+    found = {}
+    for line in text.splitlines():
+        if match := re.match(r"memory of (?:each of )?(\d+) process(?:es)?, about: ([\d.]+) GiB \((.*)\)$", line):
+            parts = {name: float(size) for name, size in (part.split(" ") for part in match.group(3).split(", "))}
+            found[int(match.group(1))] = (float(match.group(2)), parts)
+    return found
+
+
+def test_a_dry_run_names_the_memory_to_expect_for_usual_numbers_of_processes(here, capsys):
+    assert main(["pretrain", "--exp-dir", "run", "--batch-size", "2044", "--dry-run"]) == 0
+    lines = memory_lines(capsys.readouterr().out)
+    assert list(lines) == [1, 2, 4], "2,044 images do not divide by 8"
+    for total, parts in lines.values():
+        assert list(parts) == ["parameters", "activations", "loss"]
+        assert total == pytest.approx(sum(parts.values()), abs=0.02), "each of four numbers is rounded to 0.01"
+    # weight, gradient, momentum and a copy in bfloat16, 14 bytes for each of 11.2 M parameters in the ResNet-18 and 138 M in the
+    # projector, are 1.95 GiB; several processes have DDP's buckets, 4 bytes more
+    assert lines[1][1]["parameters"] == pytest.approx(1.95, abs=0.02)
+    assert lines[2][1]["parameters"] == pytest.approx(1.95 * 18 / 14, abs=0.02)
+    assert lines[4][1]["activations"] == pytest.approx(lines[1][1]["activations"] / 4, abs=0.01)
+
+
+def test_a_dry_run_of_so_many_processes_names_their_memory_alone(here, capsys):
+    assert main(["pretrain", "--exp-dir", "run", "--batch-size", "24", "--nproc-per-node", "3", "--dry-run"]) == 0
+    assert list(memory_lines(capsys.readouterr().out)) == [3]
+
+
+def test_a_dry_run_counts_the_images_that_are_seen(here, capsys):
+    assert main(["pretrain", "--subset", "260", "--batch-size", "2048", "--epochs", "100", "--dry-run"]) == 0
+    # 126 whole batches of 2,048
+    assert "images: 258048 an epoch (of 260000), 25804800 in all" in capsys.readouterr().out
+
+
+# --- what to expect
+
+
+def test_multi_crop_counts_every_view_at_its_size():
+    """A convolutional network's outputs grow with the square of the side (the projector's 24,576 values do not)."""
+    two = expected_memory(PretrainSettings(batch_size=64))["activations"]
+    crops = {"nmb_crops": (2, 4), "size_crops": (224, 112), "min_scale_crops": (0.1, 0.1), "max_scale_crops": (1.0, 1.0)}
+    many = expected_memory(PretrainSettings(batch_size=64, augmentations="swav", **crops))["activations"]
+    assert many / two == pytest.approx((2 + 4 / 4) / 2, rel=0.02)
+
+
+def test_vicreg_pays_for_the_square_of_q_and_sfrik_does_not():
+    def loss(method, q):
+        return expected_memory(PretrainSettings(ssl_method=method, mlp=f"64-{q}", batch_size=64))["loss"]
+
+    # five matrices [q, q] in float32, and rows
+    assert loss("vicreg", 32768) == pytest.approx(5 * 4 * 32768**2 / 2**30, rel=0.02)
+    assert loss("sfrik", 32768) == pytest.approx(2 * loss("sfrik", 16384), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("settings", "images", "steps"),
+    [
+        # ceil(1,281,167 / 256) = 5,005
+        (EvaluateSettings(), 1_281_167, (5005, 100)),
+        (EvaluateSettings(subset=260), 260_000, (1016, 100)),
+        (EvaluateSettings(train_percent=1, weights="finetune", epochs=20), 12_811, (51, 20)),
+        (EvaluateSettings(train_percent=10, weights="finetune", epochs=20), 128_116, (501, 20)),
+        (EvaluateSettings(only_inference=True), 50_000, None),
+        (EvaluateSettings(only_inference=True, subset=260, val_dataset="train", val_subset=260), 260_000, None),
+        (EvaluateSettings(dataset="mnist5k", train_percent=1), 40, (1, 100)),
+        # 5,000 to learn on, 8,000 to score: 20 and 32 batches
+        (FeatureSettings(dataset="stl10"), 13_000, (52, 1)),
+        (LogisticSettings(dataset="stl10"), 5000, (20, 100)),
+        (LogisticSettings(dataset="stl10", solver="lbfgs"), 5000, None),
+        (TransferSettings(), 2_448_873, (9566, 28)),
+        (TransferSettings(target="voc07"), 9963, None),
+        (PretrainSettings(dataset="image_folder"), None, None),
+        (EvaluateSettings(dataset="image_folder"), None, None),
+    ],
+)
+def test_images_and_steps_follow_from_the_settings(settings, images, steps):
+    assert expected_images(settings) == images
+    assert expected_steps(settings) == steps
+
+
+def test_fine_tuning_needs_the_memory_of_training_and_probing_does_not():
+    probe, tuned = (expected_memory(EvaluateSettings(arch="resnet50", weights=weights)) for weights in ("freeze", "finetune"))
+    assert tuned["parameters"] > 2 * probe["parameters"]
+    assert tuned["activations"] > 10 * probe["activations"]
+    sweep = expected_memory(EvaluateSettings(arch="resnet50", lr_sweep=(0.1, 0.2, 0.4)))
+    assert sweep["head"] == pytest.approx(3 * probe["head"])
+
+
+def test_the_memory_of_kept_features_is_their_number_times_their_dimension():
+    gib = expected_memory(LogisticSettings(arch="resnet50"))["features"]
+    assert gib == pytest.approx((1_281_167 + 50_000) * 2048 * 4 / 2**30)
 
 
 # --- a process of its own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 import shutil
 from pathlib import Path
@@ -202,6 +203,7 @@ def test_a_broken_image_is_reported_by_name_in_one_line_with_the_remedy(folder, 
     assert str(caught.value).startswith(f"cannot read image {broken}: {reason}")
     assert str(caught.value).endswith("copy it again from the data set's archive, or delete it")
     assert "\n" not in str(caught.value)
+    assert multiprocessing.active_children() == [], "the workers have ended with the error"
 
 
 def test_images_of_every_mode_make_one_batch(folder):

@@ -12,15 +12,16 @@ from torch import nn
 from sfrik.cli import main
 from sfrik.datasets import Images, load_images
 from sfrik.errors import SfrikError
+from sfrik.evaluate import knn as knn_module
 from sfrik.evaluate.classifier import top_accuracies
 from sfrik.evaluate.features import extract, extract_features, features_here, load_features
-from sfrik.evaluate.knn import knn_accuracy, weighted_knn
+from sfrik.evaluate.knn import knn_accuracy, scores_by_k, weighted_knn
 from sfrik.evaluate.linear import linear_probe
 from sfrik.evaluate.logistic import logistic_lbfgs, logistic_sgd
 from sfrik.evaluate.protocols import evaluate, knn_eval, logistic_regression
 from sfrik.networks import build_backbone, build_pixels, save_backbone
 from sfrik.pretrain import pretrain
-from sfrik.runs import Run, file_hash
+from sfrik.runs import Run, file_hash, write_json
 from sfrik.settings import EvaluateSettings, FeatureSettings, KnnSettings, LogisticSettings, PretrainSettings
 from sfrik.views import resize_for_test
 
@@ -80,6 +81,20 @@ def test_the_training_images_in_blocks_give_the_scores_of_one_block(block, k, mo
     monkeypatch.setattr("sfrik.evaluate.knn.BANK", block)
     monkeypatch.setattr("sfrik.evaluate.knn.QUERIES", 5)
     torch.testing.assert_close(weighted_knn(train, labels, test, k), whole, rtol=1e-5, atol=1e-6)
+
+
+def test_several_k_over_many_training_images_read_them_once_and_give_the_scores_of_each_k(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    train, test = torch.randn(40, 5, generator=generator), torch.randn(12, 5, generator=generator)
+    labels = torch.randint(0, 4, (40,), generator=generator)
+    expected = {k: weighted_knn(train, labels, test, k) for k in (3, 1, 50)}
+    monkeypatch.setattr("sfrik.evaluate.knn.BANK", 16)
+    reads = []
+    nearest = knn_module._nearest
+    monkeypatch.setattr(knn_module, "_nearest", lambda *arguments: reads.append(arguments[2]) or nearest(*arguments))
+    for k, scores in scores_by_k(train, labels, test, (3, 1, 50)):
+        torch.testing.assert_close(scores, expected[k], rtol=1e-5, atol=1e-6)
+    assert reads == [40]
 
 
 def test_the_length_of_a_feature_does_not_matter():
@@ -333,6 +348,54 @@ def test_a_score_of_an_extraction_folder_does_not_count_as_one_of_the_runs_own(r
     pretrain(PretrainSettings.from_recipe(RECIPE, seed=5, exp_dir=str(tmp_path / "run"), **CPU), progress=False)
     knn_eval(of(KnnSettings, tmp_path / "run", extraction_dir=str(run.parent / "features")))
     assert Run(tmp_path / "run").result("knn") is None, "these features are of another seed's weights"
+
+
+# --- the choice before the test
+
+COMMANDS = {
+    "evaluate": (EvaluateSettings, lambda settings: evaluate(settings, progress=False), {"epochs": 1, "subset": 2}),
+    "inference": (EvaluateSettings, evaluate, {"only_inference": True}),
+    "knn": (KnnSettings, knn_eval, {"nb_knn": (3,)}),
+    "logistic": (LogisticSettings, logistic_regression, {"solver": "sgd", "epochs": 1}),
+    "extract": (FeatureSettings, extract_features, {}),
+    "features": (FeatureSettings, features_here, {}),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_test_images_are_read_once_the_choice_is_written_down_and_by_the_chosen_one_alone(run, tmp_path, command):
+    kind, work, overrides = COMMANDS[command]
+    folder = tmp_path / "desk" / "sim_1024" / "seed0"
+    folder.mkdir(parents=True)
+    (folder / "backbone.safetensors").write_bytes((run / "backbone.safetensors").read_bytes())
+    given = {"choice": "table9_sfrik", **overrides}
+    if command == "inference":
+        evaluate(of(EvaluateSettings, folder, epochs=1, subset=2, val_dataset="train"), progress=False)
+    before = sorted(folder.iterdir())
+    with pytest.raises(SfrikError, match=r"choice of grid table9_sfrik is not written down yet .*make table9"):
+        work(of(kind, folder, **given))
+    written = tmp_path / "desk" / "tuning" / "table9_sfrik.json"
+    written.parent.mkdir()
+    write_json(written, {"chosen": "sim_2048"})
+    with pytest.raises(SfrikError, match="is sim_2048, not sim_1024"):
+        work(of(kind, folder, **given))
+    write_json(written, {"grid": 1})
+    with pytest.raises(SfrikError, match='no key "chosen"'):
+        work(of(kind, folder, **given))
+    assert sorted(folder.iterdir()) == before
+    write_json(written, {"chosen": "sim_1024"})
+    work(of(kind, folder, **given))
+
+
+def test_the_tuning_split_is_scored_before_any_choice(run):
+    assert knn_eval(of(KnnSettings, run, choice="table9_sfrik", val_dataset="train", nb_knn=(3,)))["images"] == 500
+
+
+def test_an_extraction_folder_does_not_go_round_the_choice(run, tmp_path):
+    given = {"extraction_dir": str(run.parent / "features"), "choice": "grid"}
+    for kind, work in [(KnnSettings, knn_eval), (LogisticSettings, logistic_regression)]:
+        with pytest.raises(SfrikError, match="not written down yet"):
+            work(of(kind, tmp_path / "a" / "seed0", **given))
 
 
 # --- feature files that are not right

@@ -58,7 +58,7 @@ def linear_sweep(
     precision: str = "fp32",
     progress: bool = True,
 ) -> tuple[dict[str, Any], nn.Linear]:
-    """Linear probing with each rate of `settings.lr_sweep` at once, as DINOv2 does (Oquab et al. 2023, appendix B.3).
+    """Linear probing with each rate of `settings.lr_sweep` at once, as DINOv2 does (Oquab et al. 2023).
 
     A batch passes through the backbone once and trains a head for each rate; a rate's head is the one that `linear_probe`
     trains with that rate. The last epoch's heads are compared on the tuning split, and the chosen one alone is scored on

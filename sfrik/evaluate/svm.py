@@ -1,13 +1,14 @@
 """One-against-all linear SVMs on frozen features, scored by mean average precision: the protocol of VOC07 classification.
 
-Goyal et al. 2019 ("Scaling and benchmarking self-supervised visual representation learning", section 6.1), which VICReg's
-paper follows: LIBLINEAR with squared hinge loss, features of length 1, positives counted twice, the cost of each class by
-cross-validation. Average precision is theirs, too: the area under the precision-recall curve whose precision is made to fall
-with recall, as VOC has it from 2010 on, and not the mean at 11 recalls of VOC's 2007 report.
+Goyal et al. 2019 ("Scaling and benchmarking self-supervised visual representation learning"), which VICReg's paper follows:
+LIBLINEAR with squared hinge loss, features of length 1, positives counted twice, the cost of each class by cross-validation.
+Average precision is theirs, too: the area under the precision-recall curve whose precision is made to fall with recall, as
+VOC has it from 2010 on, and not the mean at 11 recalls of VOC's 2007 report.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,8 +32,8 @@ def mean_average_precision(
     """Train an SVM a class on `train`, the test images being scored once by the chosen ones.
 
     Args:
-        train, test: (features [n, d], labels [n, classes]) each; a label is 1 (there), -1 (not there) or 0 (left out of
-            this class's training and score: difficult).
+        train, test: (features [n, d], labels [n, classes]) each; a label is 1 (there), -1 (not there) or 0 (difficult:
+            left out of this class's score, and here of its training too, where the reference counts it as not there).
         costs: LIBLINEAR's C, chosen class by class by average precision over 3 folds of `train`; the smallest wins a tie.
         seed: of LIBLINEAR's order.
 
@@ -76,11 +77,11 @@ def average_precision(positive: np.ndarray, scores: np.ndarray) -> float:
 
 def _fit(x: np.ndarray, target: np.ndarray, costs: Sequence[float], seed: int):
     """The cost with the best cross-validated average precision, and the SVM of it trained on all images."""
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.model_selection import cross_val_score
     from sklearn.svm import LinearSVC
 
     def svm(cost: float) -> LinearSVC:
-        # the dual of the squared hinge, as in the reference; 2000 passes leave the largest cost short of its optimum now and then
         return LinearSVC(C=cost, class_weight={1: 2, -1: 1}, dual=True, max_iter=2000, random_state=seed)
 
     def score(cost: float) -> float:
@@ -89,8 +90,10 @@ def _fit(x: np.ndarray, target: np.ndarray, costs: Sequence[float], seed: int):
 
         return cross_val_score(svm(cost), x, target, cv=FOLDS, scoring=rank).mean()
 
-    best = max((score(cost), -cost) for cost in costs)
-    return -best[1], svm(-best[1]).fit(x, target)
+    with warnings.catch_warnings():  # the reference stops after 2000 passes, which large costs may need more than
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        best = max((score(cost), -cost) for cost in costs)
+        return -best[1], svm(-best[1]).fit(x, target)
 
 
 def _unit(features: np.ndarray) -> np.ndarray:
