@@ -345,7 +345,7 @@ def _always(*columns: Column) -> Callable[[str], list[Column]]:
 
 REPEATED = "A seed is a repetition of the whole measurement; memory is beyond the embeddings; ratios are of neighbours in time."
 IN20 = "ImageNet 20 %, ResNet-18, 100 epochs"
-EXPERIMENTS: dict[str, Experiment] = {
+EXPERIMENTS = {
     "table1": Experiment(
         "Linear probing and kNN",
         IN20,

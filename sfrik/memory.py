@@ -104,7 +104,7 @@ def _of_loss(settings: PretrainSettings, local: int, processes: int) -> float:
     n, q, views = settings.batch_size, settings.dim, len(settings.view_sizes)
     regularised = views if settings.regularise == "all" else len(settings.anchors)
     rows = (4.5 if settings.ssl_method == "sfrik" else 3.5) * views * local * q
-    if processes > 1:  # the rows of all processes: one view at a time in SFRIK, whose gradient is in closed form
+    if processes > 1:  # the rows of all processes: one view at a time in SFRIK, which keeps its own rows' gradient alone
         rows += n * q * (1 if settings.ssl_method == "sfrik" else 2 * regularised)
     anchors = len(settings.anchors)
     pairs = anchors * (views - anchors) + anchors * (anchors - 1) / 2
@@ -112,7 +112,7 @@ def _of_loss(settings: PretrainSettings, local: int, processes: int) -> float:
         "sfrik": 8 * min(BLOCK, local) * n,
         "auh": (2 * regularised + 2) * n**2,
         "simclr": pairs * 3.5 * (2 * n) ** 2,
-        "vicreg": (regularised + 3) * q**2,
+        "vicreg": q**2,
     }
     return FLOAT * (rows + matrices[settings.ssl_method])
 

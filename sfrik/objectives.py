@@ -27,6 +27,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from sfrik.collectives import all_rows, mean_over_processes, world_size
 from sfrik.kernels import RotationInvariantKernel
@@ -211,13 +212,30 @@ class VICReg(Objective):
 
     @staticmethod
     def _variance_and_covariance(z: Tensor) -> tuple[Tensor, Tensor]:
-        n, q = z.shape
         centred = z - z.mean(dim=0)
-        covariance = centred.T @ centred / (n - 1)  # [q, q]
-        variance = covariance.diagonal()
-        hinge = F.relu(1 - torch.sqrt(variance + 1e-4)).mean()
-        off_diagonal = covariance.square().sum() - variance.square().sum()
-        return hinge, off_diagonal / q
+        hinge = F.relu(1 - torch.sqrt(centred.square().sum(dim=0) / (len(z) - 1) + 1e-4)).mean()
+        return hinge, _OffDiagonal.apply(centred) / z.shape[1]
+
+
+class _OffDiagonal(torch.autograd.Function):
+    """Sum over i != j of C_ij^2, C = Zc^T Zc / (n - 1) being the covariance of centred rows Zc [n, q].
+
+    The gradient is 4 Zc C' / (n - 1) with C' = C without its diagonal. One matrix [q, q] exists at a time and none is kept;
+    autograd by itself would hold five.
+    """
+
+    @staticmethod
+    @torch.no_grad()
+    def forward(ctx, centred: Tensor) -> Tensor:
+        with torch.autocast(centred.device.type, enabled=False):
+            covariance = (centred.T @ centred).div_(len(centred) - 1).fill_diagonal_(0)  # [q, q]
+            ctx.gradient = (centred @ covariance).mul_(4 / (len(centred) - 1)) if ctx.needs_input_grad[0] else None
+        return torch.linalg.vector_norm(covariance).square()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        return grad * ctx.gradient
 
 
 def _alignment(z: list[Tensor], anchors: list[int]) -> Tensor:

@@ -53,7 +53,7 @@ STATISTICS = {
 }
 SMALL = ("stl10", "cifar10")  # used at the size they have; in OBoW and SwAV with the authors' settings for STL10
 OBOW_CROP_SCALE, OBOW_PATCH_SCALE = (0.08, 0.6), (0.6, 1.0)
-DIGIT_SCALE = (0.35, 1.0)  # of auh at the desk: a crop of 0.08 of a digit does not tell which digit it is
+DIGIT_SCALE = (0.35, 1.0)  # of auh at the desk: a twelfth of a digit's image seldom shows which digit it is
 
 PerImage = Callable[[Image.Image], tuple[Tensor, ...]]
 PerBatch = Callable[[list[Tensor], Generator], list[Tensor]]
@@ -84,19 +84,21 @@ def build_views(augmentations: str, size: int, dataset: str, **crops) -> Views:
             nmb_crops, size_crops, min_scale_crops, max_scale_crops, each with one value a size; the others: none.
 
     Raises:
-        SfrikError: augmentations of another name, or patches that do not fit in the image.
+        SfrikError: unknown augmentations, or not for digits; patches that do not fit in the image.
     """
     if augmentations == "digits":
         return Views(None, lambda batch, generator: [digit_views(batch[0], generator) for _ in range(2)])
-    kind = {"obow": "obow", "swav": "swav"}.get(augmentations, "pair")
-    if kind == "pair" and augmentations not in ("vicreg", "simclr", "auh"):
+    if augmentations not in ("vicreg", "simclr", "auh", "obow", "swav"):
         raise SfrikError(f"unknown augmentations {augmentations}: choose one of vicreg, simclr, auh, obow, swav, digits")
     if dataset == "mnist5k":
-        return Views(None, {"obow": _obow_digits, "swav": _swav_digits, "pair": _auh_digits}[kind](size, **crops))
-    if kind == "pair":
-        pipelines = tuple(_pipeline(augmentations, view, size, dataset) for view in range(2))
-        return Views(lambda image: tuple(pipeline(image) for pipeline in pipelines), _as_they_are)
-    return Views({"obow": _obow, "swav": _swav}[kind](size, dataset, **crops), _as_they_are)
+        of_digits = {"auh": _auh_digits, "obow": _obow_digits, "swav": _swav_digits}.get(augmentations)
+        if of_digits is None:
+            raise SfrikError(f"augmentations {augmentations} are not for the digits of mnist5k: use digits, auh, obow or swav")
+        return Views(None, of_digits(size, **crops))
+    if augmentations in ("obow", "swav"):
+        return Views({"obow": _obow, "swav": _swav}[augmentations](size, dataset, **crops), _as_they_are)
+    pipelines = tuple(_pipeline(augmentations, view, size, dataset) for view in range(2))
+    return Views(lambda image: tuple(pipeline(image) for pipeline in pipelines), _as_they_are)
 
 
 def probe_views(size: int, dataset: str) -> Views:
@@ -253,16 +255,10 @@ def _swav(size: int, dataset: str, **crops) -> PerImage:
     else:
         jitter, jitter_p = v2.ColorJitter(0.8, 0.8, 0.8, 0.2), 0.8
     colour = [v2.RandomApply([jitter], p=jitter_p), v2.RandomGrayscale(p=0.2), GaussianBlur(p=0.5)]
+    after = [v2.RandomHorizontalFlip(), *colour, normalise(dataset)]
+    bilinear = v2.InterpolationMode.BILINEAR
     pipelines = [
-        v2.Compose(
-            [
-                v2.RandomResizedCrop(side, scale, interpolation=v2.InterpolationMode.BILINEAR),
-                v2.RandomHorizontalFlip(),
-                *colour,
-                normalise(dataset),
-            ]
-        )
-        for side, scale in _swav_kinds(**crops)
+        v2.Compose([v2.RandomResizedCrop(side, scale, interpolation=bilinear), *after]) for side, scale in _swav_kinds(**crops)
     ]
     return lambda image: tuple(pipeline(image) for pipeline in pipelines)
 

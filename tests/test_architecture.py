@@ -16,12 +16,12 @@ PACKAGE = ROOT / "sfrik"
 # From the bottom up. A module imports from the layers below its own, never from beside or above.
 LAYERS = [
     ["sfrik", "sfrik.errors", "sfrik.evaluate"],
-    ["sfrik.crops"],
-    ["sfrik.kernels", "sfrik.collectives", "sfrik.devices", "sfrik.networks", "sfrik.optim", "sfrik.views", "sfrik.listing", "sfrik.decoding"],
+    ["sfrik.crops", "sfrik.decoding", "sfrik.listing"],
+    ["sfrik.kernels", "sfrik.collectives", "sfrik.devices", "sfrik.networks", "sfrik.optim", "sfrik.views"],
     ["sfrik.mmd", "sfrik.diagnostics", "sfrik.datasets", "sfrik.settings", "sfrik.launch"],
     ["sfrik.objectives", "sfrik.runs", "sfrik.labels", "sfrik.targets"],
     [f"sfrik.evaluate.{name}" for name in ("frozen", "heads", "knn", "classifier", "svm")],
-    ["sfrik.evaluate.features", "sfrik.evaluate.logistic"],
+    ["sfrik.evaluate.features", "sfrik.evaluate.logistic", "sfrik.memory"],
     ["sfrik.evaluate.linear", "sfrik.evaluate.finetune"],
     ["sfrik.evaluate.protocols", "sfrik.evaluate.transfer", "sfrik.pretrain"],
     ["sfrik.experiments"],

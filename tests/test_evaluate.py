@@ -393,7 +393,7 @@ def test_the_tuning_split_is_scored_before_any_choice(run):
 
 def test_an_extraction_folder_does_not_go_round_the_choice(run, tmp_path):
     given = {"extraction_dir": str(run.parent / "features"), "choice": "grid"}
-    for kind, work in [(KnnSettings, knn_eval), (LogisticSettings, logistic_regression)]:
+    for kind, work in [(KnnSettings, knn_eval), (LogisticSettings, logistic_regression), (FeatureSettings, features_here)]:
         with pytest.raises(SfrikError, match="not written down yet"):
             work(of(kind, tmp_path / "a" / "seed0", **given))
 

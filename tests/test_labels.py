@@ -70,9 +70,9 @@ def test_all_labels_are_the_images_as_they_are():
 
 @pytest.mark.parametrize("dataset", ["mnist5k", "cifar10", "stl10", "image_folder"])
 def test_each_class_gives_its_share_and_at_least_one_image_in_the_data_sets_order(dataset):
-    targets = [3] * 26 + [0] * 4 + [3] * 24 + [7] * 15 + [0] * 2
-    share = labelled_share(images_called([str(k) for k in range(71)], targets), dataset, 10)
-    assert chosen(share) == [0, 1, 2, 3, 4, 26, 54, 55]  # of 50, 6 and 15 images: 5, 0.6 and 1.5
+    targets = [3] * 26 + [0] * 4 + [3] * 24 + [7] * 15 + [0]
+    share = labelled_share(images_called([str(k) for k in range(70)], targets), dataset, 10)
+    assert chosen(share) == [0, 1, 2, 3, 4, 26, 54, 55]  # of 50, 5 and 15 images: 5, 0.5 and 1.5
     assert share.targets.tolist() == [3] * 5 + [0] + [7] * 2
 
 

@@ -438,6 +438,8 @@ def test_more_patches_than_cells_and_unknown_augmentations_are_errors():
         PatchGrid(256, 96, 10)
     with pytest.raises(SfrikError, match="unknown augmentations moco"):
         build_views("moco", 224, "imagenet")
+    with pytest.raises(SfrikError, match="augmentations vicreg are not for the digits of mnist5k"):
+        build_views("vicreg", 28, "mnist5k")
 
 
 # --- order

@@ -273,3 +273,61 @@ def test_two_processes_of_torchrun_train_on_cpu_and_say_how_batch_norm_is_kept(t
     assert [line["step"] for line in run.metrics() if "step" in line] == [0, 1, 2, 3]
     assert read_json(run.folder / "provenance.json")["hardware"]["processes"] == 2
     assert weights(run.folder)
+
+
+# --- multi-crop
+
+
+class Counting(torch.nn.Module):
+    """Each image's mean, and a record of the shapes that came in."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, images):
+        self.seen.append(tuple(images.shape))
+        return images.mean(dim=(2, 3))
+
+
+def test_views_of_one_size_pass_together_in_multi_crop_and_come_back_in_order():
+    views = [torch.full((4, 1, size, size), float(index)) for index, size in enumerate((12, 8, 12, 8, 8))]
+    backbone = Counting()
+    embeddings = module.Encoder(backbone, torch.nn.Identity(), by_size=True)(views)
+    assert backbone.seen == [(8, 1, 12, 12), (12, 1, 8, 8)]
+    assert [embedding.unique().tolist() for embedding in embeddings] == [[0.0], [1.0], [2.0], [3.0], [4.0]]
+    backbone.seen.clear()
+    module.Encoder(backbone, torch.nn.Identity())(views[1:2] + views[3:4])
+    assert backbone.seen == [(4, 1, 8, 8), (4, 1, 8, 8)], "two views pass one after the other"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "anchors", "regularise"),
+    [
+        ("smoke/sfrik_l3_q64_obow", (0,), "all"),
+        ("smoke/sfrik_l3_q64_swav", (0, 1), "anchors"),
+        ("smoke/sfrik_l3_q64", (0, 1), "all"),
+    ],
+)
+def test_the_objective_is_told_which_views_are_anchors_and_which_are_regularised(
+    recipe, anchors, regularise, tmp_path, monkeypatch
+):
+    seen = []
+
+    class Watched(SFRIK):
+        def forward(self, views, anchors=(0, 1), regularise="all"):
+            seen.append((len(views), tuple(anchors), regularise))
+            return super().forward(views, anchors, regularise)
+
+    monkeypatch.setattr(module, "SFRIK", Watched)
+    chosen = settings(tmp_path / "run", recipe, epochs=1, subset=7)
+    pretrain(chosen, progress=False)
+    assert set(seen) == {(len(chosen.view_sizes), anchors, regularise)}
+
+
+@pytest.mark.parametrize("method", ["auh", "simclr", "vicreg"])
+def test_the_other_methods_train_on_multi_crop_too(method, tmp_path):
+    chosen = settings(tmp_path / "run", "smoke/sfrik_l3_q64_swav", ssl_method=method, epochs=1, subset=7, base_lr=1.0)
+    line = pretrain(chosen, progress=False)
+    assert line["effective_rank"] > 1
+    assert Run(tmp_path / "run").backbone.is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import statistics
 import sys
@@ -10,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from sfrik import tables
+from sfrik import experiments
 from sfrik.errors import SfrikError
+from sfrik.experiments import EXPERIMENTS, grids, paper_figures, rows_of
 from sfrik.runs import write_json
 from sfrik.settings import recipe_names
-from sfrik.tables import as_csv, as_latex, as_markdown, build_table, paper_figures, rows_of, write_table
+from sfrik.tables import as_csv, as_latex, as_markdown, build_table, escape, tables_with_scores, write_table
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -81,11 +83,11 @@ def test_every_row_of_table1_has_its_recipe(profile):
 )
 def test_a_row_stands_beside_the_papers_figure_of_its_method_and_dimension(method, q, paper, paper_q):
     (row,) = [row for row in rows_of("table1", "desk") if (row.method, row.q) == (method, q)]
-    assert (row.paper, row.paper_q) == (paper, paper_q)
+    assert (row.paper.get("linear_top1"), row.paper_q) == (paper, paper_q)
 
 
 def test_an_unknown_table_is_refused_naming_the_nearest_and_all_there_are():
-    with pytest.raises(SfrikError, match=r"unknown table 'tabel1' \(did you mean table1\?\): there is table1"):
+    with pytest.raises(SfrikError, match=r"unknown table 'tabel1' \(did you mean table1\?\): there is table1, table2"):
         rows_of("tabel1", "desk")
 
 
@@ -113,7 +115,7 @@ def test_without_results_every_measured_cell_is_empty_and_the_papers_column_stan
     table = build_table("table1", "desk", tmp_path)
     rows = csv_rows(table)
     assert all(row[column] == "" for row in rows.values() for column in MEASURED)
-    assert all(row[f"{protocol}_n"] == "0" for row in rows.values() for protocol in ("linear", "logistic", "knn"))
+    assert all(row[f"{protocol}_top1_n"] == "0" for row in rows.values() for protocol in ("linear", "logistic", "knn"))
     assert all(row["seeds"] == row["runs"] == "" for row in rows.values())
     assert rows["SFRIK L=2", "512"]["paper_linear_top1"] == "47.0"
     assert cells(as_markdown(table), "| SFRIK L=3 ") == ["SFRIK L=3", "512", "–", "–", "–", "–", "47.5 (8192)"]
@@ -131,7 +133,7 @@ def test_a_changed_figure_of_the_paper_changes_the_papers_column_alone(root, mon
     before = csv_rows(build_table("table1", "desk", root))
     figures = paper_figures()
     figures["linear_in20"]["SFRIK_L2"] = [1.0, 2.0, 3.0, 4.0]
-    monkeypatch.setattr(tables, "paper_figures", lambda: figures)
+    monkeypatch.setattr(experiments, "paper_figures", lambda: figures)
     after = csv_rows(build_table("table1", "desk", root))
     assert after["SFRIK L=2", "512"]["paper_linear_top1"] == "4.0"
     for key, row in after.items():
@@ -149,7 +151,7 @@ def test_the_csv_gives_mean_deviation_count_seeds_and_runs(root):
     # of 90, 92, 97: the sum of squares 9 + 1 + 16 = 26 over n - 1 = 2
     assert row["linear_top1_sd"] == f"{13**0.5:.3f}"
     assert (row["logistic_top1_mean"], row["logistic_top1_sd"]) == ("80.000", "0.000")
-    assert (row["knn_top1_mean"], row["knn_top1_sd"], row["knn_n"]) == ("71.000", "1.000", "3")
+    assert (row["knn_top1_mean"], row["knn_top1_sd"], row["knn_top1_n"]) == ("71.000", "1.000", "3")
     assert row["seeds"] == "0 1 2"
     assert row["runs"] == "desk/sfrik_l2_q512/seed0 desk/sfrik_l2_q512/seed1 desk/sfrik_l2_q512/seed2"
     assert (row["paper_linear_top1"], row["paper_q"]) == ("47.0", "8192")
@@ -158,9 +160,9 @@ def test_the_csv_gives_mean_deviation_count_seeds_and_runs(root):
 def test_one_seed_has_no_deviation_and_a_missing_score_no_mean(root):
     rows = csv_rows(build_table("table1", "desk", root))
     one = rows["VICReg", "256"]
-    assert (one["linear_top1_mean"], one["linear_top1_sd"], one["linear_n"]) == ("55.550", "", "1")
+    assert (one["linear_top1_mean"], one["linear_top1_sd"], one["linear_top1_n"]) == ("55.550", "", "1")
     partial = rows["random weights", ""]
-    assert (partial["linear_top1_mean"], partial["logistic_top1_mean"], partial["logistic_n"]) == ("12.000", "", "0")
+    assert (partial["linear_top1_mean"], partial["logistic_top1_mean"], partial["logistic_top1_n"]) == ("12.000", "", "0")
     assert (partial["paper_linear_top1"], partial["paper_q"]) == ("", "")
 
 
@@ -223,3 +225,116 @@ def test_a_score_file_that_was_cut_short_is_named(root):
 def test_a_knn_score_without_twenty_neighbours_is_a_missing_cell_and_no_crash(root):
     write_json(root / "desk" / "vicreg_q256" / "seed0" / "knn.json", {"top1_at": {"10": 50.0}})
     assert csv_rows(build_table("table1", "desk", root))["VICReg", "256"]["knn_top1_mean"] == ""
+
+
+# --- the other tables
+
+
+def with_scores(root, name, profile="desk", value=50.0):
+    """A score of every kind for each row of a table, seed 0."""
+    for row in rows_of(name, profile):
+        folder = root / row.recipe / "seed0"
+        folder.mkdir(parents=True, exist_ok=True)
+        everything = {"top1": value, "top5": value + 1, "map": value + 2, "top1_at": {"20": value + 3}}
+        for column in EXPERIMENTS[name].columns(profile):
+            path = folder / f"{column.score}.json"
+            known = json.loads(path.read_text()) if path.is_file() and row.entry else {}
+            measured = {column.key[0]: value, **everything}
+            write_json(path, {**known, row.entry: {**known.get(row.entry, {}), **measured}} if row.entry else measured)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("profile", ["smoke", "desk", "cifar10", "paper"])
+def test_every_row_of_every_table_has_its_recipe_and_no_row_is_twice(name, profile):
+    if profile not in EXPERIMENTS[name].profiles:
+        with pytest.raises(SfrikError, match=f"{name} has no recipes in profile"):
+            rows_of(name, profile)
+        return
+    rows = rows_of(name, profile)
+    keys = {(row.method, row.q, *row.labels.values()) for row in rows}
+    assert len(keys) == len(rows) >= 2
+    if EXPERIMENTS[name].stages:
+        assert {row.recipe for row in rows} <= set(recipe_names(profile))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_papers_figures_of_a_row_stand_in_columns_that_the_table_has(name):
+    for profile in EXPERIMENTS[name].profiles:
+        for row in rows_of(name, profile):
+            assert set(row.paper) <= set(EXPERIMENTS[name].paper_columns)
+    group = EXPERIMENTS[name].figures
+    has_figures = any(row.paper for row in rows_of(name, "desk"))
+    assert has_figures == (group is not None)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_measured_cell_of_a_table_is_filled_from_its_score_file(name, tmp_path):
+    with_scores(tmp_path, name)
+    table = build_table(name, "desk", tmp_path)
+    filled = {column.name for column in table.columns if column.score != "metrics"}
+    for measured in table.measured:
+        assert {column for column in filled if measured.mean(column) is not None} == filled
+    for text in (as_markdown(table), as_latex(table), as_csv(table)):
+        assert text.count("50.0") >= 1
+    widths = {line.count("|") for line in as_markdown(table).splitlines() if line.startswith("|")}
+    assert len(widths) == 1
+
+
+def test_the_kernels_of_table2_stand_beside_the_figures_of_the_poster():
+    rows = {row.labels["kernel"]: row.paper.get("linear_top1") for row in rows_of("table2", "desk")}
+    assert rows == {"truncated L=3": 47.5, "exp(-s |u - v|^2)": 41.3, "C - |u - v|^p": 27.8, "heat": None}
+
+
+def test_table4_has_the_nine_figures_of_each_row_of_the_slides():
+    rows = {(row.method, row.paper_q): row for row in rows_of("table4", "desk")}
+    assert len(rows) == 6
+    assert rows["VICReg", 8192].paper["semi1_top1"] == 49.4
+    assert rows["SFRIK L=3", 32768].paper["semi10_top5"] == 87.5
+    assert all(len(row.paper) == 9 for row in rows.values())
+    assert (rows["SFRIK L=3", 32768].q, rows["VICReg", 8192].q) == (512, 128)
+
+
+def test_table5_reads_each_batch_size_from_one_file_of_measurements(tmp_path):
+    folder = tmp_path / "desk" / "complexity" / "seed0"
+    folder.mkdir(parents=True)
+    write_json(folder / "table5.json", {"VICReg q=8192 n=512": {"loss_ms": 40.0, "loss_mib": 100.4}})
+    rows = {
+        (row["method"], row["batch_size"]): row
+        for row in csv.DictReader(as_csv(build_table("table5", "desk", tmp_path)).splitlines())
+    }
+    assert rows["VICReg", "512"]["loss_ms_mean"] == "40.000"
+    assert rows["VICReg", "256"]["loss_ms_mean"] == rows["SFRIK L=3", "512"]["loss_ms_mean"] == ""
+    assert rows["SFRIK L=3", "1024"]["paper_peak"] == "18.8"
+
+
+def test_table9_compares_the_grid_by_the_first_seed_alone(tmp_path):
+    for seed, value in enumerate((90.0, 10.0)):
+        folder = tmp_path / "desk" / "tune_sfrik_2048" / f"seed{seed}"
+        folder.mkdir(parents=True)
+        write_json(folder / "linear_tune.json", {"top1": value})
+        write_json(folder / "linear_inference.json", {"top1": value})
+    (row,) = [m for m in build_table("table9", "desk", tmp_path).measured if m.row.recipe == "desk/tune_sfrik_2048"]
+    assert (row.mean("tune_top1"), row.mean("test_top1")) == (90.0, 50.0)
+
+
+def test_the_grids_of_table9_are_named_by_the_choice_of_their_recipes():
+    assert {name: len(recipes) for name, recipes in grids("desk").items()} == {"simclr": 3, "auh": 3, "vicreg": 3, "sfrik": 3}
+
+
+def test_the_last_epoch_of_the_training_curve_gives_alignment_and_rank(tmp_path):
+    folder = tmp_path / "desk" / "kernel_heat" / "seed0"
+    folder.mkdir(parents=True)
+    lines = [{"epoch": e, "alignment": 0.5 - e / 10, "uniformity": -3.0, "effective_rank": 10.0 + e} for e in range(3)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (row,) = [m for m in build_table("table2", "desk", tmp_path).measured if m.row.labels["kernel"] == "heat"]
+    assert (row.mean("alignment"), row.mean("effective_rank")) == (0.3, 12.0)
+
+
+def test_the_tables_with_scores_are_those_of_which_something_was_measured(tmp_path):
+    assert tables_with_scores("desk", tmp_path) == []
+    score(tmp_path, "kernel_rbf", 0, "linear", 50.0)
+    assert tables_with_scores("desk", tmp_path) == ["table2"]
+
+
+def test_latex_escapes_what_it_would_read_as_its_own_and_leaves_mathematics():
+    assert escape("a_b 5 % $q^2$ |u|^2") == r"a\_b 5 \% $q^2$ \textbar{}u\textbar{}\^{}2"
