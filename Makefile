@@ -1,19 +1,22 @@
 # Rebuilds the paper's tables. `make` alone prints the targets.
 #
-#   PROFILE=desk     smoke (seconds, to test), desk (minutes, two CPU cores)
+#   PROFILE=desk     smoke (seconds, to test), desk (minutes, two CPU cores), cifar10 (an hour a table, one GPU), paper (days)
 #   SEEDS=1          seeds 0 .. SEEDS-1 of each run
 #   JOBS=0           runs side by side; 0: one for each core, or one on a GPU
+#   DATA=            folder of the images where a profile needs one (ImageNet: with train/ and val/; STL10, Places205, VOC07 in it)
 #   RESULTS=results  the folder of the results
 #   PYTHON=python3   what makes the virtual environment (3.10 to 3.13)
 #   VENV=.venv       the virtual environment; VENV= uses the active one instead (conda: environment.yml)
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup table1 tables test lab
+TABLES := table2 table3 table4 table5 table6 table7 table8 table9
+.PHONY: help setup table1 $(TABLES) tables test lab
 
 PROFILE ?= desk
 SEEDS ?= 1
 JOBS ?= 0
+DATA ?=
 RESULTS ?= results
 PYTHON ?= python3
 VENV ?= .venv
@@ -36,16 +39,25 @@ $(READY): pyproject.toml
 endif
 
 help:  ## print this list
-	@echo "usage: make TARGET [PROFILE=desk|smoke] [SEEDS=1] [JOBS=0] [VENV=.venv]"
+	@echo "usage: make TARGET [PROFILE=desk|smoke|cifar10|paper] [SEEDS=1] [JOBS=0] [VENV=.venv]"
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(READY)  ## make .venv with the package, the notebooks and the tests (does nothing when nothing changed)
 
 table1: $(READY)  ## linear probing: SimCLR, AUH, VICReg, SFRIK against q; trains what is missing
-	$(BIN)python -m sfrik table $@ --profile $(PROFILE) --seeds $(SEEDS) --jobs $(JOBS) --exp-dir $(RESULTS)
+table2: $(READY)  ## the choice of the kernel: truncated, RBF, power, heat
+table3: $(READY)  ## transfer to other images
+table4: $(READY)  ## all protocols: linear, transfer, 1 % and 10 % of the labels, kNN
+table5: $(READY)  ## peak memory against the batch size
+table6: $(READY)  ## time and memory of every regulariser against q
+table7: $(READY)  ## two views, OBoW and SwAV multi-crop
+table8: $(READY)  ## random crops, few labels (the paper: STL10)
+table9: $(READY)  ## each method's grid on the tuning split, the choice, then one test score
+table1 $(TABLES):
+	$(BIN)python -m sfrik table $@ --profile $(PROFILE) --seeds $(SEEDS) --jobs $(JOBS) --exp-dir $(RESULTS) --data-dir '$(DATA)'
 
 tables: $(READY)  ## render every table from the scores that are there; trains nothing
-	$(BIN)python -m sfrik table table1 --profile $(PROFILE) --render-only --exp-dir $(RESULTS)
+	$(BIN)python -m sfrik table all --profile $(PROFILE) --exp-dir $(RESULTS)
 
 test: $(READY)  ## the whole check: ruff, then every test
 	$(BIN)python -m ruff check . && $(BIN)python -m ruff format --check .

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from sfrik.claims import write_claims
 from sfrik.complexity import hardware
 from sfrik.devices import cores, pick_device
 from sfrik.errors import SfrikError, nearest
@@ -57,14 +58,29 @@ DEFAULT_STAGES = ("pretrain", "linear", "knn")
 GRACE = 10  # seconds between asking a process to stop and ending it
 
 
+@dataclass(frozen=True)
+class Where:
+    """Where the results go, how many runs go side by side, and where the images are (the recipe's folder when empty)."""
+
+    root: str | Path
+    jobs: int
+    data_dir: str
+
+
 def make_table(
-    name: str, profile: str, seeds: int = 1, jobs: int = 0, render_only: bool = False, root: str | Path | None = None
+    name: str,
+    profile: str,
+    seeds: int = 1,
+    jobs: int = 0,
+    render_only: bool = False,
+    root: str | Path | None = None,
+    data_dir: str = "",
 ) -> int:
     """Compute what a table misses, then render it by notebook 07; the exit status."""
     root = root or results_root()
     found = experiment(name, profile)
     notebook_path("07_tables")  # before hours of work
-    if not render_only and not _compute(name, profile, seeds, jobs, root):
+    if not render_only and not _compute(name, profile, seeds, Where(root, jobs or _jobs(), data_dir)):
         return 1
     if not render_only:
         theory = Path(root) / profile / "notebooks" / "01_kernel_theory.ipynb"
@@ -84,24 +100,26 @@ def render_all(profile: str, root: str | Path | None = None) -> int:
     execute(
         "07_tables", {"tables": names, "profile": profile, "root": str(root)}, root / profile / "notebooks" / "07_tables.ipynb"
     )
+    if profile == "desk":
+        write_claims(profile, root)
     print(f"{len(names)} tables in {root / profile / 'tables'}: {', '.join(names)}")
     return 0
 
 
-def _compute(name: str, profile: str, seeds: int, jobs: int, root: str | Path) -> bool:
+def _compute(name: str, profile: str, seeds: int, where: Where) -> bool:
     """Run what a table misses; whether all of it is there now."""
     if name in ("table5", "table6"):
-        return all(_measure_complexity(name, profile, seed, root) for seed in range(seeds))
+        return all(_measure_complexity(name, profile, seed, where.root) for seed in range(seeds))
     rows = rows_of(name, profile)
     stages = experiment(name, profile).stages
     if name != "table9":
-        return _run_missing(name, [(row.recipe, seed, stages) for seed in range(seeds) for row in rows], jobs, root)
+        return _run_missing(name, [(row.recipe, seed, stages) for seed in range(seeds) for row in rows], where)
     # The grid is scored on the tuning split with one seed; the test images are scored once the choice is written down.
-    if not _run_missing(f"{name}, the grids", [(row.recipe, 0, stages) for row in rows], jobs, root):
+    if not _run_missing(f"{name}, the grids", [(row.recipe, 0, stages) for row in rows], where):
         return False
-    chosen = write_choices(profile, root)
+    chosen = write_choices(profile, where.root)
     final = [(recipe, seed, (*stages, "inference")) for seed in range(seeds) for recipe in chosen.values()]
-    return _run_missing(f"{name}, the choices", final, jobs, root)
+    return _run_missing(f"{name}, the choices", final, where)
 
 
 def write_choices(profile: str, root: str | Path) -> dict[str, str]:
@@ -135,16 +153,18 @@ def _measure_complexity(name: str, profile: str, seed: int, root: str | Path) ->
     return True
 
 
-def _run_missing(title: str, wanted: list[tuple[str, int, tuple[str, ...]]], jobs: int, root: str | Path) -> bool:
-    missing = [(recipe, seed, stages) for recipe, seed, stages in wanted if missing_stages(recipe, seed, root, stages)]
+def _run_missing(title: str, wanted: list[tuple[str, int, tuple[str, ...]]], where: Where) -> bool:
+    missing = [(recipe, seed, stages) for recipe, seed, stages in wanted if missing_stages(recipe, seed, where.root, stages)]
     print(f"{title}: {len(wanted)} runs, {len(wanted) - len(missing)} finished here", flush=True)
-    failed = _side_by_side(missing, jobs or _jobs(), root)
+    failed = _side_by_side(missing, where)
     for recipe, seed, reason in failed:
         print(f"failed: {recipe} seed {seed}: {reason}", file=sys.stderr)
     return not failed
 
 
-def run_recipe(recipe: str, seed: int, root: str | Path | None = None, stages: Sequence[str] = DEFAULT_STAGES) -> None:
+def run_recipe(
+    recipe: str, seed: int, root: str | Path | None = None, stages: Sequence[str] = DEFAULT_STAGES, data_dir: str = ""
+) -> None:
     """Execute the notebooks of a run that are not finished; their copies lie in the run's folder."""
     root = root or results_root()
     for stage in stages:
@@ -158,6 +178,7 @@ def run_recipe(recipe: str, seed: int, root: str | Path | None = None, stages: S
         stage = STAGES[name]
         print(f"{recipe} seed {seed}: {stage.notebook}", flush=True)
         parameters = {"recipe": recipe, "seed": seed, "exp_dir": str(folder), **stage.parameters}
+        parameters |= {"data_dir": data_dir} if data_dir else {}
         execute(stage.notebook, parameters, folder / stage.copy)
 
 
@@ -204,15 +225,15 @@ class _Child:
     started: float
 
 
-def _side_by_side(runs: list[tuple[str, int, tuple[str, ...]]], jobs: int, root: str | Path) -> list[tuple[str, int, str]]:
-    """Run each (recipe, seed, stages) in a process of its own, `jobs` at a time; those that failed, with the reason."""
+def _side_by_side(runs: list[tuple[str, int, tuple[str, ...]]], where: Where) -> list[tuple[str, int, str]]:
+    """Run each (recipe, seed, stages) in a process of its own, `where.jobs` at a time; those that failed, with the reason."""
     waiting, running, failed = list(runs), [], []
     started = time.monotonic()
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         while waiting or running:
-            while waiting and len(running) < jobs:
-                running.append(_start(*waiting.pop(0), jobs, root))
+            while waiting and len(running) < where.jobs:
+                running.append(_start(*waiting.pop(0), where))
             time.sleep(0.2)
             for child in [child for child in running if child.process.poll() is not None]:
                 running.remove(child)
@@ -224,7 +245,7 @@ def _side_by_side(runs: list[tuple[str, int, tuple[str, ...]]], jobs: int, root:
                 elapsed = time.monotonic() - started
                 left = elapsed / done * (len(runs) - done)
                 print(
-                    f"[{done}/{len(runs)}] {child.recipe} seed {child.seed}: {_scores(child, root)}, "
+                    f"[{done}/{len(runs)}] {child.recipe} seed {child.seed}: {_scores(child, where.root)}, "
                     f"{time.monotonic() - child.started:.0f} s; about {left / 60:.1f} min left",
                     flush=True,
                 )
@@ -234,13 +255,13 @@ def _side_by_side(runs: list[tuple[str, int, tuple[str, ...]]], jobs: int, root:
     return failed
 
 
-def _start(recipe: str, seed: int, stages: tuple[str, ...], jobs: int, root: str | Path) -> _Child:
-    folder = run_folder(recipe, seed, root)
+def _start(recipe: str, seed: int, stages: tuple[str, ...], where: Where) -> _Child:
+    folder = run_folder(recipe, seed, where.root)
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "run.log"
-    command = [sys.executable, "-m", "sfrik", "run", "--recipe", recipe, "--seed", str(seed), "--exp-dir", str(root)]
-    command += ["--stages", *stages]
-    threads = str(max(1, cores() // jobs))
+    command = [sys.executable, "-m", "sfrik", "run", "--recipe", recipe, "--seed", str(seed), "--exp-dir", str(where.root)]
+    command += ["--stages", *stages, *(["--data-dir", where.data_dir] if where.data_dir else [])]
+    threads = str(max(1, cores() // where.jobs))
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **os.environ, "SFRIK_PARENT": str(os.getpid())}
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)

@@ -111,6 +111,7 @@ def _add_table(commands) -> None:
     table.add_argument("--jobs", default="0", help="runs side by side; 0: as many as there are cores (on CPU)")
     table.add_argument("--render-only", "--render_only", action="store_true", help="train nothing: render all that is there")
     table.add_argument("--exp-dir", "--exp_dir", default=None, help="root of the results folder")
+    table.add_argument("--data-dir", "--data_dir", default="", help="folder of the images; the recipe's when unset")
     table.set_defaults(run=_table)
 
 
@@ -126,6 +127,7 @@ def _add_run(commands) -> None:
         "--stages", nargs="+", metavar="STAGE", help="pretrain, linear, semi, knn, tune, inference (default: pretrain linear knn)"
     )
     run.add_argument("--exp-dir", "--exp_dir", default=None, help="root of the results folder")
+    run.add_argument("--data-dir", "--data_dir", default="", help="folder of the images; the recipe's when unset")
     run.set_defaults(run=_run)
 
 
@@ -275,13 +277,16 @@ def _table(options: argparse.Namespace) -> int:
         _whole(options.jobs, "--jobs", 0),
         options.render_only,
         options.exp_dir,
+        options.data_dir,
     )
 
 
 def _run(options: argparse.Namespace) -> int:
     from sfrik.campaign import DEFAULT_STAGES, run_recipe
 
-    run_recipe(options.recipe, _whole(options.seed, "--seed", 0), options.exp_dir, options.stages or DEFAULT_STAGES)
+    run_recipe(
+        options.recipe, _whole(options.seed, "--seed", 0), options.exp_dir, options.stages or DEFAULT_STAGES, options.data_dir
+    )
     return 0
 
 

@@ -265,7 +265,7 @@ def _work() -> int:
                 _report(store, rank)  # before the group is left: the others then fail for want of this partner
                 raise
         if rank == "0":
-            store.set("result", json.dumps(result))
+            store.set("result", json.dumps(result, default=str))  # a path comes back as text
     except KeyboardInterrupt:
         return 143
     except BaseException:

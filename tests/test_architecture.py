@@ -26,7 +26,8 @@ LAYERS = [
     ["sfrik.evaluate.protocols", "sfrik.evaluate.transfer", "sfrik.pretrain"],
     ["sfrik.experiments"],
     ["sfrik.tables", "sfrik.notebooks", "sfrik.complexity"],
-    ["sfrik.figures", "sfrik.campaign"],
+    ["sfrik.figures", "sfrik.claims"],
+    ["sfrik.campaign"],
     ["sfrik.cli"],
     ["sfrik.__main__"],
 ]

@@ -1,0 +1,187 @@
+"""The paper's claims against the desk's measurements: each is a contrast of table cells, with its standard error.
+
+A contrast is a sum of means over seeds, each with a weight, written so that the claim says it is above zero. It holds where it
+is above two standard errors (from the spread over seeds), does not hold where it is below minus two, and is not decided
+between. With three seeds this is a reading aid and not a test of significance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sfrik.experiments import paper_figures
+from sfrik.runs import write_text
+from sfrik.settings import results_root
+from sfrik.tables import Measured, Table, build_table
+
+__all__ = ["Claim", "Contrast", "claims", "claims_as_markdown", "verdict", "write_claims"]
+
+MARGIN = 2.0  # standard errors
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """`constant` + sum of weight * mean over rows of one column; `rows` maps (method, q, *labels) to the weight."""
+
+    what: str
+    table: str
+    column: str
+    rows: Mapping[tuple, float]
+    constant: float = 0.0
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says, with its figures, and the contrasts that it says are above zero; the first ones decide."""
+
+    text: str
+    paper: str
+    contrasts: Sequence[Contrast]
+
+
+def claims() -> list[Claim]:
+    """The claims that the desk profile can speak to."""
+    figures = paper_figures()
+    linear, kernels = figures["linear_in20"], figures["kernel_choice"]
+    r50, transfer = figures["imagenet_r50"], figures["transfer_in20"]
+    accuracies = (("linear_top1", "linear probing"), ("logistic_top1", "logistic regression"), ("knn_top1", "20-NN"))
+
+    def table1(rows: Mapping[tuple, float]) -> list[Contrast]:
+        return [Contrast(title, "table1", column, rows) for column, title in accuracies]
+
+    def kernel(name: str) -> list[Contrast]:
+        rows = {("MMD", 512, "truncated L=3"): 1.0, ("MMD", 512, name): -1.0}
+        return [Contrast(title, "table2", column, rows) for column, title in accuracies]
+
+    at_small, at_large = 128, 512
+    return [
+        Claim(
+            "Degree 1 alone is not enough: L = 2 does better than L = 1.",
+            f"{linear['SFRIK_L2'][-1]} against {linear['SFRIK_L1_q8192']} % (q = 8192)",
+            table1({("SFRIK L=2", 512): 1.0, ("SFRIK L=1", 512): -1.0}),
+        ),
+        Claim(
+            "Degree 3 helps: L = 3 does better than L = 2.",
+            f"{linear['SFRIK_L3_q8192']} against {linear['SFRIK_L2'][-1]} % (q = 8192)",
+            table1({("SFRIK L=3", 512): 1.0, ("SFRIK L=2", 512): -1.0}),
+        ),
+        Claim(
+            "Three degrees suffice: truncated at L = 3 does better than the Gaussian kernel (here with eight degrees).",
+            f"{kernels['truncated L=3']} against {kernels['exp(-t |u - v|^2)']} % (q = 8192)",
+            kernel("exp(-s |u - v|^2)"),
+        ),
+        Claim(
+            "The energy distance C - |u - v|^p does worse than the truncated kernel.",
+            f"{kernels['truncated L=3']} against {kernels['C - |u - v|^p']} % (q = 8192)",
+            kernel("C - |u - v|^p"),
+        ),
+        Claim(
+            "VICReg needs a large q, SFRIK less so: from the largest q to the smallest VICReg loses more.",
+            f"from q = 8192 to 2048 VICReg loses {linear['VICReg'][-1] - linear['VICReg'][1]:.1f} points, "
+            f"SFRIK L = 2 {linear['SFRIK_L2'][-1] - linear['SFRIK_L2'][1]:.1f}",
+            table1(
+                {
+                    ("VICReg", at_large): 1.0,
+                    ("VICReg", at_small): -1.0,
+                    ("SFRIK L=2", at_large): -1.0,
+                    ("SFRIK L=2", at_small): 1.0,
+                }
+            ),
+        ),
+        Claim(
+            "As q grows SFRIK takes less time and memory than VICReg.",
+            "of whole steps, "
+            + "; ".join(f"q = {q[1:]}: {figures['time_and_memory'][q]}" for q in ("q8192", "q16384", "q32768")),
+            [
+                Contrast("1 - time of the loss / VICReg's, q = 8192", "table6", "loss_time_ratio", _cost(8192), 1.0),
+                Contrast("1 - memory of the loss / VICReg's, q = 8192", "table6", "loss_memory_ratio", _cost(8192), 1.0),
+                Contrast("1 - time of the loss / VICReg's, q = 512", "table6", "loss_time_ratio", _cost(512), 1.0),
+                Contrast("1 - memory of the loss / VICReg's, q = 512", "table6", "loss_memory_ratio", _cost(512), 1.0),
+                Contrast("1 - time of a step / VICReg's, q = 8192", "table6", "step_time_ratio", _cost(8192), 1.0),
+            ],
+        ),
+        Claim(
+            "With 1 % of the labels VICReg is ahead of SFRIK (the smallest q of each).",
+            f"{r50['VICReg q=8192'][5]} against {r50['SFRIK L=3 q=8192'][5]} % (ResNet-50, q = 8192)",
+            [
+                Contrast("1 % of labels, L = 3", "table4", "semi1_top1", {("VICReg", 128): 1.0, ("SFRIK L=3", 128): -1.0}),
+                Contrast("1 % of labels, L = 2", "table4", "semi1_top1", {("VICReg", 128): 1.0, ("SFRIK L=2", 128): -1.0}),
+            ],
+        ),
+        Claim(
+            "The features move to other images better than VICReg's.",
+            f"Places205 top-1 {transfer['SFRIK_L3'][0]} against {transfer['VICReg'][0]} % (q = 8192)",
+            [Contrast("scikit-learn's digits", "table3", "transfer_top1", {("SFRIK L=3", 512): 1.0, ("VICReg", 512): -1.0})],
+        ),
+    ]
+
+
+def _cost(q: int) -> dict[tuple, float]:
+    return {("SFRIK L=3", q, "1024"): -1.0}
+
+
+def value_and_error(contrast: Contrast, table: Table) -> tuple[float, float, int] | None:
+    """The contrast, its standard error over seeds and the smallest n; None where a cell is missing or has one seed."""
+    rows: dict[tuple, Measured] = {(m.row.method, m.row.q, *m.row.labels.values()): m for m in table.measured}
+    value, variance, least = contrast.constant, 0.0, math.inf
+    for key, weight in contrast.rows.items():
+        mean, spread = rows[key].mean(contrast.column), rows[key].spread(contrast.column)
+        if mean is None or spread is None:
+            return None
+        n = rows[key].n(contrast.column)
+        value, variance, least = value + weight * mean, variance + weight**2 * spread**2 / n, min(least, n)
+    return value, math.sqrt(variance), int(least)
+
+
+def verdict(value: float, error: float) -> str:
+    """Whether a contrast is above zero, as far as two standard errors tell."""
+    if abs(value) <= MARGIN * error:
+        return "not decided"
+    return "holds" if value > 0 else "does not hold"
+
+
+def claims_as_markdown(profile: str = "desk", root: str | Path | None = None) -> str:
+    """One line a contrast: what the paper says, what was measured, whether it holds."""
+    tables = {name: build_table(name, profile, root) for name in ("table1", "table2", "table3", "table4", "table6")}
+    header = ["claim", "the paper", "measured here", "difference ± standard error", "n", "verdict"]
+    lines = [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
+    for claim in claims():
+        words = [claim.text.replace("|", "‖"), claim.paper]
+        for contrast in claim.contrasts:
+            start = f"| {' | '.join(words)} | [{contrast.what}](tables/{contrast.table}.md) |"
+            words = ["", ""]  # once
+            found = value_and_error(contrast, tables[contrast.table])
+            if found is None:
+                lines.append(f"{start} – | – | not measured |")
+                continue
+            value, error, n = found
+            lines.append(f"{start} {value:+.2f} ± {error:.2f} | {n} | {verdict(value, error)} |")
+    return "\n".join(lines)
+
+
+def write_claims(profile: str = "desk", root: str | Path | None = None) -> Path:
+    """Write <root>/<profile>/README.md."""
+    path = Path(root or results_root()) / profile / "README.md"
+    write_text(path, PAGE.format(table=claims_as_markdown(profile, root)))
+    return path
+
+
+PAGE = """# What the desk profile says of the paper's claims
+
+MNIST5k (3,500 training digits, 1,000 test digits), an eight-layer ResNet, 16 epochs: a small experiment of its own, measured on
+two CPU cores, and not the paper's. This page is written by `make tables` from the score files beside it and says nothing that
+they do not. A difference is written so that the claim says it is above zero; accuracies are in points of top-1 %. *holds*: more
+than two standard errors above zero; *does not hold*: more than two below; *not decided*: between. The standard error is from the
+spread over n seeds, and with three of them is itself rough.
+
+{table}
+
+The tables with means, spreads and links to every run: [1](tables/table1.md) linear probing, [2](tables/table2.md) kernels,
+[3](tables/table3.md) transfer, [4](tables/table4.md) all protocols, [5](tables/table5.md) memory,
+[6](tables/table6.md) time and memory, [7](tables/table7.md) multi-crop, [8](tables/table8.md) few labels,
+[9](tables/table9.md) tuning. Figures are in [figures](figures), the executed notebooks in [notebooks](notebooks) and beside the
+scores of each run.
+"""
