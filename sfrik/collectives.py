@@ -7,11 +7,13 @@ a backward pass. Outside `torch.distributed` every function here is the identity
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["all_rows", "mean_over_processes", "rank", "sum_over_processes", "world_size"]
+__all__ = ["all_rows", "mean_over_processes", "rank", "rank_zero_says", "sum_over_processes", "world_size"]
 
 
 def world_size() -> int:
@@ -20,6 +22,14 @@ def world_size() -> int:
 
 def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def rank_zero_says(value: Any) -> Any:
+    """The value that rank 0 has, on every process."""
+    said = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(said, src=0)
+    return said[0]
 
 
 def all_rows(z: Tensor) -> Tensor:

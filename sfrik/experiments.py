@@ -285,16 +285,20 @@ def _table6(profile: str) -> list[Row]:
     return _complexity(profile, TABLE6, paper)
 
 
-def _complexity_columns(table: str) -> list[Column]:
+def _complexity_columns(table: str, profile: str) -> list[Column]:
     columns = [
         Column("loss_ms", "loss, forward and backward", table, ("loss_ms",), "ms"),
         Column("loss_mib", "peak memory of the loss", table, ("loss_mib",), "MiB", 0),
         Column("loss_time_ratio", "time of the loss / VICReg's", table, ("loss_time_ratio",), "", 2),
         Column("loss_memory_ratio", "memory of the loss / VICReg's", table, ("loss_memory_ratio",), "", 2),
     ]
-    if table == "table6":
+    on_gpu = profile in ("cifar10", "paper")
+    if table == "table6" or on_gpu:
         columns.append(Column("step_ms", "whole step", table, ("step_ms",), "ms"))
         columns.append(Column("step_time_ratio", "time of a step / VICReg's", table, ("step_time_ratio",), "", 2))
+    if on_gpu:
+        columns.append(Column("step_mib", "peak memory of a step", table, ("step_mib",), "MiB", 0))
+        columns.append(Column("step_memory_ratio", "memory of a step / VICReg's", table, ("step_memory_ratio",), "", 2))
     return columns
 
 
@@ -406,7 +410,7 @@ EXPERIMENTS = {
         "Peak memory against the batch size",
         "q = 32768, whole steps on one GPU of several",
         "memory_q32768",
-        _always(*_complexity_columns("table5")),
+        lambda profile: _complexity_columns("table5", profile),
         _table5,
         {"peak": "peak of a step, GB per GPU"},
         stages=(),
@@ -417,7 +421,7 @@ EXPERIMENTS = {
         "Time and memory of the regularisers",
         "whole steps, batch size 2048",
         "time_and_memory",
-        _always(*_complexity_columns("table6")),
+        lambda profile: _complexity_columns("table6", profile),
         _table6,
         {"against_vicreg": "SFRIK against VICReg, of whole steps"},
         stages=(),

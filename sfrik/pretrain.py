@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sfrik import diagnostics
-from sfrik.collectives import all_rows, rank, world_size
+from sfrik.collectives import all_rows, rank, rank_zero_says, world_size
 from sfrik.datasets import Images, batches, derived_seed, load_images
 from sfrik.devices import autocast, pick_device, pick_precision
 from sfrik.errors import SfrikError
@@ -114,7 +114,7 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any
     with run.lock() if rank() == 0 else nullcontext():
         if rank() == 0:
             run.start(settings)
-        if _rank_zero_says(run.backbone.is_file()):
+        if rank_zero_says(run.backbone.is_file()):
             _say(progress, f"{run.folder}: pretrained already")
             return (_epoch_lines(run) or [{}])[-1]
         if settings.ssl_method == "none":
@@ -309,14 +309,6 @@ def _in_words(line: dict[str, Any], epochs: int) -> str:
 def _say(progress: bool, text: str) -> None:
     if progress and rank() == 0:
         print(text, flush=True)
-
-
-def _rank_zero_says(value: bool) -> bool:
-    """The value that rank 0 has, on every process."""
-    said = [value]
-    if world_size() > 1:
-        dist.broadcast_object_list(said, src=0)
-    return said[0]
 
 
 def _barrier() -> None:

@@ -64,8 +64,10 @@ class Run:
         """
         path = self.folder / "settings.json"
         ours = settings.what()
-        if path.is_file():
-            theirs = read_json(path)["settings"]
+        record = {"hash": settings.hash(), "settings": ours}
+        known = read_json(path) if path.is_file() else None
+        if known is not None:
+            theirs = known["settings"]
             differences = [
                 f"{name} {theirs.get(name)!r} -> {ours.get(name)!r}"
                 for name in sorted(ours.keys() | theirs.keys())
@@ -79,7 +81,8 @@ class Run:
             if differences or not self.backbone.is_file():
                 self._forget_unless_resumable(differences)
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"hash": settings.hash(), "settings": ours})
+        if known != record:
+            write_json(path, record)
 
     def _forget_unless_resumable(self, differences: list[str]) -> None:
         if any(path.is_file() for path in self.checkpoints):

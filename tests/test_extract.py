@@ -121,6 +121,8 @@ def test_weights_json_is_written_last(folder, tmp_path, monkeypatch):
     record = extract_features(settings) / "weights.json"
     assert read_json(record)["backbone_sha256"] == file_hash(folder / "backbone.safetensors")
     monkeypatch.setattr(features_module, "_write_rows", lambda *arguments: pytest.fail("stopped here"))
+    assert extract_features(settings) == record.parent, "what is there is not extracted again"
+    (record.parent / "val_labels.npy").unlink()
     with pytest.raises(BaseException, match="stopped here"):
         extract_features(settings)
     assert not record.exists(), "features that were half made do not count"

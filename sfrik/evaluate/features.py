@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sfrik.collectives import rank, world_size
+from sfrik.collectives import rank, rank_zero_says, world_size
 from sfrik.datasets import Images, batches, load_images
 from sfrik.devices import autocast, pick_device, pick_precision
 from sfrik.errors import SfrikError
@@ -72,9 +72,13 @@ def extract_features(settings: FeatureSettings) -> Path:
     number of processes; `batch_size` is therefore that of each process here. Memory: a batch; features are never held whole.
     The folder must be one that all processes see.
 
-    weights.json beside them names the weights by their SHA-256, and what was extracted; it is written last.
+    weights.json beside them names the weights by their SHA-256, and what was extracted; it is written last. Features that are
+    there already, of the same weights and images, are left as they are.
     """
+    evaluation_split(settings)  # features of the test images are not handed out before the choice either
     folder = features_folder(settings)
+    if rank_zero_says(_are_there(folder, settings)):
+        return folder
     device = pick_device(settings.device)
     precision = pick_precision(settings.precision, device)
     splits = {
@@ -141,15 +145,17 @@ def features_here(settings: FeatureSettings) -> Path:
 
     A score may be finished where its features are not: the repository holds scores alone.
     """
-    evaluation_split(settings)  # features of the test images are not handed out before the choice either
     if settings.extraction_dir:
+        evaluation_split(settings)
         return _given_folder(settings)
-    folder = features_folder(settings)
-    complete = all((folder / f"{split}_{part}.npy").is_file() for split in ("train", "val") for part in ("features", "labels"))
-    record = folder / "weights.json"
-    if complete and record.is_file() and read_json(record) == _origin(settings):
-        return folder
     return extract_features(settings)
+
+
+def _are_there(folder: Path, settings: FeatureSettings) -> bool:
+    """Whether the folder holds the features that would be extracted."""
+    files = [f"{split}_{part}.npy" for split in ("train", "val") for part in ("features", "labels")]
+    complete = all((folder / name).is_file() for name in (*files, "weights.json"))
+    return complete and weights_path(settings).is_file() and read_json(folder / "weights.json") == _origin(settings)
 
 
 def _origin(settings: FeatureSettings) -> dict[str, Any]:
