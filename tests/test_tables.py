@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sfrik import experiments
+from sfrik.claims import claims_as_markdown
 from sfrik.errors import SfrikError
 from sfrik.experiments import EXPERIMENTS, grids, paper_figures, rows_of
 from sfrik.runs import write_json
@@ -287,7 +288,8 @@ def test_the_kernels_of_table2_stand_beside_the_figures_of_the_poster():
 
 def test_table4_has_the_nine_figures_of_each_row_of_the_slides():
     rows = {(row.method, row.paper_q): row for row in rows_of("table4", "desk")}
-    assert len(rows) == 6
+    assert len(rows) == 7
+    assert rows.pop(("VICReg", None)).paper == {}, "the desk's own row of VICReg at the large q"
     assert rows["VICReg", 8192].paper["semi1_top1"] == 49.4
     assert rows["SFRIK L=3", 32768].paper["semi10_top5"] == 87.5
     assert all(len(row.paper) == 9 for row in rows.values())
@@ -338,3 +340,25 @@ def test_the_tables_with_scores_are_those_of_which_something_was_measured(tmp_pa
 
 def test_latex_escapes_what_it_would_read_as_its_own_and_leaves_mathematics():
     assert escape("a_b 5 % $q^2$ |u|^2") == r"a\_b 5 \% $q^2$ \textbar{}u\textbar{}\^{}2"
+
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_table_in_the_readme_is_the_table_of_the_results():
+    written = (ROOT / "results" / "desk" / "tables" / "table1.md").read_text().replace("](../", "](results/desk/")
+    rows = [line for line in written.splitlines() if line.startswith("|")]
+    block = (ROOT / "README.md").read_text().split("<!-- table1 -->\n")[1].split("\n\n")[0]
+    assert block.splitlines() == rows
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_tables_of_the_results_are_those_of_the_score_files(name):
+    folder = ROOT / "results" / "desk" / "tables"
+    for suffix, render in (("csv", as_csv), ("md", as_markdown), ("tex", as_latex)):
+        assert (folder / f"{name}.{suffix}").read_text() == render(build_table(name, "desk", ROOT / "results"))
+
+
+def test_the_page_of_the_claims_is_that_of_the_score_files():
+    page = (ROOT / "results" / "desk" / "README.md").read_text()
+    assert claims_as_markdown("desk", ROOT / "results") in page

@@ -1,0 +1,78 @@
+"""What runs on a GPU gives what the CPU gives; skipped where there is none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sfrik.complexity import measure
+from sfrik.evaluate.features import extract_features, load_features
+from sfrik.evaluate.knn import weighted_knn
+from sfrik.evaluate.logistic import logistic_sgd
+from sfrik.evaluate.protocols import evaluate, knn_eval
+from sfrik.kernels import RotationInvariantKernel
+from sfrik.mmd import mmd_to_uniform
+from sfrik.objectives import AUH, SFRIK, SimCLR, VICReg
+from sfrik.pretrain import pretrain
+from sfrik.settings import EvaluateSettings, FeatureSettings, KnnSettings, PretrainSettings
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.parametrize("objective", [SFRIK(64), AUH(), SimCLR(), VICReg()], ids=lambda objective: type(objective).__name__)
+def test_an_objective_and_its_gradient_are_those_of_the_cpu(objective):
+    generator = torch.Generator().manual_seed(0)
+    views = [torch.randn(128, 64, generator=generator) for _ in range(2)]
+    outcomes = []
+    for device in ("cpu", "cuda"):
+        placed = [view.to(device).requires_grad_() for view in views]
+        terms = objective(placed)
+        terms.loss.backward()
+        outcomes.append((terms.loss.cpu(), placed[0].grad.cpu()))
+    # TF32 is off for float32 products unless asked for: sums of 128 terms differ in the last digits
+    torch.testing.assert_close(outcomes[1][0], outcomes[0][0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(outcomes[1][1], outcomes[0][1], rtol=1e-3, atol=1e-3 * float(outcomes[0][1].abs().max()))
+
+
+def test_the_mmd_is_that_of_the_cpu():
+    z = torch.nn.functional.normalize(torch.randn(256, 32, generator=torch.Generator().manual_seed(1)), dim=1)
+    kernel = RotationInvariantKernel.truncated((1.0, 40.0, 40.0), 32)
+    torch.testing.assert_close(mmd_to_uniform(z.cuda(), kernel).cpu(), mmd_to_uniform(z, kernel), rtol=1e-4, atol=1e-6)
+
+
+def test_weighted_knn_is_that_of_the_cpu_with_the_bank_on_the_host():
+    generator = torch.Generator().manual_seed(2)
+    train, test = torch.randn(500, 16, generator=generator), torch.randn(100, 16, generator=generator)
+    labels = torch.randint(0, 10, (500,), generator=generator)
+    on_gpu = weighted_knn(train, labels, test.cuda(), 20).cpu()
+    torch.testing.assert_close(on_gpu, weighted_knn(train, labels, test, 20), rtol=1e-3, atol=1e-4)
+
+
+def test_logistic_regression_learns_what_a_line_separates():
+    labels = torch.arange(600) % 3
+    points = 3 * torch.eye(3, 8)[labels] + 0.3 * torch.randn(600, 8, generator=torch.Generator().manual_seed(3))
+    score = logistic_sgd((points[:400], labels[:400]), (points[400:], labels[400:]), 3, epochs=5, device="cuda")
+    assert score["top1"] > 99
+
+
+@pytest.mark.parametrize("recipe", ["smoke/sfrik_l3_q64", "smoke/vicreg_q64_swav"])
+def test_a_run_trains_is_evaluated_and_gives_the_features_of_the_cpu(recipe, tmp_path):
+    given = {"exp_dir": str(tmp_path / "run"), "device": "cuda"}
+    line = pretrain(PretrainSettings.from_recipe(recipe, **given), progress=False)
+    assert line["effective_rank"] > 1
+    assert 0 <= evaluate(EvaluateSettings.from_recipe(recipe, **given), progress=False)["top1"] <= 100
+    assert 0 <= evaluate(EvaluateSettings.from_recipe(recipe, train_percent=10, **given), progress=False)["top1"] <= 100
+    assert 0 <= knn_eval(KnnSettings.from_recipe(recipe, **given))["top1_at"]["20"] <= 100
+    features = []
+    for device in ("cuda", "cpu"):
+        chosen = {**given, "device": device, "precision": "fp32", "extraction_dir": str(tmp_path / device)}
+        features.append(load_features(extract_features(FeatureSettings.from_recipe(recipe, **chosen)), "val")[0])
+    # cuDNN's convolutions in float32 may use TF32, of ten bits
+    assert torch.nn.functional.cosine_similarity(*features, dim=1).min() > 0.999
+
+
+def test_costs_on_a_gpu_hold_whole_steps_too():
+    found = measure("table5", "smoke", "cuda", rounds=1, progress=False)
+    entries = [value for key, value in found.items() if " q=" in key]
+    assert entries
+    assert all({"loss_ms", "loss_mib", "step_ms", "step_mib"} <= set(entry) for entry in entries)
