@@ -23,10 +23,11 @@ from sfrik.claims import write_claims
 from sfrik.complexity import hardware
 from sfrik.devices import cores, pick_device
 from sfrik.errors import SfrikError, nearest
-from sfrik.experiments import TARGETS, experiment, grids, rows_of
+from sfrik.experiments import experiment, grids, rows_of
 from sfrik.notebooks import execute, notebook_path
 from sfrik.runs import Run, commit, read_json, write_json
 from sfrik.settings import SECTIONS, load_recipe, results_root, run_folder
+from sfrik.table_rows import TARGETS
 from sfrik.tables import as_csv, build_table, tables_with_scores
 
 __all__ = ["DEFAULT_STAGES", "make_table", "missing_stages", "render_all", "run_recipe", "write_choices"]

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfrik.experiments import paper_figures
 from sfrik.runs import write_text
 from sfrik.settings import results_root
+from sfrik.table_rows import paper_figures
 from sfrik.tables import Measured, Table, build_table
 
 __all__ = ["Claim", "Contrast", "claims", "claims_as_markdown", "verdict", "write_claims"]

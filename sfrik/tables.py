@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sfrik.experiments import EXPERIMENTS, IMAGES, Column, Experiment, Row, experiment, paper_figures
+from sfrik.experiments import EXPERIMENTS, Experiment, experiment
 from sfrik.runs import Run, read_json, write_text
 from sfrik.settings import results_root, run_folder
+from sfrik.table_rows import IMAGES, Column, Row, paper_figures
 
 __all__ = ["Measured", "Table", "as_csv", "as_latex", "as_markdown", "build_table", "tables_with_scores", "write_table"]
 

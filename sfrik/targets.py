@@ -41,7 +41,7 @@ def load_target(target: str, split: str, data_dir: str | Path) -> Images:
     Places205 (2,448,873 training and 20,500 test images), as its two archives unpack: the lists
     trainvalsplit_places205/{train,val}_places205.csv with lines "a/abbey/gsun_0a0.jpg 0" and the images in
     data/vision/torralba/deeplearning/images256/, or the same inside a folder imagesPlaces205_resize/. Without the
-    lists: class folders in train/ and val/. The test split is the validation images, whose labels are public.
+    lists: 205 class folders in train/ and val/. The test split is the validation images, whose labels are public.
 
     VOC07 (5,011 training and 4,952 test images), as its archives unpack: VOCdevkit/VOC2007/ with JPEGImages/ and
     ImageSets/Main/<class>_{trainval,test}.txt. targets: int64 [n, 20], 1 where an object of the class is in the image,
@@ -116,7 +116,13 @@ def _places205(split: str, data_dir: Path) -> Images:
                 f"places205: {data_dir} holds neither trainvalsplit_places205/ nor train/ and val/: unpack "
                 "trainvalsplit_places205.tar.gz and imagesPlaces205_resize.tar.gz there, or check --target-dir"
             )
-        return load_images("image_folder", split, data_dir)
+        images = load_images("image_folder", split, data_dir)
+        if images.num_classes != PLACES_CLASSES:  # ImageNet has such folders too, and data_dir is where it lies
+            raise SfrikError(
+                f"places205: {data_dir} has {images.num_classes} class folders and not the {PLACES_CLASSES} of Places205: "
+                "check --target-dir"
+            )
+        return images
     path = lists / f"{'train' if split == 'train' else 'val'}_places205.csv"
     roots = [data_dir / PLACES_IMAGES, data_dir / "imagesPlaces205_resize" / PLACES_IMAGES]
     folder = next((root for root in roots if root.is_dir()), None)

@@ -24,6 +24,7 @@ LAYERS = [
     ["sfrik.evaluate.features", "sfrik.evaluate.logistic", "sfrik.memory"],
     ["sfrik.evaluate.linear", "sfrik.evaluate.finetune"],
     ["sfrik.evaluate.protocols", "sfrik.evaluate.transfer", "sfrik.pretrain"],
+    ["sfrik.table_rows"],
     ["sfrik.experiments"],
     ["sfrik.tables", "sfrik.notebooks", "sfrik.complexity"],
     ["sfrik.figures", "sfrik.claims"],

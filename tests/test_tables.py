@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from sfrik import experiments
+from sfrik import table_rows
 from sfrik.claims import claims_as_markdown
 from sfrik.errors import SfrikError
-from sfrik.experiments import EXPERIMENTS, grids, paper_figures, rows_of
+from sfrik.experiments import EXPERIMENTS, grids, rows_of
 from sfrik.runs import write_json
 from sfrik.settings import recipe_names
+from sfrik.table_rows import paper_figures
 from sfrik.tables import as_csv, as_latex, as_markdown, build_table, escape, tables_with_scores, write_table
 
 if sys.version_info >= (3, 11):
@@ -134,7 +135,7 @@ def test_a_changed_figure_of_the_paper_changes_the_papers_column_alone(root, mon
     before = csv_rows(build_table("table1", "desk", root))
     figures = paper_figures()
     figures["linear_in20"]["SFRIK_L2"] = [1.0, 2.0, 3.0, 4.0]
-    monkeypatch.setattr(experiments, "paper_figures", lambda: figures)
+    monkeypatch.setattr(table_rows, "paper_figures", lambda: figures)
     after = csv_rows(build_table("table1", "desk", root))
     assert after["SFRIK L=2", "512"]["paper_linear_top1"] == "4.0"
     for key, row in after.items():

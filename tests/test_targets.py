@@ -190,14 +190,22 @@ def test_places205_may_lie_in_the_folder_that_its_archive_is_named_after(places)
 
 def test_places205_is_read_from_class_folders_where_there_are_no_lists(tmp_path):
     for part, count in (("train", 2), ("val", 1)):
-        for label, name in enumerate(("abbey", "yard")):
+        for label in range(205):
             for k in range(count):
-                save(tmp_path / part / name / f"{k}.jpg", 200 * label)
+                save(tmp_path / part / f"scene{label:03d}" / f"{k}.jpg", label)
     train, test = (load_target("places205", split, tmp_path) for split in ("train", "test"))
-    assert names(train) == ["abbey/0.jpg", "abbey/1.jpg", "yard/0.jpg", "yard/1.jpg"]
-    assert names(test) == ["abbey/0.jpg", "yard/0.jpg"]
-    assert test.targets.tolist() == [0, 1]
-    assert test.num_classes == 2
+    assert names(train)[:3] == ["scene000/0.jpg", "scene000/1.jpg", "scene001/0.jpg"]
+    assert names(test)[:2] == ["scene000/0.jpg", "scene001/0.jpg"]
+    assert test.targets.tolist() == list(range(205))
+    assert test.num_classes == 205
+
+
+def test_the_class_folders_of_other_images_are_not_taken_for_places205(tmp_path):
+    """Without a folder of its own the target is looked for in data_dir, which is ImageNet's."""
+    save(tmp_path / "train" / "n01440764" / "0.jpg", 0)
+    save(tmp_path / "val" / "n01440764" / "0.jpg", 0)
+    for split in ("train", "test"):
+        assert "has 1 class folders and not the 205 of Places205: check --target-dir" in refusal("places205", split, tmp_path)
 
 
 def test_what_is_missing_or_wrong_in_places205_is_named(places, tmp_path):
