@@ -179,9 +179,9 @@ spread over n seeds, and with three of them is itself rough.
 
 {table}
 
-Each kernel of table 2 had its own weight of the alignment, chosen on the tuning split with seed 0 (their recipes say from which); the
-paper's figures are of one setting, of which the poster does not say how it was chosen. The choices of table 9 for SimCLR and SFRIK
-lie at the edge of their grids: a wider grid may do better.
+Each kernel of table 2 had its own weight of the alignment, chosen on the tuning split with seed 0 (the recipes say from which);
+of the paper's figures we know neither scale nor weight. The choices of table 9 for SimCLR and SFRIK lie at the edge of their
+grids: a wider grid may do better.
 
 The tables with means, spreads and links to every run: [1](tables/table1.md) linear probing, [2](tables/table2.md) kernels,
 [3](tables/table3.md) transfer, [4](tables/table4.md) all protocols, [5](tables/table5.md) memory,
