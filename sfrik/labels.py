@@ -114,6 +114,6 @@ def _listed(images: Images, text: str, source: str) -> np.ndarray:
         first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise SfrikError(
             f"label list {source}: {len(missing)} of its {len(wanted)} names are not among the {len(images)} training images "
-            f"({first}): the list is for the whole training set, so leave subset unset and check --data-dir"
+            f"({first}): the list is for the whole training set: check --data-dir and --label-list"
         )
     return np.unique(np.fromiter(found.values(), np.int64))

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 from sfrik.datasets import Images, batches
 from sfrik.errors import SfrikError
 from sfrik.evaluate.classifier import linear_heads
 from sfrik.evaluate.finetune import finetune
+from sfrik.evaluate.frozen import training_images
 from sfrik.evaluate.heads import load_head, save_head
 from sfrik.evaluate.protocols import evaluate
 from sfrik.networks import build_backbone, save_backbone
@@ -290,3 +292,19 @@ def test_a_file_that_is_no_head_is_named(run, tmp_path):
         assert "\n" not in str(error.value)
     with pytest.raises(SfrikError, match="there is no head"):
         evaluate(of(run, only_inference=True), progress=False)
+
+
+def test_a_label_list_is_of_the_whole_training_split_and_a_share_of_each_class_is_of_the_subset(tmp_path):
+    for label in ("a", "b"):
+        folder = tmp_path / "train" / label
+        folder.mkdir(parents=True)
+        for k in range(5):
+            Image.new("RGB", (8, 8), (40 * k, 0, 0)).save(folder / f"{label}_{k}.JPEG")
+    (tmp_path / "list.txt").write_text("a_4.JPEG\nb_1.JPEG\n")
+    given = {"dataset": "image_folder", "data_dir": str(tmp_path), "subset": 2, "train_percent": 10}
+    listed = training_images(EvaluateSettings.parse({**given, "label_list": str(tmp_path / "list.txt")}))
+    assert [listed.name(i) for i in range(len(listed))] == ["a/a_4.JPEG", "b/b_1.JPEG"], "a_4 is beyond the subset"
+    shared = training_images(EvaluateSettings.parse(given))
+    assert [shared.name(i) for i in range(len(shared))] == ["a/a_0.JPEG", "b/b_0.JPEG"]
+    whole = training_images(EvaluateSettings.parse({**given, "train_percent": 100}))
+    assert len(whole) == 4

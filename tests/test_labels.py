@@ -108,7 +108,7 @@ def test_names_that_are_not_among_the_images_are_counted_and_named(listed):
     message = str(caught.value)
     assert f"label list {path}: 4 of its 5 names are not among the 12 training images" in message
     assert "(n08_0.JPEG, n08_1.JPEG, n08_2.JPEG, ...)" in message
-    assert "leave subset unset" in message
+    assert "check --data-dir and --label-list" in message
     assert "\n" not in message
 
 

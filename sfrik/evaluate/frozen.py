@@ -9,11 +9,12 @@ from torch import nn
 
 from sfrik.datasets import Images, load_images
 from sfrik.errors import SfrikError
+from sfrik.labels import labelled_share
 from sfrik.networks import build_pixels, load_backbone
 from sfrik.runs import Run, read_json
-from sfrik.settings import FrozenSettings
+from sfrik.settings import EvaluateSettings, FrozenSettings
 
-__all__ = ["evaluation_split", "finished_score", "frozen_backbone", "scored_images", "weights_path"]
+__all__ = ["evaluation_split", "finished_score", "frozen_backbone", "scored_images", "training_images", "weights_path"]
 
 
 def frozen_backbone(settings: FrozenSettings, channels: int) -> nn.Module:
@@ -62,6 +63,17 @@ def _check_choice(settings: FrozenSettings) -> None:
             f"the choice of grid {settings.choice} is {record['chosen']}, not {recipe}: only the chosen one is scored on the "
             "test images; use --val-dataset train"
         )
+
+
+def training_images(settings: EvaluateSettings) -> Images:
+    """The labelled images that an evaluation learns from.
+
+    A label list is one of the whole training split, so `subset`, of which the backbone was pretrained, does not apply to it:
+    the recipes of 20 % of ImageNet are fine-tuned with the same 1 % and 10 % as those of the whole.
+    """
+    by_list = settings.train_percent < 100 and (settings.label_list or settings.dataset == "imagenet")
+    images = load_images(settings.dataset, "train", settings.data_dir, None if by_list else settings.subset)
+    return labelled_share(images, settings.dataset, settings.train_percent, settings.label_list)
 
 
 def scored_images(settings: FrozenSettings) -> Images:

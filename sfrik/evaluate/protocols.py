@@ -13,12 +13,11 @@ from sfrik.errors import SfrikError
 from sfrik.evaluate.classifier import top_accuracies
 from sfrik.evaluate.features import extract, features_hash, features_here, load_features
 from sfrik.evaluate.finetune import finetune, score_images
-from sfrik.evaluate.frozen import evaluation_split, finished_score, frozen_backbone, scored_images, weights_path
+from sfrik.evaluate.frozen import evaluation_split, finished_score, frozen_backbone, scored_images, training_images, weights_path
 from sfrik.evaluate.heads import load_head, save_head
 from sfrik.evaluate.knn import scores_by_k
 from sfrik.evaluate.linear import linear_probe, linear_sweep
 from sfrik.evaluate.logistic import logistic_lbfgs, logistic_sgd, logistic_sweep
-from sfrik.labels import labelled_share
 from sfrik.runs import file_hash
 from sfrik.settings import EvaluateSettings, FeatureSettings, FrozenSettings, KnnSettings, LogisticSettings
 from sfrik.views import resize_for_test
@@ -41,8 +40,7 @@ def evaluate(settings: EvaluateSettings, progress: bool = True) -> dict[str, Any
         return known
     device = pick_device(settings.device)
     precision = pick_precision(settings.precision, device)
-    train = load_images(settings.dataset, "train", settings.data_dir, settings.subset)
-    train = labelled_share(train, settings.dataset, settings.train_percent, settings.label_list)
+    train = training_images(settings)
     test = scored_images(settings)
     backbone = frozen_backbone(settings, train.channels).to(device, memory_format=torch.channels_last)
     images: tuple[Images | None, ...] = (train, test)
