@@ -51,7 +51,7 @@ def execute(name: str, parameters: dict[str, Any], output: Path) -> None:
             progress_bar=False,
             cwd=str(Path.cwd()),
             kernel_name="python3",
-            extra_arguments=["--log-level=ERROR"],  # the kernel's own notices belong to no reader
+            extra_arguments=["--log-level=CRITICAL"],  # such as that it was interrupted when it is shut down
         )
     except PapermillExecutionError as error:
         raise SfrikError(f"notebook {name} failed with {error.ename}: {error.evalue} (see {partial})") from None
