@@ -28,6 +28,7 @@ from sfrik.objectives import AUH, SFRIK, Objective, SimCLR, VICReg
 from sfrik.optim import LARS
 from sfrik.pretrain import Encoder
 from sfrik.runs import Run, commit, now, processor, provenance, read_json, write_json
+from sfrik.table_rows import STEP_BATCH
 
 __all__ = ["complexity", "hardware", "loss_call", "measure", "peak_memory", "step_call"]
 
@@ -38,7 +39,6 @@ NETWORKS = {
     "cifar10": ("resnet18", 32, 3, "2048-2048"),
     "paper": ("resnet50", 224, 3, "8192-8192"),
 }
-STEP_BATCH = {"smoke": 64, "desk": 256}  # images of a step where the batch of the loss would take minutes
 
 
 def measure(table: str, profile: str, device: str = "auto", rounds: int = 5, progress: bool = True) -> dict[str, Any]:

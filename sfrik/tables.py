@@ -67,8 +67,7 @@ class Table:
     @property
     def source(self) -> str:
         """Where the paper's figures were read."""
-        group = self.experiment.figures
-        return paper_figures()[group]["source"] if group else "none of the sources gives a figure"
+        return paper_figures()[self.experiment.figures]["source"] if self.experiment.figures else ""
 
 
 def build_table(name: str, profile: str, root: str | Path | None = None, seeds: int | None = None) -> Table:
@@ -119,7 +118,8 @@ def as_csv(table: Table) -> str:
 
 
 def as_markdown(table: Table) -> str:
-    paper = [f"paper: {heading} (its q)" for heading in table.experiment.paper_columns.values()]
+    q = " (its q)" if any(m.row.paper_q for m in table.measured) else ""
+    paper = [f"paper: {heading}{q}" for heading in table.experiment.paper_columns.values()]
     header = ["method", "q", *table.labels, *(column.heading for column in table.columns), "seeds", *paper]
     lines = [f"**{table.title}**", "", _markdown_row(header), _markdown_row(["---"] * len(header))]
     for m in table.measured:
@@ -188,10 +188,15 @@ def _note(table: Table) -> str:
     counts = {len(m.seeds) for m in table.measured if m.seeds}
     n = "-" if not counts else str(counts.pop()) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
     remark = f"{table.experiment.remark} " if table.experiment.remark else ""
+    paper = (
+        f"The paper's own column ({table.experiment.setting}; source: {table.source}) is of another experiment, at the q in "
+        "brackets."
+        if table.experiment.figures
+        else "No source gives the paper's figures."
+    )
     return (
         f"Profile {table.profile}: mean ± standard deviation over n = {n} seeds, measured here; the numbers in the column of "
-        f"seeds lead to the runs. {remark}The paper's own column ({table.experiment.setting}; source: {table.source}) has its q "
-        f"in brackets; the two are different experiments."
+        f"seeds lead to the runs. {remark}{paper}"
     )
 
 
