@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfrik.runs import write_text
+from sfrik.experiments import grids
+from sfrik.runs import read_json, write_text
 from sfrik.settings import results_root
 from sfrik.table_rows import paper_figures
 from sfrik.tables import Measured, Table, build_table
@@ -35,7 +36,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says, with its figures, and the contrasts that it says are above zero; the first ones decide."""
+    """What the paper says, with its figures, and the contrasts that it says are above zero."""
 
     text: str
     paper: str
@@ -174,8 +175,18 @@ def claims_as_markdown(profile: str = "desk", root: str | Path | None = None) ->
 def write_claims(profile: str = "desk", root: str | Path | None = None) -> Path:
     """Write <root>/<profile>/README.md."""
     path = Path(root or results_root()) / profile / "README.md"
-    write_text(path, PAGE.format(table=claims_as_markdown(profile, root)))
+    write_text(path, PAGE.format(table=claims_as_markdown(profile, root), edges=_choices_at_an_edge(profile, root)))
     return path
+
+
+def _choices_at_an_edge(profile: str, root: str | Path | None) -> str:
+    """The recipes that table 9 chose and that are the first or last of their grid."""
+    found = []
+    for grid, recipes in grids(profile).items():
+        path = Path(root or results_root()) / profile / "tuning" / f"{grid}.json"
+        chosen = read_json(path)["chosen"] if path.is_file() else None
+        found += [chosen] if chosen in (recipes[0].split("/")[-1], recipes[-1].split("/")[-1]) else []
+    return ", ".join(found) or "none"
 
 
 PAGE = """# What the desk profile says of the paper's claims
@@ -190,8 +201,8 @@ shared test images is not in it.
 {table}
 
 Each kernel of table 2 had its own weight of the alignment, chosen on the tuning split with seed 0 (the recipes say from which);
-of the paper's figures we know neither scale nor weight. The choices of table 9 for SimCLR and SFRIK lie at the edge of their
-grids: a wider grid may do better.
+of the paper's figures we know neither scale nor weight. Choices of table 9 at the edge of their grid, where a wider one
+may do better: {edges}.
 
 The tables with means, spreads and links to every run: [1](tables/table1.md) linear probing, [2](tables/table2.md) kernels,
 [3](tables/table3.md) transfer, [4](tables/table4.md) all protocols, [5](tables/table5.md) memory,

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from sfrik.pretrain import Encoder
 from sfrik.runs import Run, commit, now, processor, provenance, read_json, write_json
 from sfrik.table_rows import STEP_BATCH
 
-__all__ = ["complexity", "hardware", "loss_call", "measure", "peak_memory", "step_call"]
+__all__ = ["complexity", "hardware", "loss_call", "measure", "measured_here", "peak_memory", "step_call"]
 
 # Backbone, side of the images, channels, hidden widths of the projector: the network of a whole step by profile.
 NETWORKS = {
@@ -81,15 +82,19 @@ def measure(table: str, profile: str, device: str = "auto", rounds: int = 5, pro
 def complexity(table: str, profile: str, exp_dir: str, device: str = "auto", rounds: int = 5) -> dict[str, Any]:
     """Measure a table and write it to `exp_dir` as <table>.json; one that was measured on this hardware is returned at once."""
     run = Run(exp_dir)
-    path = run.folder / f"{table}.json"
-    where = pick_device(device)
-    if path.is_file() and read_json(path).get("hardware") == hardware(where):
+    path, where = run.folder / f"{table}.json", pick_device(device)
+    if measured_here(path, device):
         return read_json(path)
     measured = measure(table, profile, device, rounds)
     run.folder.mkdir(parents=True, exist_ok=True)
     run.record(**provenance(where.type, "fp32", 1), finished=now())
     write_json(path, {**measured, "commit": commit()})
     return measured
+
+
+def measured_here(path: Path, device: str = "auto") -> bool:
+    """Whether a file of `complexity` is there and of this hardware."""
+    return path.is_file() and read_json(path).get("hardware") == hardware(pick_device(device))
 
 
 def hardware(device: torch.device) -> str:

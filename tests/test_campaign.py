@@ -8,6 +8,8 @@ import pytest
 
 from sfrik import campaign
 from sfrik.campaign import missing_stages, render_all, run_recipe, write_choices
+from sfrik.complexity import hardware
+from sfrik.devices import pick_device
 from sfrik.errors import SfrikError
 from sfrik.evaluate.protocols import evaluate
 from sfrik.experiments import grids
@@ -87,8 +89,8 @@ def test_a_cost_that_was_measured_on_other_hardware_is_measured_again(tmp_path, 
     folder = run_folder("smoke/complexity", 0, tmp_path)
     folder.mkdir(parents=True)
     (folder / "06_complexity_table5.ipynb").write_text("{}")
-    write_json(folder / "table5.json", {"hardware": campaign.hardware(campaign.pick_device("auto"))})
-    assert campaign._measure_complexity("table5", "smoke", 0, tmp_path)
+    write_json(folder / "table5.json", {"hardware": hardware(pick_device("auto"))})
+    campaign._measure_complexity("table5", "smoke", 0, tmp_path)
     assert executed == []
     write_json(folder / "table5.json", {"hardware": "cuda: another"})
     campaign._measure_complexity("table5", "smoke", 0, tmp_path)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from toys import squares
 
 from sfrik.cli import main
-from sfrik.datasets import Images, load_images
+from sfrik.datasets import load_images
 from sfrik.errors import SfrikError
 from sfrik.evaluate import knn as knn_module
 from sfrik.evaluate.classifier import top_accuracies
@@ -190,15 +191,6 @@ def test_logistic_regression_by_sgd_follows_from_its_seed():
     one, again = (logistic_sgd(train, test, 3, epochs=2, batch_size=16, seed=5) for _ in range(2))
     assert one == again
     assert 100 / 3 < one["top1"] < 100, "noise of this size leaves errors, and the label can still be seen"
-
-
-def squares(n, seed):
-    """Digits-like images in memory: class 0 is bright in the left half, class 1 in the right."""
-    labels = np.arange(n) % 2
-    pixels = np.random.default_rng(seed).integers(0, 60, (n, 1, 28, 28))
-    pixels[labels == 0, :, 8:20, 4:11] += 180
-    pixels[labels == 1, :, 8:20, 17:24] += 180
-    return Images(labels.astype(np.int64), 2, str, tensor=torch.from_numpy(pixels.astype(np.uint8)))
 
 
 def test_a_linear_probe_separates_what_a_line_separates_and_leaves_the_backbone_alone():

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
+from toys import squares
 
-from sfrik.datasets import Images, batches
+from sfrik.datasets import batches
 from sfrik.errors import SfrikError
 from sfrik.evaluate.classifier import linear_heads
 from sfrik.evaluate.finetune import finetune
@@ -27,15 +28,6 @@ from sfrik.views import probe_views
 
 RECIPE = "smoke/random_weights"
 CPU = {"device": "cpu", "precision": "fp32"}
-
-
-def squares(n, seed):
-    """Digits-like images in memory: class 0 is bright in the left half, class 1 in the right."""
-    labels = np.arange(n) % 2
-    pixels = np.random.default_rng(seed).integers(0, 60, (n, 1, 28, 28))
-    pixels[labels == 0, :, 8:20, 4:11] += 180
-    pixels[labels == 1, :, 8:20, 17:24] += 180
-    return Images(labels.astype(np.int64), 2, str, tensor=torch.from_numpy(pixels.astype(np.uint8)))
 
 
 def small_backbone(seed=0):
