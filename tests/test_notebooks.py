@@ -1,0 +1,78 @@
+"""The notebooks at the paper's and CIFAR-10's profiles: by the paper's recipe on small JPEGs, and the tables before any score.
+
+At the smoke profile `test_make_tables.py` executes them all.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sfrik.experiments import EXPERIMENTS
+from sfrik.notebooks import execute
+
+pytest.importorskip("papermill", reason="comes with the extra notebooks")
+CLASSES, TRAIN, TEST = 4, 12, 4
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder in ImageNet's form, of a grey level a class, with a label list beside it."""
+    root = tmp_path_factory.mktemp("imagenet")
+    noise = np.random.default_rng(0)
+    for split, count in (("train", TRAIN), ("val", TEST)):
+        for label in range(CLASSES):
+            folder = root / split / f"n0000000{label}"
+            folder.mkdir(parents=True)
+            for k in range(count):
+                pixels = np.clip(noise.normal(60 + 40 * label, 30, (48, 56, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"n0000000{label}_{k}.JPEG")
+    names = [f"n0000000{label}_{k}.JPEG" for label in range(CLASSES) for k in (0, 11)]  # 11 is beyond the subset
+    (root / "list.txt").write_text("\n".join(names))
+    return root
+
+
+def outputs(path):
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["execution_count"] for cell in cells), "it ran to the end"
+    return cells
+
+
+def test_pretraining_and_the_evaluations_run_by_a_recipe_of_the_paper_with_sizes_overridden(place):
+    run = place / "run"
+    shared = {
+        **{"recipe": "paper/in20_sfrik_l3_q8192", "exp_dir": str(run), "data_dir": str(place)},
+        **{"subset": 6, "size": 32, "workers": 0, "device": "cpu"},
+    }
+    crops = {"augmentations": "swav", "size_crops": [32, 16], "nmb_crops": [2, 2]}
+    for name, own in {
+        "02_pretraining": {"mlp": "16-16", "epochs": 1, "batch_size": 8, **crops},
+        "03_linear_probing": {"epochs": 1, "lr_sweep": [0.1, 0.4], "val_subset": 3},
+        "04_semi_supervised": {"epochs": 1, "batch_size": 4, "targets": [], "label_list": str(place / "list.txt")},
+        "05_knn_and_logistic_regression": {"epochs": 2},
+    }.items():
+        execute(name, {**shared, **own}, place / f"{name}.ipynb")
+        outputs(place / f"{name}.ipynb")
+    scores = {name: json.loads((run / f"{name}.json").read_text()) for name in ("linear", "semi1", "semi10", "knn", "logistic")}
+    assert {score["images"] for score in scores.values()} == {CLASSES * TEST}
+    assert {name: score["train_images"] for name, score in scores.items()} == {
+        **{"linear": CLASSES * 6, "knn": CLASSES * 6, "logistic": CLASSES * 6},
+        **{"semi1": CLASSES * 2, "semi10": CLASSES * 2},
+    }
+    assert set(scores["linear"]["sweep"]) == {"0.1", "0.4"}
+
+
+@pytest.mark.parametrize("profile", ["paper", "cifar10"])
+def test_the_tables_of_a_profile_are_rendered_before_anything_was_measured(profile, tmp_path):
+    names = [name for name, experiment in EXPERIMENTS.items() if profile in experiment.profiles]
+    path = tmp_path / "07.ipynb"
+    execute("07_tables", {"tables": names, "profile": profile, "root": str(tmp_path)}, path)
+    outputs(path)
+    for name in names:
+        rows = list(csv.DictReader((tmp_path / profile / "tables" / f"{name}.csv").read_text().splitlines()))
+        counts = {row[column] for row in rows for column in row if column.endswith("_n")}
+        assert counts == {"0"}, "nothing is printed as measured"
