@@ -24,8 +24,10 @@ from sfrik.complexity import measured_here
 from sfrik.devices import cores
 from sfrik.errors import SfrikError, nearest
 from sfrik.experiments import experiment, grids, rows_of
+from sfrik.files import read_json, write_json
 from sfrik.notebooks import execute, notebook_path
-from sfrik.runs import Run, commit, read_json, write_json
+from sfrik.provenance import commit
+from sfrik.runs import Run
 from sfrik.settings import SECTIONS, load_recipe, results_root, run_folder
 from sfrik.table_rows import TARGETS
 from sfrik.tables import as_csv, build_table, tables_with_scores

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfrik.experiments import grids
-from sfrik.runs import read_json, write_text
+from sfrik.files import read_json, write_text
 from sfrik.settings import results_root
 from sfrik.table_rows import paper_figures
 from sfrik.tables import Measured, Table, build_table

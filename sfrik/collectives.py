@@ -13,7 +13,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["all_rows", "mean_over_processes", "rank", "rank_zero_says", "sum_over_processes", "world_size"]
+__all__ = [
+    "all_objects",
+    "all_rows",
+    "largest_over_processes",
+    "mean_over_processes",
+    "rank",
+    "rank_zero_says",
+    "sum_over_processes",
+    "world_size",
+]
 
 
 def world_size() -> int:
@@ -30,6 +39,24 @@ def rank_zero_says(value: Any) -> Any:
     if world_size() > 1:
         dist.broadcast_object_list(said, src=0)
     return said[0]
+
+
+def all_objects(value: Any) -> list[Any]:
+    """The values of all processes, in the order of their ranks."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def largest_over_processes(numbers: list[int], device: torch.device) -> list[int]:
+    """The largest of each number over the processes: how they agree, in one exchange, on what one of them knows."""
+    if world_size() == 1:
+        return numbers
+    together = torch.tensor(numbers, device=device)
+    dist.all_reduce(together, dist.ReduceOp.MAX)
+    return together.tolist()
 
 
 def all_rows(z: Tensor) -> Tensor:

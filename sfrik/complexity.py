@@ -21,14 +21,16 @@ from typing import Any
 
 import torch
 
+from sfrik.build import Encoder
 from sfrik.devices import autocast, pick_device, pick_precision
 from sfrik.errors import SfrikError
 from sfrik.experiments import experiment
+from sfrik.files import read_json, write_json
 from sfrik.networks import build_backbone, build_projector
 from sfrik.objectives import AUH, SFRIK, Objective, SimCLR, VICReg
 from sfrik.optim import LARS
-from sfrik.pretrain import Encoder
-from sfrik.runs import Run, commit, now, processor, provenance, read_json, write_json
+from sfrik.provenance import commit, now, processor, provenance
+from sfrik.runs import Run
 from sfrik.table_rows import STEP_BATCH
 
 __all__ = ["complexity", "hardware", "loss_call", "measure", "measured_here", "peak_memory", "step_call"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from sfrik.views import Views
 __all__ = ["Images", "batches", "class_members", "class_subset", "derived_seed", "image_files", "load_images"]
 
 MNIST5K_TRAIN, MNIST5K_TUNE = 350, 50  # images a class; the other 100 are the test split
+MOST_SKIPPED = 100  # broken images in a row; more are a fault of the disk, not of the images
 
 
 @dataclass(frozen=True)
@@ -159,12 +161,22 @@ def batches(
     seeds: tuple[int, ...] = (0,),
     device: torch.device | str = "cpu",
     workers: int = 0,
+    first: int = 0,
+    skip_broken: bool = False,
 ) -> Iterator[tuple[list[Tensor], Tensor, np.ndarray]]:
-    """Batches of views: (views, each [n, c, h, w] on `device`; targets [n]; the images' indices).
+    """Batches of views: (views, each [n, c, h, w] on `device`; targets [n]; the indices of the images that they show).
 
     The draws depend on `seeds` (such as seed, epoch, rank) and on the image or the batch alone, neither on the
     number of workers nor on what was drawn before: a resumed run sees the views that the whole run would have seen.
+
+    Args:
+        first: the batch to begin with. skip_broken: show the next image that can be read in the place of a broken one; the
+            indices tell which.
+
+    Raises:
+        SfrikError: an image cannot be read (with `skip_broken`, 100 in a row), or a worker process was killed.
     """
+    indices = indices[first * batch_size :]
     if images.tensor is not None:
         pieces = (
             ([images.tensor[torch.from_numpy(indices[lo : lo + batch_size])]], indices[lo : lo + batch_size])
@@ -172,21 +184,21 @@ def batches(
         )
     else:
         loader = DataLoader(
-            _SeededItems(images, views.per_image, seeds),
+            _SeededItems(images, views.per_image, seeds, skip_broken),
             batch_size=batch_size,
             sampler=indices.tolist(),
             num_workers=min(workers, cores()),
             pin_memory=torch.device(device).type == "cuda",
         )
-        pieces = ((list(tensors), where.numpy()) for *tensors, where in _with_plain_errors(loader))
+        pieces = ((list(tensors), where.numpy()) for *tensors, where in _with_plain_errors(loader, batch_size))
     targets = torch.from_numpy(images.targets)
-    for step, (tensors, where) in enumerate(pieces):
+    for step, (tensors, where) in enumerate(pieces, first):
         tensors = [tensor.to(device, non_blocking=True) for tensor in tensors]
         generator = Generator().manual_seed(derived_seed(*seeds, step))
         yield views.per_batch(tensors, generator), targets[torch.from_numpy(where)].to(device), where
 
 
-def _with_plain_errors(loader: DataLoader) -> Iterator[list[Tensor]]:
+def _with_plain_errors(loader: DataLoader, batch_size: int) -> Iterator[list[Tensor]]:
     """The loader's batches; an error in a worker is told in its own words, without the worker's traceback around it."""
     try:
         yield from loader
@@ -195,22 +207,44 @@ def _with_plain_errors(loader: DataLoader) -> Iterator[list[Tensor]]:
         # 5 s for each of them where the garbage collector finds it later
         error.with_traceback(None)
         raise SfrikError(str(error).strip().splitlines()[-1].split("SfrikError: ", 1)[-1]) from None
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        error.with_traceback(None)
+        reason = str(error).splitlines()[0].rstrip(". ")
+        raise SfrikError(
+            f"a process that decodes images ended ({reason}), most often because memory, or the shared memory in /dev/shm, ran "
+            f"out: lower workers (now {loader.num_workers} for each training process) or batch_size (now {batch_size} on each), "
+            "or give the job more memory"
+        ) from None
 
 
 class _SeededItems(Dataset):
     """Views of one image each, drawn from the image's own seed."""
 
-    def __init__(self, images: Images, per_image: Callable, seeds: tuple[int, ...]) -> None:
-        self.images, self.per_image, self.seeds = images, per_image, seeds
+    def __init__(self, images: Images, per_image: Callable, seeds: tuple[int, ...], skip_broken: bool) -> None:
+        self.images, self.per_image, self.seeds, self.skip_broken = images, per_image, seeds, skip_broken
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int):
-        image = self.images.open(index)
+        image, index = self._open(index)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(*self.seeds, index))
             return (*self.per_image(image), index)
+
+    def _open(self, index: int) -> tuple[Image.Image, int]:
+        """The image, or the next that can be read where broken ones are skipped, and its index."""
+        if not self.skip_broken:
+            return self.images.open(index), index
+        for other in range(index, index + MOST_SKIPPED):
+            with suppress(SfrikError):
+                return self.images.open(other % len(self)), other % len(self)
+        raise SfrikError(
+            f"{MOST_SKIPPED} images in a row cannot be read, from {self.images.name(index)} on: is the disk there? "
+            "skip_broken is for single broken files"
+        )
 
 
 def _mnist5k(split: str, subset: int | None, val_subset: int | None) -> Images:

@@ -1,15 +1,21 @@
-"""The one error that means: the input is wrong, and its text says what to do."""
+"""The error that means: the input is wrong, and its text says what to do; and the one that means: stopped, not failed."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["SfrikError", "nearest"]
+__all__ = ["STOPPED", "Preempted", "SfrikError", "nearest"]
+
+STOPPED = 75  # exit status of a command that was asked to stop and goes on when it is repeated (EX_TEMPFAIL)
 
 
 class SfrikError(ValueError):
     """A mistake in a setting, a file or a folder. The command line prints its text alone, without a traceback."""
+
+
+class Preempted(SfrikError):
+    """The work was asked to stop, by SIGTERM or SIGUSR1, and has saved a checkpoint; the same command goes on from there."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -33,7 +33,15 @@ from sfrik.collectives import all_rows, mean_over_processes, world_size
 from sfrik.kernels import RotationInvariantKernel
 from sfrik.mmd import gram_mean
 
-__all__ = ["AUH", "SFRIK", "LossTerms", "SimCLR", "VICReg"]
+__all__ = ["AUH", "SFRIK", "LossTerms", "NotFinite", "SimCLR", "VICReg"]
+
+
+class NotFinite(ValueError):
+    """The loss is not finite. `rows`: the rows of this process that hold such values, in any of the views; often none."""
+
+    def __init__(self, message: str, rows: Sequence[int]) -> None:
+        super().__init__(message)
+        self.rows = list(rows)
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ class Objective(nn.Module, ABC):
             regularise: "all" or "anchors".
 
         Raises:
-            ValueError: views of other shapes, fewer than two views or rows, bad anchors, NaN or infinite values.
+            ValueError: views of other shapes, fewer than two views or rows, bad anchors. NotFinite: NaN or infinite values.
         """
         views, anchors = list(views), list(anchors)
         self._check(views, anchors, regularise)
@@ -65,7 +73,7 @@ class Objective(nn.Module, ABC):
         with torch.autocast(views[0].device.type, enabled=False):  # it would take the products of float32 rows in bfloat16
             terms = self.terms(views_in_full, anchors, regularised)
         if not torch.isfinite(terms.loss):
-            raise ValueError(self._not_finite(views, terms))
+            raise self._not_finite(views, terms)
         return terms
 
     @abstractmethod
@@ -92,13 +100,22 @@ class Objective(nn.Module, ABC):
         if regularise not in ("all", "anchors"):
             raise ValueError(f'regularise must be "all" or "anchors", got {regularise!r}')
 
-    def _not_finite(self, views: list[Tensor], terms: LossTerms) -> str:
-        for k, view in enumerate(views):
-            bad = (~torch.isfinite(view)).any(dim=1).nonzero().flatten().tolist()
-            if bad:
-                return f"view {k} holds NaN or infinite values in {len(bad)} of {len(view)} rows (first: row {bad[0]})"
-        values = ", ".join(f"{name} {float(value):.4g}" for name, value in terms.parts.items())
-        return f"the loss is not finite though this process's views are: {values}"
+    def _not_finite(self, views: list[Tensor], terms: LossTerms) -> NotFinite:
+        values = {name: float(value) for name, value in terms.parts.items()}
+        bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+        finite = [f"{name} {value:.4g}" for name, value in values.items() if math.isfinite(value)]
+        what = f"the loss is not finite: {', '.join(bad) or 'the weighted sum overflows'}" + (
+            f" ({', '.join(finite)})" if finite else ""
+        )
+        broken = [(~torch.isfinite(view)).any(dim=1).nonzero().flatten().tolist() for view in views]
+        where = [
+            f"view {k} holds NaN or infinite values in {len(rows)} of {len(views[k])} rows (first: row {rows[0]})"
+            for k, rows in enumerate(broken)
+            if rows
+        ]
+        largest = max(view.abs().max().item() for view in views)
+        detail = where[0] if where else f"this process's views are finite, the largest value being {largest:.3g}"
+        return NotFinite(f"{what}; {detail}", sorted({row for rows in broken for row in rows}))
 
 
 class SFRIK(Objective):

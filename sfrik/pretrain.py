@@ -1,106 +1,58 @@
 """The training loop of pretraining: augmented views, backbone, projector, objective, LARS.
 
-All randomness follows from (seed, epoch, image or step): order and views are the same whatever the number of workers, and
-a resumed run sees what the whole run would have seen. On a GPU BatchNorm is synchronised over the processes; on a CPU
-PyTorch has no synchronised BatchNorm, so each process normalises by the statistics of its own share of the batch, and the
-running averages of rank 0 are the ones that are kept.
+All randomness follows from (seed, epoch, image or step): order and views are the same whatever the number of workers. A
+checkpoint holds the step within the epoch, so that a resumed run ends in the weights of one that was not interrupted, to
+the last bit.
 """
 
 from __future__ import annotations
 
-import os
-import sys
 import time
-from collections.abc import Iterable
 from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfrik import diagnostics
-from sfrik.collectives import all_rows, rank, rank_zero_says, world_size
+from sfrik.build import Encoder, build_encoder, build_objective, distribute
+from sfrik.checkpoints import random_state, restore_random_state
+from sfrik.collectives import all_objects, all_rows, largest_over_processes, rank, rank_zero_says, world_size
 from sfrik.datasets import Images, batches, derived_seed, load_images
 from sfrik.devices import autocast, pick_device, pick_precision
 from sfrik.errors import SfrikError
 from sfrik.evaluate.features import extract
 from sfrik.evaluate.knn import knn_accuracy
-from sfrik.kernels import RotationInvariantKernel
-from sfrik.networks import build_backbone, build_pixels, build_projector, save_backbone
-from sfrik.objectives import AUH, SFRIK, Objective, SimCLR, VICReg
+from sfrik.faults import not_finite
+from sfrik.networks import save_backbone
+from sfrik.objectives import NotFinite
 from sfrik.optim import LARS, learning_rate
-from sfrik.runs import Run, now, provenance
+from sfrik.preemption import StopRequests, stop, stop_requests
+from sfrik.progress import Progress
+from sfrik.provenance import now, provenance
+from sfrik.runs import Run
 from sfrik.settings import PretrainSettings
 from sfrik.views import Views, build_views, resize_for_test
 
-__all__ = ["Encoder", "build_objective", "pretrain"]
+__all__ = ["pretrain"]
 
 MONITOR_IMAGES = 2000  # training images behind the kNN score that is shown during training
-
-
-class Encoder(nn.Module):
-    """Backbone and projector: a list of views in, the embeddings of each out.
-
-    Two views pass one after the other, so that BatchNorm's statistics are those of one view; with `by_size`, as multi-crop
-    has it, the views of one size pass together. One call takes all views: DDP expects one forward pass for each backward pass.
-    """
-
-    def __init__(self, backbone: nn.Module, projector: nn.Module, by_size: bool = False) -> None:
-        super().__init__()
-        self.backbone, self.projector, self.by_size = backbone, projector, by_size
-
-    def forward(self, views: list[Tensor]) -> list[Tensor]:
-        if not self.by_size:
-            return [self._embed(view) for view in views]
-        together: dict[int, list[int]] = {}
-        for index, view in enumerate(views):
-            together.setdefault(view.shape[-1], []).append(index)
-        embeddings: dict[int, Tensor] = {}
-        for indices in together.values():
-            whole = self._embed(torch.cat([views[index] for index in indices]))
-            embeddings.update(zip(indices, whole.chunk(len(indices)), strict=True))
-        return [embeddings[index] for index in range(len(views))]
-
-    def _embed(self, images: Tensor) -> Tensor:
-        return self.projector(self.backbone(images.contiguous(memory_format=torch.channels_last)))
-
-
-def build_objective(settings: PretrainSettings) -> Objective:
-    """The objective that the settings describe."""
-    s = settings
-    if s.ssl_method == "sfrik":
-        return SFRIK(s.dim, s.kernel_weights, s.sfrik_sim_coeff, s.sfrik_mmd_coeff, _other_kernel(s))
-    if s.ssl_method == "auh":
-        return AUH(s.auh_sim_coeff, s.auh_unif_coeff, s.auh_scale)
-    if s.ssl_method == "simclr":
-        return SimCLR(s.simclr_temp)
-    return VICReg(s.vicreg_sim_coeff, s.vicreg_std_coeff, s.vicreg_cov_coeff)
-
-
-def _other_kernel(s: PretrainSettings) -> RotationInvariantKernel | None:
-    """The kernel of the settings where it is not the truncated one."""
-    scale, degree = s.sfrik_kernel_scale, s.sfrik_kernel_degree
-    if s.sfrik_kernel == "rbf":
-        return RotationInvariantKernel.rbf(scale, s.dim, degree)
-    if s.sfrik_kernel == "heat":
-        return RotationInvariantKernel.heat(scale / (s.dim - 1), s.dim, degree)
-    if s.sfrik_kernel == "power":  # |u - v|^2 = 2 (1 - t); the constant C is the degree 0, which is left out
-        return RotationInvariantKernel.from_function(lambda t: -((2 * (1 - t)) ** (scale / 2)), s.dim, degree)
-    return None
 
 
 def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any]:
     """Pretrain, or go on with a run that was interrupted; a finished run is returned at once.
 
-    Under `torch.distributed` (torchrun, or `sfrik.launch`) every process calls this.
+    Under `torch.distributed` (torchrun, or `sfrik.launch`) every process calls this. SIGINT, SIGTERM and SIGUSR1 to any of
+    them stop all of them after the step, with a checkpoint.
 
     Returns:
         The last epoch's line of metrics.jsonl, or `{}` when nothing was trained.
 
     Raises:
-        SfrikError: wrong settings or data. ValueError: the loss is not finite.
+        SfrikError: wrong settings or data; the loss is not finite. Preempted, KeyboardInterrupt: asked to stop, and saved.
     """
     run = Run(settings.exp_dir)
     device = pick_device(settings.device)
@@ -110,7 +62,7 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any
     steps_per_epoch = _check_sizes(settings, images)
     views = build_views(settings.augmentations, settings.size, settings.dataset, **settings.crops)
     torch.manual_seed(derived_seed(settings.seed))
-    encoder = _build_encoder(settings, images.channels).to(device, memory_format=torch.channels_last)
+    encoder = build_encoder(settings, images.channels).to(device, memory_format=torch.channels_last)
     with run.lock() if rank() == 0 else nullcontext():
         if rank() == 0:
             run.start(settings)
@@ -123,98 +75,199 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any
                 _finish(run, encoder, settings)
             _barrier()
             return {}
-        return _train(settings, run, images, views, encoder, device, precision, steps_per_epoch, progress)
+        return _Training(settings, run, images, views, encoder, device, precision, steps_per_epoch, progress).work()
 
 
-def _train(
-    settings: PretrainSettings,
-    run: Run,
-    images: Images,
-    views: Views,
-    encoder: Encoder,
-    device: torch.device,
-    precision: str,
-    steps_per_epoch: int,
-    progress: bool,
-) -> dict[str, Any]:
-    model = _distribute(encoder, device, progress)
-    objective = build_objective(settings)
-    optimizer = LARS(encoder.parameters(), lr=0.0, weight_decay=settings.wd)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    first_epoch = _resume(run, encoder, optimizer, scaler, progress)
-    if rank() == 0:
-        if first_epoch == 0:
-            run.record(**provenance(device.type, precision, world_size()))
-        run.truncate_log(first_epoch)
-    line: dict[str, Any] = {}
-    epochs = _epochs(first_epoch, settings.epochs, progress)
-    say = getattr(epochs, "write", print)  # above the bar, where there is one
-    for epoch in epochs:
-        model.train()
-        started = time.perf_counter()
-        order = _order(len(images), settings, epoch, steps_per_epoch)
-        loader = batches(
-            images,
-            order,
-            views,
-            settings.batch_size // world_size(),
-            seeds=(settings.seed, epoch, rank()),
-            device=device,
-            workers=settings.workers,
-        )
-        for step, (batch, _, where) in enumerate(loader):
-            global_step = epoch * steps_per_epoch + step
-            lr = learning_rate(
-                global_step,
-                steps_per_epoch,
-                settings.epochs,
-                settings.base_lr,
-                settings.batch_size,
-                settings.warmup_epochs,
-            )
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            with autocast(device, precision):
-                embeddings = model(batch)
-            try:
-                terms = objective(embeddings, settings.anchors, settings.regularise)
-            except ValueError as error:
-                names = ", ".join(images.name(int(i)) for i in where[:4])
-                raise ValueError(f"epoch {epoch}, step {step}: {error}; images of this batch: {names}, ...") from None
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(terms.loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            if rank() == 0 and (global_step % settings.log_every == 0):
-                parts = {name: value.item() for name, value in terms.parts.items()}
-                run.log({"epoch": epoch, "step": global_step, "lr": lr, "loss": terms.loss.item(), **parts})
-        seconds = time.perf_counter() - started
-        line = _epoch_line(settings, images, encoder, embeddings, epoch, terms, seconds, device, precision)
+@dataclass
+class _Place:
+    """How far a training has come: the next step of the epoch, and what the epoch's line will tell of the steps before."""
+
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    broken: list[str] = field(default_factory=list)  # images that were skipped, on all processes
+
+
+class _Training:
+    """One training on this process: what it is made of, its place, and how the place is saved and found again."""
+
+    def __init__(
+        self,
+        settings: PretrainSettings,
+        run: Run,
+        images: Images,
+        views: Views,
+        encoder: Encoder,
+        device: torch.device,
+        precision: str,
+        steps_per_epoch: int,
+        progress: bool,
+    ) -> None:
+        self.settings, self.run, self.images, self.views, self.steps_per_epoch = settings, run, images, views, steps_per_epoch
+        self.encoder, self.device, self.precision = encoder, device, precision
+        if world_size() > 1 and device.type == "cpu":
+            _say(progress, "BatchNorm on CPU: each process normalises by its own share of the batch; rank 0's averages are kept")
+        self.model = distribute(encoder, device, precision, settings.view_sizes, images.channels)
+        self.objective = build_objective(settings)
+        self.optimizer = LARS(encoder.parameters(), lr=0.0, weight_decay=settings.wd)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.at = self._resume(progress)
+        total = settings.epochs * steps_per_epoch
+        self.progress = Progress(total, self._global_step(), self._say_running, progress and rank() == 0)
+        self.saved = time.monotonic()
+
+    def work(self) -> dict[str, Any]:
+        """Train to the end; the last epoch's line."""
         if rank() == 0:
-            run.log(line)
-            if progress:
-                say(_in_words(line, settings.epochs))
-            run.save_checkpoint(
-                {
-                    "epoch": epoch + 1,
-                    "model": encoder.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "scaler": scaler.state_dict(),
-                }
+            if self._global_step() == 0:
+                self.run.record(**provenance(self.device.type, self.precision, world_size()))
+            self.run.truncate_log(self.at.epoch, self._global_step())
+        line: dict[str, Any] = {}
+        try:
+            with stop_requests() as requests:
+                while self.at.epoch < self.settings.epochs:
+                    line = self._epoch(requests)
+        finally:
+            self.progress.close()
+        if rank() == 0:
+            self.run.record(finished=now())
+            _finish(self.run, self.encoder, self.settings)
+            self.run.checkpoints.drop()
+            self.run.say_done()
+        _barrier()
+        return line
+
+    def _epoch(self, requests: StopRequests) -> dict[str, Any]:
+        settings, at = self.settings, self.at
+        self.model.train()
+        started = time.perf_counter() - at.seconds
+        order = _order(len(self.images), settings, at.epoch, self.steps_per_epoch)
+        share = settings.batch_size // world_size()
+        loader = batches(
+            self.images,
+            order,
+            self.views,
+            share,
+            seeds=(settings.seed, at.epoch, rank()),
+            device=self.device,
+            workers=settings.workers,
+            first=at.step,
+            skip_broken=settings.skip_broken,
+        )
+        skipped: list[str] = []
+        for step, (batch, _, where) in enumerate(loader, at.step):
+            wanted = order[step * share : (step + 1) * share]
+            skipped += [self.images.name(int(i)) for i in wanted[wanted != where]]
+            embeddings, terms = self._step(batch, where)
+            at.step = step + 1
+            if at.step < self.steps_per_epoch:  # after the last one the epoch's own checkpoint follows
+                self._save_and_stop_if_asked(requests, started, skipped)
+        at.broken = sorted({*at.broken, *(name for names in all_objects(skipped) for name in names)})
+        line = self._epoch_line(embeddings, terms, time.perf_counter() - started)
+        self.at = _Place(at.epoch + 1, broken=at.broken)
+        if rank() == 0:
+            self.run.log(line)
+            self.progress.write(_in_words(line, settings.epochs))
+        self._save()
+        if self.at.epoch < settings.epochs:
+            number = largest_over_processes([requests.number], self.device)[0]
+            self._stop_if(number)
+        return line
+
+    def _step(self, batch: list[Tensor], where: np.ndarray) -> tuple[list[Tensor], Any]:
+        settings, at, done = self.settings, self.at, self._global_step()
+        lr = learning_rate(
+            done, self.steps_per_epoch, settings.epochs, settings.base_lr, settings.batch_size, settings.warmup_epochs
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        with autocast(self.device, self.precision):
+            embeddings = self.model(batch)
+        try:
+            terms = self.objective(embeddings, settings.anchors, settings.regularise)
+        except NotFinite as error:
+            names = [self.images.name(int(i)) for i in where]
+            place = {"epoch": at.epoch, "step": at.step}
+            raise not_finite(error, self.run.folder, place, names, embeddings, self._weights()) from None
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(terms.loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if rank() == 0:
+            if done % settings.log_every == 0:
+                parts = {name: value.item() for name, value in terms.parts.items()}
+                self.run.log({"epoch": at.epoch, "step": done, "lr": lr, "loss": terms.loss.item(), **parts})
+            facts = {"epoch": at.epoch, "epochs": settings.epochs}
+            self.progress.step(done + 1, lambda: {**facts, "loss": terms.loss.item()})
+        return embeddings, terms
+
+    def _save_and_stop_if_asked(self, requests: StopRequests, started: float, skipped: list[str]) -> None:
+        """All processes agree on what the signals to one of them, and the clock of rank 0, ask for."""
+        due = rank() == 0 and time.monotonic() - self.saved > 60 * self.settings.checkpoint_minutes
+        number, save = largest_over_processes([requests.number, int(due)], self.device)
+        if number or save:
+            at = self.at
+            at.seconds = time.perf_counter() - started
+            at.broken = sorted({*at.broken, *(name for names in all_objects(skipped) for name in names)})
+            self._save()
+            self._stop_if(number)
+
+    def _stop_if(self, number: int) -> None:
+        if number == 0:
+            return
+        where = f"epoch {self.at.epoch}, step {self.at.step} of {self.steps_per_epoch}"
+        if rank() == 0:
+            self._say_running("preempted", step=self._global_step())
+        stop(number, f"{self.run.folder}, {where}")
+
+    def _save(self) -> None:
+        random_states = all_objects(random_state(self.device))
+        if rank() == 0:
+            place = {"place": asdict(self.at), "processes": world_size(), "random": random_states}
+            self.run.checkpoints.save({**self._weights(), **place})
+        self.saved = time.monotonic()
+
+    def _weights(self) -> dict[str, Any]:
+        parts = {"model": self.encoder, "optimizer": self.optimizer, "scaler": self.scaler}
+        return {name: part.state_dict() for name, part in parts.items()}
+
+    def _resume(self, progress: bool) -> _Place:
+        """Restore the newest checkpoint; where to go on. Rank 0 chooses, the others read what it chose."""
+        checkpoint = self.run.checkpoints.load() if rank() == 0 else None
+        if not rank_zero_says(checkpoint is not None):
+            return _Place()
+        if checkpoint is None:
+            checkpoint = self.run.checkpoints.load()
+        for name, part in (("model", self.encoder), ("optimizer", self.optimizer), ("scaler", self.scaler)):
+            part.load_state_dict(checkpoint[name])
+        place = _Place(**checkpoint["place"])
+        _say(progress, f"{self.run.folder}: going on after epoch {place.epoch}, step {place.step} of {self.steps_per_epoch}")
+        if checkpoint["processes"] == world_size():
+            restore_random_state(checkpoint["random"][rank()], self.device)
+        else:
+            _say(
+                progress,
+                f"it was trained by {checkpoint['processes']} processes and goes on with {world_size()}: the views are drawn "
+                "otherwise, and on a CPU BatchNorm sees shares of another size",
             )
-    if rank() == 0:
-        run.record(finished=now())
-        _finish(run, encoder, settings)
-        run.drop_checkpoints()
-    _barrier()
-    return line
+        return place
 
+    def _global_step(self) -> int:
+        return self.at.epoch * self.steps_per_epoch + self.at.step
 
-def _build_encoder(settings: PretrainSettings, channels: int) -> Encoder:
-    if settings.arch == "pixels":
-        return Encoder(build_pixels(settings.size, channels), nn.Identity())
-    backbone = build_backbone(settings.arch, settings.stem, channels)
-    return Encoder(backbone, build_projector(backbone.num_features, settings.mlp), settings.multi_crop)
+    def _say_running(self, state: str = "running", **facts: Any) -> None:
+        self.run.say(state, stage="pretrain", **{"epoch": self.at.epoch, "epochs": self.settings.epochs, **facts})
+
+    def _epoch_line(self, embeddings: list[Tensor], terms: Any, seconds: float) -> dict[str, Any]:
+        """What is said of an epoch: loss, collapse diagnostics of its last batch, now and then a kNN score."""
+        settings, epoch = self.settings, self.at.epoch
+        gathered = [all_rows(view.detach().float()) for view in embeddings[:2]]
+        line = {"epoch": epoch, "loss": terms.loss.item(), **diagnostics.summary(gathered), "seconds": round(seconds, 3)}
+        if self.at.broken:
+            line["broken_images"] = self.at.broken
+        if settings.knn_every and (epoch + 1) % settings.knn_every == 0 and (self.images.targets >= 0).all():
+            line["knn"] = _monitor(settings, self.images, self.encoder, self.device, self.precision)
+        return line
 
 
 def _check_sizes(settings: PretrainSettings, images: Images) -> int:
@@ -226,42 +279,11 @@ def _check_sizes(settings: PretrainSettings, images: Images) -> int:
     return len(images) // settings.batch_size
 
 
-def _distribute(encoder: Encoder, device: torch.device, progress: bool) -> nn.Module:
-    if world_size() == 1:
-        return encoder
-    if device.type == "cuda":
-        encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
-        return nn.parallel.DistributedDataParallel(encoder, device_ids=[device.index])
-    _say(progress, "BatchNorm on CPU: each process normalises by its own share of the batch; rank 0's averages are kept")
-    return nn.parallel.DistributedDataParallel(encoder)
-
-
-def _resume(run: Run, encoder: Encoder, optimizer: LARS, scaler: torch.amp.GradScaler, progress: bool) -> int:
-    """Restore the newest checkpoint; the first epoch to run."""
-    checkpoint = run.load_checkpoint()
-    if checkpoint is None:
-        return 0
-    encoder.load_state_dict(checkpoint["model"])
-    optimizer.load_state_dict(checkpoint["optimizer"])
-    scaler.load_state_dict(checkpoint["scaler"])
-    _say(progress, f"{run.folder}: going on after epoch {checkpoint['epoch']}")
-    return checkpoint["epoch"]
-
-
 def _order(n: int, settings: PretrainSettings, epoch: int, steps_per_epoch: int) -> np.ndarray:
     """This process's images of the epoch, in order: its share of each batch."""
     order = np.random.default_rng([settings.seed, epoch]).permutation(n)[: steps_per_epoch * settings.batch_size]
     shares = order.reshape(steps_per_epoch, world_size(), -1)
     return shares[:, rank()].reshape(-1)
-
-
-def _epoch_line(settings, images, encoder, embeddings, epoch, terms, seconds, device, precision) -> dict[str, Any]:
-    """What is said of an epoch: loss, collapse diagnostics of its last batch, now and then a kNN score."""
-    gathered = [all_rows(view.detach().float()) for view in embeddings[:2]]
-    line = {"epoch": epoch, "loss": terms.loss.item(), **diagnostics.summary(gathered), "seconds": round(seconds, 3)}
-    if settings.knn_every and (epoch + 1) % settings.knn_every == 0 and (images.targets >= 0).all():
-        line["knn"] = _monitor(settings, images, encoder, device, precision)
-    return line
 
 
 def _monitor(settings, images: Images, encoder: Encoder, device: torch.device, precision: str) -> float:
@@ -288,21 +310,12 @@ def _epoch_lines(run: Run) -> list[dict[str, Any]]:
     return [line for line in run.metrics() if "effective_rank" in line]
 
 
-def _epochs(first: int, epochs: int, progress: bool) -> Iterable[int]:
-    """A bar of the epochs on a terminal and in JupyterLab; elsewhere (papermill, a log) plain lines are enough."""
-    in_jupyterlab = "JPY_SESSION_NAME" in os.environ
-    if not (progress and rank() == 0 and (in_jupyterlab or sys.stderr.isatty())):
-        return range(first, epochs)
-    from tqdm.auto import tqdm
-
-    return tqdm(range(first, epochs), initial=first, total=epochs, unit="epoch", leave=False)
-
-
 def _in_words(line: dict[str, Any], epochs: int) -> str:
     knn = f"  knn {line['knn']:.1f} %" if "knn" in line else ""
+    broken = f"  broken images skipped: {len(line['broken_images'])}" if "broken_images" in line else ""
     return (
         f"epoch {line['epoch'] + 1}/{epochs}  loss {line['loss']:.4f}  alignment {line['alignment']:.4f}  "
-        f"uniformity {line['uniformity']:.3f}  effective rank {line['effective_rank']:.1f}{knn}  {line['seconds']:.1f} s"
+        f"uniformity {line['uniformity']:.3f}  effective rank {line['effective_rank']:.1f}{knn}  {line['seconds']:.1f} s{broken}"
     )
 
 

@@ -3,7 +3,8 @@
     settings.json         all settings and their hash; a rerun with others is refused, with the difference
     provenance.json       commit, versions, hardware, start and end
     metrics.jsonl         one line a logging step
-    checkpoint.pt         written aside, flushed, renamed; the one before is kept as checkpoint.previous.pt
+    state.json            what a run that is not finished is doing, or why it stopped
+    checkpoint.pt         the newest of two checkpoints (sfrik.checkpoints)
     backbone.safetensors  the result of pretraining
     <protocol>.json       a score: written last; it names the SHA-256 of the weights it was measured on
 
@@ -13,24 +14,18 @@ weights; `make table1` therefore trains them here, and a score changes only when
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import platform
-import re
-import subprocess
-import sys
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import sfrik
+from sfrik.checkpoints import Checkpoints
 from sfrik.errors import SfrikError
+from sfrik.files import file_hash, read_json, write_json
+from sfrik.provenance import commit, now
 from sfrik.settings import Settings
 
 try:
@@ -38,7 +33,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["Run", "file_hash", "provenance", "read_json", "write_json", "write_text"]
+__all__ = ["Run"]
 
 
 class Run:
@@ -52,9 +47,8 @@ class Run:
         return self.folder / "backbone.safetensors"
 
     @property
-    def checkpoints(self) -> list[Path]:
-        """The newest first."""
-        return [self.folder / "checkpoint.pt", self.folder / "checkpoint.previous.pt"]
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.folder)
 
     def start(self, settings: Settings) -> None:
         """Create the folder and its settings, or check that it is a run of the same settings.
@@ -85,7 +79,7 @@ class Run:
             write_json(path, record)
 
     def _forget_unless_resumable(self, differences: list[str]) -> None:
-        if any(path.is_file() for path in self.checkpoints):
+        if self.checkpoints.exist:
             if differences:
                 raise SfrikError(
                     f"{self.folder} holds an unfinished run with other settings ({'; '.join(differences)}): "
@@ -106,12 +100,13 @@ class Run:
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def truncate_log(self, epoch: int) -> None:
-        """Drop the lines of epochs from `epoch` on, which a resumed run will write again."""
+    def truncate_log(self, epoch: int, step: int) -> None:
+        """Drop what a run that goes on from `epoch` and `step` (counted from the run's start) will write again."""
         path = self.folder / "metrics.jsonl"
         lines = self.metrics()
+        kept = [line for line in lines if line["epoch"] < epoch or line.get("step", step) < step]
         with path.open("w") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines if line["epoch"] < epoch)
+            file.writelines(json.dumps(line) + "\n" for line in kept)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; a last line that was cut short is left out."""
@@ -124,33 +119,19 @@ class Run:
                 break
         return lines
 
-    def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Write aside, flush to disk, keep the one before, rename."""
-        path, previous = self.checkpoints
-        aside = path.with_suffix(".pt.tmp")
-        with aside.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if path.is_file():
-            path.replace(previous)
-        aside.replace(path)
+    def say(self, state: str, **facts: Any) -> None:
+        """Write down what the run is doing, for `sfrik status`: state is "running", "preempted" or "failed"."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        place = {"host": socket.gethostname(), "pid": os.getpid(), "slurm_job": os.environ.get("SLURM_JOB_ID")}
+        write_json(self.folder / "state.json", {"state": state, **facts, **place, "updated": now()})
 
-    def load_checkpoint(self) -> dict[str, Any] | None:
-        """The newest checkpoint that can be read, or None where there is none."""
-        for path in self.checkpoints:
-            if not path.is_file():
-                continue
-            try:
-                return torch.load(path, map_location="cpu", weights_only=True)
-            except Exception as error:  # torch raises several kinds for a file that is cut short
-                print(f"{path} cannot be read ({type(error).__name__}); trying the one before", file=sys.stderr)
-        return None
+    def state(self) -> dict[str, Any] | None:
+        """What the run said last; None where nothing is under way, or nothing was ever begun."""
+        path = self.folder / "state.json"
+        return read_json(path) if path.is_file() else None
 
-    def drop_checkpoints(self) -> None:
-        """After the last epoch the weights are what counts."""
-        for path in self.checkpoints:
-            path.unlink(missing_ok=True)
+    def say_done(self) -> None:
+        (self.folder / "state.json").unlink(missing_ok=True)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -164,18 +145,25 @@ class Run:
             yield
             return
         with (self.folder / "lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _take(file):
                 file.seek(0)
                 raise SfrikError(
                     f"{self.folder} is being written by another process ({file.read().strip() or 'unknown'}): "
                     "wait for it, or stop it"
-                ) from None
+                )
+            job = f", SLURM job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
             file.truncate(0)
-            file.write(f"pid {os.getpid()}")
+            file.write(f"pid {os.getpid()} on {socket.gethostname()}{job}")
             file.flush()
             yield
+
+    def is_locked(self) -> bool:
+        """Whether a living process is writing the folder."""
+        path = self.folder / "lock"
+        if fcntl is None or not path.is_file():
+            return False
+        with path.open("a+") as file:
+            return not _take(file)
 
     def forget_other_scores(self) -> None:
         """Remove the scores that are of other weights than those that are here now."""
@@ -212,91 +200,10 @@ class Run:
         return whole
 
 
-def provenance(device: str, precision: str, processes: int) -> dict[str, Any]:
-    """Where a run comes from: no path and no host name, so that it can be published."""
-    return {
-        "commit": commit(),
-        "started": now(),
-        "command": _command(),
-        "versions": {
-            "python": platform.python_version(),
-            "sfrik": sfrik.__version__,
-            **{package: _version(package) for package in ("torch", "torchvision", "numpy", "scikit-learn")},
-        },
-        "hardware": {
-            "device": torch.cuda.get_device_name() if device == "cuda" else f"{device}: {processor()}",
-            "precision": precision,
-            "processes": processes,
-            "threads": torch.get_num_threads(),
-        },
-        "slurm_job": os.environ.get("SLURM_JOB_ID"),
-    }
-
-
-def _command() -> str:
-    """The command line, with absolute paths left out; "notebook" in a kernel."""
-    if "ipykernel" in sys.argv[0]:
-        return "notebook"
-    arguments = [re.sub(r"(^|=)(/|~|[A-Za-z]:\\).*", r"\1<path>", argument) for argument in sys.argv[1:]]
-    return " ".join([Path(sys.argv[0]).name, *arguments])
-
-
-def _version(package: str) -> str | None:
+def _take(file) -> bool:
+    """Lock an open file unless another process holds it; the system frees it when the file is closed or its owner dies."""
     try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def commit() -> str:
-    """The commit of the code that runs, with "-dirty" where files of it differ; "unknown" outside a checkout."""
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        # results/ is written by the run itself and says nothing about the code
-        dirty = git("status", "--porcelain", "--untracked-files=no", "--", ":/sfrik", ":/notebooks")
-        return git("rev-parse", "HEAD") + ("-dirty" if dirty else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise SfrikError(f"{path} is not valid JSON ({error}): move it away and run again") from None
-
-
-def write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Complete or not at all."""
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(text)
-    aside.replace(path)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -55,6 +55,7 @@ RECIPES = Path(__file__).parent / "recipes"
 
 # Settings that say where and on what a run happens, not what it computes: they stay out of its hash.
 PLACE = {"exp_dir", "data_dir", "extraction_dir", "workers", "device", "pretrained", "ckp_path", "label_list", "target_dir"}
+PLACE |= {"checkpoint_minutes"}
 
 # The settings that belong to the views of one name.
 CROPS = {
@@ -206,6 +207,8 @@ class PretrainSettings(Settings):
     vicreg_sim_coeff: NotNegative = Field(10.0, description="VICReg: weight of the invariance")
     vicreg_std_coeff: NotNegative = Field(10.0, description="VICReg: weight of the variance")
     vicreg_cov_coeff: NotNegative = Field(1.0, description="VICReg: weight of the covariance")
+    checkpoint_minutes: PositiveFloat = Field(10.0, description="most minutes between checkpoints; each epoch ends with one")
+    skip_broken: bool = Field(False, description="put the next image in the place of one that cannot be read, and count it")
     log_every: PositiveInt = Field(10, description="steps between lines of metrics.jsonl")
     knn_every: Annotated[int, Field(ge=0)] = Field(5, description="epochs between kNN scores on training images; 0: never")
 
@@ -246,6 +249,7 @@ class PretrainSettings(Settings):
     def without_effect(self) -> set[str]:
         idle = {name for augmentations, names in CROPS.items() if augmentations != self.augmentations for name in names}
         idle |= set() if self.multi_crop else {"reg_small"}
+        idle |= set() if self.skip_broken else {"skip_broken"}
         series = {"sfrik_kernel", "sfrik_kernel_scale", "sfrik_kernel_degree"}
         return idle | (series if self.sfrik_kernel == "truncated" else {"sfrik_weights"})
 

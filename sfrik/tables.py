@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from sfrik.experiments import EXPERIMENTS, Experiment, experiment
-from sfrik.runs import Run, read_json, write_text
+from sfrik.files import read_json, write_text
+from sfrik.runs import Run
 from sfrik.settings import results_root, run_folder
 from sfrik.table_rows import IMAGES, Column, Row, paper_figures
 

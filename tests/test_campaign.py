@@ -13,8 +13,9 @@ from sfrik.devices import pick_device
 from sfrik.errors import SfrikError
 from sfrik.evaluate.protocols import evaluate
 from sfrik.experiments import grids
+from sfrik.files import write_json
 from sfrik.pretrain import pretrain
-from sfrik.runs import Run, write_json
+from sfrik.runs import Run
 from sfrik.settings import EvaluateSettings, PretrainSettings, run_folder
 
 

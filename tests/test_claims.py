@@ -7,7 +7,7 @@ import math
 import pytest
 
 from sfrik.claims import Contrast, claims, claims_as_markdown, value_and_error, verdict, write_claims
-from sfrik.runs import write_json
+from sfrik.files import write_json
 from sfrik.tables import build_table
 
 

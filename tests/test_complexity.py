@@ -12,8 +12,8 @@ from sfrik import complexity as module
 from sfrik.complexity import build, complexity, hardware, loss_call, measure, peak_memory, step_call
 from sfrik.errors import SfrikError
 from sfrik.experiments import rows_of
+from sfrik.files import read_json, write_json
 from sfrik.objectives import AUH, SFRIK, SimCLR, VICReg
-from sfrik.runs import read_json, write_json
 
 CPU = torch.device("cpu")
 linux = pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="the peak of resident memory is read on Linux")

@@ -20,9 +20,10 @@ from sfrik.evaluate.knn import knn_accuracy, scores_by_k, weighted_knn
 from sfrik.evaluate.linear import linear_probe
 from sfrik.evaluate.logistic import logistic_lbfgs, logistic_sgd
 from sfrik.evaluate.protocols import evaluate, knn_eval, logistic_regression
+from sfrik.files import file_hash, write_json
 from sfrik.networks import build_backbone, build_pixels, save_backbone
 from sfrik.pretrain import pretrain
-from sfrik.runs import Run, file_hash, write_json
+from sfrik.runs import Run
 from sfrik.settings import EvaluateSettings, FeatureSettings, KnnSettings, LogisticSettings, PretrainSettings
 from sfrik.views import resize_for_test
 

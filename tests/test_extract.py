@@ -16,8 +16,8 @@ from sfrik.errors import SfrikError
 from sfrik.evaluate import features as features_module
 from sfrik.evaluate.features import extract, extract_features, features_hash, features_here, load_features
 from sfrik.evaluate.frozen import frozen_backbone, scored_images
+from sfrik.files import file_hash, read_json
 from sfrik.networks import build_backbone, save_backbone
-from sfrik.runs import file_hash, read_json
 from sfrik.settings import FeatureSettings, KnnSettings, LogisticSettings
 from sfrik.views import resize_for_test
 

@@ -20,9 +20,9 @@ from sfrik.evaluate.finetune import finetune
 from sfrik.evaluate.frozen import training_images
 from sfrik.evaluate.heads import load_head, save_head
 from sfrik.evaluate.protocols import evaluate
+from sfrik.files import file_hash, read_json
 from sfrik.networks import build_backbone, save_backbone
 from sfrik.pretrain import pretrain
-from sfrik.runs import file_hash, read_json
 from sfrik.settings import EvaluateSettings, PretrainSettings
 from sfrik.views import probe_views
 

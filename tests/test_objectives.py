@@ -9,9 +9,9 @@ import pytest
 import torch
 from scipy.special import eval_gegenbauer
 
+from sfrik.build import build_objective
 from sfrik.kernels import RotationInvariantKernel
 from sfrik.objectives import AUH, SFRIK, SimCLR, VICReg
-from sfrik.pretrain import build_objective
 from sfrik.settings import PretrainSettings
 
 N, Q = 5, 4

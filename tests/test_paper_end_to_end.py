@@ -23,10 +23,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from sfrik import datasets
+from sfrik.build import Encoder
+from sfrik.checkpoints import Checkpoints
 from sfrik.cli import main
 from sfrik.networks import load_backbone
-from sfrik.pretrain import Encoder
-from sfrik.runs import Run
 from sfrik.settings import load_recipe
 
 SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "imagenet-sample"
@@ -399,8 +399,8 @@ def test_a_truncated_file_ends_pretraining_by_its_name_and_without_it_the_same_c
         broken.write_bytes(broken.read_bytes()[:1000])
 
     if workers:
-        save = Run.save_checkpoint
-        monkeypatch.setattr(Run, "save_checkpoint", lambda *given: save(*given) or cut())
+        save = Checkpoints.save
+        monkeypatch.setattr(Checkpoints, "save", lambda *given: save(*given) or cut())
     else:
         cut()
     assert pretrain(tmp_path, folder, "vicreg", workers) == 2

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,9 @@ import pytest
 import torch
 
 from sfrik.errors import SfrikError
-from sfrik.runs import Run, file_hash, provenance, read_json, write_json, write_text
+from sfrik.files import file_hash, read_json, write_json, write_text
+from sfrik.provenance import provenance
+from sfrik.runs import Run
 from sfrik.settings import KnnSettings, PretrainSettings
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +41,7 @@ def changed(**values):
 def test_a_run_writes_nothing_before_it_starts(tmp_path):
     run = Run(tmp_path / "run")
     assert run.metrics() == []
-    assert run.load_checkpoint() is None
+    assert run.checkpoints.load() is None
     assert run.result("knn") is None
     assert not run.folder.exists()
 
@@ -89,8 +92,8 @@ def test_a_record_without_weights_is_measured_anew(run):
 
 def test_the_newest_checkpoint_is_loaded_and_the_one_before_is_kept(run):
     for epoch in (1, 2, 3):
-        run.save_checkpoint({"epoch": epoch})
-    assert run.load_checkpoint() == {"epoch": 3}
+        run.checkpoints.save({"epoch": epoch})
+    assert run.checkpoints.load() == {"epoch": 3}
     assert torch.load(run.folder / "checkpoint.previous.pt", weights_only=True) == {"epoch": 2}
     assert sorted(path.name for path in run.folder.glob("checkpoint*")) == ["checkpoint.previous.pt", "checkpoint.pt"]
 
@@ -98,38 +101,82 @@ def test_the_newest_checkpoint_is_loaded_and_the_one_before_is_kept(run):
 @pytest.mark.parametrize("size", [0, 100, 400])
 def test_a_newest_checkpoint_that_was_cut_short_gives_way_to_the_one_before(run, size, capsys):
     for epoch in (1, 2):
-        run.save_checkpoint({"epoch": epoch, "model": {"weight": torch.ones(3)}})
+        run.checkpoints.save({"epoch": epoch, "model": {"weight": torch.ones(3)}})
     newest = run.folder / "checkpoint.pt"
     assert newest.stat().st_size > size
     newest.write_bytes(newest.read_bytes()[:size])
-    assert run.load_checkpoint()["epoch"] == 1
-    assert "checkpoint.pt cannot be read" in capsys.readouterr().err
+    assert run.checkpoints.load()["epoch"] == 1
+    assert "checkpoint.pt is broken" in capsys.readouterr().err
+    run.checkpoints.save({"epoch": 3})  # does not put the broken one in the place of the one before
+    assert torch.load(run.folder / "checkpoint.previous.pt", weights_only=True)["epoch"] == 1
 
 
 def test_a_crash_between_the_two_renames_loses_nothing(run):
-    run.save_checkpoint({"epoch": 1})
+    run.checkpoints.save({"epoch": 1})
     (run.folder / "checkpoint.pt").replace(run.folder / "checkpoint.previous.pt")
-    assert run.load_checkpoint() == {"epoch": 1}
+    assert run.checkpoints.load() == {"epoch": 1}
 
 
-def test_a_save_that_fails_leaves_the_checkpoint_as_it_was(run, monkeypatch):
-    run.save_checkpoint({"epoch": 1})
+def test_a_full_disk_is_an_error_that_names_the_space_and_leaves_the_checkpoint_as_it_was(run):
+    run.checkpoints.save({"epoch": 1})
+    large = {"epoch": 2, "model": {"weight": torch.zeros(2**20)}}  # 4 MiB
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))  # the system then refuses to write more, as a full disk does
+    try:
+        with pytest.raises(SfrikError, match=r"it needs 4 MiB and \d+ MiB are free.*checkpoint\.pt is kept"):
+            run.checkpoints.save(large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(path.name for path in run.folder.glob("checkpoint*")) == ["checkpoint.pt"]
+    assert run.checkpoints.load() == {"epoch": 1}
+    run.checkpoints.save(large)
+    assert run.checkpoints.load()["epoch"] == 2
 
-    def full(*arguments):
-        raise OSError("no space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="no space"):
-        run.save_checkpoint({"epoch": 2})
-    assert run.load_checkpoint() == {"epoch": 1}
+def test_a_bit_that_fell_over_is_found_by_the_checksum(run, capsys):
+    for epoch in (1, 2):
+        run.checkpoints.save({"epoch": epoch, "model": {"weight": torch.ones(1000)}})
+    newest = run.folder / "checkpoint.pt"
+    content = bytearray(newest.read_bytes())
+    place = content.index(torch.ones(1000).numpy().tobytes()) + 1234
+    content[place] ^= 4
+    newest.write_bytes(content)
+    assert torch.load(newest, weights_only=True)["epoch"] == 2, "torch itself does not look"
+    assert run.checkpoints.load()["epoch"] == 1
+    assert "does not match its checksum" in capsys.readouterr().err
 
 
-def test_no_checkpoint_that_can_be_read_is_none(run):
+def test_weights_that_are_not_finite_are_not_saved(run):
+    run.checkpoints.save({"epoch": 1})
+    with pytest.raises(SfrikError, match=r"model\.bias holds NaN or infinite values: not saved"):
+        run.checkpoints.save({"epoch": 2, "model": {"weight": torch.ones(3), "bias": torch.tensor([1.0, float("nan")])}})
+    assert run.checkpoints.load() == {"epoch": 1}
+
+
+def test_where_no_checkpoint_can_be_read_a_person_decides(run, capsys):
+    assert run.checkpoints.load() is None
     (run.folder / "checkpoint.pt").write_text("nothing")
-    assert run.load_checkpoint() is None
-    run.drop_checkpoints()
-    assert not list(run.folder.glob("checkpoint*"))
-    run.drop_checkpoints()
+    with pytest.raises(SfrikError, match=r"no checkpoint in .* can be read \(.*checkpoint\.broken\); run again to begin anew"):
+        run.checkpoints.load()
+    assert (run.folder / "checkpoint.broken").read_text() == "nothing"
+    assert run.checkpoints.load() is None
+    run.checkpoints.drop()
+    run.checkpoints.drop()
+
+
+# --- what a run is doing
+
+
+def test_a_run_says_what_it_does_until_it_is_done(run):
+    assert run.state() is None
+    run.say("running", epoch=3)
+    said = run.state()
+    assert (said["state"], said["epoch"], said["pid"]) == ("running", 3, os.getpid())
+    assert not run.is_locked()
+    with run.lock():
+        assert run.is_locked()
+    run.say_done()
+    assert run.state() is None
 
 
 # --- scores
@@ -203,12 +250,12 @@ def test_the_lock_refuses_a_second_process_and_is_free_after_the_first_has_died(
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as holder:
         try:
             assert holder.stdout.readline() == "held\n"
-            with pytest.raises(SfrikError, match=rf"another process \(pid {holder.pid}\).*wait for it"), run.lock():
+            with pytest.raises(SfrikError, match=rf"another process \(pid {holder.pid} on .*\): wait for it"), run.lock():
                 pytest.fail("two processes held the lock")
         finally:
             holder.kill()
     with run.lock():
-        assert (run.folder / "lock").read_text() == f"pid {os.getpid()}"
+        assert (run.folder / "lock").read_text().startswith(f"pid {os.getpid()} on ")
 
 
 def test_the_lock_is_free_again_after_an_error(run):
@@ -236,7 +283,7 @@ def test_truncated_metrics_drop_what_a_resumed_run_writes_again(run):
         run.log({"epoch": epoch})
     with (run.folder / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 2, "lo')
-    run.truncate_log(1)
+    run.truncate_log(1, 2)
     run.log({"epoch": 1})
     assert [line["epoch"] for line in run.metrics()] == [0, 0, 1]
 

@@ -33,6 +33,7 @@ else:
 
 ROOT = Path(__file__).parents[1]
 PLACES = {
+    "checkpoint_minutes",
     *("exp_dir", "data_dir", "extraction_dir", "workers", "device", "pretrained", "ckp_path"),
     *("label_list", "target_dir"),
 }

@@ -15,7 +15,7 @@ from sfrik import table_rows
 from sfrik.claims import claims_as_markdown
 from sfrik.errors import SfrikError
 from sfrik.experiments import EXPERIMENTS, grids, rows_of
-from sfrik.runs import write_json
+from sfrik.files import write_json
 from sfrik.settings import recipe_names
 from sfrik.table_rows import paper_figures
 from sfrik.tables import as_csv, as_latex, as_markdown, build_table, escape, tables_with_scores, write_table

@@ -14,8 +14,8 @@ from sfrik.datasets import Images
 from sfrik.errors import SfrikError
 from sfrik.evaluate.svm import average_precision, mean_average_precision
 from sfrik.evaluate.transfer import logistic_by_cross_validation, transfer
+from sfrik.files import file_hash, read_json, write_json
 from sfrik.networks import build_backbone, save_backbone
-from sfrik.runs import file_hash, read_json, write_json
 from sfrik.settings import TransferSettings
 
 CPU = {"device": "cpu", "precision": "fp32", "workers": 0}

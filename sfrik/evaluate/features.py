@@ -16,7 +16,7 @@ from sfrik.datasets import Images, batches, load_images
 from sfrik.devices import autocast, pick_device, pick_precision
 from sfrik.errors import SfrikError
 from sfrik.evaluate.frozen import evaluation_split, frozen_backbone, scored_images, weights_path
-from sfrik.runs import file_hash, read_json, write_json
+from sfrik.files import file_hash, read_json, write_json
 from sfrik.settings import FeatureSettings
 from sfrik.views import Views, resize_for_test
 

@@ -9,9 +9,10 @@ from torch import nn
 
 from sfrik.datasets import Images, load_images
 from sfrik.errors import SfrikError
+from sfrik.files import read_json
 from sfrik.labels import labelled_share
 from sfrik.networks import build_pixels, load_backbone
-from sfrik.runs import Run, read_json
+from sfrik.runs import Run
 from sfrik.settings import EvaluateSettings, FrozenSettings
 
 __all__ = ["evaluation_split", "finished_score", "frozen_backbone", "scored_images", "training_images", "weights_path"]

@@ -18,7 +18,7 @@ from sfrik.evaluate.heads import load_head, save_head
 from sfrik.evaluate.knn import scores_by_k
 from sfrik.evaluate.linear import linear_probe, linear_sweep
 from sfrik.evaluate.logistic import logistic_lbfgs, logistic_sgd, logistic_sweep
-from sfrik.runs import file_hash
+from sfrik.files import file_hash
 from sfrik.settings import EvaluateSettings, FeatureSettings, FrozenSettings, KnnSettings, LogisticSettings
 from sfrik.views import resize_for_test
 

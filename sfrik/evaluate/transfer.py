@@ -23,7 +23,7 @@ from sfrik.evaluate.features import extract
 from sfrik.evaluate.frozen import finished_score, frozen_backbone, weights_path
 from sfrik.evaluate.linear import linear_probe
 from sfrik.evaluate.svm import mean_average_precision
-from sfrik.runs import file_hash
+from sfrik.files import file_hash
 from sfrik.settings import TransferSettings
 from sfrik.targets import load_target
 from sfrik.views import resize_for_test

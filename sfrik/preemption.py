@@ -1,0 +1,63 @@
+"""Stopping in good order: a signal sets a flag, and the work looks at it where it can save.
+
+SLURM sends SIGUSR1 some time before a job's limit and SIGTERM when it preempts or cancels one; Jupyter's stop button and
+Ctrl-C send SIGINT. All three mean: save, then stop.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sfrik.errors import Preempted
+
+__all__ = ["StopRequests", "stop", "stop_requests"]
+
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]  # Windows has no USR1
+
+
+class StopRequests:
+    """`number`: of the signal that asked to stop, 0 while there was none."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+
+def stop(number: int, where: str) -> None:
+    """Leave the work, once all is saved.
+
+    Args:
+        number: of the signal, which this process or another one received. where: the place that was reached.
+
+    Raises:
+        KeyboardInterrupt: the signal was SIGINT, which a person sends. Preempted: another one.
+    """
+    name = signal.Signals(number).name
+    text = f"stopped by {name} and saved ({where}); the same command goes on from there"
+    raise KeyboardInterrupt(text) if name == "SIGINT" else Preempted(text)
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequests]:
+    """Within it SIGINT, SIGTERM and SIGUSR1 set a flag and nothing else; a second SIGINT interrupts at once.
+
+    Outside of the main thread, which alone receives signals, the flag stays unset.
+    """
+    requests = StopRequests()
+
+    def ask(number: int, frame) -> None:
+        if number == requests.number == signal.SIGINT:
+            raise KeyboardInterrupt
+        requests.number = requests.number or number
+
+    if threading.current_thread() is not threading.main_thread():
+        yield requests
+        return
+    previous = {number: signal.signal(number, ask) for number in SIGNALS}
+    try:
+        yield requests
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not installed from Python
