@@ -177,7 +177,8 @@ def _command(work: Callable[[Settings], dict[str, Any]]) -> Callable[[argparse.N
 
 def _on_processes(work: Callable[[Settings], dict[str, Any]], settings: Settings, nproc: int | None) -> dict[str, Any]:
     """Work in this process, which may be one of torchrun's, or on processes that are started here."""
-    from sfrik.launch import WorkerError, launch, process_group
+    from sfrik.launch import WorkerError, launch
+    from sfrik.worker import process_group
 
     if nproc is None:
         with process_group(settings.device):

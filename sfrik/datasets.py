@@ -7,6 +7,7 @@ split, taken from the training images that follow the subset) and "test".
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from sfrik.decoding import read_image
 from sfrik.devices import cores
 from sfrik.errors import SfrikError
 from sfrik.listing import class_folders, list_images
+from sfrik.preemption import SIGNALS
 from sfrik.views import Views
 
 __all__ = ["Images", "batches", "class_members", "class_subset", "derived_seed", "image_files", "load_images"]
@@ -189,6 +191,7 @@ def batches(
             sampler=indices.tolist(),
             num_workers=min(workers, cores()),
             pin_memory=torch.device(device).type == "cuda",
+            worker_init_fn=_leave_signals_to_parent,
         )
         pieces = ((list(tensors), where.numpy()) for *tensors, where in _with_plain_errors(loader, batch_size))
     targets = torch.from_numpy(images.targets)
@@ -217,6 +220,12 @@ def _with_plain_errors(loader: DataLoader, batch_size: int) -> Iterator[list[Ten
             f"out: lower workers (now {loader.num_workers} for each training process) or batch_size (now {batch_size} on each), "
             "or give the job more memory"
         ) from None
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """SLURM and a terminal signal every process: those that decode go on until the training has saved and lets them go."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _SeededItems(Dataset):

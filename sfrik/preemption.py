@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from sfrik.errors import Preempted
 
-__all__ = ["StopRequests", "stop", "stop_requests"]
+__all__ = ["SIGNALS", "StopRequests", "stop", "stop_requests"]
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]  # Windows has no USR1
 

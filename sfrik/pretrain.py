@@ -167,8 +167,8 @@ class _Training:
         self.at = _Place(at.epoch + 1, broken=at.broken)
         if rank() == 0:
             self.run.log(line)
-            self.progress.write(_in_words(line, settings.epochs))
         self._save()
+        self.progress.write(_in_words(line, settings.epochs))  # after it: nobody may be there to read, and printing fail
         if self.at.epoch < settings.epochs:
             number = largest_over_processes([requests.number], self.device)[0]
             self._stop_if(number)
@@ -215,6 +215,7 @@ class _Training:
     def _stop_if(self, number: int) -> None:
         if number == 0:
             return
+        _barrier()  # none leaves while rank 0 is saving
         where = f"epoch {self.at.epoch}, step {self.at.step} of {self.steps_per_epoch}"
         if rank() == 0:
             self._say_running("preempted", step=self._global_step())

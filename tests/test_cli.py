@@ -354,7 +354,7 @@ def test_the_evaluations_refuse_several_processes_and_extraction_does_not(here, 
 def test_a_mistake_on_several_processes_ends_in_one_line_too(here, capsys, monkeypatch):
     def launch(function, settings, nproc_per_node):
         assert nproc_per_node == 2
-        assert launching._importable_name(function) == "sfrik.cli:_pretrain", "a worker imports the function by its name"
+        assert launching.importable_name(function) == "sfrik.cli:_pretrain", "a worker imports the function by its name"
         raise launching.WorkerError("rank 0 on host failed:\nTraceback\n  File\nsfrik.errors.SfrikError: no images: lower it\n")
 
     monkeypatch.setattr(launching, "launch", launch)
