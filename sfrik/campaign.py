@@ -12,27 +12,29 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sfrik import worker
 from sfrik.claims import write_claims
 from sfrik.complexity import measured_here
 from sfrik.devices import cores
-from sfrik.errors import SfrikError, nearest
+from sfrik.errors import Preempted, SfrikError, nearest
 from sfrik.experiments import experiment, grids, rows_of
 from sfrik.files import read_json, write_json
 from sfrik.notebooks import execute, notebook_path
+from sfrik.preemption import stop, stop_requests
 from sfrik.provenance import commit
 from sfrik.runs import Run
 from sfrik.settings import SECTIONS, load_recipe, results_root, run_folder
 from sfrik.table_rows import TARGETS
 from sfrik.tables import as_csv, build_table, tables_with_scores
 
-__all__ = ["DEFAULT_STAGES", "make_table", "missing_stages", "render_all", "run_recipe", "write_choices"]
+__all__ = ["DEFAULT_STAGES", "make_table", "missing_stages", "render_all", "run_recipe", "table_runs", "write_choices"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ STAGES = {
     "inference": Stage("03_linear_probing", {"linear_inference": "evaluate"}, {"only_inference": True}, "_inference"),
 }
 DEFAULT_STAGES = ("pretrain", "linear", "knn")
-GRACE = 10  # seconds between asking a process to stop and ending it
+GRACE = worker.GRACE + 10  # seconds between asking a run to stop, which asks its kernel and that its workers, and ending it
 
 
 @dataclass(frozen=True)
@@ -115,16 +117,25 @@ def _compute(name: str, profile: str, seeds: int, where: Where) -> bool:
         for seed in range(seeds):
             _measure_complexity(name, profile, seed, where.root)
         return True
-    rows = rows_of(name, profile)
-    stages = experiment(name, profile).stages
+    parts = table_runs(name, profile, seeds, where.root)
+    return all(_run_missing(title, wanted, where) for title, wanted in parts)
+
+
+def table_runs(
+    name: str, profile: str, seeds: int, root: str | Path
+) -> Iterator[tuple[str, list[tuple[str, int, tuple[str, ...]]]]]:
+    """What a table consists of: a title with its runs (recipe, seed, stages), in parts.
+
+    Table 9 has two: the runs of the second one are known when those of the first are finished, so ask for it then.
+    """
+    rows, stages = rows_of(name, profile), experiment(name, profile).stages
     if name != "table9":
-        return _run_missing(name, [(row.recipe, seed, stages) for seed in range(seeds) for row in rows], where)
+        yield name, [(row.recipe, seed, stages) for seed in range(seeds) for row in rows]
+        return
     # The grid is scored on the tuning split with one seed; the test images are scored once the choice is written down.
-    if not _run_missing(f"{name}, the grids", [(row.recipe, 0, stages) for row in rows], where):
-        return False
-    chosen = write_choices(profile, where.root)
-    final = [(recipe, seed, (*stages, "inference")) for seed in range(seeds) for recipe in chosen.values()]
-    return _run_missing(f"{name}, the choices", final, where)
+    yield f"{name}, the grids", [(row.recipe, 0, stages) for row in rows]
+    chosen = write_choices(profile, root)
+    yield f"{name}, the choices", [(recipe, seed, (*stages, "inference")) for seed in range(seeds) for recipe in chosen.values()]
 
 
 def write_choices(profile: str, root: str | Path) -> dict[str, str]:
@@ -166,23 +177,43 @@ def _run_missing(title: str, wanted: list[tuple[str, int, tuple[str, ...]]], whe
 
 
 def run_recipe(
-    recipe: str, seed: int, root: str | Path | None = None, stages: Sequence[str] = DEFAULT_STAGES, data_dir: str = ""
+    recipe: str,
+    seed: int,
+    root: str | Path | None = None,
+    stages: Sequence[str] = DEFAULT_STAGES,
+    data_dir: str = "",
+    nproc_per_node: int | None = None,
 ) -> None:
-    """Execute the notebooks of a run that are not finished; their copies lie in the run's folder."""
+    """Execute the notebooks of a run that are not finished; their copies lie in the run's folder.
+
+    What the run is doing, or why it stopped, is in its state.json, for `sfrik status`.
+    """
     root = root or results_root()
     for stage in stages:
         if stage not in STAGES:
             raise SfrikError(f"unknown stage {stage!r}{nearest(stage, STAGES)}: there is {', '.join(STAGES)}")
     load_recipe(recipe)  # an unknown one is an error before any folder is made
-    folder = run_folder(recipe, seed, root)
+    run = Run(run_folder(recipe, seed, root))
     _end_with_parent()
-    signal.signal(signal.SIGTERM, _interrupt)
-    for name in missing_stages(recipe, seed, root, stages):
-        stage = STAGES[name]
-        print(f"{recipe} seed {seed}: {stage.notebook}", flush=True)
-        parameters = {"recipe": recipe, "seed": seed, "exp_dir": str(folder), **stage.parameters}
-        parameters |= {"data_dir": data_dir} if data_dir else {}
-        execute(stage.notebook, parameters, folder / stage.copy)
+    with run.lock("run.lock"), stop_requests() as requests:
+        for name in missing_stages(recipe, seed, root, stages):
+            stage = STAGES[name]
+            print(f"{recipe} seed {seed}: {stage.notebook}", flush=True)
+            parameters = {"recipe": recipe, "seed": seed, "exp_dir": str(run.folder), **stage.parameters}
+            parameters |= {"data_dir": data_dir} if data_dir else {}
+            parameters |= {"nproc_per_node": nproc_per_node} if nproc_per_node and name == "pretrain" else {}
+            run.say("running", stage=name)
+            try:
+                if requests.number:  # between two notebooks, which have handlers of their own
+                    stop(requests.number, f"before {stage.notebook}")
+                execute(stage.notebook, parameters, run.folder / stage.copy)
+            except (Preempted, KeyboardInterrupt):
+                run.say(**{**(run.state() or {}), "state": "preempted", "stage": name})
+                raise
+            except SfrikError as error:
+                run.say(**{**(run.state() or {}), "state": "failed", "stage": name, "error": str(error)})
+                raise
+        run.say_done()
 
 
 def missing_stages(recipe: str, seed: int, root: str | Path | None = None, stages: Sequence[str] = DEFAULT_STAGES) -> list[str]:

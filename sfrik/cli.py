@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, get_origin
 
-from sfrik.errors import SfrikError, nearest
+from sfrik.errors import STOPPED, Preempted, SfrikError, nearest
 from sfrik.settings import SECTIONS, FeatureSettings, PretrainSettings, Settings
 
 __all__ = ["main"]
@@ -29,9 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = _parser().parse_args([argument for argument in arguments if argument != "--debug"])
         return options.run(options) or 0
-    except KeyboardInterrupt:
-        print("sfrik: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"sfrik: {error if str(error) else 'interrupted; the same command goes on'}", file=sys.stderr)
         return 130
+    except Preempted as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"sfrik: {error}", file=sys.stderr)
+        return STOPPED
     except (SfrikError, ValueError, OSError) as error:
         if debug:
             raise
@@ -125,6 +129,9 @@ def _add_run(commands) -> None:
     run.add_argument("--seed", default="0")
     run.add_argument(
         "--stages", nargs="+", metavar="STAGE", help="pretrain, linear, semi, knn, tune, inference (default: pretrain linear knn)"
+    )
+    run.add_argument(
+        "--nproc-per-node", "--nproc_per_node", metavar="N", help="processes that pretrain, on every node of a SLURM allocation"
     )
     run.add_argument("--exp-dir", "--exp_dir", default=None, help="root of the results folder")
     run.add_argument("--data-dir", "--data_dir", default="", help="folder of the images; the recipe's when unset")
@@ -285,8 +292,14 @@ def _table(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from sfrik.campaign import DEFAULT_STAGES, run_recipe
 
+    nproc = options.nproc_per_node
     run_recipe(
-        options.recipe, _whole(options.seed, "--seed", 0), options.exp_dir, options.stages or DEFAULT_STAGES, options.data_dir
+        options.recipe,
+        _whole(options.seed, "--seed", 0),
+        options.exp_dir,
+        options.stages or DEFAULT_STAGES,
+        options.data_dir,
+        None if nproc is None else _whole(nproc, "--nproc-per-node", 1),
     )
     return 0
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sfrik.errors import SfrikError, nearest
+from sfrik.errors import Preempted, SfrikError, nearest
+from sfrik.preemption import place_reached, stop, stop_requests
+from sfrik.worker import GRACE
 
 __all__ = ["execute", "notebook_path"]
 
@@ -27,14 +33,15 @@ def notebook_path(name: str) -> Path:
 def execute(name: str, parameters: dict[str, Any], output: Path) -> None:
     """Execute a notebook with parameters; the executed copy is at `output`, complete or not at all.
 
-    papermill lets a misspelt parameter pass, so the names are checked first. A failed copy stays beside `output` with
-    the suffix .partial.ipynb: its last cell holds the traceback.
+    papermill lets a misspelt parameter pass, so the names are checked first. A copy that did not reach its end stays beside
+    `output` with the suffix .partial.ipynb: its last cell holds the traceback. SIGINT, SIGTERM and SIGUSR1 interrupt the cell
+    that runs, which may save first.
 
     Raises:
-        SfrikError: an unknown parameter, or a cell that failed.
+        SfrikError: an unknown parameter, or a cell that failed. Preempted: asked to stop by SIGTERM or SIGUSR1, or SLURM has
+            asked the workers. KeyboardInterrupt: asked by SIGINT.
     """
     import papermill
-    from papermill.exceptions import PapermillExecutionError
 
     source = notebook_path(name)
     known = papermill.inspect_notebook(str(source))
@@ -43,6 +50,38 @@ def execute(name: str, parameters: dict[str, Any], output: Path) -> None:
             raise SfrikError(f"notebook {name} has no parameter {parameter}{nearest(parameter, known)}")
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_suffix(".partial.ipynb")
+    with stop_requests() as requests:
+        # not in the main thread: nbclient would take its signals, and end the kernel without asking it
+        thread = ThreadPoolExecutor(1)
+        running = thread.submit(_run, name, source, partial, parameters)
+        asked: float | None = None
+        try:
+            while not wait([running], timeout=0.1).done:
+                if requests.number and asked is None:
+                    asked = time.monotonic()
+                    _signal_kernels(signal.SIGINT)
+                elif asked is not None and time.monotonic() - asked > GRACE + 5:
+                    _signal_kernels(signal.SIGKILL)
+        except KeyboardInterrupt:  # a second one
+            _signal_kernels(signal.SIGKILL)
+            raise
+        finally:
+            thread.shutdown(wait=False)
+        try:
+            running.result()
+        except Exception as error:
+            if requests.number:
+                where = place_reached(str(error)) if isinstance(error, Preempted) else f"in notebook {name}"
+                stop(requests.number, where)
+            raise
+    _without_places(partial)
+    partial.replace(output)
+
+
+def _run(name: str, source: Path, partial: Path, parameters: dict[str, Any]) -> None:
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
     try:
         papermill.execute_notebook(
             str(source),
@@ -54,9 +93,19 @@ def execute(name: str, parameters: dict[str, Any], output: Path) -> None:
             extra_arguments=["--log-level=CRITICAL"],  # such as that it was interrupted when it is shut down
         )
     except PapermillExecutionError as error:
+        if error.ename in ("Preempted", "KeyboardInterrupt"):
+            raise Preempted(error.evalue) from None
         raise SfrikError(f"notebook {name} failed with {error.ename}: {error.evalue} (see {partial})") from None
-    _without_places(partial)
-    partial.replace(output)
+
+
+def _signal_kernels(number: int) -> None:
+    """Send a signal to the kernels that this process started."""
+    import psutil  # comes with ipykernel
+
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if any("ipykernel" in part for part in child.cmdline()):
+                child.send_signal(number)
 
 
 def _without_places(path: Path) -> None:

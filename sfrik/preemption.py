@@ -6,6 +6,7 @@ Ctrl-C send SIGINT. All three mean: save, then stop.
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 
 from sfrik.errors import Preempted
 
-__all__ = ["SIGNALS", "StopRequests", "stop", "stop_requests"]
+__all__ = ["SIGNALS", "StopRequests", "place_reached", "stop", "stop_requests"]
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]  # Windows has no USR1
 
@@ -35,8 +36,18 @@ def stop(number: int, where: str) -> None:
         KeyboardInterrupt: the signal was SIGINT, which a person sends. Preempted: another one.
     """
     name = signal.Signals(number).name
-    text = f"stopped by {name} and saved ({where}); the same command goes on from there"
+    text = f"stopped by {name} ({where}); the same command goes on from there"
     raise KeyboardInterrupt(text) if name == "SIGINT" else Preempted(text)
+
+
+def place_reached(text: str) -> str:
+    """What `where` was in the text of an error that `stop` raised, which may have come as text from another process.
+
+    >>> place_reached("stopped by SIGTERM (saved at epoch 3); the same command goes on from there")
+    'saved at epoch 3'
+    """
+    found = re.search(r"stopped by \w+ \((.*)\); the same command", text)
+    return found.group(1) if found else text
 
 
 @contextmanager

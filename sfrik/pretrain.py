@@ -219,7 +219,7 @@ class _Training:
         where = f"epoch {self.at.epoch}, step {self.at.step} of {self.steps_per_epoch}"
         if rank() == 0:
             self._say_running("preempted", step=self._global_step())
-        stop(number, f"{self.run.folder}, {where}")
+        stop(number, f"saved in {self.run.folder} at {where}")
 
     def _save(self) -> None:
         random_states = all_objects(random_state(self.device))

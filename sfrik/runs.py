@@ -134,8 +134,10 @@ class Run:
         (self.folder / "state.json").unlink(missing_ok=True)
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, name: str = "lock") -> Iterator[None]:
         """Keep a second process out of the folder. The system drops the lock of a process that died.
+
+        Training takes "lock", and the process that executes a run's notebooks "run.lock".
 
         Raises:
             SfrikError: another process holds it; it is named.
@@ -144,7 +146,7 @@ class Run:
         if fcntl is None:
             yield
             return
-        with (self.folder / "lock").open("a+") as file:
+        with (self.folder / name).open("a+") as file:
             if not _take(file):
                 file.seek(0)
                 raise SfrikError(
@@ -159,11 +161,14 @@ class Run:
 
     def is_locked(self) -> bool:
         """Whether a living process is writing the folder."""
-        path = self.folder / "lock"
-        if fcntl is None or not path.is_file():
+        if fcntl is None:
             return False
-        with path.open("a+") as file:
-            return not _take(file)
+        for path in (self.folder / "lock", self.folder / "run.lock"):
+            if path.is_file():
+                with path.open("a+") as file:
+                    if not _take(file):
+                        return True
+        return False
 
     def forget_other_scores(self) -> None:
         """Remove the scores that are of other weights than those that are here now."""
