@@ -3,10 +3,14 @@
 Convention: on each process the loss is that of the whole batch, and its gradient with respect to the local rows is
 scaled so that DDP's average over the N processes is the gradient of the whole batch's loss. No collective runs in
 a backward pass. Outside `torch.distributed` every function here is the identity.
+
+The processes may hold different numbers of rows, as in the last batch of an epoch that is not dropped: each row counts the
+same. `sfrik.pretrain` never makes such a batch (it drops what does not fill one); a loop of one's own may.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,9 +21,10 @@ __all__ = [
     "all_objects",
     "all_rows",
     "largest_over_processes",
-    "mean_over_processes",
+    "mean_over_rows",
     "rank",
     "rank_zero_says",
+    "row_counts",
     "sum_over_processes",
     "world_size",
 ]
@@ -59,18 +64,37 @@ def largest_over_processes(numbers: list[int], device: torch.device) -> list[int
     return together.tolist()
 
 
-def all_rows(z: Tensor) -> Tensor:
-    """The rows of all processes, in the order of their ranks: [n_local, q] -> [N n_local, q].
+def row_counts(rows: int, device: torch.device) -> list[int]:
+    """How many rows each process holds; `rows` are this one's."""
+    if world_size() == 1:
+        return [rows]
+    counts = torch.empty(world_size(), dtype=torch.int64, device=device)
+    _gather(counts, torch.tensor([rows], device=device))
+    return counts.tolist()
+
+
+def all_rows(views: Sequence[Tensor]) -> list[Tensor]:
+    """The rows of all processes, in the order of their ranks, of several views in one exchange.
 
     A loss that every process computes in full from these rows has, after DDP's average, the whole batch's gradient:
     the backward pass keeps the local rows' part and multiplies it by N.
+
+    Args:
+        views: each [n_local, q].
+
+    Returns:
+        Each view as [n, q], n being the sum of `row_counts`.
     """
-    return _AllRows.apply(z) if world_size() > 1 else z
+    views = list(views)
+    if world_size() == 1 or not views:
+        return views
+    counts = row_counts(len(views[0]), views[0].device)
+    return list(_AllRows.apply(torch.stack(views), counts).unbind(0))
 
 
-def mean_over_processes(x: Tensor) -> Tensor:
-    """The mean over processes of a scalar that each computed from its own rows; DDP averages its gradients."""
-    return _MeanOverProcesses.apply(x) if world_size() > 1 else x
+def mean_over_rows(x: Tensor, rows: int) -> Tensor:
+    """The mean over all processes' rows, where `x` is the mean over the `rows` of this one; DDP averages its gradients."""
+    return _MeanOverRows.apply(x, rows) if world_size() > 1 else x
 
 
 def sum_over_processes(x: Tensor) -> Tensor:
@@ -83,24 +107,34 @@ def sum_over_processes(x: Tensor) -> Tensor:
 
 class _AllRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, z: Tensor) -> Tensor:
-        ctx.rows = z.shape[0]
-        out = z.new_empty((world_size() * z.shape[0], *z.shape[1:]))
-        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # PyTorch before 2.14
-        gather(out, z.contiguous())
-        return out
+    def forward(ctx, z: Tensor, counts: list[int]) -> Tensor:
+        """[views, n_local, q] -> [views, n, q]"""
+        ctx.start, ctx.rows, most = sum(counts[: rank()]), z.shape[1], max(counts)
+        padded = z if ctx.rows == most else torch.nn.functional.pad(z, (0, 0, 0, most - ctx.rows))
+        out = z.new_empty((world_size() * padded.shape[0], *padded.shape[1:]))
+        _gather(out, padded.contiguous())
+        out = out.view(world_size(), *padded.shape)
+        if min(counts) == most:
+            return out.transpose(0, 1).reshape(z.shape[0], -1, z.shape[2])
+        return torch.cat([out[process, :, :count] for process, count in enumerate(counts)], dim=1)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        start = rank() * ctx.rows
-        return grad[start : start + ctx.rows] * world_size()
+    def backward(ctx, grad: Tensor):
+        return grad[:, ctx.start : ctx.start + ctx.rows] * world_size(), None
 
 
-class _MeanOverProcesses(torch.autograd.Function):
+class _MeanOverRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        return sum_over_processes(x) / world_size()
+    def forward(ctx, x: Tensor, rows: int) -> Tensor:
+        total, n = sum_over_processes(torch.stack([x * rows, x.new_tensor(rows)]))
+        ctx.weight = rows * world_size() / n
+        return total / n
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        return grad
+    def backward(ctx, grad: Tensor):
+        return grad * ctx.weight, None
+
+
+def _gather(out: Tensor, mine: Tensor) -> None:
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # PyTorch before 2.14
+    gather(out, mine)

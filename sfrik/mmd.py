@@ -14,14 +14,16 @@ Legend: n number of embeddings over all processes, q their dimension, G the Gram
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sfrik.collectives import all_rows, rank, sum_over_processes, world_size
+from sfrik.collectives import all_rows, rank, row_counts, sum_over_processes, world_size
 from sfrik.kernels import RotationInvariantKernel
 
-__all__ = ["gram_mean", "mmd_to_uniform"]
+__all__ = ["gram_means", "mmd_to_uniform"]
 
 BLOCK = 2048  # rows of the Gram matrix at a time
 
@@ -48,21 +50,30 @@ def mmd_to_uniform(z: Tensor, kernel: RotationInvariantKernel, unbiased: bool = 
     off = (z.detach().float().norm(dim=1) - 1).abs().max().item()
     if not off <= 0.01:  # bfloat16 keeps a norm to 0.4 %
         raise ValueError(f"rows of z must have norm 1 (the largest deviation is {off:.3g}): use torch.nn.functional.normalize")
-    return gram_mean(z, kernel, unbiased)
+    return gram_means([z], kernel, unbiased)[0]
 
 
-def gram_mean(z: Tensor, kernel: RotationInvariantKernel, unbiased: bool = False) -> Tensor:
-    """`mmd_to_uniform` without its checks: the mean of `kernel(<z_i, z_j>)` over pairs, with its gradient."""
-    return _GramMean.apply(z, kernel, unbiased)
+def gram_means(views: Sequence[Tensor], kernel: RotationInvariantKernel, unbiased: bool = False) -> list[Tensor]:
+    """`mmd_to_uniform` of several views without its checks: the mean of `kernel(<z_i, z_j>)` over pairs, with its gradient.
+
+    Across processes the rows of all views are gathered in one exchange. Each process then multiplies its own rows with all
+    rows; since the Gram matrix is symmetric, that is all that the gradient of its own rows needs, and nothing is exchanged
+    in the backward pass.
+    """
+    rows = [view.float() if view.dtype in (torch.float16, torch.bfloat16) else view for view in views]
+    with torch.no_grad():
+        everything = all_rows([view.detach() for view in rows])
+        # where the own rows begin matters for the diagonal alone
+        start = sum(row_counts(len(rows[0]), rows[0].device)[: rank()]) if unbiased else 0
+    return [_GramMean.apply(own, whole, start, kernel, unbiased) for own, whole in zip(rows, everything, strict=True)]
 
 
 class _GramMean(torch.autograd.Function):
     @staticmethod
     @torch.no_grad()
-    def forward(ctx, z: Tensor, kernel: RotationInvariantKernel, unbiased: bool) -> Tensor:
-        rows = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
-        everything = all_rows(rows)  # [n, q]
-        n, start = everything.shape[0], rank() * rows.shape[0]
+    def forward(ctx, rows: Tensor, everything: Tensor, start: int, kernel: RotationInvariantKernel, unbiased: bool) -> Tensor:
+        """Own rows [n_local, q], the first of which is row `start` of everything [n, q]."""
+        n = everything.shape[0]
         pairs = n * (n - 1) if unbiased else n * n
         value = torch.zeros((), dtype=rows.dtype, device=rows.device)
         gradient = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
@@ -80,10 +91,10 @@ class _GramMean(torch.autograd.Function):
                         slope.diagonal(start + lo).zero_()
                     # times N: DDP averages over processes, and each has its own rows' gradient alone
                     gradient[lo:hi] = (slope @ everything) * (2 * world_size() / pairs)
-        ctx.gradient, ctx.dtype = gradient, z.dtype
+        ctx.gradient = gradient
         return sum_over_processes(value)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        return (grad * ctx.gradient).to(ctx.dtype), None, None
+        return grad * ctx.gradient, None, None, None, None

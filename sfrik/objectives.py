@@ -29,9 +29,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from sfrik.collectives import all_rows, mean_over_processes, world_size
+from sfrik.collectives import all_rows, mean_over_rows, world_size
 from sfrik.kernels import RotationInvariantKernel
-from sfrik.mmd import gram_mean
+from sfrik.mmd import gram_means
 
 __all__ = ["AUH", "SFRIK", "LossTerms", "NotFinite", "SimCLR", "VICReg"]
 
@@ -148,7 +148,7 @@ class SFRIK(Objective):
             raise ValueError(f"views have {views[0].shape[1]} columns, but the objective was made for dim={self.dim}")
         z = [F.normalize(view, dim=1) for view in views]
         alignment = _alignment(z, anchors)
-        mmd = _mean(gram_mean(z[v], self.kernel) for v in regularised)
+        mmd = _mean(gram_means([z[v] for v in regularised], self.kernel))
         return _terms(self.sim_coeff * alignment + self.mmd_coeff * mmd, alignment=alignment, mmd=mmd)
 
 
@@ -167,7 +167,7 @@ class AUH(Objective):
     def terms(self, views, anchors, regularised):
         z = [F.normalize(view, dim=1) for view in views]
         alignment = _alignment(z, anchors)
-        uniformity = _mean(self._uniformity(all_rows(z[v])) for v in regularised)
+        uniformity = _mean(self._uniformity(view) for view in all_rows([z[v] for v in regularised]))
         return _terms(self.sim_coeff * alignment + self.unif_coeff * uniformity, alignment=alignment, uniformity=uniformity)
 
     def _uniformity(self, z: Tensor) -> Tensor:
@@ -191,7 +191,7 @@ class SimCLR(Objective):
 
     def terms(self, views, anchors, regularised):
         z = [F.normalize(view, dim=1) for view in views]
-        everywhere = [all_rows(view) for view in z]
+        everywhere = all_rows(z)
         pairs = {frozenset((a, v)) for a in anchors for v in range(len(z)) if v != a}
         value = {pair: self._nt_xent(*(everywhere[v] for v in sorted(pair))) for pair in pairs}
         loss = _mean(_mean(value[frozenset((a, v))] for v in range(len(z)) if v != a) for a in anchors)
@@ -221,7 +221,7 @@ class VICReg(Objective):
 
     def terms(self, views, anchors, regularised):
         alignment = _alignment(views, anchors)
-        penalties = [self._variance_and_covariance(all_rows(views[v])) for v in regularised]
+        penalties = [self._variance_and_covariance(view) for view in all_rows([views[v] for v in regularised])]
         std = _mean(variance for variance, _ in penalties)
         cov = 2 * _mean(covariance for _, covariance in penalties)
         loss = self.sim_coeff * alignment + self.std_coeff * std + self.cov_coeff * cov
@@ -257,7 +257,7 @@ class _OffDiagonal(torch.autograd.Function):
 
 def _alignment(z: list[Tensor], anchors: list[int]) -> Tensor:
     local = _mean(_mean(F.mse_loss(z[a], z[v]) for v in range(len(z)) if v != a) for a in anchors)
-    return mean_over_processes(local)
+    return mean_over_rows(local, len(z[0]))
 
 
 def _without_diagonal(square: Tensor) -> Tensor:

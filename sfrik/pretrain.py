@@ -262,7 +262,7 @@ class _Training:
     def _epoch_line(self, embeddings: list[Tensor], terms: Any, seconds: float) -> dict[str, Any]:
         """What is said of an epoch: loss, collapse diagnostics of its last batch, now and then a kNN score."""
         settings, epoch = self.settings, self.at.epoch
-        gathered = [all_rows(view.detach().float()) for view in embeddings[:2]]
+        gathered = all_rows([view.detach().float() for view in embeddings[:2]])
         line = {"epoch": epoch, "loss": terms.loss.item(), **diagnostics.summary(gathered), "seconds": round(seconds, 3)}
         if self.at.broken:
             line["broken_images"] = self.at.broken

@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from sfrik import mmd as mmd_module
 from sfrik.kernels import RotationInvariantKernel
@@ -13,6 +15,7 @@ from sfrik.mmd import mmd_to_uniform
 from sfrik.objectives import AUH, SFRIK, SimCLR, VICReg
 
 N, D, Q = 12, 6, 5  # images over all processes, columns of the input, dimension of the embeddings
+UNEVEN = {2: (0, 5, 12), 3: (0, 3, 7, 12)}  # the first image of each process where a last batch does not divide
 MAKE = {
     "sfrik": lambda: SFRIK(Q, sim_coeff=20.0),
     "auh": lambda: AUH(sim_coeff=20.0),
@@ -25,6 +28,7 @@ SETTINGS = {
     "three views, the anchor regularised": (3, (0,), "anchors"),
 }
 CASES = [f"{name}: {setting}" for name in MAKE for setting in SETTINGS] + ["mmd: V", "mmd: U"]
+CASES += [f"{case}: uneven" for case in CASES]
 
 
 def images() -> list[torch.Tensor]:
@@ -34,9 +38,10 @@ def images() -> list[torch.Tensor]:
 
 def evaluate(case: str, rank: int, processes: int) -> dict[str, torch.Tensor]:
     """Loss, its parts, and the gradient with respect to a shared weight, of this process's share of the rows."""
-    rows = slice(rank * N // processes, (rank + 1) * N // processes)
+    name, setting, *uneven = case.split(": ")
+    starts = UNEVEN[processes] if uneven and processes > 1 else [k * N // processes for k in range(processes + 1)]
+    rows = slice(starts[rank], starts[rank + 1])
     weight = torch.randn(D, Q, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    name, setting = case.split(": ")
     if name == "mmd":
         z = torch.nn.functional.normalize(images()[0][rows] @ weight, dim=1)
         loss = mmd_to_uniform(z, RotationInvariantKernel((1.0, 4.0, 4.0), Q), unbiased=setting == "U")
@@ -54,11 +59,35 @@ def evaluate(case: str, rank: int, processes: int) -> dict[str, torch.Tensor]:
     return {"loss": loss.detach(), "gradient": gradient, **parts}
 
 
+def products(rank: int, processes: int) -> dict[str, int]:
+    """Multiply-adds, times two, of the MMD of two views on this process: forward and backward."""
+    rows = slice(rank * N // processes, (rank + 1) * N // processes)
+    views = [torch.nn.functional.normalize(x[rows], dim=1).requires_grad_() for x in images()[:2]]
+    kernel = RotationInvariantKernel((1.0, 4.0, 4.0), D)
+    counted = {}
+    with FlopCounterMode(display=False) as counter:
+        loss = sum(mmd_module.gram_means(views, kernel))
+        counted["forward"] = counter.get_total_flops()
+        loss.backward()
+        counted["whole"] = counter.get_total_flops()
+    return counted
+
+
 def work(rank: int, processes: int, folder: str) -> None:
     torch.set_num_threads(1)
     mmd_module.BLOCK = 3  # several blocks a process, so that block and rank offsets meet
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes)
-    torch.save({case: evaluate(case, rank, processes) for case in CASES}, f"{folder}/{rank}.pt")
+    found = {case: evaluate(case, rank, processes) for case in CASES}
+    mmd_module.BLOCK = 2048
+    found["products"] = products(rank, processes)
+    with CommDebugMode() as exchanged:
+        views = [x.requires_grad_() for x in images()[:2]]
+        terms = SFRIK(D, sim_coeff=20.0)(views)
+        found["gathers"] = exchanged.get_comm_counts().get(torch.ops.c10d._allgather_base_, 0)
+        before = exchanged.get_total_counts()
+        terms.loss.backward()
+        found["in the backward pass"] = exchanged.get_total_counts() - before
+    torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -79,3 +108,17 @@ def test_several_processes_give_the_loss_and_the_gradient_of_one(measured, case)
         for name, expected in alone.items():
             # float64 sums in another order; atol for entries of the gradient that cancel
             torch.testing.assert_close(together[case][name], expected, rtol=1e-10, atol=1e-13, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_each_process_multiplies_its_share_of_the_gram_matrix(measured):
+    alone = products(0, 1)
+    assert alone["whole"] == 2 * (2 * N * N * D + 2 * N * N * D), "of each view: Gram matrix, and its derivative by rows"
+    for together in measured:
+        assert together["products"]["whole"] * len(measured) == alone["whole"]
+        assert together["products"]["forward"] == together["products"]["whole"], "the backward pass multiplies nothing"
+
+
+def test_the_views_are_gathered_once_and_the_backward_pass_exchanges_nothing(measured):
+    for together in measured:
+        assert together["gathers"] == 2, "the numbers of rows, and the rows of all views"
+        assert together["in the backward pass"] == 0
