@@ -23,7 +23,7 @@ from sfrik.checkpoints import random_state, restore_random_state
 from sfrik.collectives import all_objects, all_rows, largest_over_processes, rank, rank_zero_says, world_size
 from sfrik.datasets import Images, batches, derived_seed, load_images
 from sfrik.devices import autocast, pick_device, pick_precision
-from sfrik.errors import SfrikError
+from sfrik.errors import Preempted, SfrikError
 from sfrik.evaluate.features import extract
 from sfrik.evaluate.knn import knn_accuracy
 from sfrik.faults import not_finite
@@ -107,6 +107,8 @@ class _Training:
         self.encoder, self.device, self.precision = encoder, device, precision
         if world_size() > 1 and device.type == "cpu":
             _say(progress, "BatchNorm on CPU: each process normalises by its own share of the batch; rank 0's averages are kept")
+        if left := len(images) % settings.batch_size:
+            _say(progress, f"{left} of {len(images)} images do not fill a batch: each epoch leaves out others")
         self.model = distribute(encoder, device, precision, settings.view_sizes, images.channels)
         self.objective = build_objective(settings)
         self.optimizer = LARS(encoder.parameters(), lr=0.0, weight_decay=settings.wd)
@@ -119,14 +121,21 @@ class _Training:
     def work(self) -> dict[str, Any]:
         """Train to the end; the last epoch's line."""
         if rank() == 0:
+            origin = provenance(self.device.type, self.precision, world_size())
             if self._global_step() == 0:
-                self.run.record(**provenance(self.device.type, self.precision, world_size()))
+                self.run.record(**origin)
+            else:
+                self.run.record_resumption(step=self._global_step(), **origin)
             self.run.truncate_log(self.at.epoch, self._global_step())
         line: dict[str, Any] = {}
         try:
             with stop_requests() as requests:
                 while self.at.epoch < self.settings.epochs:
                     line = self._epoch(requests)
+        except Exception as error:
+            if not isinstance(error, Preempted):
+                self._say_running("failed", error=str(error))
+            raise
         finally:
             self.progress.close()
         if rank() == 0:

@@ -95,6 +95,12 @@ class Run:
         known = read_json(path) if path.is_file() else {}
         write_json(path, {**known, **facts})
 
+    def record_resumption(self, **facts: Any) -> None:
+        """Add to provenance.json that the run goes on, from which step, and by which code and machine."""
+        path = self.folder / "provenance.json"
+        known = read_json(path) if path.is_file() else {}
+        self.record(resumed=[*known.get("resumed", []), facts])
+
     def log(self, line: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
         with (self.folder / "metrics.jsonl").open("a") as file:

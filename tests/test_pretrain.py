@@ -169,6 +169,8 @@ def test_a_run_that_was_stopped_and_resumed_gives_the_weights_of_the_uninterrupt
     torch.manual_seed(123)  # what was drawn elsewhere must not matter
     last = pretrain(settings(tmp_path))
     assert "going on after epoch 1" in capsys.readouterr().out
+    resumed = read_json(tmp_path / "provenance.json")["resumed"]
+    assert [(record["step"], record["hardware"]["processes"]) for record in resumed] == [(4, 1)]
     assert same_bits(weights(tmp_path), weights(whole[0]))
     assert without_seconds(Run(tmp_path).metrics()) == without_seconds(Run(whole[0]).metrics())
     assert without_seconds([last]) == without_seconds([whole[1]])
@@ -252,6 +254,8 @@ def test_a_loss_that_is_not_finite_later_leaves_the_checkpoint_before_it(tmp_pat
     monkeypatch.setattr(SFRIK, "forward", fails_at_sixth)
     with pytest.raises(ValueError, match=r"epoch 1, step 1: .*view 0 holds NaN"):
         pretrain(settings(tmp_path), progress=False)
+    assert Run(tmp_path).state()["state"] == "failed"
+    assert "view 0 holds NaN" in Run(tmp_path).state()["error"]
     assert Run(tmp_path).checkpoints.load()["place"]["epoch"] == 1
 
 
