@@ -5,19 +5,32 @@
 #   JOBS=0           runs side by side; 0: one for each core, or one on a GPU
 #   DATA=            folder of the images where a profile needs one (ImageNet: with train/ and val/; STL10, Places205, VOC07 in it)
 #   RESULTS=results  the folder of the results
+#   LAUNCH=local     slurm: submit the missing runs as jobs, and the table after them; `slurm.toml` has the cluster's settings
+#   PARTITION=       slurm: where to; slurm.toml's when empty
+#   NODES=1          slurm: nodes of each pretraining
+#   GPUS=0           slurm: GPUs of each node, one process for each
+#   PROCS=1          slurm: processes on each node that has no GPU
+#   TIME=            slurm: limit of a job (20:00:00); one that reaches it saves, requeues itself and goes on
 #   PYTHON=python3   what makes the virtual environment (3.10 to 3.13)
 #   VENV=.venv       the virtual environment; VENV= uses the active one instead (conda: environment.yml)
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 TABLES := table2 table3 table4 table5 table6 table7 table8 table9
-.PHONY: help setup table1 $(TABLES) tables test lab
+.PHONY: help setup table1 $(TABLES) tables status test test-slurm lab
 
 PROFILE ?= desk
 SEEDS ?= 1
 JOBS ?= 0
 DATA ?=
 RESULTS ?= results
+LAUNCH ?= local
+# of the command line alone: variables of these names may be in the environment for another purpose
+PARTITION =
+NODES =
+GPUS =
+PROCS =
+TIME =
 PYTHON ?= python3
 VENV ?= .venv
 
@@ -38,9 +51,13 @@ $(READY): pyproject.toml
 	touch $@
 endif
 
+# The flags that are set; an empty variable is none.
+CLUSTER = $(foreach flag,PARTITION NODES GPUS PROCS TIME,$(if $($(flag)),--$(shell echo $(flag) | tr A-Z a-z) '$($(flag))'))
+
 help:  ## print this list
 	@echo "usage: make TARGET [PROFILE=desk|smoke|cifar10|paper] [SEEDS=1] [JOBS=0] [VENV=.venv]"
-	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@echo "       make TABLE LAUNCH=slurm [PARTITION=...] [NODES=1] [GPUS=0] [PROCS=1] [TIME=...]    and   make status"
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(READY)  ## make .venv with the package, the notebooks and the tests (does nothing when nothing changed)
 
@@ -54,14 +71,21 @@ table7: $(READY)  ## two views, OBoW and SwAV multi-crop
 table8: $(READY)  ## random crops, few labels (the paper: STL10)
 table9: $(READY)  ## each method's grid on the tuning split, the choice, then one test score
 table1 $(TABLES):
-	$(BIN)python -m sfrik table $@ --profile $(PROFILE) --seeds $(SEEDS) --jobs $(JOBS) --exp-dir $(RESULTS) --data-dir '$(DATA)'
+	$(BIN)python -m sfrik table $@ --profile $(PROFILE) --seeds $(SEEDS) --jobs $(JOBS) --exp-dir $(RESULTS) --data-dir '$(DATA)' \
+	  --launch $(LAUNCH) $(CLUSTER)
 
 tables: $(READY)  ## render every table from the scores that are there; trains nothing
 	$(BIN)python -m sfrik table all --profile $(PROFILE) --exp-dir $(RESULTS)
 
+status: $(READY)  ## every run of the tables: done, running, queued, preempted, failed or missing
+	$(BIN)python -m sfrik status --profile $(PROFILE) --seeds $(SEEDS) --exp-dir $(RESULTS)
+
 test: $(READY)  ## the whole check: ruff, then every test
 	$(BIN)python -m ruff check . && $(BIN)python -m ruff format --check .
-	$(BIN)python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-slurm: $(READY)  ## the tests on a SLURM cluster of two nodes on this machine (Debian: slurm-wlm, munge; root)
+	$(BIN)python -m pytest -m slurm
 
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(BIN)python -m jupyterlab notebooks $$([ "$$(id -u)" != 0 ] || echo --allow-root)

@@ -14,6 +14,7 @@ from typing import Any, get_origin
 
 from sfrik.errors import STOPPED, Preempted, SfrikError, nearest
 from sfrik.settings import SECTIONS, FeatureSettings, PretrainSettings, Settings
+from sfrik.table_commands import add_status, add_table, whole
 
 __all__ = ["main"]
 
@@ -82,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
             )
         _add_flags(command, settings)
         command.set_defaults(run=run, section=section)
-    _add_table(commands)
+    add_table(commands, PROFILES)
+    add_status(commands, PROFILES)
     _add_run(commands)
     return parser
 
@@ -103,20 +105,6 @@ def _add_flags(parser: argparse.ArgumentParser, settings: type[Settings]) -> Non
             help=f"{field.description} (default: {default})".replace("%", "%%"),
             **several,
         )
-
-
-def _add_table(commands) -> None:
-    table = commands.add_parser(
-        "table", help="compute what a table misses, and render it", description="Compute what a table misses, and render it."
-    )
-    table.add_argument("name", help="table1 to table9, or all: render what is there, train nothing")
-    table.add_argument("--profile", default="desk", help=f"one of {', '.join(PROFILES)}")
-    table.add_argument("--seeds", default="1", help="number of seeds, from 0")
-    table.add_argument("--jobs", default="0", help="runs side by side; 0: as many as there are cores (on CPU)")
-    table.add_argument("--render-only", "--render_only", action="store_true", help="train nothing: render all that is there")
-    table.add_argument("--exp-dir", "--exp_dir", default=None, help="root of the results folder")
-    table.add_argument("--data-dir", "--data_dir", default="", help="folder of the images; the recipe's when unset")
-    table.set_defaults(run=_table)
 
 
 def _add_run(commands) -> None:
@@ -161,7 +149,7 @@ def _command(work: Callable[[Settings], dict[str, Any]]) -> Callable[[argparse.N
         settings = resolve(options)
         several = options.section in SEVERAL
         nproc = getattr(options, "nproc_per_node", None)
-        nproc = None if nproc is None else _whole(nproc, "--nproc-per-node", 1)
+        nproc = None if nproc is None else whole(nproc, "--nproc-per-node", 1)
         there = int(os.environ.get("WORLD_SIZE", "1"))  # processes, where torchrun has started them
         if there > 1 and not several:
             raise SfrikError("the evaluations run in one process: start them without torchrun")
@@ -273,41 +261,19 @@ def _dry_run(settings: Settings, several: bool, processes: int | None) -> None:
             print(f"memory of {each}, about: {sum(parts.values()):.2f} GiB ({detail or 'nothing large'})")
 
 
-def _table(options: argparse.Namespace) -> int:
-    from sfrik.campaign import make_table, render_all
-
-    if options.name == "all":
-        return render_all(options.profile, options.exp_dir)
-    return make_table(
-        options.name,
-        options.profile,
-        _whole(options.seeds, "--seeds", 1),
-        _whole(options.jobs, "--jobs", 0),
-        options.render_only,
-        options.exp_dir,
-        options.data_dir,
-    )
-
-
 def _run(options: argparse.Namespace) -> int:
     from sfrik.campaign import DEFAULT_STAGES, run_recipe
 
     nproc = options.nproc_per_node
     run_recipe(
         options.recipe,
-        _whole(options.seed, "--seed", 0),
+        whole(options.seed, "--seed", 0),
         options.exp_dir,
         options.stages or DEFAULT_STAGES,
         options.data_dir,
-        None if nproc is None else _whole(nproc, "--nproc-per-node", 1),
+        None if nproc is None else whole(nproc, "--nproc-per-node", 1),
     )
     return 0
-
-
-def _whole(text: str, flag: str, least: int) -> int:
-    if not text.isdigit() or int(text) < least:
-        raise SfrikError(f"{flag} must be a whole number >= {least}, got {text!r}")
-    return int(text)
 
 
 def _in_words(outcome: dict[str, Any]) -> list[str]:
