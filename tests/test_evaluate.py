@@ -197,6 +197,7 @@ def test_logistic_regression_by_sgd_follows_from_its_seed():
 def test_a_linear_probe_separates_what_a_line_separates_and_leaves_the_backbone_alone():
     settings = EvaluateSettings(dataset="mnist5k", size=28, epochs=10, batch_size=32, lr_head=0.01, workers=0)
     backbone = nn.Sequential(build_pixels(28, 1), nn.BatchNorm1d(784)).train()
+    backbone.num_features = 784
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     score, _ = linear_probe(backbone, squares(128, 0), squares(64, 1), settings, torch.device("cpu"), progress=False)
     assert score["top1"] == score["best_top1"] == 100

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +31,19 @@ def extract(
     device: torch.device | str = "cpu",
     precision: str = "fp32",
     workers: int = 0,
+    look: Callable[[], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Features [n, d] in float32 and labels of all images, in their order. The backbone's mode is restored after."""
+    """Features [n, d] in float32 and labels of all images, in their order. The backbone's mode is restored after.
+
+    `look` is called after each batch; it may raise, where the work is asked to stop.
+    """
     features, labels = [], []
     order = np.arange(len(images))
     for some, targets in _batches(backbone, images, order, views, batch_size, torch.device(device), precision, workers):
         features.append(some)
         labels.append(targets)
+        if look is not None:
+            look()
     return torch.cat(features), torch.cat(labels)
 
 
@@ -102,6 +108,8 @@ def extract_features(settings: FeatureSettings) -> Path:
         _write_rows(_aside(folder, f"{split}_features"), int(indices[0]) if len(indices) else 0, (some for some, _ in parts))
     _barrier()
     if rank() == 0:
+        for name in names:  # a process that is ended among the renames must not leave old and new files side by side
+            (folder / f"{name}.npy").unlink(missing_ok=True)
         for name in names:
             _aside(folder, name).replace(folder / f"{name}.npy")
         write_json(folder / "weights.json", _origin(settings))

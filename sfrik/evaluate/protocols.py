@@ -18,6 +18,7 @@ from sfrik.evaluate.heads import load_head, save_head
 from sfrik.evaluate.knn import scores_by_k
 from sfrik.evaluate.linear import linear_probe, linear_sweep
 from sfrik.evaluate.logistic import logistic_lbfgs, logistic_sgd, logistic_sweep
+from sfrik.evaluate.resume import EvaluationCheckpoint
 from sfrik.files import file_hash
 from sfrik.settings import EvaluateSettings, FeatureSettings, FrozenSettings, KnnSettings, LogisticSettings
 from sfrik.views import resize_for_test
@@ -32,6 +33,13 @@ def evaluate(settings: EvaluateSettings, progress: bool = True) -> dict[str, Any
 
     The protocol is linear, finetune, or with part of the labels semi1, semi10 (fine-tuned), linear1, linear10 (frozen). The
     head, after fine-tuning with the backbone's weights, is head_<protocol>[_tune].safetensors; `only_inference` reads it.
+
+    SIGINT, SIGTERM and SIGUSR1 stop it with a checkpoint, checkpoint_<protocol>[_tune].pt, from which the same call goes on; it
+    is removed after the score is written.
+
+    Raises:
+        SfrikError: wrong settings or data; the loss is not finite; another process computes the same score. Preempted,
+            KeyboardInterrupt: asked to stop, and saved.
     """
     if settings.only_inference:
         return _inference(settings)
@@ -47,19 +55,20 @@ def evaluate(settings: EvaluateSettings, progress: bool = True) -> dict[str, Any
     if settings.lr_sweep:
         images = (train, _tuning_images(settings), test) if evaluation_split(settings) == "test" else (train, test, None)
     method = finetune if settings.weights == "finetune" else linear_sweep if settings.lr_sweep else linear_probe
-    score, head = method(backbone, *images, settings, device, precision, progress)
     digest = file_hash(weights_path(settings))
-    save_head(
-        run.folder / f"head_{name}.safetensors",
-        head,
-        backbone if settings.weights == "finetune" else None,
-        protocol=settings.protocol,
-        arch=settings.arch,
-        num_classes=train.num_classes,
-        settings=settings.hash(),
-        backbone_sha256=digest,
-    )
-    return run.save_result(name, settings, {"images": len(test), "train_images": len(train), **score}, digest)
+    with EvaluationCheckpoint(run, name, settings, digest, train, precision) as checkpoint:
+        score, head = method(backbone, *images, settings, device, precision, progress, checkpoint)
+        save_head(
+            run.folder / f"head_{name}.safetensors",
+            head,
+            backbone if settings.weights == "finetune" else None,
+            protocol=settings.protocol,
+            arch=settings.arch,
+            num_classes=train.num_classes,
+            settings=settings.hash(),
+            backbone_sha256=digest,
+        )
+        return run.save_result(name, settings, {"images": len(test), "train_images": len(train), **score}, digest)
 
 
 def _inference(settings: EvaluateSettings) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from sfrik.errors import SfrikError
 from sfrik.evaluate.features import extract
 from sfrik.evaluate.frozen import finished_score, frozen_backbone, weights_path
 from sfrik.evaluate.linear import linear_probe
+from sfrik.evaluate.resume import EvaluationCheckpoint
 from sfrik.evaluate.svm import mean_average_precision
 from sfrik.files import file_hash
 from sfrik.settings import TransferSettings
@@ -54,9 +55,11 @@ def transfer(settings: TransferSettings, progress: bool = True) -> dict[str, Any
     device = pick_device(settings.device)
     precision = pick_precision(settings.precision, device)
     backbone = frozen_backbone(settings, train.channels).to(device, memory_format=torch.channels_last)
-    score = METHODS[settings.target](backbone, train, test, settings, device, precision, progress)
-    score = {"target": settings.target, "images": len(test), "train_images": len(train), **score}
-    return run.save_result(name, settings, score, file_hash(weights_path(settings)))
+    digest = file_hash(weights_path(settings))
+    with EvaluationCheckpoint(run, name, settings, digest, train, precision) as checkpoint:
+        score = METHODS[settings.target](backbone, train, test, settings, device, precision, progress, checkpoint)
+        score = {"target": settings.target, "images": len(test), "train_images": len(train), **score}
+        return run.save_result(name, settings, score, digest)
 
 
 def _places205(
@@ -67,17 +70,18 @@ def _places205(
     device: torch.device,
     precision: str,
     progress: bool,
+    checkpoint: EvaluationCheckpoint,
 ) -> dict[str, Any]:
     as_imagenet = settings.model_copy(update={"dataset": AS["places205"]})
-    return linear_probe(backbone, train, test, as_imagenet, device, precision, progress)[0]
+    return linear_probe(backbone, train, test, as_imagenet, device, precision, progress, checkpoint)[0]
 
 
-def _voc07(backbone, train, test, settings, device, precision, progress) -> dict[str, Any]:
+def _voc07(backbone, train, test, settings, device, precision, progress, checkpoint) -> dict[str, Any]:
     pair = _features(backbone, (train, test), settings, device, precision)
     return mean_average_precision(*pair, settings.svm_costs, settings.seed, train.classes)
 
 
-def _digits8x8(backbone, train, test, settings, device, precision, progress) -> dict[str, Any]:
+def _digits8x8(backbone, train, test, settings, device, precision, progress, checkpoint) -> dict[str, Any]:
     return logistic_by_cross_validation(*_features(backbone, (train, test), settings, device, precision), settings.seed)
 
 
