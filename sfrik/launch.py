@@ -7,9 +7,9 @@ starts fresh processes (never forks, so a kernel that has used CUDA is fine): pl
 progress and the first traceback. The call travels as JSON, since a TCPStore has no authentication; what a worker runs must
 be importable by name.
 
-How it ends: a worker that fails ends all of them, and its traceback is the caller's error. An interrupt of the caller, or
-its death, asks the workers to stop (SIGTERM); SLURM asks them directly (SIGUSR1 before the limit, SIGTERM). `pretrain` then
-saves a checkpoint; a worker that has not ended after `GRACE` seconds is killed.
+How it ends: a worker that fails ends all of them, and its traceback is the caller's error. A signal to the caller (SIGINT,
+SIGTERM, SIGUSR1), or its death, asks the workers to stop (SIGTERM); SLURM asks them directly (SIGUSR1 before the limit,
+SIGTERM). `pretrain` then saves a checkpoint; a worker that has not ended after `GRACE` seconds is killed.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -33,13 +34,14 @@ import torch.distributed as dist
 
 from sfrik.calls import importable_name, pack_call, resolve
 from sfrik.devices import cores
-from sfrik.errors import Preempted
+from sfrik.preemption import SIGNALS, StopRequests, place_reached, stop, stop_requests
 from sfrik.progress import Bar, wants_bar
 from sfrik.worker import GRACE
 
 __all__ = ["WorkerError", "launch"]
 
 SIBLINGS = 2.0  # seconds in which the first failing worker may still report why
+LOST = 3.0  # seconds that the others have to end when one has failed: without it they cannot save
 KILLED = re.compile(r"srun: error: (\S+): tasks? ([\d,-]+): (Killed|Segmentation fault|Aborted|Bus error|Out Of Memory)")
 
 
@@ -60,8 +62,8 @@ def launch(
         args, kwargs: numbers, strings, lists, dicts, or pydantic settings.
 
     Raises:
-        WorkerError: a worker raised or died. SfrikError: the function or an argument cannot travel. Preempted: the workers
-            were asked to stop by a signal. KeyboardInterrupt: after the workers have been stopped.
+        WorkerError: a worker raised or died. SfrikError: the function or an argument cannot travel. Preempted: this process
+            or the workers were asked to stop by SIGTERM or SIGUSR1. KeyboardInterrupt: by SIGINT; the workers have ended.
     """
     name = importable_name(function)
     nproc = nproc_per_node or max(1, torch.cuda.device_count())
@@ -84,15 +86,14 @@ def launch(
         environment["SFRIK_BAR"] = "1"  # the workers hand over their progress, and it is drawn here
     if nodes == 1:
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    try:
-        _watch(_start(nproc, nodes, environment), store)
-    except KeyboardInterrupt:
-        if store.check(["stopped"]):  # what the workers saved
-            raise KeyboardInterrupt(store.get("stopped").decode()) from None
-        raise
-    if store.check(["stopped"]):
-        raise Preempted(store.get("stopped").decode())
-    return json.loads(store.get("result"))
+    with stop_requests() as requests:
+        _watch(_start(nproc, nodes, environment), store, requests)
+    if store.check(["result"]):
+        return json.loads(store.get("result"))
+    saved = place_reached(store.get("stopped").decode()) if store.check(["stopped"]) else "nothing new to save"
+    if requests.number:
+        stop(requests.number, saved)
+    raise WorkerError("rank 0 ended with exit status 0 before the function returned")
 
 
 def _start(nproc: int, nodes: int, environment: dict[str, str]) -> list[subprocess.Popen]:
@@ -118,28 +119,39 @@ def _start(nproc: int, nodes: int, environment: dict[str, str]) -> list[subproce
     ]
 
 
-def _watch(workers: list[subprocess.Popen], store: dist.TCPStore) -> None:
-    """Print what the workers print, draw their progress; return when all ended well, else stop them and raise."""
+def _watch(workers: list[subprocess.Popen], store: dist.TCPStore, requests: StopRequests) -> None:
+    """Print what the workers print, draw their progress; return when all ended well or were asked to stop, else raise.
+
+    A request that a worker received is put into `requests`.
+    """
     lines: queue.Queue[str] = queue.Queue()
     readers = [threading.Thread(target=_read, args=(worker, lines), daemon=True) for worker in workers]
     for reader in readers:
         reader.start()
     screen = _Screen(lines, store)
     killed: list[int] = []
+    grace = GRACE
     try:
-        while any(worker.poll() is None for worker in workers) and not any(worker.poll() for worker in workers):
+        while _some_run(workers) and not any(worker.returncode for worker in workers):
+            if requests.number or store.check(["stopped"]):
+                break
             screen.refresh(wait=0.1)
-        if any(worker.returncode for worker in workers):
+        if any(worker.returncode for worker in workers) and not requests.number:
             deadline = time.monotonic() + SIBLINGS
             while time.monotonic() < deadline and not (store.check(["failure"]) or screen.killed):
                 screen.refresh(wait=0.1)
-            killed = [rank for rank, worker in enumerate(workers) if (worker.poll() or 0) < 0]
+            killed = [rank for rank, worker in enumerate(workers) if (worker.poll() or 0) < 0 and not _request(worker)]
+            grace = LOST
+        if not (requests.number or killed or screen.killed):
+            requests.number = _asked(workers, store)
     finally:
-        _stop(workers)
+        _stop(workers, grace)
         for reader in readers:
             reader.join(timeout=1)
         screen.refresh(wait=0)
         screen.close()
+    if requests.number:
+        return
     # What the others report of a worker that was killed is that they lost it: its end is the cause.
     if len(workers) > 1 and killed:
         raise WorkerError(
@@ -169,12 +181,13 @@ class _Screen:
         self._drawn = 0.0
 
     def refresh(self, wait: float) -> None:
-        """Show what has come; for at most `wait` seconds where nothing has."""
-        try:
-            while True:
-                self._line(self.lines.get(timeout=wait) if wait else self.lines.get_nowait())
-        except queue.Empty:
-            pass
+        """Show what has come and what comes in the next `wait` seconds; workers that never fall silent do not prolong them."""
+        deadline = time.monotonic() + wait
+        with suppress(queue.Empty):
+            while (left := deadline - time.monotonic()) > 0:
+                self._line(self.lines.get(timeout=left))
+            while not wait:  # the last time: all that there is
+                self._line(self.lines.get_nowait())
         if self.bar is not None and time.monotonic() - self._drawn > 0.5:
             self._drawn = time.monotonic()
             if self.store.check(["progress"]):
@@ -197,20 +210,42 @@ class _Screen:
             self.bar.write(line.rstrip("\n"))
 
 
-def _stop(workers: list[subprocess.Popen]) -> None:
+def _stop(workers: list[subprocess.Popen], grace: float) -> None:
     """TERM, some seconds' grace, KILL; a second interrupt shortens the grace and leaves no worker behind."""
     try:
         for worker in workers:
             if worker.poll() is None:
-                os.killpg(worker.pid, signal.SIGTERM)
-        deadline = time.monotonic() + GRACE
-        while any(worker.poll() is None for worker in workers) and time.monotonic() < deadline:
+                _signal_group(worker, signal.SIGTERM)
+        deadline = time.monotonic() + grace
+        while _some_run(workers) and time.monotonic() < deadline:
             time.sleep(0.05)
     finally:
         for worker in workers:
-            if worker.poll() is None:
-                os.killpg(worker.pid, signal.SIGKILL)
+            _signal_group(worker, signal.SIGKILL)  # of one that has ended, too: the processes that decoded images for it
             worker.wait()
+
+
+def _signal_group(worker: subprocess.Popen, number: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):  # macOS refuses a group of which nobody is left
+        os.killpg(worker.pid, number)
+
+
+def _some_run(workers: list[subprocess.Popen]) -> bool:
+    codes = [worker.poll() for worker in workers]  # all are asked: it is what sets their `returncode`
+    return None in codes
+
+
+def _asked(workers: list[subprocess.Popen], store: dist.TCPStore) -> int:
+    """The number of the signal by which somebody else asked a worker to stop, 0 where none was."""
+    if store.check(["stopped"]) and store.get("first") == b"stopped":  # else the failure of another was the reason
+        text = store.get("stopped").decode()
+        return next((number for number in SIGNALS if f"by {signal.Signals(number).name} " in text), signal.SIGTERM)
+    return next((_request(worker) for worker in workers if _request(worker)), 0)
+
+
+def _request(worker: subprocess.Popen) -> int:
+    """The signal that ended a worker, if it was a request that came before the worker looked for it, as while it started."""
+    return next((number for number in SIGNALS if worker.returncode in (-number, 128 + number)), 0)  # srun adds 128
 
 
 def _read(worker: subprocess.Popen, lines: queue.Queue[str]) -> None:

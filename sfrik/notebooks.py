@@ -55,12 +55,13 @@ def execute(name: str, parameters: dict[str, Any], output: Path) -> None:
         thread = ThreadPoolExecutor(1)
         running = thread.submit(_run, name, source, partial, parameters)
         asked: float | None = None
+        heard = False
         try:
             while not wait([running], timeout=0.1).done:
-                if requests.number and asked is None:
-                    asked = time.monotonic()
-                    _signal_kernels(signal.SIGINT)
-                elif asked is not None and time.monotonic() - asked > GRACE + 5:
+                if requests.number and not heard:  # a kernel between two cells, or not there yet, would miss it
+                    asked = asked or time.monotonic()
+                    heard = _signal_kernels(signal.SIGINT)
+                if asked is not None and time.monotonic() - asked > GRACE + 5:
                     _signal_kernels(signal.SIGKILL)
         except KeyboardInterrupt:  # a second one
             _signal_kernels(signal.SIGKILL)
@@ -74,12 +75,15 @@ def execute(name: str, parameters: dict[str, Any], output: Path) -> None:
                 where = place_reached(str(error)) if isinstance(error, Preempted) else f"in notebook {name}"
                 stop(requests.number, where)
             raise
-    _without_places(partial)
-    partial.replace(output)
+        _without_places(partial)
+        partial.replace(output)
+        if requests.number:  # it came too late to stop this notebook; what would follow it must not begin
+            stop(requests.number, f"notebook {name} is done")
 
 
 def _run(name: str, source: Path, partial: Path, parameters: dict[str, Any]) -> None:
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     try:
@@ -96,16 +100,33 @@ def _run(name: str, source: Path, partial: Path, parameters: dict[str, Any]) -> 
         if error.ename in ("Preempted", "KeyboardInterrupt"):
             raise Preempted(error.evalue) from None
         raise SfrikError(f"notebook {name} failed with {error.ename}: {error.evalue} (see {partial})") from None
+    except DeadKernelError:
+        raise SfrikError(
+            f"notebook {name}: its kernel was ended before it could say why; where nobody ended it, memory most likely ran out "
+            f"(see {partial}); the same command goes on from the last checkpoint"
+        ) from None
 
 
-def _signal_kernels(number: int) -> None:
-    """Send a signal to the kernels that this process started."""
+def _signal_kernels(number: int) -> bool:
+    """Send a signal to the kernels that this process started; whether one is there that does not ignore it."""
     import psutil  # comes with ipykernel
 
+    heard = False
     for child in psutil.Process().children():
         with suppress(psutil.NoSuchProcess):
-            if any("ipykernel" in part for part in child.cmdline()):
+            if any("ipykernel" in part for part in child.cmdline()) and not _ignores(child.pid, number):
                 child.send_signal(number)
+                heard = True
+    return heard
+
+
+def _ignores(pid: int, number: int) -> bool:
+    """Whether a process ignores a signal now, as a kernel does an interrupt while no cell runs; outside of Linux: no."""
+    with suppress(OSError):
+        status = Path(f"/proc/{pid}/status").read_text()
+        ignored = next(line.split()[1] for line in status.splitlines() if line.startswith("SigIgn:"))
+        return bool(int(ignored, 16) >> (number - 1) & 1)
+    return False
 
 
 def _without_places(path: Path) -> None:

@@ -8,7 +8,7 @@ the last bit.
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -68,6 +68,8 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any
             run.start(settings)
         if rank_zero_says(run.backbone.is_file()):
             _say(progress, f"{run.folder}: pretrained already")
+            if rank() == 0:
+                run.checkpoints.drop()  # of a process that was killed when it had just written the weights
             return (_epoch_lines(run) or [{}])[-1]
         if settings.ssl_method == "none":
             if rank() == 0:
@@ -127,14 +129,15 @@ class _Training:
             else:
                 self.run.record_resumption(step=self._global_step(), **origin)
             self.run.truncate_log(self.at.epoch, self._global_step())
-        line: dict[str, Any] = {}
+            self._say_running(step=self._global_step())
+        line = (_epoch_lines(self.run) or [{}])[-1]  # the last one's already, where the stop came after its checkpoint
         try:
             with stop_requests() as requests:
                 while self.at.epoch < self.settings.epochs:
                     line = self._epoch(requests)
         except Exception as error:
             if not isinstance(error, Preempted):
-                self._say_running("failed", error=str(error))
+                self._say_failed(error)
             raise
         finally:
             self.progress.close()
@@ -197,7 +200,9 @@ class _Training:
         except NotFinite as error:
             names = [self.images.name(int(i)) for i in where]
             place = {"epoch": at.epoch, "step": at.step}
-            raise not_finite(error, self.run.folder, place, names, embeddings, self._weights()) from None
+            fault = not_finite(error, self.run.folder, place, names, embeddings, self._weights())
+            _barrier()  # the loss is the same everywhere, so all are here; none ends the others while they write
+            raise fault from None
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(terms.loss).backward()
         self.scaler.step(self.optimizer)
@@ -267,6 +272,12 @@ class _Training:
 
     def _say_running(self, state: str = "running", **facts: Any) -> None:
         self.run.say(state, stage="pretrain", **{"epoch": self.at.epoch, "epochs": self.settings.epochs, **facts})
+
+    def _say_failed(self, error: Exception) -> None:
+        """The first process that fails says why: the others then fail for want of it."""
+        with suppress(OSError):  # two that write at once; the error itself is what counts
+            if (self.run.state() or {}).get("state") != "failed":
+                self._say_running("failed", error=str(error))
 
     def _epoch_line(self, embeddings: list[Tensor], terms: Any, seconds: float) -> dict[str, Any]:
         """What is said of an epoch: loss, collapse diagnostics of its last batch, now and then a kNN score."""

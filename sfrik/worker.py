@@ -50,6 +50,8 @@ def process_group(device: str = "auto", store: dist.Store | None = None) -> Iter
     else:
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank, world_size=size)
+    if backend == "gloo":  # a process that is done at once would leave while others still connect to it
+        dist.barrier()
     try:
         yield
     finally:
@@ -65,9 +67,6 @@ def _work() -> int:
     os.environ.setdefault("RANK", os.environ.get("SLURM_PROCID", "0"))
     os.environ.setdefault("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller decides; `pretrain` sets its own handlers
-    for number in SIGNALS:
-        if number != signal.SIGINT:
-            signal.signal(number, _leave)
     threading.Thread(target=_end_with_caller, daemon=True).start()
     host, _, port = os.environ["SFRIK_STORE"].rpartition(":")
     store = dist.TCPStore(host, int(port), is_master=False, timeout=timedelta(seconds=60))
@@ -78,33 +77,39 @@ def _work() -> int:
         function, args, kwargs = unpack_call(store.get("call").decode())
         device = getattr(args[0], "device", "auto") if args else "auto"
         with process_group(device, store):
+            # before, a signal ends this process at once: waiting for the others it could not look at one
+            for number in SIGNALS:
+                if number != signal.SIGINT:
+                    signal.signal(number, _leave)
             try:
                 result = function(*args, **kwargs)
-            except Preempted:
-                raise
-            except Exception:
-                _report(store, rank)  # before the group is left: the others then fail for want of this partner
+            except BaseException as end:
+                _tell_why(end, store, rank)  # before the group is left: the others then fail for want of this partner
                 raise
         if rank == "0":
             store.set("result", json.dumps(result, default=str))  # a path comes back as text
-    except (Preempted, KeyboardInterrupt) as stopped:
-        # no failure: an exit status would have srun end the others, which may still be saving
-        _tell(store, "stopped", str(stopped))
-    except BaseException:
-        _report(store, rank)
-        return 1
+    except BaseException as end:
+        return _tell_why(end, store, rank)
     return 0
 
 
-def _report(store: dist.Store, rank: str) -> None:
-    """The traceback being handled, unless another rank has told its own: the first one is the cause."""
-    report = {"rank": int(rank), "host": socket.gethostname(), "traceback": traceback.format_exc()}
-    _tell(store, "failure", json.dumps(report))
+def _tell_why(end: BaseException, store: dist.Store, rank: str) -> int:
+    """What ended this worker; its exit status."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # it is ending already
+    if isinstance(end, Preempted | KeyboardInterrupt):
+        _tell(store, "stopped", str(end))
+        return 0  # no failure: an exit status would have srun end the others, which may still be saving
+    text = "".join(traceback.format_exception(end))
+    _tell(store, "failure", json.dumps({"rank": int(rank), "host": socket.gethostname(), "traceback": text}))
+    return 1
 
 
 def _tell(store: dist.Store, key: str, text: str) -> None:
-    """The first word that comes under a key is kept; there is nobody to hear it where the caller is gone."""
+    """Of each key the first word is kept, and which key came first; nobody is there to hear it where the caller is gone."""
     with suppress(RuntimeError):
+        if store.add("ends", 1) == 1:
+            store.set("first", key)
         if store.add(f"{key}s", 1) == 1:
             store.set(key, text)
 
@@ -122,7 +127,8 @@ def _end_with_caller() -> None:
 
 
 def _leave(number: int, frame) -> None:
-    raise _Stopped(f"stopped by {signal.Signals(number).name}; the same command begins this part anew")
+    if not isinstance(sys.exc_info()[1], Preempted | KeyboardInterrupt):  # else it is on its way out
+        raise _Stopped(f"stopped by {signal.Signals(number).name} (nothing new to save); the same command begins this part anew")
 
 
 if __name__ == "__main__":
