@@ -206,20 +206,29 @@ def _with_plain_errors(loader: DataLoader, batch_size: int) -> Iterator[list[Ten
     try:
         yield from loader
     except SfrikError as error:
-        # its traceback holds the loader's iterator, which ends its workers at once where it is let go of here, and waits
-        # 5 s for each of them where the garbage collector finds it later
-        error.with_traceback(None)
+        _let_go(error)
         raise SfrikError(str(error).strip().splitlines()[-1].split("SfrikError: ", 1)[-1]) from None
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        error.with_traceback(None)
+        _let_go(error)
         reason = str(error).splitlines()[0].rstrip(". ")
         raise SfrikError(
             f"a process that decodes images ended ({reason}), most often because memory, or the shared memory in /dev/shm, ran "
             f"out: lower workers (now {loader.num_workers} for each training process) or batch_size (now {batch_size} on each), "
             "or give the job more memory"
         ) from None
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Drop the tracebacks of an error and its causes: they hold the loader's iterator, which ends its workers when it goes.
+
+    Where the garbage collector finds it later it waits 5 s for each of them, and PyTorch raises the death of one of them again
+    wherever the program then is.
+    """
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 def _leave_signals_to_parent(worker: int) -> None:

@@ -1,4 +1,4 @@
-"""Functions that the workers of test_launch.py import: what runs in a fresh process must stand in a module."""
+"""Functions that the workers of test_launch*.py import: what runs in a fresh process must stand in a module."""
 
 import os
 import signal
@@ -36,3 +36,46 @@ def die_on(rank: int) -> None:
 def wait(folder: str) -> None:
     (Path(folder) / str(os.getpid())).touch()
     time.sleep(120)
+
+
+def fail_when_told(folder: str, rank: int) -> None:
+    """Say that one is there, wait until the folder holds `go`; then one rank raises, and the others wait for it."""
+    print(f"rank {dist.get_rank()} waits for the word")
+    _until(Path(folder) / "go")
+    fail_on(rank)
+
+
+def chatter_until_lost(rank: int) -> None:
+    """One rank raises, the others never fall silent."""
+    if dist.get_rank() == rank:
+        time.sleep(0.5)
+        raise ValueError("the reason of the failure")
+    while True:
+        print("still here")
+        time.sleep(0.02)
+
+
+def end_silently(rank: int) -> None:
+    if dist.get_rank() == rank:
+        os._exit(0)
+
+
+def wait_unless_told(folder: str) -> None:
+    """Ignore requests to stop, as a process in the middle of a collective of NCCL does, until it is ended."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    (Path(folder) / str(os.getpid())).touch()
+    time.sleep(120)
+
+
+def fail_while_others_hang(folder: str, rank: int) -> None:
+    if dist.get_rank() == rank:
+        time.sleep(0.5)
+        raise ValueError("the reason of the failure")
+    wait_unless_told(folder)
+
+
+def _until(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)

@@ -29,6 +29,7 @@ from sfrik.networks import build_backbone, save_backbone
 from sfrik.runs import Run
 from sfrik.settings import EvaluateSettings
 
+pytest.importorskip("fcntl", reason="signals and forks as POSIX has them")
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 CLASSES, EPOCHS, STEPS = 3, 3, 4  # batches of 8 make 4 steps of the 30 training images, the last of 6
@@ -80,8 +81,12 @@ def settings_of(place: Path, folder: Path, protocol: str, **overrides) -> Evalua
 
 
 def contents(folder: Path) -> dict[str, object]:
-    """Every file of a run: weights by their hash, the score as it is read."""
-    return {path.name: read_json(path) if path.suffix == ".json" else file_hash(path) for path in folder.iterdir()}
+    """Every file of a run: weights by their hash, the score as it is read, but for the commit, which may change meanwhile."""
+
+    def read(path: Path) -> object:
+        return {**read_json(path), "commit": ""} if path.suffix == ".json" else file_hash(path)
+
+    return {path.name: read(path) for path in folder.iterdir()}
 
 
 def after_steps(number: int, action) -> None:

@@ -5,6 +5,7 @@ The bounds in seconds are generous: they hold behaviour, not speed. What was mea
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -20,18 +21,21 @@ import pytest
 pytest.importorskip("papermill", reason="comes with the extra notebooks")
 import nbformat
 import papermill
+import psutil
 from papermill.exceptions import PapermillExecutionError
-from processes import descendants, last_step, lives, named, seconds_to_end, wait_for
+from processes import descendants, last_step, named, seconds_to_end, wait_for
 
 from sfrik import notebooks
 from sfrik.checkpoints import Checkpoints
-from sfrik.errors import Preempted, SfrikError
+from sfrik.cli import main
+from sfrik.errors import SfrikError
 from sfrik.notebooks import execute
 from sfrik.runs import Run
 
 TESTS = Path(__file__).parent
 ERROR, GONE, STOPPED = 15, 15, 30  # seconds: to the cell's error; to the end of all; for workers that save first
-START = 120  # seconds for interpreters to start and import on a busy machine
+START = 180  # seconds for interpreters to start and import on a busy machine
+RECIPE = "desk/sfrik_l3_q512"  # 16 epochs of 13 steps, too many to end here
 
 
 @pytest.fixture(autouse=True)
@@ -40,227 +44,230 @@ def _importable(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
-# Waits for two workers, and notes when the cell ended.
-CELL = """
+def cell(call: str, name: str) -> str:
+    """A cell that makes a call, and notes when it ended; what it trains has a folder of this name."""
+    return f"""
 import time
 from pathlib import Path
 from sfrik.launch import launch
 from sfrik.settings import PretrainSettings
+own = Path(folder, "{name}")
+own.mkdir()
+settings = PretrainSettings.from_recipe(
+    "smoke/sfrik_l2_q64", exp_dir=str(own), epochs=200, subset=300, device="cpu", precision="fp32", log_every=1, knn_every=0
+)
 try:
     {call}
 finally:
-    Path(folder, "ended").write_text(str(time.time()))
+    (own / "ended").write_text(str(time.time()))
 """
-TRAIN = """settings = PretrainSettings.from_recipe(
-        "smoke/sfrik_l2_q64", exp_dir=folder, epochs=200, subset=300, device="cpu", precision="fp32", log_every=1, knn_every=0
-    )
-    launch("sfrik.pretrain:pretrain", settings, nproc_per_node=2)"""
 
 
-@pytest.fixture
-def notebook(tmp_path, monkeypatch):
-    """Writes a notebook of two cells, the second one being `CELL` around a call, where `execute` finds it."""
-    monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
+TRAIN = 'launch("sfrik.pretrain:pretrain", settings, nproc_per_node=2)'
+STEPS = 46  # an epoch, of 3000 images in batches of 64
 
-    def write(call: str) -> Path:
-        parameters = nbformat.v4.new_code_cell('folder = ""', metadata={"tags": ["parameters"]})
-        cells = [parameters, nbformat.v4.new_code_cell(CELL.format(call=call))]
-        path = tmp_path / "calls.ipynb"
-        spec = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
-        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=spec), path)
-        return path
 
-    return write
+def write_notebook(path: Path, parameters: str, *cells: str) -> Path:
+    """A notebook in which the error of a cell does not keep the next from running, but for the last."""
+    first = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    others = [nbformat.v4.new_code_cell(source, metadata={"tags": ["raises-exception"]}) for source in cells]
+    others[-1].metadata.tags = []
+    spec = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[first, *others], metadata=spec), path)
+    return path
 
 
 class During(threading.Thread):
-    """Does something to the processes while the main thread executes a notebook; what there was, and when it was done."""
+    """Does things to the processes while the main thread executes a notebook.
 
-    def __init__(self, ready, act) -> None:
+    `acts` are done one after the other, each of them a title, what is waited for, what is done, and which processes are to
+    end, as what gives them.
+    """
+
+    def __init__(self, *acts) -> None:
         super().__init__(daemon=True)
-        self.ready, self.act = ready, act
-        self.there, self.at, self.error = [], 0.0, None
+        self.acts, self.error = acts, None
+        self.seconds: dict[str, float] = {}  # until none of the processes was left
+        self.at: dict[str, float] = {}
         self.start()
 
     def run(self) -> None:
         try:
-            wait_for(self.ready, START, "the workers at work")
-            self.there = descendants()
-            self.at = time.time()
-            self.act()
+            for title, ready, act, which in self.acts:
+                wait_for(ready, START, title)
+                there = which()
+                self.at[title] = time.time()
+                act()
+                seconds_to_end(there, STOPPED)
+                self.seconds[title] = time.time() - self.at[title]
         except BaseException as error:
             self.error = error
 
-    def outcome(self, folder: Path, title: str) -> tuple[float, float]:
-        """Seconds from the act to the cell's end and to the end of all processes."""
-        self.join(10)
+    def outcome(self) -> None:
+        self.join(STOPPED)
         assert self.error is None, self.error
-        seconds_to_end(self.there, STOPPED)
-        gone = time.time() - self.at
-        ended = folder / "ended"
-        error = float(ended.read_text()) - self.at if ended.exists() else float("nan")
-        print(f"\n{title}: {error:.1f} s to the cell's error, {gone:.1f} s until none of {len(self.there)} processes was left")
-        return error, gone
+        assert len(self.seconds) == len(self.acts)
 
 
-def workers():
+def kernel() -> psutil.Process | None:
+    """The one that this process started: it has children of other kinds."""
+    return next((child for child in psutil.Process().children() if "ipykernel" in " ".join(child.cmdline())), None)
+
+
+def workers() -> list[psutil.Process]:
     """By rank, once both are there."""
-    found = named("sfrik.worker")
+    found = named("sfrik.worker", kernel().pid) if kernel() else []
     return found if len(found) == 2 else []
 
 
-def kernel():
-    return named("ipykernel")[0]
+def everything() -> list[psutil.Process]:
+    return [kernel(), *descendants(kernel().pid)]
 
 
-def errors(path: Path) -> dict:
-    """The error of the notebook's last executed cell."""
-    cell = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"][-1]
-    return next(output for output in cell["outputs"] if output["output_type"] == "error")
+def training(folder: Path):
+    return lambda: workers() and last_step(folder) >= 1
 
 
-def test_output_arrives_while_the_function_runs_and_the_traceback_of_the_worker_that_raises_is_the_cells(notebook, tmp_path):
-    source = notebook('launch("launch_targets:fail_when_told", folder, 1, nproc_per_node=2)')
-    heard = tmp_path / "heard.txt"
+def errors(path: Path) -> list[dict]:
+    """The errors in the cells' outputs, in the order of the cells; the last cell that was executed has one."""
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell.get("execution_count")]
+    found = [[output for output in cell["outputs"] if output["output_type"] == "error"] for cell in cells]
+    assert found[-1], "the last cell says why"
+    return list(itertools.chain(*found))
+
+
+def assert_saved(folder: Path) -> None:
+    """A checkpoint of the last step that was made, which no clock has asked for."""
+    place = Checkpoints(folder).load()["place"]
+    assert place["epoch"] * STEPS + place["step"] == last_step(folder) + 1
+    assert not Run(folder).backbone.exists()
+
+
+def test_workers_that_raise_or_are_killed_and_an_interrupt_end_the_cell_with_the_reason(tmp_path):
+    raises = cell('launch("launch_targets:fail_when_told", folder, 1, nproc_per_node=2)', "raises")
+    source = write_notebook(tmp_path / "calls.ipynb", 'folder = ""', raises, cell(TRAIN, "killed"), cell(TRAIN, "interrupted"))
+    heard, output = tmp_path / "heard.txt", tmp_path / "out.ipynb"
 
     def both_are_heard():
         return heard.is_file() and all(f"rank {rank} waits for the word" in heard.read_text() for rank in (0, 1))
 
-    # it is told to fail only when its output has come through kernel and papermill
-    during = During(both_are_heard, (tmp_path / "go").touch)
+    during = During(
+        # it is told to fail only when its output has come through kernel and papermill
+        ("raises", both_are_heard, (tmp_path / "go").touch, workers),
+        ("killed", training(tmp_path / "killed"), lambda: workers()[1].kill(), workers),
+        ("interrupted", training(tmp_path / "interrupted"), lambda: kernel().send_signal(signal.SIGINT), everything),
+    )
     with heard.open("w") as file, pytest.raises(PapermillExecutionError) as raised:
         papermill.execute_notebook(
-            str(source), str(tmp_path / "out.ipynb"), {"folder": str(tmp_path)}, progress_bar=False, stdout_file=file
+            str(source), str(output), {"folder": str(tmp_path)}, progress_bar=False, stdout_file=file, log_output=False
         )
-    error, gone = during.outcome(tmp_path, "a worker raises")
-    assert error < ERROR
-    assert gone < GONE
-    assert raised.value.ename == "WorkerError"
-    last = errors(tmp_path / "out.ipynb")
-    assert f"rank 1 on {socket.gethostname()} failed:" in last["evalue"]
-    assert "ValueError: the reason of the failure" in last["evalue"]
-    assert "launch_targets.py" in last["evalue"]
+    during.outcome()
+    for title, gone in during.seconds.items():
+        error = float((tmp_path / title / "ended").read_text()) - during.at[title]
+        print(f"\n{title}: {error:.1f} s to the cell's error, {gone:.1f} s until no process was left")
+        assert error < (STOPPED if title == "interrupted" else ERROR)
+        assert gone < (STOPPED if title == "interrupted" else GONE)
+
+    fails, lost, stopped = errors(output)
+    host = socket.gethostname()
+    assert (fails["ename"], lost["ename"], stopped["ename"]) == ("WorkerError", "WorkerError", "KeyboardInterrupt")
+    assert f"rank 1 on {host} failed:" in fails["evalue"]
+    assert "ValueError: the reason of the failure" in fails["evalue"]
+    assert "launch_targets.py" in fails["evalue"], "with its traceback"
+    assert f"rank 1 on {host} was ended by SIGKILL before it could say why" in lost["evalue"]
+    assert f"stopped by SIGINT (saved in {tmp_path / 'interrupted'} at epoch" in stopped["evalue"]
+    assert raised.value.evalue == stopped["evalue"]
+    assert_saved(tmp_path / "interrupted")
 
 
-def test_a_worker_that_is_killed_is_the_cells_error(notebook, tmp_path):
-    notebook(TRAIN)
-    during = During(lambda: workers() and last_step(tmp_path) >= 1, lambda: workers()[1].kill())
-    with pytest.raises(SfrikError, match=r"rank 1 on .* was ended by SIGKILL"):
-        execute("calls", {"folder": str(tmp_path)}, tmp_path / "out.ipynb")
-    error, gone = during.outcome(tmp_path, "a worker is killed")
-    assert error < ERROR
-    assert gone < GONE
-    last = errors(tmp_path / "out.partial.ipynb")
-    assert last["ename"] == "WorkerError"
-    assert f"rank 1 on {socket.gethostname()} was ended by SIGKILL before it could say why" in last["evalue"]
-
-
-def test_an_interrupted_kernel_stops_its_workers_which_save_first(notebook, tmp_path):
-    notebook(TRAIN)
-    during = During(lambda: workers() and last_step(tmp_path) >= 1, lambda: kernel().send_signal(signal.SIGINT))
-    with pytest.raises(Preempted, match=r"saved in .* at epoch"):
-        execute("calls", {"folder": str(tmp_path)}, tmp_path / "out.ipynb")
-    error, gone = during.outcome(tmp_path, "the kernel is interrupted")
-    assert error < STOPPED
-    assert gone < STOPPED
-    last = errors(tmp_path / "out.partial.ipynb")
-    assert last["ename"] == "KeyboardInterrupt"
-    assert f"stopped by SIGINT (saved in {tmp_path} at epoch" in last["evalue"]
-    assert_saved(tmp_path)
-
-
-def test_a_killed_kernel_is_an_error_and_its_workers_save_and_end(notebook, tmp_path):
-    notebook(TRAIN)
-    during = During(lambda: workers() and last_step(tmp_path) >= 1, lambda: kernel().kill())
+def test_a_killed_kernel_is_an_error_and_its_workers_save_and_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
+    write_notebook(tmp_path / "calls.ipynb", 'folder = ""', cell(TRAIN, "trained"))
+    during = During(("killed", training(tmp_path / "trained"), lambda: kernel().kill(), everything))
     with pytest.raises(SfrikError, match="its kernel was ended before it could say why"):
         execute("calls", {"folder": str(tmp_path)}, tmp_path / "out.ipynb")
     seen = time.time()
-    _, gone = during.outcome(tmp_path, "the kernel is killed")
-    print(f"the kernel is killed: {seen - during.at:.1f} s to the error of papermill")
-    assert seen - during.at < ERROR
+    during.outcome()
+    error, gone = seen - during.at["killed"], during.seconds["killed"]
+    print(f"\nthe kernel is killed: {error:.1f} s to the error of papermill, {gone:.1f} s until no process was left")
+    assert error < ERROR
     assert gone < STOPPED
-    assert_saved(tmp_path)
-
-
-def assert_saved(folder: Path) -> None:
-    """A checkpoint of the last step that was made, which is within the first epoch."""
-    place = Checkpoints(folder).load()["place"]
-    assert place["epoch"] * 46 + place["step"] == last_step(folder) + 1, "3000 images in batches of 64"
-    assert not Run(folder).backbone.exists()
+    assert_saved(tmp_path / "trained")
 
 
 # --- the command
 
 
-RECIPE = "desk/sfrik_l3_q512"  # some hundred steps
-COMMANDS = {
-    signal.SIGTERM: ["--nproc-per-node", "2"],
-    signal.SIGUSR1: [],
-    signal.SIGINT: ["--nproc-per-node", "2"],
-    signal.SIGKILL: ["--nproc-per-node", "2"],
-}
-
-
-@pytest.fixture(scope="module")
-def signalled(tmp_path_factory):
-    """`python -m sfrik run`, several at once, each of which got a signal when it had trained some steps."""
+@pytest.fixture(scope="module", autouse=True)
+def terminated(tmp_path_factory):
+    """`python -m sfrik run` on two processes, beside the other tests: what it said and how it ended when it got SIGTERM."""
     root = tmp_path_factory.mktemp("run")
-    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1", "SFRIK_CACHE": str(root / "cache")}
-    # a shell that runs the tests in the background has its children ignore interrupts
-    start = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from sfrik.cli import main; "
-    start += "sys.exit(main(sys.argv[1:]))"
-    children, outcomes = {}, {}
-    for number, more in COMMANDS.items():
-        command = [sys.executable, "-c", start, "run", "--recipe", RECIPE, "--exp-dir", str(root / number.name), *more]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        children[number] = subprocess.Popen(command, cwd=root, env=environment, **pipes)
-    try:
-        for number, child in children.items():
-            folder = root / number.name / f"{RECIPE}_seed0"
-            wait_for(lambda f=folder, c=child: last_step(f) >= 3 or c.poll() is not None, START, "steps")
-            assert child.poll() is None, child.communicate()[0]
+    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "sfrik", "run", "--recipe", RECIPE, "--exp-dir", str(root), "--nproc-per-node", "2"]
+    child = subprocess.Popen(
+        command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    outcome = {"folder": root / RECIPE / "seed0"}
+
+    def watch() -> None:
+        wait_for(lambda: last_step(outcome["folder"]) >= 0 or child.poll() is not None, START, "a step")
+        there, begun = [], time.monotonic()
+        if child.poll() is None:
             there = descendants(child.pid)
-            begun = time.monotonic()
-            child.send_signal(number)
-            said = child.communicate(timeout=60)[0]
-            seconds = time.monotonic() - begun
-            seconds_to_end(there, STOPPED)
-            gone = time.monotonic() - begun
-            print(f"\n{number.name} to sfrik run: status {child.returncode} after {seconds:.1f} s, none left after {gone:.1f} s")
-            outcomes[number] = (folder, child.returncode, said)
-        yield outcomes
-    finally:
-        for child in children.values():
-            if lives_still := [process for process in [*_of(child)] if lives(process)]:
-                for process in lives_still:
-                    process.kill()
+            child.send_signal(signal.SIGTERM)
+        outcome["said"] = child.communicate(timeout=STOPPED)[0]
+        outcome["seconds"] = time.monotonic() - begun
+        seconds_to_end(there, GONE)
 
-
-def _of(child):
-    import psutil
-
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    yield child, thread, outcome
     if child.poll() is None:
-        yield from descendants(child.pid)
-        yield psutil.Process(child.pid)
+        for process in [*descendants(child.pid), child]:
+            process.kill()
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
-def test_the_command_that_is_asked_to_stop_saves_and_says_so_in_the_notebook(signalled, number, status):
-    folder, returned, said = signalled[number]
-    assert returned == status, said
-    assert f"stopped by {number.name} (saved in {folder} at epoch 0, step" in said
-    assert Checkpoints(folder).load()["place"]["step"] == last_step(folder) + 1
-    last = errors(folder / "02_pretraining.partial.ipynb")
-    assert last["ename"] == "KeyboardInterrupt"  # the command interrupts the kernel, whichever signal it received
-    assert f"(saved in {folder} at epoch 0, step" in last["evalue"]
+LIGHT = """
+from sfrik.pretrain import pretrain
+from sfrik.settings import PretrainSettings
+pretrain(PretrainSettings.from_recipe(recipe, seed=seed, exp_dir=exp_dir, log_every=1))
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+def test_a_command_that_is_asked_to_stop_while_its_kernel_trains_alone_saves_and_says_so(
+    number, status, tmp_path, monkeypatch, capsys
+):
+    # notebook 02 without its figures; the command runs here, where no other test will send a signal
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
+    write_notebook(tmp_path / "02_pretraining.ipynb", 'recipe = ""\nseed = 0\nexp_dir = ""', LIGHT)
+    folder = tmp_path / RECIPE / "seed0"
+    during = During(("asked", lambda: last_step(folder) >= 1, lambda: os.kill(os.getpid(), number), everything))
+    assert main(["run", "--recipe", RECIPE, "--exp-dir", str(tmp_path), "--stages", "pretrain"]) == status
+    during.outcome()
+    with capsys.disabled():
+        print(f"\n{number.name} to sfrik run: {during.seconds['asked']:.1f} s until its kernel was gone")
+    assert_stopped(folder, capsys.readouterr().err, number)
+
+
+def test_the_command_that_is_asked_to_stop_while_its_workers_train_saves_and_says_so(terminated):
+    child, thread, outcome = terminated
+    thread.join(START)
+    assert not thread.is_alive()
+    print(f"\nSIGTERM to sfrik run: {outcome['seconds']:.1f} s until it had ended")
+    assert child.returncode == 75, outcome["said"]
+    assert_stopped(outcome["folder"], outcome["said"], signal.SIGTERM)
+
+
+def assert_stopped(folder: Path, said: str, number: signal.Signals) -> None:
+    """The command, the notebook and the run's state tell of one place, and a checkpoint is of it."""
+    place = Checkpoints(folder).load()["place"]
+    where = f"(saved in {folder} at epoch {place['epoch']}, step {place['step']} of 13)"
+    assert f"sfrik: stopped by {number.name} {where}; the same command goes on from there" in said
+    last = errors(folder / "02_pretraining.partial.ipynb")[-1]
+    assert last["ename"] == "KeyboardInterrupt", "the command interrupts its kernel, whichever signal it received"
+    assert where in last["evalue"]
     assert not (folder / "02_pretraining.ipynb").exists()
     state = Run(folder).state()
-    assert state["state"] == "preempted"
-    assert not Run(folder).is_locked()
-
-
-def test_when_the_command_is_killed_kernel_and_workers_save_and_end(signalled):
-    folder, returned, _ = signalled[signal.SIGKILL]
-    assert returned == -signal.SIGKILL
-    assert Checkpoints(folder).load()["place"]["step"] == last_step(folder) + 1
+    assert (state["state"], state["stage"], state["step"]) == ("preempted", "pretrain", place["epoch"] * 13 + place["step"])
     assert not Run(folder).is_locked()

@@ -1,0 +1,35 @@
+"""The pages under docs/ and README.md: what they link to is there, and the tests that they name exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def defined_in(name: str) -> set[str]:
+    tree = ast.parse((ROOT / "tests" / name).read_text())
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_links_to_is_there(page):
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text())
+    local = [link for link in links if not link.startswith(("http://", "https://"))]
+    assert [link for link in local if not (page.parent / link).exists()] == []
+
+
+def test_each_fault_of_the_table_is_held_by_tests_that_exist():
+    table = (ROOT / "docs" / "faults.md").read_text().split("| test |\n|---|---|---|---|---|\n")[1].split("\n\n")[0].splitlines()
+    assert len(table) > 15
+    for line in table:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert len(cells) == 5, line
+        named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", cells[4])
+        assert named, f"no test holds: {cells[0]}"
+        assert all(test in defined_in(name) for name, test in named), cells[4]
