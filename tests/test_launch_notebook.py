@@ -102,6 +102,8 @@ class During(threading.Thread):
                 self.seconds[title] = time.time() - self.at[title]
         except BaseException as error:
             self.error = error
+            if found := kernel():
+                found.kill()  # else the main thread would wait for it
 
     def outcome(self) -> None:
         self.join(STOPPED)
@@ -111,7 +113,8 @@ class During(threading.Thread):
 
 def kernel() -> psutil.Process | None:
     """The one that this process started: it has children of other kinds."""
-    return next((child for child in psutil.Process().children() if "ipykernel" in " ".join(child.cmdline())), None)
+    own = {child.pid for child in psutil.Process().children()}
+    return next((process for process in named("ipykernel") if process.pid in own), None)
 
 
 def workers() -> list[psutil.Process]:

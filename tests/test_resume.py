@@ -30,8 +30,8 @@ from sfrik.settings import PretrainSettings
 
 ROOT = Path(__file__).parents[1]
 SEED = 20220800
-EPOCHS, STEPS = 5, 8  # 480 images in batches of 60
-COMMON = {"subset": 48, "batch_size": 60, "epochs": EPOCHS, "device": "cpu", "precision": "fp32", "log_every": 1, "knn_every": 4}
+EPOCHS, STEPS = 5, 8  # 240 images in batches of 30
+COMMON = {"subset": 24, "batch_size": 30, "epochs": EPOCHS, "device": "cpu", "precision": "fp32", "log_every": 1, "knn_every": 4}
 OFTEN = {"checkpoint_minutes": 0.0005}  # 30 ms: one after nearly every step
 REPORT, SAVE = 20, 30  # seconds, generous: to the caller's report of a lost worker; to the end of workers that save
 

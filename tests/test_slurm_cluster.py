@@ -244,7 +244,7 @@ def test_a_signalled_job_saves_requeues_itself_and_goes_on(tmp_path, undisturbed
 
 
 def test_a_job_that_nears_its_limit_is_signalled_by_slurm_and_goes_on(tmp_path, undisturbed):
-    job = pretraining(tmp_path, time="1", signal_seconds=20)
+    job = pretraining(tmp_path, time="2", signal_seconds=45)  # SLURM looks every 30 s, and may be a minute early
     first = halted_in_training(job, tmp_path)
 
     def told() -> bool:

@@ -1,0 +1,97 @@
+"""What ends workers in ways that a caller could misread: noise, silence, a hang, and signals at awkward moments."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("psutil", reason="comes with ipykernel")
+from processes import descendants, named, seconds_to_end, wait_for
+
+from sfrik.errors import Preempted
+from sfrik.launch import WorkerError, launch
+from sfrik.worker import GRACE
+
+TESTS = Path(__file__).parent
+START = 120
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS.parent), str(TESTS)]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def soon(ready, act) -> threading.Thread:
+    """Act when `ready()` is true, from a thread of its own."""
+
+    def work() -> None:
+        wait_for(ready, START, "the workers")
+        act()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_workers_that_never_fall_silent_do_not_hide_the_failure_of_another(capfd):
+    with pytest.raises(WorkerError, match="ValueError: the reason of the failure"):
+        launch("launch_targets:chatter_until_lost", 1, nproc_per_node=2)
+    assert "still here" in capfd.readouterr().out
+    assert not named("sfrik.worker")
+
+
+def test_a_worker_that_ends_without_a_word_is_an_error_and_not_a_long_wait():
+    begun = time.monotonic()
+    with pytest.raises(WorkerError, match="rank 0 ended with exit status 0 before the function returned"):
+        launch("launch_targets:end_silently", 0, nproc_per_node=2)
+    assert time.monotonic() - begun < 60, "a store waits 300 s for what never comes"
+
+
+def test_the_others_of_a_worker_that_failed_get_less_time_to_end_than_those_that_can_save(tmp_path):
+    begun: list[float] = []
+    soon(lambda: list(tmp_path.iterdir()), lambda: begun.append(time.monotonic()))
+    with pytest.raises(WorkerError, match=r"rank 1 on .* failed"):
+        launch("launch_targets:fail_while_others_hang", str(tmp_path), 1, nproc_per_node=2)
+    assert time.monotonic() - begun[0] < GRACE / 2
+    assert not named("sfrik.worker")
+
+
+def test_a_signal_to_a_worker_that_is_still_starting_is_a_request_and_no_failure(tmp_path):
+    soon(lambda: named("sfrik.worker"), lambda: named("sfrik.worker")[0].send_signal(signal.SIGUSR1))
+    with pytest.raises(Preempted, match=r"stopped by SIGUSR1 \(nothing new to save\)"):
+        launch("launch_targets:wait", str(tmp_path), nproc_per_node=2)
+    assert not named("sfrik.worker")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_to_one_worker_of_a_function_that_does_not_look_for_it_stops_all(tmp_path):
+    soon(lambda: len(list(tmp_path.iterdir())) == 2, lambda: named("sfrik.worker")[1].terminate())
+    with pytest.raises(Preempted, match=r"stopped by SIGTERM \(nothing new to save\)"):
+        launch("launch_targets:wait", str(tmp_path), nproc_per_node=2)
+    assert not named("sfrik.worker")
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, Preempted), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_to_the_caller_stops_the_workers_and_leaves_its_handlers_as_they_were(tmp_path, number, error):
+    def handler(number, frame):
+        pytest.fail("launch left the signal to the handler outside")
+
+    before = signal.signal(number, handler)
+    try:
+        there = []
+
+        def act():
+            there.extend(descendants())
+            os.kill(os.getpid(), number)
+
+        soon(lambda: len(list(tmp_path.iterdir())) == 2, act)
+        with pytest.raises(error, match=rf"stopped by {number.name} \(nothing new to save\)"):
+            launch("launch_targets:wait", str(tmp_path), nproc_per_node=2)
+        assert signal.getsignal(number) is handler
+        seconds_to_end(there, 1)
+    finally:
+        signal.signal(number, before)
