@@ -82,7 +82,8 @@ status: $(READY)  ## every run of the tables: done, running, queued, preempted, 
 
 test: $(READY)  ## the whole check: ruff, then every test
 	$(BIN)python -m ruff check . && $(BIN)python -m ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not alone and not slurm'
+	OMP_NUM_THREADS=1 $(BIN)python -m pytest -m alone
 
 test-slurm: $(READY)  ## the tests on a SLURM cluster of two nodes on this machine (Debian: slurm-wlm, munge; root)
 	$(BIN)python -m pytest -m slurm

@@ -42,12 +42,12 @@ def flops(method: str, n: int, q: int, processes: int, views: int = 2) -> float:
 
 
 def memory(method: str, n: int, q: int, processes: int) -> float:
-    """Bytes at the peak of a step of two views on N > 1 processes: during the gather, in the forward or the backward pass."""
+    """Bytes at the peak of a step of two views on N > 1 processes, in the forward or the backward pass."""
     block = min(BLOCK, n / processes)
     return (
         FLOAT
         * {
-            "SFRIK": max(4 * n * q * (1 + 1 / processes), 2 * n * q * (1 + 2 / processes) + 7 * block * n),
+            "SFRIK": 2 * n * q * (1 + 2 / processes) + max(2 * n * q / processes + 3 * block * n, 7 * block * n),
             "VICReg": max(6 * n * q + q * q, 8 * n * q),
             "original": max((2 + 3 / processes) * n * q + 8 * n * n, (4 + 2 / processes) * n * q + 2 * n * n),
         }[method]

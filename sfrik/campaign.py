@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from sfrik import worker
+from sfrik import preemption
 from sfrik.claims import write_claims
 from sfrik.complexity import measured_here
 from sfrik.devices import cores
@@ -60,7 +60,7 @@ STAGES = {
     "inference": Stage("03_linear_probing", {"linear_inference": "evaluate"}, {"only_inference": True}, "_inference"),
 }
 DEFAULT_STAGES = ("pretrain", "linear", "knn")
-GRACE = worker.GRACE + 10  # seconds between asking a run to stop, which asks its kernel and that its workers, and ending it
+GRACE = preemption.GRACE + 10  # seconds between asking a run to stop, which asks its kernel and that its workers, and ending it
 
 
 @dataclass(frozen=True)

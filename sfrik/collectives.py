@@ -83,13 +83,14 @@ def all_rows(views: Sequence[Tensor]) -> list[Tensor]:
         views: each [n_local, q].
 
     Returns:
-        Each view as [n, q], n being the sum of `row_counts`.
+        Each view as [n, q], n being the sum of `row_counts`; on several processes a part of one tensor, not contiguous.
     """
     views = list(views)
     if world_size() == 1 or not views:
         return views
     counts = row_counts(len(views[0]), views[0].device)
-    return list(_AllRows.apply(torch.stack(views), counts).unbind(0))
+    # side by side, so that each view is a part of the gathered rows and needs no copy of its own
+    return list(_AllRows.apply(torch.cat(views, dim=1), counts).split(views[0].shape[1], dim=1))
 
 
 def mean_over_rows(x: Tensor, rows: int) -> Tensor:
@@ -108,19 +109,18 @@ def sum_over_processes(x: Tensor) -> Tensor:
 class _AllRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, z: Tensor, counts: list[int]) -> Tensor:
-        """[views, n_local, q] -> [views, n, q]"""
-        ctx.start, ctx.rows, most = sum(counts[: rank()]), z.shape[1], max(counts)
+        """[n_local, d] -> [n, d]"""
+        ctx.start, ctx.rows, most = sum(counts[: rank()]), len(z), max(counts)
         padded = z if ctx.rows == most else torch.nn.functional.pad(z, (0, 0, 0, most - ctx.rows))
-        out = z.new_empty((world_size() * padded.shape[0], *padded.shape[1:]))
-        _gather(out, padded.contiguous())
-        out = out.view(world_size(), *padded.shape)
+        out = z.new_empty((world_size() * most, z.shape[1]))
+        _gather(out, padded)
         if min(counts) == most:
-            return out.transpose(0, 1).reshape(z.shape[0], -1, z.shape[2])
-        return torch.cat([out[process, :, :count] for process, count in enumerate(counts)], dim=1)
+            return out
+        return torch.cat([part[:count] for part, count in zip(out.split(most), counts, strict=True)])
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return grad[:, ctx.start : ctx.start + ctx.rows] * world_size(), None
+        return grad[ctx.start : ctx.start + ctx.rows] * world_size(), None
 
 
 class _MeanOverRows(torch.autograd.Function):

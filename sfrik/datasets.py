@@ -23,7 +23,7 @@ from sfrik.decoding import read_image
 from sfrik.devices import cores
 from sfrik.errors import SfrikError
 from sfrik.listing import class_folders, list_images
-from sfrik.preemption import SIGNALS
+from sfrik.preemption import GRACE, SIGNALS
 from sfrik.views import Views
 
 __all__ = ["Images", "batches", "class_members", "class_subset", "derived_seed", "image_files", "load_images"]
@@ -232,9 +232,14 @@ def _let_go(error: BaseException | None) -> None:
 
 
 def _leave_signals_to_parent(worker: int) -> None:
-    """SLURM and a terminal signal every process: those that decode go on until the training has saved and lets them go."""
+    """SLURM and a terminal signal every process: those that decode go on until the training has saved and lets them go.
+
+    After the grace of a SIGTERM they end: the interpreter, where it exits in the middle of a loader, asks them so and waits.
+    """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(max(1, round(GRACE))))
 
 
 class _SeededItems(Dataset):

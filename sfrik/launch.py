@@ -34,9 +34,8 @@ import torch.distributed as dist
 
 from sfrik.calls import importable_name, pack_call, resolve
 from sfrik.devices import cores
-from sfrik.preemption import SIGNALS, StopRequests, place_reached, stop, stop_requests
+from sfrik.preemption import GRACE, SIGNALS, StopRequests, place_reached, stop, stop_requests
 from sfrik.progress import Bar, wants_bar
-from sfrik.worker import GRACE
 
 __all__ = ["WorkerError", "launch"]
 

@@ -104,8 +104,8 @@ def _of_loss(settings: PretrainSettings, local: int, processes: int) -> float:
     n, q, views = settings.batch_size, settings.dim, len(settings.view_sizes)
     regularised = views if settings.regularise == "all" else len(settings.anchors)
     rows = (4.5 if settings.ssl_method == "sfrik" else 3.5) * views * local * q
-    if processes > 1:  # the rows of all processes, for a moment twice: as they came and in the order of the batch
-        rows += 2 * n * q * regularised
+    if processes > 1:  # the rows of all processes; the gradient of all of them too where it is not in closed form
+        rows += n * q * regularised * (1 if settings.ssl_method == "sfrik" else 2)
     anchors = len(settings.anchors)
     pairs = anchors * (views - anchors) + anchors * (anchors - 1) / 2
     matrices = {

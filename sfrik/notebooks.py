@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sfrik.errors import Preempted, SfrikError, nearest
-from sfrik.preemption import place_reached, stop, stop_requests
-from sfrik.worker import GRACE
+from sfrik.preemption import GRACE, place_reached, stop, stop_requests
 
 __all__ = ["execute", "notebook_path"]
 

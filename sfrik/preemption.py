@@ -6,6 +6,7 @@ Ctrl-C send SIGINT. All three mean: save, then stop.
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import threading
@@ -14,8 +15,9 @@ from contextlib import contextmanager
 
 from sfrik.errors import Preempted
 
-__all__ = ["SIGNALS", "StopRequests", "place_reached", "stop", "stop_requests"]
+__all__ = ["GRACE", "SIGNALS", "StopRequests", "place_reached", "stop", "stop_requests"]
 
+GRACE = float(os.environ.get("SFRIK_GRACE", 30))  # seconds between asking a process to stop and ending it
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]  # Windows has no USR1
 
 

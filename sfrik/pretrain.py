@@ -8,7 +8,7 @@ the last bit.
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -167,13 +167,14 @@ class _Training:
             skip_broken=settings.skip_broken,
         )
         skipped: list[str] = []
-        for step, (batch, _, where) in enumerate(loader, at.step):
-            wanted = order[step * share : (step + 1) * share]
-            skipped += [self.images.name(int(i)) for i in wanted[wanted != where]]
-            embeddings, terms = self._step(batch, where)
-            at.step = step + 1
-            if at.step < self.steps_per_epoch:  # after the last one the epoch's own checkpoint follows
-                self._save_and_stop_if_asked(requests, started, skipped)
+        with closing(loader):  # its processes end here, and not when a traceback that holds it is let go of
+            for step, (batch, _, where) in enumerate(loader, at.step):
+                wanted = order[step * share : (step + 1) * share]
+                skipped += [self.images.name(int(i)) for i in wanted[wanted != where]]
+                embeddings, terms = self._step(batch, where)
+                at.step = step + 1
+                if at.step < self.steps_per_epoch:  # after the last one the epoch's own checkpoint follows
+                    self._save_and_stop_if_asked(requests, started, skipped)
         at.broken = sorted({*at.broken, *(name for names in all_objects(skipped) for name in names)})
         line = self._epoch_line(embeddings, terms, time.perf_counter() - started)
         self.at = _Place(at.epoch + 1, broken=at.broken)

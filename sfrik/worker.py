@@ -25,11 +25,9 @@ import sfrik.progress
 from sfrik.calls import unpack_call
 from sfrik.devices import pick_device
 from sfrik.errors import Preempted
-from sfrik.preemption import SIGNALS
+from sfrik.preemption import GRACE, SIGNALS
 
-__all__ = ["GRACE", "process_group"]
-
-GRACE = float(os.environ.get("SFRIK_GRACE", 30))  # seconds between asking a worker to stop and ending it
+__all__ = ["process_group"]
 
 
 @contextmanager

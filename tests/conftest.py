@@ -11,6 +11,14 @@ def cache_of_their_own(tmp_path_factory):
         yield
 
 
+LONGEST = "test_make_tables.py"
+ALONE = {"test_evaluation_resume.py", "test_faults.py", "test_launch.py", "test_launch_faults.py", "test_launch_notebook.py"}
+ALONE |= {"test_resume.py"}  # they bound the seconds in which several processes start and end
+
+
 def pytest_collection_modifyitems(items):
-    """The longest file first: where the files are shared out among processes, none waits for it at the end."""
-    items.sort(key=lambda item: item.path.name != "test_make_tables.py")
+    """The longest file first: where files are shared out among processes (`make test`), none waits for it at the end."""
+    items.sort(key=lambda item: item.path.name != LONGEST)
+    for item in items:
+        if item.path.name in ALONE:
+            item.add_marker(pytest.mark.alone)

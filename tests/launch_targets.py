@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from sfrik.progress import Progress
+
 
 def total(numbers: list[float], factor: float = 1.0) -> dict:
     """The sum over ranks of each rank's number, which every rank gets by a collective."""
@@ -79,3 +81,13 @@ def _until(path: Path) -> None:
     deadline = time.monotonic() + 60
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
+
+
+def show_progress() -> None:
+    """Tell of a training's progress, as `pretrain` does, with a line between."""
+    progress = Progress(8, 0, save=lambda **facts: None, show=dist.get_rank() == 0)
+    for step in (1, 2, 3):
+        progress.step(step, lambda: {"epoch": 0, "epochs": 2, "loss": 0.5})
+        progress.write(f"line {step}")
+        time.sleep(0.7)
+    progress.close()

@@ -13,7 +13,7 @@ from processes import descendants, named, seconds_to_end, wait_for
 
 from sfrik.errors import Preempted
 from sfrik.launch import WorkerError, launch
-from sfrik.worker import GRACE
+from sfrik.preemption import GRACE
 
 TESTS = Path(__file__).parent
 START = 120

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from sfrik.settings import PretrainSettings
 
 ROOT = Path(__file__).parents[1]
 SEED = 20220800
+RECIPE, CROPS = "smoke/sfrik_l2_q64", "smoke/vicreg_q64_swav"
 EPOCHS, STEPS = 5, 8  # 240 images in batches of 30
 COMMON = {"subset": 24, "batch_size": 30, "epochs": EPOCHS, "device": "cpu", "precision": "fp32", "log_every": 1, "knn_every": 4}
 OFTEN = {"checkpoint_minutes": 0.0005}  # 30 ms: one after nearly every step
@@ -47,8 +49,8 @@ def _one_thread(monkeypatch):
     torch.set_num_threads(threads)
 
 
-def settings(folder, recipe="smoke/sfrik_l2_q64", **overrides):
-    return PretrainSettings.from_recipe(recipe, **{**COMMON, "exp_dir": str(folder), **overrides})
+def settings(folder):
+    return PretrainSettings.from_recipe(RECIPE, **COMMON, exp_dir=str(folder))
 
 
 class Command:
@@ -61,7 +63,9 @@ class Command:
         command += [part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", str(value))]
         command += ["--nproc-per-node", str(processes)] if processes > 1 else []
         self.processes = processes
-        self.caller = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        self.caller = subprocess.Popen(command, env=environment, **pipes)
 
     def workers(self):
         """In the order of their ranks, which is the order in which they were started."""
@@ -106,12 +110,14 @@ def assert_same(folder, whole):
     assert Run(folder).state() is None
 
 
-def cut_steps(count: int, title: str, capsys) -> list[int]:
+def draw_steps(count: int) -> list[int]:
     """How many steps to make before each cut; together they leave some."""
-    steps = np.random.default_rng([SEED, len(title)]).integers(2, 8, count).tolist()
+    return np.random.default_rng([SEED, count]).integers(2, 8, count).tolist()
+
+
+def show_steps(title: str, steps: list[int], capsys) -> None:
     with capsys.disabled():
         print(f"\n{title}: seed {SEED}, steps before each cut {steps}")
-    return steps
 
 
 def show(title: str, cut: dict, capsys) -> None:
@@ -122,56 +128,55 @@ def show(title: str, cut: dict, capsys) -> None:
         )
 
 
-def test_one_process_cut_by_each_signal_ends_in_the_same_bytes_here_by_vicreg_on_many_crops(tmp_path, capsys):
-    recipe, whole, folder = "smoke/vicreg_q64_swav", tmp_path / "whole", tmp_path / "cut"
-    pretrain(settings(whole, recipe), progress=False)
-    signals = [signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1]
-    saved = []
-    for number, more in zip(signals, cut_steps(len(signals), "one process", capsys), strict=True):
-        cut = Command(folder, recipe, 1).cut(last_step(folder) + more, number)
-        show(f"{number.name} to the only process", cut, capsys)
-        assert cut["status"] == (-signal.SIGKILL if number == signal.SIGKILL else 75), cut["said"]
-        if number != signal.SIGKILL:
-            assert cut["saved"] == cut["reached"], "no step is lost"
-            assert f"stopped by {number.name} (saved in {folder} at epoch" in cut["said"]
-        saved.append(cut["saved"])
-    assert any(place % STEPS for place in saved), "one at least is within an epoch"
-    said = Command(folder, recipe, 1).finish()
-    assert f"going on after epoch {saved[-1] // STEPS}, step {saved[-1] % STEPS} of {STEPS}" in said
-    assert_same(folder, whole)
+@pytest.fixture(scope="module", autouse=True)
+def one_process(tmp_path_factory):
+    """The cuts of a run on one process, beside those of the run on three: most of the time goes to starting interpreters."""
+    root = tmp_path_factory.mktemp("one")
+    whole, folder = root / "whole", root / "cut"
+
+    def work() -> list[tuple[signal.Signals | None, int, dict]]:
+        Command(whole, CROPS, 1, checkpoint_minutes=10).finish()
+        cuts = []
+        for number, more in zip((signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1), draw_steps(3), strict=True):
+            cuts.append((number, more, Command(folder, CROPS, 1).cut(last_step(folder) + more, number)))
+        cuts.append((None, 0, {"said": Command(folder, CROPS, 1).finish()}))
+        return cuts
+
+    with ThreadPoolExecutor(1) as executor:
+        yield executor.submit(work), whole, folder
 
 
 def test_three_processes_cut_by_each_signal_end_in_the_same_bytes_and_others_may_go_on(tmp_path, capsys):
     whole, folder = tmp_path / "whole", tmp_path / "cut"
     launch("sfrik.pretrain:pretrain", settings(whole), False, nproc_per_node=3)
-    recipe = "smoke/sfrik_l2_q64"
-    steps = cut_steps(4, "three processes", capsys)
+    steps = draw_steps(4)
+    show_steps("three processes", steps, capsys)
 
-    cut = Command(folder, recipe, 3).cut(steps[0], signal.SIGTERM)
+    cut = Command(folder, RECIPE, 3).cut(steps[0], signal.SIGTERM)
     show("SIGTERM to the caller", cut, capsys)
     assert cut["status"] == 75, cut["said"]
     assert f"stopped by SIGTERM (saved in {folder} at epoch" in cut["said"]
     assert cut["saved"] == cut["reached"]
     other = shutil.copytree(folder, tmp_path / "other")
 
-    cut = Command(folder, recipe, 3).cut(last_step(folder) + steps[1], signal.SIGUSR1, rank=2)
+    cut = Command(folder, RECIPE, 3).cut(last_step(folder) + steps[1], signal.SIGUSR1, rank=2)
     show("SIGUSR1 to rank 2 alone", cut, capsys)
     assert cut["status"] == 75, cut["said"]
     assert f"stopped by SIGUSR1 (saved in {folder} at epoch" in cut["said"]
     assert cut["saved"] == cut["reached"], "all of them agree"
 
-    cut = Command(folder, recipe, 3).cut(last_step(folder) + steps[2], signal.SIGKILL)
+    cut = Command(folder, RECIPE, 3).cut(last_step(folder) + steps[2], signal.SIGKILL)
     show("SIGKILL to the caller", cut, capsys)
     assert cut["saved"] == cut["reached"], "the workers save by themselves"
 
-    cut = Command(folder, recipe, 3).cut(last_step(folder) + steps[3], signal.SIGKILL, rank=1)
+    cut = Command(folder, RECIPE, 3).cut(last_step(folder) + steps[3], signal.SIGKILL, rank=1)
     show("SIGKILL to rank 1", cut, capsys)
     assert cut["status"] == 1
     assert "rank 1 on" in cut["said"]
     assert "was ended by SIGKILL before it could say why" in cut["said"]
     assert cut["to_end"] < REPORT
 
-    Command(folder, recipe, 3).finish()
+    Command(folder, RECIPE, 3).finish()
     assert_same(folder, whole)
     resumed = read_json(folder / "provenance.json")["resumed"]
     assert len(resumed) == 4
@@ -182,3 +187,19 @@ def test_three_processes_cut_by_each_signal_end_in_the_same_bytes_and_others_may
     lines = Run(other).metrics()
     assert [line["step"] for line in lines if "step" in line] == list(range(EPOCHS * STEPS))
     assert Run(other).backbone.read_bytes() != Run(whole).backbone.read_bytes(), "what is said to differ does"
+
+
+def test_one_process_cut_by_each_signal_ends_in_the_same_bytes_here_by_vicreg_on_many_crops(one_process, capsys):
+    outcome, whole, folder = one_process
+    *cuts, (_, _, end) = outcome.result()
+    show_steps("one process", [more for _, more, _ in cuts], capsys)
+    for number, _, cut in cuts:
+        show(f"{number.name} to the only process", cut, capsys)
+        assert cut["status"] == (-signal.SIGKILL if number == signal.SIGKILL else 75), cut["said"]
+        if number != signal.SIGKILL:
+            assert cut["saved"] == cut["reached"], "no step is lost"
+            assert f"stopped by {number.name} (saved in {folder} at epoch" in cut["said"]
+    places = [cut["saved"] for _, _, cut in cuts]
+    assert any(place % STEPS for place in places), "one at least is within an epoch"
+    assert f"going on after epoch {places[-1] // STEPS}, step {places[-1] % STEPS} of {STEPS}" in end["said"]
+    assert_same(folder, whole)

@@ -117,6 +117,7 @@ def halted_in_training(job: str, root: Path):
     wait_for(lambda: metrics.is_file() and metrics.stat().st_size, 60, "the first step", 0.005)
     worker = psutil.Process(int(pid))
     worker.suspend()
+    wait_for(lambda: worker.status() == psutil.STATUS_STOPPED, 5, "the halt", 0.001)
     assert not run.backbone.exists(), "the training had ended before it could be halted"
     return worker
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,11 @@ def _batches(
     training = backbone.training
     backbone.eval()
     try:
-        for (batch,), targets, _ in batches(images, indices, views, batch_size, device=device, workers=workers):
-            with autocast(device, precision):
-                features = backbone(batch.contiguous(memory_format=torch.channels_last))
-            yield features.float().cpu(), targets.cpu()
+        with closing(batches(images, indices, views, batch_size, device=device, workers=workers)) as loader:
+            for (batch,), targets, _ in loader:
+                with autocast(device, precision):
+                    features = backbone(batch.contiguous(memory_format=torch.channels_last))
+                yield features.float().cpu(), targets.cpu()
     finally:
         backbone.train(training)
 
