@@ -117,7 +117,7 @@ def calculated_tables() -> list[str]:
     for q in DIMS:
         parameters = network(q)[0]
         # in floats the gather of two views sends 2 n q, three times that as the original, and DDP 2 P; the peak is 4 n q
-        rows = (parameters / q, parameters / (3 * q), 20e9 / (4 * q * FLOAT))
+        rows = (parameters / q, parameters / (3 * q), 20e9 / (2 * q * FLOAT))
         limits.append([str(q), number(parameters / 1e6), *(f"{x:.0f}" for x in rows)])
     case = ["N", "n", "q"]
     ports = [f"{what}, {port}" for what in ("here", "original", "DDP") for port in ("one port", "eight")]
