@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from sfrik.listing import class_folders, list_images
 from sfrik.preemption import GRACE, SIGNALS
 from sfrik.views import Views
 
-__all__ = ["Images", "batches", "class_members", "class_subset", "derived_seed", "image_files", "load_images"]
+__all__ = ["Images", "batches", "class_members", "class_subset", "deaths_told", "derived_seed", "image_files", "load_images"]
 
 MNIST5K_TRAIN, MNIST5K_TUNE = 350, 50  # images a class; the other 100 are the test split
 MOST_SKIPPED = 100  # broken images in a row; more are a fault of the disk, not of the images
@@ -203,11 +203,22 @@ def batches(
 
 def _with_plain_errors(loader: DataLoader, batch_size: int) -> Iterator[list[Tensor]]:
     """The loader's batches; an error in a worker is told in its own words, without the worker's traceback around it."""
+    with deaths_told(loader.num_workers, batch_size):
+        try:
+            yield from loader
+        except SfrikError as error:
+            _let_go(error)
+            raise SfrikError(str(error).strip().splitlines()[-1].split("SfrikError: ", 1)[-1]) from None
+
+
+@contextmanager
+def deaths_told(workers: int, batch_size: int) -> Iterator[None]:
+    """Within it the death of a process that decodes is an error that says what to lower.
+
+    PyTorch raises it from a signal's handler, wherever the program then is: in the loader, or in what uses its batches.
+    """
     try:
-        yield from loader
-    except SfrikError as error:
-        _let_go(error)
-        raise SfrikError(str(error).strip().splitlines()[-1].split("SfrikError: ", 1)[-1]) from None
+        yield
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
@@ -215,8 +226,8 @@ def _with_plain_errors(loader: DataLoader, batch_size: int) -> Iterator[list[Ten
         reason = str(error).splitlines()[0].rstrip(". ")
         raise SfrikError(
             f"a process that decodes images ended ({reason}), most often because memory, or the shared memory in /dev/shm, ran "
-            f"out: lower workers (now {loader.num_workers} for each training process) or batch_size (now {batch_size} on each), "
-            "or give the job more memory"
+            f"out: lower workers (now {workers} for each training process) or batch_size (now {batch_size} on each), or give the "
+            "job more memory"
         ) from None
 
 

@@ -21,7 +21,7 @@ from sfrik import diagnostics
 from sfrik.build import Encoder, build_encoder, build_objective, distribute
 from sfrik.checkpoints import random_state, restore_random_state
 from sfrik.collectives import all_objects, all_rows, largest_over_processes, rank, rank_zero_says, world_size
-from sfrik.datasets import Images, batches, derived_seed, load_images
+from sfrik.datasets import Images, batches, deaths_told, derived_seed, load_images
 from sfrik.devices import autocast, pick_device, pick_precision
 from sfrik.errors import Preempted, SfrikError
 from sfrik.evaluate.features import extract
@@ -167,7 +167,8 @@ class _Training:
             skip_broken=settings.skip_broken,
         )
         skipped: list[str] = []
-        with closing(loader):  # its processes end here, and not when a traceback that holds it is let go of
+        # its processes end here, and not when a traceback that holds it is let go of
+        with deaths_told(settings.workers, share), closing(loader):
             for step, (batch, _, where) in enumerate(loader, at.step):
                 wanted = order[step * share : (step + 1) * share]
                 skipped += [self.images.name(int(i)) for i in wanted[wanted != where]]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sfrik.checkpoints import random_state, restore_random_state
-from sfrik.datasets import Images, batches
+from sfrik.datasets import Images, batches, deaths_told
 from sfrik.errors import SfrikError
 from sfrik.evaluate.classifier import rate_groups, set_cosine_rates
 from sfrik.evaluate.resume import EvaluationCheckpoint
@@ -160,7 +160,8 @@ class Training:
             workers=settings.workers,
             first=at.step,
         )
-        with closing(loader):  # its processes end here, and not when a traceback that holds it is let go of
+        # its processes end here, and not when a traceback that holds it is let go of
+        with deaths_told(settings.workers, settings.batch_size), closing(loader):
             for (batch,), labels, _ in loader:
                 losses = self._step(batch, labels)
                 if at.step == self.steps:
