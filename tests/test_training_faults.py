@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 from torch.utils.data import get_worker_info
 
 from sfrik.build import Encoder
-from sfrik.datasets import MOST_SKIPPED, Images, batches
+from sfrik.datasets import MOST_SKIPPED, Images, batches, deaths_told
 from sfrik.errors import SfrikError
 from sfrik.files import read_json
 from sfrik.objectives import SFRIK, NotFinite, VICReg
@@ -132,6 +133,13 @@ def test_many_broken_images_in_a_row_are_a_fault_of_the_disk():
 # --- processes that decode
 
 
+def read_all(loader) -> None:
+    """As a training does: PyTorch raises the death of the process in the loader or in what uses its batches."""
+    with deaths_told(1, 2), closing(loader):
+        for _ in loader:
+            pass
+
+
 def test_a_decoding_process_that_is_killed_says_what_to_lower():
     def open_image(index):
         if get_worker_info() is not None and index == 5:
@@ -143,8 +151,7 @@ def test_a_decoding_process_that_is_killed_says_what_to_lower():
     with pytest.raises(
         SfrikError, match=r"a process that decodes images ended .*lower workers \(now 1 .*or batch_size \(now 2 on each\)"
     ):
-        for _ in loader:
-            pass
+        read_all(loader)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
