@@ -18,6 +18,7 @@ import json
 import os
 import queue
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -111,6 +112,7 @@ def _start(nproc: int, nodes: int, environment: dict[str, str]) -> list[subproce
         step += ["--kill-on-bad-exit=1", "--unbuffered"]
         if cpus := environment.get("SLURM_CPUS_PER_TASK"):
             step.append(f"--cpus-per-task={cpus}")
+        step += shlex.split(environment.get("SFRIK_PREFIX", ""))  # a container, which srun starts the workers in
         return [subprocess.Popen([*step, *worker], env=environment, **options)]
     return [
         subprocess.Popen(worker, env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}, **options)

@@ -100,7 +100,7 @@ def workers(job: str) -> dict[int, Any]:
     """A job's workers by their rank."""
     found = {}
     for process in processes(job):
-        if "sfrik.worker" in process.cmdline() and "SLURM_PROCID" in process.environ():  # srun itself has no rank
+        if "sfrik.worker" in process.cmdline() and "SLURM_STEP_ID" in process.environ():  # srun itself is in no step
             found[int(process.environ()["SLURM_PROCID"])] = process
     return found
 
