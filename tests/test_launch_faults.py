@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("psutil", reason="comes with ipykernel")
-from processes import descendants, named, seconds_to_end, wait_for
+from processes import named, seconds_to_end, wait_for
 
 from sfrik.errors import Preempted
 from sfrik.launch import WorkerError, launch
@@ -85,7 +85,7 @@ def test_a_signal_to_the_caller_stops_the_workers_and_leaves_its_handlers_as_the
         there = []
 
         def act():
-            there.extend(descendants())
+            there.extend(named("sfrik.worker"))
             os.kill(os.getpid(), number)
 
         soon(lambda: len(list(tmp_path.iterdir())) == 2, act)
