@@ -60,7 +60,7 @@ def test_each_of_two_processes_keeps_its_images_and_embeddings_of_a_loss_that_is
     assert set(first) - set(second) == {"model", "optimizer", "scaler"}, "which are the same on all"
     state = Run(tmp_path).state()
     assert state["state"] == "failed"
-    assert "the loss is not finite" in state["error"], "the cause, not what the other process says of its loss"
+    assert "the loss is not finite" in state["error"]
 
 
 # --- processes that decode
@@ -97,6 +97,16 @@ def test_a_training_whose_decoding_process_is_killed_says_what_to_lower_and_leav
     assert len(seen) == 2
     assert not any(lives(process) for process in seen)
     assert "lower workers" in read_json(tmp_path / "run" / "state.json")["error"]
+
+
+def test_what_one_of_two_processes_fails_of_is_the_error_and_not_what_the_other_says_of_its_loss(tmp_path):
+    settings = photographs(tmp_path / "images", tmp_path / "run", workers=0)
+    (tmp_path / "images" / "train" / "b" / "3.png").write_bytes(b"no image")
+    with pytest.raises(WorkerError, match=r"cannot read image .*b/3\.png: not an image file"):
+        launch("sfrik.pretrain:pretrain", settings, nproc_per_node=2)
+    state = Run(tmp_path / "run").state()
+    assert state["state"] == "failed"
+    assert state["error"].startswith("cannot read image")
 
 
 # --- awkward moments
