@@ -209,6 +209,9 @@ def _with_plain_errors(loader: DataLoader, batch_size: int) -> Iterator[list[Ten
         except SfrikError as error:
             _let_go(error)
             raise SfrikError(str(error).strip().splitlines()[-1].split("SfrikError: ", 1)[-1]) from None
+        except (EOFError, ConnectionError, FileNotFoundError) as error:  # of the pipe that a batch came through
+            _let_go(error)
+            raise RuntimeError("DataLoader worker is gone, while it handed over a batch") from None
 
 
 @contextmanager

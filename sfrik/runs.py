@@ -24,7 +24,7 @@ from typing import Any
 
 from sfrik.checkpoints import Checkpoints
 from sfrik.errors import SfrikError
-from sfrik.files import file_hash, read_json, write_json
+from sfrik.files import file_hash, read_json, write_json, write_text
 from sfrik.provenance import commit, now
 from sfrik.settings import Settings
 
@@ -111,8 +111,7 @@ class Run:
         path = self.folder / "metrics.jsonl"
         lines = self.metrics()
         kept = [line for line in lines if line["epoch"] < epoch or line.get("step", step) < step]
-        with path.open("w") as file:
-            file.writelines(json.dumps(line) + "\n" for line in kept)
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))  # at once: a kill must not lose what was kept
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; a last line that was cut short is left out."""
@@ -163,7 +162,11 @@ class Run:
             file.truncate(0)
             file.write(f"pid {os.getpid()} on {socket.gethostname()}{job}")
             file.flush()
-            yield
+            _held.add(file)
+            try:
+                yield
+            finally:
+                _held.discard(file)
 
     def is_locked(self) -> bool:
         """Whether a living process is writing the folder."""
@@ -209,6 +212,11 @@ class Run:
         }
         write_json(self.folder / f"{protocol}.json", whole)
         return whole
+
+
+_held: set = set()  # the files that this process has locked
+if hasattr(os, "register_at_fork"):  # a forked child, as one that decodes images, would hold the lock of a parent that is dead
+    os.register_at_fork(after_in_child=lambda: [file.close() for file in _held])
 
 
 def _take(file) -> bool:

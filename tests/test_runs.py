@@ -258,6 +258,33 @@ def test_the_lock_refuses_a_second_process_and_is_free_after_the_first_has_died(
         assert (run.folder / "lock").read_text().startswith(f"pid {os.getpid()} on ")
 
 
+FORKING = """
+import os, sys, time
+from sfrik.runs import Run
+with Run(sys.argv[1]).lock():
+    child = os.fork()  # as the processes that decode images are
+    if child:
+        print(child, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_lock_of_a_dead_process_is_not_held_by_its_forked_children(run):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", FORKING, str(run.folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as holder:
+        child = int(holder.stdout.readline())
+        try:
+            assert run.is_locked()
+            holder.kill()
+            holder.wait()
+            os.kill(child, 0)  # it lives
+            with run.lock():
+                pass
+        finally:
+            os.kill(child, 9)
+
+
 def test_the_lock_is_free_again_after_an_error(run):
     with pytest.raises(ZeroDivisionError), run.lock():
         raise ZeroDivisionError
