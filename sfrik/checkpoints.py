@@ -77,7 +77,7 @@ class Checkpoints:
         """The newest checkpoint that is whole; None where there is none. A broken one is reported and renamed.
 
         Raises:
-            SfrikError: there are checkpoints and all of them are broken.
+            SfrikError: there are checkpoints and all of them are broken. OSError: the file system does not give one.
         """
         broken = []
         for path in self.paths:
@@ -86,6 +86,8 @@ class Checkpoints:
             try:
                 _check_sums(path)
                 return torch.load(path, map_location="cpu", weights_only=True)
+            except (OSError, MemoryError):  # of the file system or the machine: the file may be whole, and stays
+                raise
             except Exception as error:  # zipfile and torch raise several kinds for a file that is cut short
                 # renamed, or the next save would put it in the place of the one before, which is whole
                 aside = path.with_suffix(".broken")

@@ -153,6 +153,19 @@ def test_weights_that_are_not_finite_are_not_saved(run):
     assert run.checkpoints.load() == {"epoch": 1}
 
 
+def test_a_file_system_that_does_not_answer_costs_no_checkpoint(run, monkeypatch):
+    run.checkpoints.save({"epoch": 1})
+
+    def unreachable(*arguments, **keywords):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", unreachable)
+        with pytest.raises(OSError, match="Input/output error"):
+            run.checkpoints.load()
+    assert run.checkpoints.load() == {"epoch": 1}
+
+
 def test_where_no_checkpoint_can_be_read_a_person_decides(run, capsys):
     assert run.checkpoints.load() is None
     (run.folder / "checkpoint.pt").write_text("nothing")
