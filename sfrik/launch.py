@@ -71,8 +71,9 @@ def launch(
     if nproc * nodes == 1 and not _starts_steps():
         return resolve(name)(*args, **kwargs)
     call = pack_call(name, args, kwargs)
-    address = os.environ.get("SLURM_LAUNCH_NODE_IPADDR", socket.gethostname()) if nodes > 1 else "127.0.0.1"
-    store = dist.TCPStore(address if nodes > 1 else "127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    here = nodes == 1 and (not _starts_steps() or "SLURMD_NODENAME" in os.environ)  # all workers on the caller's machine
+    address = "127.0.0.1" if here else os.environ.get("SLURM_LAUNCH_NODE_IPADDR", socket.gethostname())
+    store = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False)
     store.set("call", call)
     environment = {
         **os.environ,
@@ -110,6 +111,8 @@ def _start(nproc: int, nodes: int, environment: dict[str, str]) -> list[subproce
     if _starts_steps():
         step = ["srun", "--overlap", f"--nodes={nodes}", f"--ntasks={nproc * nodes}", f"--ntasks-per-node={nproc}"]
         step += ["--kill-on-bad-exit=1", "--unbuffered"]
+        if nodes == 1 and "SLURMD_NODENAME" in environment:  # of an allocation of several, the one where the caller is
+            step.append(f"--nodelist={environment['SLURMD_NODENAME']}")
         if cpus := environment.get("SLURM_CPUS_PER_TASK"):
             step.append(f"--cpus-per-task={cpus}")
         step += shlex.split(environment.get("SFRIK_PREFIX", ""))  # a container, which srun starts the workers in

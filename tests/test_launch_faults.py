@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ pytest.importorskip("psutil", reason="comes with ipykernel")
 from processes import named, seconds_to_end, wait_for
 
 from sfrik.errors import Preempted
-from sfrik.launch import WorkerError, launch
+from sfrik.launch import WorkerError, _start, launch
 from sfrik.preemption import GRACE
 
 TESTS = Path(__file__).parent
@@ -95,3 +96,20 @@ def test_a_signal_to_the_caller_stops_the_workers_and_leaves_its_handlers_as_the
         seconds_to_end(there, 1)
     finally:
         signal.signal(number, before)
+
+
+def test_the_step_of_one_node_is_on_the_node_of_the_caller_and_in_the_sites_container(tmp_path, monkeypatch):
+    srun = tmp_path / "srun"
+    srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    srun.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.delenv("SLURM_STEP_ID", raising=False)
+    environment = {**os.environ, "SLURMD_NODENAME": "node2", "SFRIK_PREFIX": "apptainer exec 'an image.sif'"}
+    (step,) = _start(1, 1, environment)
+    words = step.communicate()[0].splitlines()
+    assert words[:4] == ["--overlap", "--nodes=1", "--ntasks=1", "--ntasks-per-node=1"]
+    assert "--nodelist=node2" in words
+    assert words[-6:] == ["apptainer", "exec", "an image.sif", sys.executable, "-m", "sfrik.worker"]
+    (step,) = _start(2, 2, environment)
+    assert not any(word.startswith("--nodelist") for word in step.communicate()[0].splitlines())
