@@ -208,10 +208,10 @@ def run_recipe(
                     stop(requests.number, f"before {stage.notebook}")
                 execute(stage.notebook, parameters, run.folder / stage.copy)
             except (Preempted, KeyboardInterrupt):
-                run.say(**{**(run.state() or {}), "state": "preempted", "stage": name})
+                run.say_at_last("preempted", stage=name)
                 raise
             except SfrikError as error:
-                run.say(**{**(run.state() or {}), "state": "failed", "stage": name, "error": str(error)})
+                run.say_at_last("failed", stage=name, error=str(error))
                 raise
         run.say_done()
 

@@ -104,9 +104,8 @@ class Objective(nn.Module, ABC):
         values = {name: float(value) for name, value in terms.parts.items()}
         bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
         finite = [f"{name} {value:.4g}" for name, value in values.items() if math.isfinite(value)]
-        what = f"the loss is not finite: {', '.join(bad) or 'the weighted sum overflows'}" + (
-            f" ({', '.join(finite)})" if finite else ""
-        )
+        what = f"the loss is not finite: {', '.join(bad) or 'the weighted sum overflows'}"
+        what += f" ({', '.join(finite)})" if finite else ""
         broken = [(~torch.isfinite(view)).any(dim=1).nonzero().flatten().tolist() for view in views]
         where = [
             f"view {k} holds NaN or infinite values in {len(rows)} of {len(views[k])} rows (first: row {rows[0]})"

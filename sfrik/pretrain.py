@@ -176,7 +176,7 @@ class _Training:
                 at.step = step + 1
                 if at.step < self.steps_per_epoch:  # after the last one the epoch's own checkpoint follows
                     self._save_and_stop_if_asked(requests, started, skipped)
-        at.broken = sorted({*at.broken, *(name for names in all_objects(skipped) for name in names)})
+        self._gather_broken(skipped)
         line = self._epoch_line(embeddings, terms, time.perf_counter() - started)
         self.at = _Place(at.epoch + 1, broken=at.broken)
         if rank() == 0:
@@ -222,11 +222,14 @@ class _Training:
         due = rank() == 0 and time.monotonic() - self.saved > 60 * self.settings.checkpoint_minutes
         number, save = largest_over_processes([requests.number, int(due)], self.device)
         if number or save:
-            at = self.at
-            at.seconds = time.perf_counter() - started
-            at.broken = sorted({*at.broken, *(name for names in all_objects(skipped) for name in names)})
+            self.at.seconds = time.perf_counter() - started
+            self._gather_broken(skipped)
             self._save()
             self._stop_if(number)
+
+    def _gather_broken(self, skipped: list[str]) -> None:
+        """Add what this process and the others have skipped to what is known."""
+        self.at.broken = sorted({*self.at.broken, *(name for names in all_objects(skipped) for name in names)})
 
     def _stop_if(self, number: int) -> None:
         if number == 0:

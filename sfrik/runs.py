@@ -135,6 +135,10 @@ class Run:
         path = self.folder / "state.json"
         return read_json(path) if path.is_file() else None
 
+    def say_at_last(self, state: str, **facts: Any) -> None:
+        """Why the run stopped, added to what it said before, such as the epoch."""
+        self.say(state, **{name: value for name, value in {**(self.state() or {}), **facts}.items() if name != "state"})
+
     def say_done(self) -> None:
         (self.folder / "state.json").unlink(missing_ok=True)
 

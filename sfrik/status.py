@@ -18,6 +18,7 @@ from sfrik.campaign import missing_stages
 from sfrik.errors import SfrikError
 from sfrik.experiments import EXPERIMENTS, experiment, grids, rows_of
 from sfrik.files import read_json
+from sfrik.progress import duration
 from sfrik.runs import Run
 from sfrik.settings import results_root, run_folder
 from sfrik.slurm import QueuedJob, queued_jobs
@@ -158,15 +159,9 @@ def _reached(facts: dict[str, Any]) -> str:
     if facts.get("stage") == "pretrain" and "epoch" in facts:  # what is left of it in the state of a later stage is stale
         parts.append(f"epoch {min(facts['epoch'] + 1, facts['epochs'])}/{facts['epochs']}")
         parts += [f"loss {facts['loss']:.4f}"] if facts.get("loss") is not None else []
-        parts += [_duration(facts["seconds_left"])] if facts.get("seconds_left") is not None else []
+        parts += [f"{duration(facts['seconds_left'])} left"] if facts.get("seconds_left") is not None else []
     stage = facts.get("stage", "starting")
     return f"{stage}: {', '.join(parts)}" if parts else stage
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s left"
-    return f"{seconds / 60:.0f} min left" if seconds < 6000 else f"{seconds / 3600:.1f} h left"
 
 
 def _reason(folder: Path) -> str:

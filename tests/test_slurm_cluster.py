@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rendered import assert_cells_are_scores
 
 from sfrik.experiments import rows_of
 from sfrik.runs import Run
@@ -174,15 +175,8 @@ def table(tmp_path_factory, undisturbed):
 
 def test_table1_through_slurm_has_every_row(table):
     folder = table[0] / "smoke"
-    lines = (folder / "tables" / "table1.csv").read_text().splitlines()
-    rows = rows_of("table1", "smoke")
-    assert len(lines) == 1 + len(rows)
-    for row, line in zip(rows, lines[1:], strict=True):
-        assert line.startswith(f"{row.method},")
-        for protocol in ("linear", "logistic", "knn"):
-            score = json.loads((folder.parent / row.recipe / "seed0" / f"{protocol}.json").read_text())
-            value = score["top1_at"]["20"] if protocol == "knn" else score["top1"]
-            assert f"{value:.3f}" in line
+    assert_cells_are_scores(folder, "table1")
+    for row in rows_of("table1", "smoke"):
         origin = json.loads((folder.parent / row.recipe / "seed0" / "provenance.json").read_text())
         assert origin["slurm_job"].isdigit()
         assert origin["hardware"]["processes"] == (1 if row.q is None else 4)

@@ -1,0 +1,19 @@
+"""What several test files ask of a rendered table."""
+
+import json
+from pathlib import Path
+
+from sfrik.experiments import rows_of
+
+
+def assert_cells_are_scores(folder: Path, table: str) -> None:
+    """Each row of a table of a profile's folder holds the scores of its run, seed 0: linear probing, logistic, 20-NN."""
+    lines = (folder / "tables" / f"{table}.csv").read_text().splitlines()
+    rows = rows_of(table, folder.name)
+    assert len(lines) == 1 + len(rows)
+    for row, line in zip(rows, lines[1:], strict=True):
+        assert line.startswith(f"{row.method},")
+        for protocol in ("linear", "knn", "logistic"):
+            score = json.loads((folder.parent / row.recipe / "seed0" / f"{protocol}.json").read_text())
+            value = score["top1_at"]["20"] if protocol == "knn" else score["top1"]
+            assert f"{value:.3f}" in line
