@@ -208,7 +208,10 @@ def run_recipe(
                     stop(requests.number, f"before {stage.notebook}")
                 execute(stage.notebook, parameters, run.folder / stage.copy)
             except (Preempted, KeyboardInterrupt):
-                run.say_at_last("preempted", stage=name)
+                if missing_stages(recipe, seed, root, stages):
+                    run.say_at_last("preempted", stage=name)
+                else:  # it came when all was done
+                    run.say_done()
                 raise
             except SfrikError as error:
                 run.say_at_last("failed", stage=name, error=str(error))

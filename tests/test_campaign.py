@@ -10,7 +10,7 @@ from sfrik import campaign
 from sfrik.campaign import missing_stages, render_all, run_recipe, write_choices
 from sfrik.complexity import hardware
 from sfrik.devices import pick_device
-from sfrik.errors import SfrikError
+from sfrik.errors import Preempted, SfrikError
 from sfrik.evaluate.protocols import evaluate
 from sfrik.experiments import grids
 from sfrik.files import write_json
@@ -96,3 +96,20 @@ def test_a_cost_that_was_measured_on_other_hardware_is_measured_again(tmp_path, 
     write_json(folder / "table5.json", {"hardware": "cuda: another"})
     campaign._measure_complexity("table5", "smoke", 0, tmp_path)
     assert executed == ["table5"]
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_a_run_that_is_stopped_says_where_unless_all_is_done(tmp_path, monkeypatch, done):
+    run = Run(tmp_path / "smoke" / "sfrik_l3_q64" / "seed0")
+
+    def stopped(*arguments):
+        run.say("running", stage="pretrain", epoch=3)
+        if done:
+            monkeypatch.setattr(campaign, "missing_stages", lambda *arguments: [])
+        raise Preempted("stopped by SIGTERM (somewhere); the same command goes on from there")
+
+    monkeypatch.setattr(campaign, "execute", stopped)
+    with pytest.raises(Preempted):
+        run_recipe("smoke/sfrik_l3_q64", 0, tmp_path, ("pretrain",))
+    said = run.state()
+    assert said is None if done else (said["state"], said["epoch"], said["stage"]) == ("preempted", 3, "pretrain")

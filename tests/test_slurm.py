@@ -572,7 +572,11 @@ def test_the_runs_of_the_choice_are_known_once_it_is_written_down(root):
 def test_the_makefile_hands_on_the_flags_that_are_set_and_no_others():
     def flags(*variables):
         made = subprocess.run(
-            ["make", "-n", "table1", "VENV=", *variables], cwd=CHECKOUT, capture_output=True, text=True, check=True
+            ["make", "-n", "--no-print-directory", "table1", "VENV=", *variables],
+            cwd=CHECKOUT,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         return shlex.split(made.stdout.replace("\\\n", ""))[-8:]
 
