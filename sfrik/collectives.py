@@ -20,8 +20,10 @@ from torch import Tensor
 __all__ = [
     "all_objects",
     "all_rows",
+    "all_vectors",
     "largest_over_processes",
     "mean_over_rows",
+    "other_rows",
     "rank",
     "rank_zero_says",
     "row_counts",
@@ -71,6 +73,34 @@ def row_counts(rows: int, device: torch.device) -> list[int]:
     counts = torch.empty(world_size(), dtype=torch.int64, device=device)
     _gather(counts, torch.tensor([rows], device=device))
     return counts.tolist()
+
+
+def other_rows(views: Sequence[Tensor], counts: list[int]) -> list[list[Tensor]]:
+    """The rows of the other processes, of several views in one exchange and outside of autograd.
+
+    Args:
+        views: each [n_local, q]. counts: `row_counts` of them.
+
+    Returns:
+        For each view those of the processes before this one and those of the processes after it, without empty ones.
+    """
+    if world_size() == 1:
+        return [[] for _ in views]
+    with torch.no_grad():
+        together = _AllRows.apply(torch.cat(list(views), dim=1), counts)
+    start = sum(counts[: rank()])
+    parts = together[:start], together[start + counts[rank()] :]
+    columns = [part.split(views[0].shape[1], dim=1) for part in parts if len(part)]
+    return [list(of_view) for of_view in zip(*columns, strict=True)]
+
+
+def all_vectors(x: Tensor) -> Tensor:
+    """The vector [k] of each process as a row of [N, k], outside of autograd."""
+    if world_size() == 1:
+        return x.detach()[None]
+    out = x.new_empty((world_size(), len(x)))
+    _gather(out.view(-1), x.detach().contiguous())
+    return out
 
 
 def all_rows(views: Sequence[Tensor]) -> list[Tensor]:

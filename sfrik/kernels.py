@@ -85,6 +85,21 @@ class RotationInvariantKernel:
         slopes = [b * l * (l + q - 2) / (q - 1) for l, b in enumerate(self.coefficients, start=1)]
         return _series(t, slopes, q + 2)
 
+    @property
+    def monomials(self) -> tuple[float, ...]:
+        """`c_0, ..., c_L` with `phi(t) = sum_k c_k t^k`. Of degree 4 and less as accurate as the Legendre series; beyond, in a
+        small dimension, the terms are far larger than their sum."""
+        q = self.dim
+        before, current = np.array([1.0]), np.array([0.0, 1.0])
+        total = np.zeros(self.degree + 1)
+        for l, b in enumerate(self.coefficients, start=1):
+            if l > 1:
+                following = np.concatenate([[0.0], (2 * l + q - 4) / (l + q - 3) * current])
+                following[: l - 1] -= (l - 1) / (l + q - 3) * before
+                before, current = current, following
+            total[: l + 1] += b * current
+        return tuple(total.tolist())
+
     @classmethod
     def truncated(cls, weights: Sequence[float], dim: int) -> RotationInvariantKernel:
         """The paper's SFRIK kernel: `weights` are `b_1..b_L`, for instance (1, 40, 40)."""

@@ -22,18 +22,20 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from sfrik.collectives import all_rows, mean_over_rows, world_size
+from sfrik.closed_form import row_products
+from sfrik.collectives import all_vectors, other_rows, sum_over_processes, world_size
 from sfrik.kernels import RotationInvariantKernel
-from sfrik.mmd import gram_means
+from sfrik.loss_terms import Batch, LossTerms
+from sfrik.mmd import LOW, MMD, Cost
+from sfrik.pairs import largest_pair, pair_sum, symmetric_product, tiles
 
 __all__ = ["AUH", "SFRIK", "LossTerms", "NotFinite", "SimCLR", "VICReg"]
+
+EXPONENTS = 80.0  # exp(-80) is far from underflow in float32
 
 
 class NotFinite(ValueError):
@@ -44,16 +46,14 @@ class NotFinite(ValueError):
         self.rows = list(rows)
 
 
-@dataclass(frozen=True)
-class LossTerms:
-    """`loss`, the scalar to minimise, and `parts`, the unweighted terms by name (detached, of the whole batch)."""
-
-    loss: Tensor
-    parts: dict[str, Tensor]
-
-
 class Objective(nn.Module, ABC):
-    """What the four share: the checks, the pairs of views, the averages."""
+    """What the four share: the checks, the pairs of views, the averages.
+
+    Attributes:
+        equal_rows: say True where every process always has the same number of rows: the exchange of their numbers is saved.
+    """
+
+    equal_rows = False
 
     def forward(self, views: Sequence[Tensor], anchors: Sequence[int] = (0, 1), regularise: str = "all") -> LossTerms:
         """Loss terms of the views.
@@ -69,16 +69,16 @@ class Objective(nn.Module, ABC):
         views, anchors = list(views), list(anchors)
         self._check(views, anchors, regularise)
         regularised = range(len(views)) if regularise == "all" else anchors
-        views_in_full = [view.float() if view.dtype != torch.float64 else view for view in views]
+        in_full = [view.float() if view.dtype in LOW else view for view in views]
         with torch.autocast(views[0].device.type, enabled=False):  # it would take the products of float32 rows in bfloat16
-            terms = self.terms(views_in_full, anchors, regularised)
+            terms = self.terms(in_full, anchors, regularised, views[0].dtype)
         if not torch.isfinite(terms.loss):
             raise self._not_finite(views, terms)
         return terms
 
     @abstractmethod
-    def terms(self, views: list[Tensor], anchors: list[int], regularised: Sequence[int]) -> LossTerms:
-        """The objective's own formula, on checked views in float32 or float64."""
+    def terms(self, views: list[Tensor], anchors: list[int], regularised: Sequence[int], given: torch.dtype) -> LossTerms:
+        """The objective's own formula, on checked views in float32 or float64; `given` is the type that they came in."""
 
     def extra_repr(self) -> str:
         public = {name: value for name, value in vars(self).items() if not name.startswith("_") and name != "training"}
@@ -126,6 +126,9 @@ class SFRIK(Objective):
         sim_coeff: weight of the alignment. At a fixed trade-off it grows in proportion to `dim`.
         mmd_coeff: weight of the MMD.
         kernel: another rotation-invariant kernel of dimension `dim`, instead of `weights`.
+        cost: the MMD's road, "auto", "gram" or "moments" (`sfrik.mmd`).
+        low_precision: whether views in bfloat16 or float16 are multiplied in it (`sfrik.mmd.MMD` states the error); None: on a
+            GPU alone.
     """
 
     def __init__(
@@ -135,20 +138,31 @@ class SFRIK(Objective):
         sim_coeff: float = 4000.0,
         mmd_coeff: float = 1.0,
         kernel: RotationInvariantKernel | None = None,
+        cost: Cost = "auto",
+        low_precision: bool | None = None,
     ) -> None:
         super().__init__()
-        self.kernel = kernel or RotationInvariantKernel.truncated(weights, dim)
-        if self.kernel.dim != dim:
-            raise ValueError(f"the kernel is of dimension {self.kernel.dim}, the embeddings of dimension {dim}")
+        kernel = kernel or RotationInvariantKernel.truncated(weights, dim)
+        if kernel.dim != dim:
+            raise ValueError(f"the kernel is of dimension {kernel.dim}, the embeddings of dimension {dim}")
+        self.mmd = MMD(kernel, cost=cost, low_precision=low_precision)
         self.dim, self.sim_coeff, self.mmd_coeff = dim, sim_coeff, mmd_coeff
 
-    def terms(self, views, anchors, regularised):
+    @property
+    def kernel(self) -> RotationInvariantKernel:
+        return self.mmd.kernel
+
+    def terms(self, views, anchors, regularised, given):
         if views[0].shape[1] != self.dim:
             raise ValueError(f"views have {views[0].shape[1]} columns, but the objective was made for dim={self.dim}")
-        z = [F.normalize(view, dim=1) for view in views]
-        alignment = _alignment(z, anchors)
-        mmd = _mean(gram_means([z[v] for v in regularised], self.kernel))
-        return _terms(self.sim_coeff * alignment + self.mmd_coeff * mmd, alignment=alignment, mmd=mmd)
+        batch = Batch(views, anchors, self.equal_rows, normalised=True)
+        alignment = batch.alignment(self.sim_coeff)
+        precision = self.mmd.precision(given, views[0].device)
+        rows = [batch.z[v].to(precision) if precision in LOW else batch.z[v] for v in regularised]
+        gradients = [batch.gradients[v] for v in regularised]
+        mmd = _mean(self.mmd.parts(rows, batch.counts, gradients, self.mmd_coeff / len(regularised)))
+        alignment, mmd = batch.totals(alignment, mmd)
+        return batch.terms(self.sim_coeff * alignment + self.mmd_coeff * mmd, alignment=alignment, mmd=mmd)
 
 
 class AUH(Objective):
@@ -163,17 +177,36 @@ class AUH(Objective):
         super().__init__()
         self.sim_coeff, self.unif_coeff, self.scale = sim_coeff, unif_coeff, scale
 
-    def terms(self, views, anchors, regularised):
-        z = [F.normalize(view, dim=1) for view in views]
-        alignment = _alignment(z, anchors)
-        uniformity = _mean(self._uniformity(view) for view in all_rows([z[v] for v in regularised]))
-        return _terms(self.sim_coeff * alignment + self.unif_coeff * uniformity, alignment=alignment, uniformity=uniformity)
+    def terms(self, views, anchors, regularised, given):
+        batch = Batch(views, anchors, self.equal_rows, normalised=True)
+        n = sum(batch.counts)
+        others = other_rows([batch.z[v] for v in regularised], batch.counts)
+        shift = self._shift(batch, regularised, others)
+        rate = 2 * self.scale
 
-    def _uniformity(self, z: Tensor) -> Tensor:
-        n = z.shape[0]
-        exponent = _without_diagonal(2 * self.scale * (z @ z.T - 1))
-        # log of the mean through logsumexp: at a large scale every term underflows
-        return torch.logsumexp(exponent.flatten(), dim=0) - math.log(n * (n - 1))
+        def function(t: Tensor) -> tuple[Tensor, Tensor]:
+            t.sub_(1).mul_(rate).sub_(shift).exp_()
+            return t, t
+
+        sums = [
+            pair_sum(batch.z[v], rest, function, batch.gradients[v], skip_diagonal=True)
+            for v, rest in zip(regularised, others, strict=True)
+        ]
+        sums = sum_over_processes(torch.stack(sums))
+        uniformity = (sums.log() + shift).mean() - math.log(n * (n - 1))
+        for v, total in zip(regularised, sums, strict=True):
+            if batch.gradients[v] is not None:
+                batch.gradients[v].mul_(2 * rate * self.unif_coeff * world_size() / len(regularised) / total)
+        (alignment,) = batch.totals(batch.alignment(self.sim_coeff))
+        loss = self.sim_coeff * alignment + self.unif_coeff * uniformity
+        return batch.terms(loss, alignment=alignment, uniformity=uniformity)
+
+    def _shift(self, batch: Batch, regularised: Sequence[int], others: list[list[Tensor]]) -> Tensor | float:
+        """What the exponents are lowered by: at a large scale the largest, of all processes, since every term may underflow."""
+        if 4 * self.scale <= EXPONENTS:  # the exponents lie between -4 scale and 0
+            return 0.0
+        largest = [largest_pair(batch.z[v], rest) for v, rest in zip(regularised, others, strict=True)]
+        return 2 * self.scale * (all_vectors(torch.stack(largest)).max() - 1)
 
 
 class SimCLR(Objective):
@@ -188,20 +221,55 @@ class SimCLR(Objective):
             raise ValueError(f"temperature must be above 0, got {temperature}")
         self.temperature = temperature
 
-    def terms(self, views, anchors, regularised):
-        z = [F.normalize(view, dim=1) for view in views]
-        everywhere = all_rows(z)
-        pairs = {frozenset((a, v)) for a in anchors for v in range(len(z)) if v != a}
-        value = {pair: self._nt_xent(*(everywhere[v] for v in sorted(pair))) for pair in pairs}
-        loss = _mean(_mean(value[frozenset((a, v))] for v in range(len(z)) if v != a) for a in anchors)
-        return _terms(loss, nt_xent=loss, alignment=_alignment([view.detach() for view in z], anchors))
+    def terms(self, views, anchors, regularised, given):
+        batch = Batch(views, anchors, self.equal_rows, normalised=True)
+        others = other_rows(batch.z, batch.counts)
+        nt_xent = sum(weight * self._nt_xent(batch, others, pair, weight) for pair, weight in batch.pairs.items())
+        nt_xent, alignment = batch.totals(nt_xent, batch.alignment(0.0))
+        return batch.terms(nt_xent, nt_xent=nt_xent, alignment=alignment)
 
-    def _nt_xent(self, first: Tensor, second: Tensor) -> Tensor:
-        n = first.shape[0]
-        z = torch.cat([first, second])  # [2n, q]
-        logits = _without_diagonal(z @ z.T / self.temperature)
-        positives = torch.arange(2 * n, device=z.device).roll(n)
-        return F.cross_entropy(logits, positives)
+    def _nt_xent(self, batch: Batch, others: list[list[Tensor]], pair: tuple[int, int], weight: float) -> Tensor:
+        """This process's part of the value of two views; `weight` times the gradient is added to theirs.
+
+        The softmax of row i needs the normaliser of all of row i, and the gradient those of rows i and j: first all
+        normalisers, then the gradient. The inner products are kept in between where they take no more than twice the
+        memory of the embeddings, else computed again.
+        """
+        first, second = (batch.z[v] for v in pair)
+        n, own = sum(batch.counts), torch.cat([first, second])
+        rest = [part for v in pair for part in others[v]]
+        similarity = row_products(first, second)[:, 0] / self.temperature
+        kept: list[Tensor] = []
+        keep = (len(own) + 2 * (2 * n - len(own))) / 2 <= 2 * own.shape[1]  # values for each own row
+        normalisers = torch.full_like(own[:, 0], -torch.inf)  # log of the sum of exp over the row
+        for rows, met, columns in tiles(own, rest):
+            logits = self._logits(own[rows], met, columns == rows)
+            _log_add(normalisers[rows], logits, dim=1)
+            if columns is not None and columns != rows:
+                _log_add(normalisers[columns], logits, dim=0)
+            if keep:
+                kept.append(logits)
+        value = (normalisers.sum() - 2 * similarity.sum()) / (2 * n)
+        if batch.gradients[0] is None:
+            return value
+        halves = [half[:, None] for half in normalisers.chunk(2)]
+        of_rest = [part[:, 0] for half in other_rows(halves, batch.counts) for part in half]
+        scale = weight * world_size() / (2 * n * self.temperature)
+        gradient = torch.cat([second, first]).mul_(-2 * scale)
+        kept.reverse()
+        for (rows, met, columns), (_, of_met, _) in zip(tiles(own, rest), tiles(normalisers, of_rest), strict=True):
+            logits = kept.pop() if keep else self._logits(own[rows], met, columns == rows)
+            weights = (logits - normalisers[rows, None]).exp_().add_(logits.sub_(of_met).exp_())
+            gradient[rows].addmm_(weights, met, alpha=scale)
+            if columns is not None and columns != rows:
+                gradient[columns].addmm_(weights.T, own[rows], alpha=scale)
+        for v, half in zip(pair, gradient.chunk(2), strict=True):
+            batch.gradients[v].add_(half)
+        return value
+
+    def _logits(self, rows: Tensor, met: Tensor, on_diagonal: bool) -> Tensor:
+        logits = (rows @ met.T).div_(self.temperature)
+        return logits.fill_diagonal_(-torch.inf) if on_diagonal else logits
 
 
 class VICReg(Objective):
@@ -212,61 +280,69 @@ class VICReg(Objective):
 
     With more than two views the covariance term is twice its mean over the regularised views, so that the balance
     of the terms does not depend on their number.
+
+    With C = Zc^T Zc / (n - 1) of centred rows Zc [n, q], the squares of all its entries sum up to |Zc Zc^T|^2 / (n - 1)^2: where
+    q > n the Gram matrix of the rows takes the covariance's place, tile by tile, and nothing of q x q is made.
     """
 
     def __init__(self, sim_coeff: float = 10.0, std_coeff: float = 10.0, cov_coeff: float = 1.0) -> None:
         super().__init__()
         self.sim_coeff, self.std_coeff, self.cov_coeff = sim_coeff, std_coeff, cov_coeff
 
-    def terms(self, views, anchors, regularised):
-        alignment = _alignment(views, anchors)
-        penalties = [self._variance_and_covariance(view) for view in all_rows([views[v] for v in regularised])]
-        std = _mean(variance for variance, _ in penalties)
-        cov = 2 * _mean(covariance for _, covariance in penalties)
+    def terms(self, views, anchors, regularised, given):
+        batch = Batch(views, anchors, self.equal_rows)
+        alignment = batch.alignment(self.sim_coeff)
+        rows = [batch.z[v] for v in regularised]
+        penalise = self._by_gram if rows[0].shape[1] > sum(batch.counts) else self._by_covariance
+        stds, covs = zip(*penalise(batch, rows, [batch.gradients[v] for v in regularised]), strict=True)
+        alignment, std, cov = batch.totals(alignment, _mean(stds), 2 * _mean(covs))
         loss = self.sim_coeff * alignment + self.std_coeff * std + self.cov_coeff * cov
-        return _terms(loss, alignment=alignment, std=std, cov=cov)
+        return batch.terms(loss, alignment=alignment, std=std, cov=cov)
 
-    @staticmethod
-    def _variance_and_covariance(z: Tensor) -> tuple[Tensor, Tensor]:
-        centred = z - z.mean(dim=0)
-        hinge = F.relu(1 - torch.sqrt(centred.square().sum(dim=0) / (len(z) - 1) + 1e-4)).mean()
-        return hinge, _OffDiagonal.apply(centred) / z.shape[1]
+    def _by_gram(self, batch, views, gradients):
+        n, q = sum(batch.counts), views[0].shape[1]
+        everywhere = other_rows(views, batch.counts)
+        totals = (sum(part.sum(dim=0) for part in (z, *rest)) for z, rest in zip(views, everywhere, strict=True))
+        means = [total / n for total in totals]
+        for z, rest, mean, gradient in zip(views, everywhere, means, gradients, strict=True):
+            own, others = z - mean, [part.sub_(mean) for part in rest]
+            variances = sum(part.square().sum(dim=0) for part in (own, *others)) / (n - 1)
+            scale = 4 * self._cov_weight(views) / (n - 1) ** 2
+            squares = pair_sum(own, others, lambda t: (t.square(), t), gradient, scale) / (n - 1) ** 2
+            std, factor = self._hinge(variances, n, views)
+            if gradient is not None:
+                factor.sub_(variances, alpha=scale * (n - 1))
+                gradient.addcmul_(own, factor)
+            yield std / world_size(), (squares - variances.square().sum() / world_size()) / q
+
+    def _by_covariance(self, batch, views, gradients):
+        n, q = sum(batch.counts), views[0].shape[1]
+        means = sum_over_processes(torch.stack([z.sum(dim=0) for z in views])) / n
+        for z, mean, gradient in zip(views, means, gradients, strict=True):
+            own = z - mean
+            covariance = sum_over_processes(symmetric_product(own)).div_(n - 1)
+            std, factor = self._hinge(covariance.diagonal(), n, views)
+            covariance.fill_diagonal_(0)
+            if gradient is not None:
+                gradient.addmm_(own, covariance, alpha=4 * self._cov_weight(views) / (n - 1)).addcmul_(own, factor)
+            yield std / world_size(), torch.linalg.vector_norm(covariance).square() / (q * world_size())
+
+    def _cov_weight(self, views: list[Tensor]) -> float:
+        """What the sum of the squares of one view weighs in the loss, times N."""
+        return 2 * self.cov_coeff / len(views) / views[0].shape[1] * world_size()
+
+    def _hinge(self, variances: Tensor, n: int, views: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The variance penalty of a view, and what makes its weighted gradient, times N, of each centred column."""
+        deviations = torch.sqrt(variances + 1e-4)
+        weight = self.std_coeff / len(views) / len(deviations) / (n - 1) * world_size()
+        return torch.relu(1 - deviations).mean(), torch.where(deviations < 1, -weight / deviations, 0.0)
 
 
-class _OffDiagonal(torch.autograd.Function):
-    """Sum over i != j of C_ij^2, C = Zc^T Zc / (n - 1) being the covariance of centred rows Zc [n, q].
-
-    The gradient is 4 Zc C' / (n - 1) with C' = C without its diagonal. One matrix [q, q] exists at a time and none is kept;
-    autograd by itself would hold five.
-    """
-
-    @staticmethod
-    @torch.no_grad()
-    def forward(ctx, centred: Tensor) -> Tensor:
-        with torch.autocast(centred.device.type, enabled=False):
-            covariance = (centred.T @ centred).div_(len(centred) - 1).fill_diagonal_(0)  # [q, q]
-            ctx.gradient = (centred @ covariance).mul_(4 / (len(centred) - 1)) if ctx.needs_input_grad[0] else None
-        return torch.linalg.vector_norm(covariance).square()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor):
-        return grad * ctx.gradient
-
-
-def _alignment(z: list[Tensor], anchors: list[int]) -> Tensor:
-    local = _mean(_mean(F.mse_loss(z[a], z[v]) for v in range(len(z)) if v != a) for a in anchors)
-    return mean_over_rows(local, len(z[0]))
-
-
-def _without_diagonal(square: Tensor) -> Tensor:
-    return square.masked_fill(torch.eye(square.shape[0], dtype=torch.bool, device=square.device), float("-inf"))
+def _log_add(to: Tensor, logits: Tensor, dim: int) -> None:
+    """`to` becomes the logarithm of the sum of what it was the logarithm of and of exp(logits) over `dim`."""
+    torch.logaddexp(to, torch.logsumexp(logits, dim=dim), out=to)
 
 
 def _mean(values) -> Tensor:
     values = list(values)
     return sum(values[1:], start=values[0]) / len(values)
-
-
-def _terms(loss: Tensor, **parts: Tensor) -> LossTerms:
-    return LossTerms(loss, {name: part.detach() for name, part in parts.items()})

@@ -16,10 +16,11 @@ PACKAGE = ROOT / "sfrik"
 # From the bottom up. A module imports from the layers below its own, never from beside or above.
 LAYERS = [
     ["sfrik", "sfrik.errors", "sfrik.evaluate"],
-    ["sfrik.crops", "sfrik.decoding", "sfrik.listing"],
+    ["sfrik.colour", "sfrik.crops", "sfrik.decoding", "sfrik.listing"],
+    ["sfrik.photographs"],
     ["sfrik.kernels", "sfrik.collectives", "sfrik.devices", "sfrik.networks", "sfrik.optim", "sfrik.views"],
     ["sfrik.checkpoints", "sfrik.files", "sfrik.preemption", "sfrik.progress", "sfrik.provenance", "sfrik.slurm"],
-    ["sfrik.mmd", "sfrik.diagnostics", "sfrik.datasets", "sfrik.settings", "sfrik.calls"],
+    ["sfrik.mmd", "sfrik.loss_terms", "sfrik.diagnostics", "sfrik.datasets", "sfrik.settings", "sfrik.calls"],
     ["sfrik.worker"],
     ["sfrik.launch"],
     ["sfrik.objectives", "sfrik.runs", "sfrik.labels", "sfrik.targets"],
