@@ -26,8 +26,9 @@ from sfrik.devices import autocast, pick_device, pick_precision
 from sfrik.errors import SfrikError
 from sfrik.experiments import experiment
 from sfrik.files import read_json, write_json
+from sfrik.loss_terms import Objective
 from sfrik.networks import build_backbone, build_projector
-from sfrik.objectives import AUH, SFRIK, Objective, SimCLR, VICReg
+from sfrik.objectives import AUH, SFRIK, SimCLR, VICReg
 from sfrik.optim import LARS
 from sfrik.provenance import commit, now, processor, provenance
 from sfrik.runs import Run

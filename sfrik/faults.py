@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sfrik.collectives import rank
 from sfrik.errors import SfrikError
-from sfrik.objectives import NotFinite
+from sfrik.loss_terms import NotFinite
 
 __all__ = ["not_finite"]
 

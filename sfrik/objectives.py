@@ -1,4 +1,4 @@
-r"""The four self-supervised objectives of the paper's comparison: SFRIK, AUH, SimCLR, VICReg.
+r"""The self-supervised objectives of the paper's comparison, SFRIK, AUH, SimCLR, VICReg, and a later one, SIGReg.
 
 Each is called on a list of views, the raw outputs of the projector, and returns named loss terms:
 
@@ -20,101 +20,22 @@ Legend: n_local rows on this process, n rows over all processes, q embedding dim
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfrik.closed_form import row_products
 from sfrik.collectives import all_vectors, other_rows, sum_over_processes, world_size
 from sfrik.kernels import RotationInvariantKernel
-from sfrik.loss_terms import Batch, LossTerms
-from sfrik.mmd import LOW, MMD, Cost
-from sfrik.pairs import largest_pair, pair_sum, symmetric_product, tiles
+from sfrik.loss_terms import Batch, Objective
+from sfrik.mmd import MMD, Cost
+from sfrik.pairs import LOW, largest_pair, pair_sum, symmetric_product, tiles
+from sfrik.sliced import EppsPulley, SlicedMMD
 
-__all__ = ["AUH", "SFRIK", "LossTerms", "NotFinite", "SimCLR", "VICReg"]
+__all__ = ["AUH", "SFRIK", "SIGReg", "SimCLR", "VICReg"]
 
 EXPONENTS = 80.0  # exp(-80) is far from underflow in float32
-
-
-class NotFinite(ValueError):
-    """The loss is not finite. `rows`: the rows of this process that hold such values, in any of the views; often none."""
-
-    def __init__(self, message: str, rows: Sequence[int]) -> None:
-        super().__init__(message)
-        self.rows = list(rows)
-
-
-class Objective(nn.Module, ABC):
-    """What the four share: the checks, the pairs of views, the averages.
-
-    Attributes:
-        equal_rows: say True where every process always has the same number of rows: the exchange of their numbers is saved.
-    """
-
-    equal_rows = False
-
-    def forward(self, views: Sequence[Tensor], anchors: Sequence[int] = (0, 1), regularise: str = "all") -> LossTerms:
-        """Loss terms of the views.
-
-        Args:
-            views: two or more projector outputs, each [n_local, q], not normalised.
-            anchors: indices into `views`, without repetition.
-            regularise: "all" or "anchors".
-
-        Raises:
-            ValueError: views of other shapes, fewer than two views or rows, bad anchors. NotFinite: NaN or infinite values.
-        """
-        views, anchors = list(views), list(anchors)
-        self._check(views, anchors, regularise)
-        regularised = range(len(views)) if regularise == "all" else anchors
-        in_full = [view.float() if view.dtype in LOW else view for view in views]
-        with torch.autocast(views[0].device.type, enabled=False):  # it would take the products of float32 rows in bfloat16
-            terms = self.terms(in_full, anchors, regularised, views[0].dtype)
-        if not torch.isfinite(terms.loss):
-            raise self._not_finite(views, terms)
-        return terms
-
-    @abstractmethod
-    def terms(self, views: list[Tensor], anchors: list[int], regularised: Sequence[int], given: torch.dtype) -> LossTerms:
-        """The objective's own formula, on checked views in float32 or float64; `given` is the type that they came in."""
-
-    def extra_repr(self) -> str:
-        public = {name: value for name, value in vars(self).items() if not name.startswith("_") and name != "training"}
-        return ", ".join(f"{name}={value}" for name, value in public.items())
-
-    def _check(self, views: list[Tensor], anchors: list[int], regularise: str) -> None:
-        if len(views) < 2:
-            raise ValueError(f"an objective compares at least two views, got {len(views)}")
-        shape = views[0].shape
-        for k, view in enumerate(views):
-            if view.ndim != 2:
-                raise ValueError(f"view {k} must have shape [n, q], got {tuple(view.shape)}")
-            if view.shape != shape:
-                raise ValueError(f"all views must have one shape: view {k} has {tuple(view.shape)}, view 0 {tuple(shape)}")
-        if shape[0] * world_size() < 2:
-            raise ValueError("an objective needs at least two rows (images) in the batch, got one")
-        if not anchors or len(set(anchors)) != len(anchors) or not all(0 <= a < len(views) for a in anchors):
-            raise ValueError(f"anchors must be different indices from 0 to {len(views) - 1}, got {anchors}")
-        if regularise not in ("all", "anchors"):
-            raise ValueError(f'regularise must be "all" or "anchors", got {regularise!r}')
-
-    def _not_finite(self, views: list[Tensor], terms: LossTerms) -> NotFinite:
-        values = {name: float(value) for name, value in terms.parts.items()}
-        bad = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
-        finite = [f"{name} {value:.4g}" for name, value in values.items() if math.isfinite(value)]
-        what = f"the loss is not finite: {', '.join(bad) or 'the weighted sum overflows'}"
-        what += f" ({', '.join(finite)})" if finite else ""
-        broken = [(~torch.isfinite(view)).any(dim=1).nonzero().flatten().tolist() for view in views]
-        where = [
-            f"view {k} holds NaN or infinite values in {len(rows)} of {len(views[k])} rows (first: row {rows[0]})"
-            for k, rows in enumerate(broken)
-            if rows
-        ]
-        largest = max(view.abs().max().item() for view in views)
-        detail = where[0] if where else f"this process's views are finite, the largest value being {largest:.3g}"
-        return NotFinite(f"{what}; {detail}", sorted({row for rows in broken for row in rows}))
 
 
 class SFRIK(Objective):
@@ -127,6 +48,7 @@ class SFRIK(Objective):
         mmd_coeff: weight of the MMD.
         kernel: another rotation-invariant kernel of dimension `dim`, instead of `weights`.
         cost: the MMD's road, "auto", "gram" or "moments" (`sfrik.mmd`).
+        slices: estimate the MMD by so many random directions instead (`sfrik.sliced`), others in each call.
         low_precision: whether views in bfloat16 or float16 are multiplied in it (`sfrik.mmd.MMD` states the error); None: on a
             GPU alone.
     """
@@ -139,13 +61,17 @@ class SFRIK(Objective):
         mmd_coeff: float = 1.0,
         kernel: RotationInvariantKernel | None = None,
         cost: Cost = "auto",
+        slices: int | None = None,
         low_precision: bool | None = None,
     ) -> None:
         super().__init__()
+        if slices is not None and slices < 1:
+            raise ValueError(f"slices must be at least 1, got {slices}")
         kernel = kernel or RotationInvariantKernel.truncated(weights, dim)
         if kernel.dim != dim:
             raise ValueError(f"the kernel is of dimension {kernel.dim}, the embeddings of dimension {dim}")
         self.mmd = MMD(kernel, cost=cost, low_precision=low_precision)
+        self.sliced = None if slices is None else SlicedMMD(kernel, slices)
         self.dim, self.sim_coeff, self.mmd_coeff = dim, sim_coeff, mmd_coeff
 
     @property
@@ -157,10 +83,15 @@ class SFRIK(Objective):
             raise ValueError(f"views have {views[0].shape[1]} columns, but the objective was made for dim={self.dim}")
         batch = Batch(views, anchors, self.equal_rows, normalised=True)
         alignment = batch.alignment(self.sim_coeff)
-        precision = self.mmd.precision(given, views[0].device)
-        rows = [batch.z[v].to(precision) if precision in LOW else batch.z[v] for v in regularised]
-        gradients = [batch.gradients[v] for v in regularised]
-        mmd = _mean(self.mmd.parts(rows, batch.counts, gradients, self.mmd_coeff / len(regularised)))
+        rows, gradients = [batch.z[v] for v in regularised], [batch.gradient(v) for v in regularised]
+        weight = self.mmd_coeff / len(regularised)
+        if self.sliced:
+            parts = self.sliced.parts(rows, sum(batch.counts), gradients, weight, self.next_seed())
+        else:
+            precision = self.mmd.precision(given, views[0].device)
+            rows = [row.to(precision) for row in rows] if precision in LOW else rows
+            parts = self.mmd.parts(rows, batch.counts, gradients, weight)
+        mmd = _mean(parts)
         alignment, mmd = batch.totals(alignment, mmd)
         return batch.terms(self.sim_coeff * alignment + self.mmd_coeff * mmd, alignment=alignment, mmd=mmd)
 
@@ -189,14 +120,14 @@ class AUH(Objective):
             return t, t
 
         sums = [
-            pair_sum(batch.z[v], rest, function, batch.gradients[v], skip_diagonal=True)
+            pair_sum(batch.z[v], rest, function, batch.gradient(v), skip_diagonal=True)
             for v, rest in zip(regularised, others, strict=True)
         ]
         sums = sum_over_processes(torch.stack(sums))
         uniformity = (sums.log() + shift).mean() - math.log(n * (n - 1))
         for v, total in zip(regularised, sums, strict=True):
-            if batch.gradients[v] is not None:
-                batch.gradients[v].mul_(2 * rate * self.unif_coeff * world_size() / len(regularised) / total)
+            if batch.wanted:
+                batch.gradient(v).mul_(2 * rate * self.unif_coeff * world_size() / len(regularised) / total)
         (alignment,) = batch.totals(batch.alignment(self.sim_coeff))
         loss = self.sim_coeff * alignment + self.unif_coeff * uniformity
         return batch.terms(loss, alignment=alignment, uniformity=uniformity)
@@ -250,7 +181,7 @@ class SimCLR(Objective):
             if keep:
                 kept.append(logits)
         value = (normalisers.sum() - 2 * similarity.sum()) / (2 * n)
-        if batch.gradients[0] is None:
+        if not batch.wanted:
             return value
         halves = [half[:, None] for half in normalisers.chunk(2)]
         of_rest = [part[:, 0] for half in other_rows(halves, batch.counts) for part in half]
@@ -264,7 +195,7 @@ class SimCLR(Objective):
             if columns is not None and columns != rows:
                 gradient[columns].addmm_(weights.T, own[rows], alpha=scale)
         for v, half in zip(pair, gradient.chunk(2), strict=True):
-            batch.gradients[v].add_(half)
+            batch.gradient(v).add_(half)
         return value
 
     def _logits(self, rows: Tensor, met: Tensor, on_diagonal: bool) -> Tensor:
@@ -294,7 +225,7 @@ class VICReg(Objective):
         alignment = batch.alignment(self.sim_coeff)
         rows = [batch.z[v] for v in regularised]
         penalise = self._by_gram if rows[0].shape[1] > sum(batch.counts) else self._by_covariance
-        stds, covs = zip(*penalise(batch, rows, [batch.gradients[v] for v in regularised]), strict=True)
+        stds, covs = zip(*penalise(batch, rows, [batch.gradient(v) for v in regularised]), strict=True)
         alignment, std, cov = batch.totals(alignment, _mean(stds), 2 * _mean(covs))
         loss = self.sim_coeff * alignment + self.std_coeff * std + self.cov_coeff * cov
         return batch.terms(loss, alignment=alignment, std=std, cov=cov)
@@ -336,6 +267,35 @@ class VICReg(Objective):
         deviations = torch.sqrt(variances + 1e-4)
         weight = self.std_coeff / len(views) / len(deviations) / (n - 1) * world_size()
         return torch.relu(1 - deviations).mean(), torch.where(deviations < 1, -weight / deviations, 0.0)
+
+
+class SIGReg(Objective):
+    r"""LeJEPA's objective (Balestriero & LeCun 2025), on views that are not normalised, to compare with.
+
+        (1 - weight) alignment / 4 + weight mean over views of SIGReg (`sfrik.sliced.EppsPulley`)
+
+    A quarter of the mean squared error of two views is the mean squared distance of each to their mean, which LeJEPA has in its
+    place.
+
+    Args:
+        weight: lambda of the paper, from 0 to 1.
+        slices: random directions, others in each call.
+    """
+
+    def __init__(self, weight: float = 0.05, slices: int = 1024) -> None:
+        super().__init__()
+        if not 0 <= weight <= 1 or slices < 1:
+            raise ValueError(f"weight must be from 0 to 1 and slices at least 1, got {weight} and {slices}")
+        self.weight, self.statistic = weight, EppsPulley(slices)
+
+    def terms(self, views, anchors, regularised, given):
+        batch = Batch(views, anchors, self.equal_rows)
+        alignment = batch.alignment((1 - self.weight) / 4)
+        rows, gradients = [batch.z[v] for v in regularised], [batch.gradient(v) for v in regularised]
+        parts = self.statistic.parts(rows, sum(batch.counts), gradients, self.weight / len(regularised), self.next_seed())
+        alignment, sigreg = batch.totals(alignment, _mean(parts))
+        loss = (1 - self.weight) / 4 * alignment + self.weight * sigreg
+        return batch.terms(loss, alignment=alignment, sigreg=sigreg)
 
 
 def _log_add(to: Tensor, logits: Tensor, dim: int) -> None:

@@ -18,7 +18,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Function", "largest_pair", "pair_sum", "symmetric_product", "tile_shape", "tiles"]
+__all__ = ["LOW", "Function", "largest_pair", "pair_sum", "symmetric_product", "tile_shape", "tiles"]
+
+LOW = (torch.bfloat16, torch.float16)
 
 # inner products [rows, columns] -> f and f' of them; may write into them, and return one tensor for both
 Function = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -26,7 +28,7 @@ Function = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 def tile_shape(device: torch.device) -> tuple[int, int]:
     """Rows and columns of a tile: on a CPU what stays in its caches; more on a GPU, where each tile costs kernel starts."""
-    return (512, 2048) if device.type == "cpu" else (1024, 8192)
+    return (256, 2048) if device.type == "cpu" else (1024, 8192)
 
 
 def tiles(own: Tensor, others: Sequence[Tensor] = ()) -> Iterator[tuple[slice, Tensor, slice | None]]:
@@ -68,8 +70,10 @@ def pair_sum(
     Returns:
         A scalar in float32 at least.
     """
-    low = own.dtype in (torch.bfloat16, torch.float16)
+    low = own.dtype in LOW
     total = torch.zeros((), dtype=torch.float32 if low else own.dtype, device=own.device)
+    # f' of all pairs of own rows, where that takes no more memory than the rows: one large product is faster than many small
+    all_slopes = None if gradient is None or len(own) > own.shape[1] else own.new_empty(len(own), len(own))
     for rows, met, columns in tiles(own, others):
         values, slopes = function(_product(own[rows], met.T))
         on_diagonal = columns == rows
@@ -78,10 +82,18 @@ def pair_sum(
             slopes.fill_diagonal_(0)
         twice = columns is not None and not on_diagonal  # the mirror image of the tile
         total += values.sum() * 2 if twice else values.sum()
-        if gradient is not None:
-            _add_product(gradient[rows], slopes, met, scale)
+        if gradient is None:
+            continue
+        if columns is not None and all_slopes is not None:
+            all_slopes[rows, columns] = slopes
             if twice:
-                _add_product(gradient[columns], slopes.T, own[rows], scale)
+                all_slopes[columns, rows] = slopes.T
+            continue
+        _add_product(gradient[rows], slopes, met, scale)
+        if twice:
+            _add_product(gradient[columns], slopes.T, own[rows], scale)
+    if all_slopes is not None:
+        _add_product(gradient, all_slopes, own, scale)
     return total
 
 
@@ -110,7 +122,7 @@ def symmetric_product(rows: Tensor) -> Tensor:
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """`a @ b`, of low precision in float32."""
-    if a.dtype not in (torch.bfloat16, torch.float16):
+    if a.dtype not in LOW:
         return a @ b
     if a.is_cuda and hasattr(torch.ops.aten.mm, "dtype"):  # the sums leave the tensor cores as they are, in float32
         return torch.mm(a, b, out_dtype=torch.float32)
@@ -119,7 +131,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 def _add_product(to: Tensor, a: Tensor, b: Tensor, scale: float) -> None:
     """`to += scale * a @ b`, the product taken in the precision of b."""
-    if a.dtype == b.dtype:
+    if b.dtype == to.dtype:
         to.addmm_(a, b, alpha=scale)
     else:
         to.add_(_product(a.to(b.dtype), b), alpha=scale)

@@ -7,20 +7,27 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.distributed.tensor.debug import CommDebugMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from sfrik import mmd as mmd_module
+from sfrik import pairs
 from sfrik.kernels import RotationInvariantKernel
 from sfrik.mmd import mmd_to_uniform
-from sfrik.objectives import AUH, SFRIK, SimCLR, VICReg
+from sfrik.objectives import AUH, SFRIK, SIGReg, SimCLR, VICReg
 
 N, D, Q = 12, 6, 5  # images over all processes, columns of the input, dimension of the embeddings
+WIDE = 15  # a dimension above the number of images
 UNEVEN = {2: (0, 5, 12), 3: (0, 3, 7, 12)}  # the first image of each process where a last batch does not divide
 MAKE = {
     "sfrik": lambda: SFRIK(Q, sim_coeff=20.0),
+    "sfrik, wide": lambda: SFRIK(WIDE, sim_coeff=20.0),
+    "sfrik by moments": lambda: SFRIK(Q, (1.0, 4.0), sim_coeff=20.0, cost="moments"),
+    "sfrik, sliced": lambda: SFRIK(Q, sim_coeff=20.0, slices=8),
+    "sigreg": lambda: SIGReg(0.3, slices=8),
     "auh": lambda: AUH(sim_coeff=20.0),
+    "auh at a large scale": lambda: AUH(sim_coeff=20.0, scale=60.0),
     "simclr": lambda: SimCLR(),
     "vicreg": lambda: VICReg(),
+    "vicreg, wide": lambda: VICReg(),
 }
 SETTINGS = {
     "two views": (2, (0, 1), "all"),
@@ -41,7 +48,8 @@ def evaluate(case: str, rank: int, processes: int) -> dict[str, torch.Tensor]:
     name, setting, *uneven = case.split(": ")
     starts = UNEVEN[processes] if uneven and processes > 1 else [k * N // processes for k in range(processes + 1)]
     rows = slice(starts[rank], starts[rank + 1])
-    weight = torch.randn(D, Q, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    columns, generator = WIDE if "wide" in name else Q, torch.Generator().manual_seed(1)
+    weight = torch.randn(D, columns, dtype=torch.float64, generator=generator).requires_grad_()
     if name == "mmd":
         z = torch.nn.functional.normalize(images()[0][rows] @ weight, dim=1)
         loss = mmd_to_uniform(z, RotationInvariantKernel((1.0, 4.0, 4.0), Q), unbiased=setting == "U")
@@ -59,26 +67,45 @@ def evaluate(case: str, rank: int, processes: int) -> dict[str, torch.Tensor]:
     return {"loss": loss.detach(), "gradient": gradient, **parts}
 
 
+class Multiplications(TorchDispatchMode):
+    """Counts the multiply-adds of matrix products, those that are added in place too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket._qualified_op_name.removeprefix("aten::")
+        if name in ("mm", "addmm", "addmm_"):
+            a, b = args[-2:]
+            self.count += a.shape[0] * a.shape[1] * b.shape[1]
+        elif name in ("bmm", "baddbmm", "baddbmm_", "matmul"):
+            raise AssertionError(f"{name} is not counted")
+        return function(*args, **(kwargs or {}))
+
+
 def products(rank: int, processes: int) -> dict[str, int]:
-    """Multiply-adds, times two, of the MMD of two views on this process: forward and backward."""
+    """Multiply-adds of the MMD of two views on this process: forward, and with the backward pass."""
     rows = slice(rank * N // processes, (rank + 1) * N // processes)
     views = [torch.nn.functional.normalize(x[rows], dim=1).requires_grad_() for x in images()[:2]]
     kernel = RotationInvariantKernel((1.0, 4.0, 4.0), D)
-    counted = {}
-    with FlopCounterMode(display=False) as counter:
-        loss = sum(mmd_module.gram_means(views, kernel))
-        counted["forward"] = counter.get_total_flops()
+    with Multiplications() as counter:
+        loss = sum(mmd_to_uniform(view, kernel) for view in views)
+        forward = counter.count
         loss.backward()
-        counted["whole"] = counter.get_total_flops()
-    return counted
+    return {"forward": forward, "whole": counter.count}
+
+
+def small_tiles(device: torch.device) -> tuple[int, int]:
+    """Several tiles a process, so that tiles and the limits of processes meet."""
+    return 2, 3
 
 
 def work(rank: int, processes: int, folder: str) -> None:
     torch.set_num_threads(1)
-    mmd_module.BLOCK = 3  # several blocks a process, so that block and rank offsets meet
+    pairs.tile_shape = small_tiles
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes)
     found = {case: evaluate(case, rank, processes) for case in CASES}
-    mmd_module.BLOCK = 2048
     found["products"] = products(rank, processes)
     with CommDebugMode() as exchanged:
         views = [x.requires_grad_() for x in images()[:2]]
@@ -110,12 +137,15 @@ def test_several_processes_give_the_loss_and_the_gradient_of_one(measured, case)
             torch.testing.assert_close(together[case][name], expected, rtol=1e-10, atol=1e-13, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_each_process_multiplies_its_share_of_the_gram_matrix(measured):
-    alone = products(0, 1)
-    assert alone["whole"] == 2 * (2 * N * N * D + 2 * N * N * D), "of each view: Gram matrix, and its derivative by rows"
+def test_each_process_has_its_share_of_the_products(measured, monkeypatch):
+    monkeypatch.setattr(pairs, "tile_shape", small_tiles)
+    alone, processes = products(0, 1), len(measured)
+    assert alone["whole"] == 2 * (N * (N + 2) / 2 + N * N) * D, "of each view: half of the Gram matrix, its derivative by rows"
     for together in measured:
-        assert together["products"]["whole"] * len(measured) == alone["whole"]
+        own = N // processes
+        assert together["products"]["whole"] == 2 * (own * (own + 2) / 2 + own * (N - own) + own * N) * D
         assert together["products"]["forward"] == together["products"]["whole"], "the backward pass multiplies nothing"
+        assert together["products"]["whole"] <= {2: 0.62, 3: 0.45}[processes] * alone["whole"]
 
 
 def test_the_views_are_gathered_once_and_the_backward_pass_exchanges_nothing(measured):

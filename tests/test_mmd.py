@@ -9,8 +9,10 @@ import torch
 from scipy.special import eval_gegenbauer
 
 from sfrik import mmd as module
+from sfrik import pairs
 from sfrik.kernels import RotationInvariantKernel, harmonics
-from sfrik.mmd import mmd_to_uniform
+from sfrik.mmd import choose_cost, mmd_to_uniform
+from sfrik.plain import plain_mmd
 
 WEIGHTS = {"one": (1.0,), "two": (1.0, 40.0), "three": (1.0, 40.0, 40.0), "five": (0.5, 0.0, 2.0, 1.0, 0.25)}
 
@@ -63,17 +65,69 @@ def test_gradient_in_closed_form_equals_autograd_of_the_plain_formula(unbiased):
     torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("block", [1, 4, 5, 11])
+@pytest.mark.parametrize("tile", [(1, 1), (2, 3), (4, 4), (5, 20), (11, 2)])
 @pytest.mark.parametrize("unbiased", [False, True])
-def test_blocks_of_rows_give_what_one_block_gives(monkeypatch, unbiased, block):
-    kernel, z = RotationInvariantKernel((1.0, 40.0, 40.0), 8), points(11, 8).requires_grad_()
-    whole = mmd_to_uniform(z, kernel, unbiased)
+@pytest.mark.parametrize("q", [4, 16], ids=["more rows than columns", "fewer"])
+def test_tiles_give_what_the_whole_gram_matrix_gives(monkeypatch, unbiased, tile, q):
+    kernel, z = RotationInvariantKernel((1.0, 40.0, 40.0), q), points(11, q).requires_grad_()
+    whole = plain_mmd(z, kernel, unbiased)
     (expected,) = torch.autograd.grad(whole, z)
-    monkeypatch.setattr(module, "BLOCK", block)
+    monkeypatch.setattr(pairs, "tile_shape", lambda device: tile)
     value = mmd_to_uniform(z, kernel, unbiased)
     (gradient,) = torch.autograd.grad(value, z)
     torch.testing.assert_close(value, whole, rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(gradient, expected, rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (0.0, 1.0), (1.0, 40.0), (1.0, 40.0, 0.0)])
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_moments_give_what_the_gram_matrix_gives(monkeypatch, weights, unbiased):
+    kernel, z = RotationInvariantKernel(weights, 5), (1.001 * points(12, 5)).requires_grad_()  # the norms count too
+    monkeypatch.setattr(pairs, "tile_shape", lambda device: (2, 3))
+    found = {}
+    for cost in ("gram", "moments"):
+        value = mmd_to_uniform(z, kernel, unbiased, cost)
+        found[cost] = value, *torch.autograd.grad(3 * value, z)
+    torch.testing.assert_close(found["moments"], found["gram"], rtol=1e-11, atol=1e-13)
+
+
+def test_the_road_is_the_cheaper_one():
+    second, third = RotationInvariantKernel((1.0, 40.0), 64), RotationInvariantKernel((1.0, 40.0, 40.0), 64)
+    assert choose_cost(65, second) == "moments"
+    assert choose_cost(64, second) == choose_cost(1000, third) == "gram"
+    with pytest.raises(ValueError, match="degrees 1 and 2; the kernel has degree 3"):
+        mmd_to_uniform(points(3, 64), third, cost="moments")
+    with pytest.raises(ValueError, match='"auto", "gram" or "moments"'):
+        mmd_to_uniform(points(3, 64), third, cost="fast")
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3, 4, 5, 12])
+@pytest.mark.parametrize("dim", [2, 3, 64, 32768])
+def test_a_tile_holds_the_kernel_and_its_derivative(degree, dim):
+    kernel = RotationInvariantKernel([float(l) for l in range(1, degree + 1)], dim)
+    t = torch.linspace(-1, 1, 101, dtype=torch.float64)
+    function, constant, unit = module._function(kernel, low=True)
+    values, slopes = function(t.clone())
+    torch.testing.assert_close(constant + unit * values, kernel(t), rtol=1e-12, atol=1e-12 * unit)
+    torch.testing.assert_close(unit * slopes, kernel.derivative(t), rtol=1e-12, atol=1e-12 * unit)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("n", "q"), [(600, 64), (300, 1024)])
+@pytest.mark.parametrize("spread", [0.0, 0.7], ids=["uniform", "around a centre"])
+def test_low_precision_products_keep_to_the_stated_error(dtype, n, q, spread):
+    kernel = RotationInvariantKernel((1.0, 40.0, 40.0), q)
+    z = torch.nn.functional.normalize(points(n, q) + spread * points(1, q, seed=9), dim=1)
+    found = []
+    for rows in (z, z.to(dtype)):
+        gradient = torch.zeros_like(rows, dtype=torch.promote_types(rows.dtype, torch.float32))
+        (value,) = module.MMD(kernel, low_precision=True).parts([rows], [n], [gradient], 1.0)
+        # along the sphere: what the normalisation lets through
+        found.append((value.item(), gradient.double() - (gradient.double() * z).sum(1, keepdim=True) * z))
+    (expected, exact), (value, rounded) = found
+    eps = torch.finfo(dtype).eps / 2
+    assert 0 < abs(value - expected) <= 0.1 * eps * expected
+    assert 0.1 * eps < (rounded - exact).norm() / exact.norm() <= 4 * eps
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

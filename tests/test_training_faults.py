@@ -16,7 +16,8 @@ from sfrik.build import Encoder
 from sfrik.datasets import MOST_SKIPPED, Images, batches, deaths_told
 from sfrik.errors import SfrikError
 from sfrik.files import read_json
-from sfrik.objectives import SFRIK, NotFinite, VICReg
+from sfrik.loss_terms import NotFinite
+from sfrik.objectives import SFRIK, VICReg
 from sfrik.pretrain import pretrain
 from sfrik.runs import Run
 from sfrik.settings import PretrainSettings
