@@ -35,6 +35,7 @@ from sfrik.pairs import pair_sum
 from sfrik.plain import plain_loss, plain_mmd
 
 MIB = 2**20
+PLAIN = "plain formula by autograd"
 OBJECTIVES = {"SFRIK": SFRIK, "VICReg": lambda q: VICReg(), "AUH": lambda q: AUH(), "SimCLR": lambda q: SimCLR()}
 # objective, n, q, least ratio to the plain formula, most products of n x n x q
 CASES = [
@@ -82,7 +83,7 @@ def speed(device: torch.device, rounds: int, divide: int) -> list[dict[str, Any]
         times = in_turns({"fast": fast, "plain": plain, "product": product}, device, rounds)
         row = {
             "what": f"{name} n={n} q={q}",
-            "against": "plain formula by autograd",
+            "against": PLAIN,
             "unit": "times as fast",
             **of(times, "plain", "fast"),
         }
@@ -145,7 +146,7 @@ def memory(device: torch.device, divide: int) -> list[dict[str, Any]]:
     """The MMD's peak beyond the input."""
     n, q, most = MEMORY[0] // divide, MEMORY[1], MEMORY[2]
     peaks = {way: peak(way, n, q, device) for way in ("fast", "plain")}
-    row = {"what": f"peak memory of the MMD, n={n} q={q}", "against": "plain formula by autograd", "unit": "of the memory"}
+    row = {"what": f"peak memory of the MMD, n={n} q={q}", "against": PLAIN, "unit": "of the memory"}
     rows = [row | {"ratio": peaks["fast"] / peaks["plain"], "MiB": peaks["fast"], "plain MiB": peaks["plain"], "at most": most}]
     n, q, most = LARGE[0] // divide, *LARGE[1:]
     row = {"what": f"peak memory of the MMD, n={n} q={q}", "against": "its input", "unit": "of the memory"}
