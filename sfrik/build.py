@@ -7,19 +7,23 @@ normalises by the statistics of its own share of the batch, and the running aver
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from sfrik.collectives import world_size
 from sfrik.devices import autocast
+from sfrik.errors import SfrikError
 from sfrik.kernels import RotationInvariantKernel
+from sfrik.loss_terms import Objective
 from sfrik.networks import build_backbone, build_pixels, build_projector
-from sfrik.objectives import AUH, SFRIK, Objective, SimCLR, VICReg
+from sfrik.objectives import AUH, SFRIK, SIGReg, SimCLR, VICReg
 from sfrik.settings import PretrainSettings
 
-__all__ = ["Encoder", "build_encoder", "build_objective", "distribute"]
+__all__ = ["Encoder", "build_encoder", "build_objective", "compile_failure_told", "distribute"]
 
 
 class Encoder(nn.Module):
@@ -54,7 +58,25 @@ def build_encoder(settings: PretrainSettings, channels: int) -> Encoder:
     if settings.arch == "pixels":
         return Encoder(build_pixels(settings.size, channels), nn.Identity())
     backbone = build_backbone(settings.arch, settings.stem, channels)
-    return Encoder(backbone, build_projector(backbone.num_features, settings.mlp), settings.multi_crop)
+    encoder = Encoder(backbone, build_projector(backbone.num_features, settings.mlp), settings.multi_crop)
+    if settings.compile:
+        encoder.compile()  # in place, at its first call: the names of its weights stay, and its backbone by itself is as it was
+    return encoder
+
+
+@contextmanager
+def compile_failure_told() -> Iterator[None]:
+    """Within it what keeps a network from being compiled, such as a missing compiler, is an error that says what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        tracer = sys.modules.get("torch._dynamo.exc")  # not imported for this: it takes seconds
+        if tracer is None or not isinstance(error, tracer.BackendCompilerFailed):
+            raise
+        reason = str(error.inner_exception).strip().splitlines()[0]
+        raise SfrikError(
+            f"the network could not be compiled ({reason}): install a C++ compiler, such as g++, or leave --compile out"
+        ) from error
 
 
 def distribute(encoder: Encoder, device: torch.device, precision: str, view_sizes: Sequence[int], channels: int) -> nn.Module:
@@ -74,6 +96,7 @@ def distribute(encoder: Encoder, device: torch.device, precision: str, view_size
     return model
 
 
+@compile_failure_told()
 def _settle_buckets(model: nn.Module, views: list[Tensor], device: torch.device, precision: str) -> None:
     """Two passes that leave no trace but DDP's buckets.
 
@@ -90,14 +113,21 @@ def _settle_buckets(model: nn.Module, views: list[Tensor], device: torch.device,
 
 
 def build_objective(settings: PretrainSettings) -> Objective:
-    """The objective that the settings describe."""
-    s = settings
+    """The objective that the settings describe, for batches that are shared equally among the processes."""
+    objective = _objective(settings)
+    objective.equal_rows, objective.seed = True, settings.seed
+    return objective
+
+
+def _objective(s: PretrainSettings) -> Objective:
     if s.ssl_method == "sfrik":
-        return SFRIK(s.dim, s.kernel_weights, s.sfrik_sim_coeff, s.sfrik_mmd_coeff, _other_kernel(s))
+        return SFRIK(s.dim, s.kernel_weights, s.sfrik_sim_coeff, s.sfrik_mmd_coeff, _other_kernel(s), slices=s.sfrik_slices)
     if s.ssl_method == "auh":
         return AUH(s.auh_sim_coeff, s.auh_unif_coeff, s.auh_scale)
     if s.ssl_method == "simclr":
         return SimCLR(s.simclr_temp)
+    if s.ssl_method == "sigreg":
+        return SIGReg(s.sigreg_weight, s.sigreg_slices)
     return VICReg(s.vicreg_sim_coeff, s.vicreg_std_coeff, s.vicreg_cov_coeff)
 
 

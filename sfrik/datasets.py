@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Generator, Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from sfrik.decoding import read_image
+from sfrik.decoding import as_tensor, decode_image, read_image
 from sfrik.devices import cores
 from sfrik.errors import SfrikError
 from sfrik.listing import class_folders, list_images
@@ -43,6 +43,7 @@ class Images:
         open: index -> PIL image in RGB, for images on disk.
         tensor: uint8 [n, c, h, w], for images that are kept in memory.
         classes: names of the classes, where they have any.
+        decode: index -> what `open` gives as uint8 [3, h, w], where there is a faster way to it.
     """
 
     targets: np.ndarray
@@ -51,6 +52,7 @@ class Images:
     open: Callable[[int], Image.Image] | None = None
     tensor: Tensor | None = None
     classes: Sequence[str] | None = None
+    decode: Callable[[int], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -58,6 +60,10 @@ class Images:
     @property
     def channels(self) -> int:
         return 3 if self.tensor is None else self.tensor.shape[1]
+
+    def pixels(self, index: int) -> Tensor:
+        """An image on disk as uint8 [3, h, w]."""
+        return as_tensor(self.open(index)) if self.decode is None else self.decode(index)
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Images:
         """The images at `indices`, in that order."""
@@ -70,6 +76,7 @@ class Images:
             None if whole.open is None else lambda i: whole.open(int(indices[i])),
             None if whole.tensor is None else whole.tensor[torch.from_numpy(indices)],
             whole.classes,
+            None if whole.decode is None else lambda i: whole.decode(int(indices[i])),
         )
 
 
@@ -147,7 +154,14 @@ def image_files(
 ) -> Images:
     """Images on disk: the files `names` below `folder`, read when they are needed. There are `classes` many classes."""
     count = len(classes) if num_classes is None else num_classes
-    return Images(targets, count, lambda i: names[i], open=lambda i: read_image(folder / names[i]), classes=classes)
+    return Images(
+        targets,
+        count,
+        lambda i: names[i],
+        open=lambda i: read_image(folder / names[i]),
+        classes=classes,
+        decode=lambda i: decode_image(folder / names[i]),
+    )
 
 
 def derived_seed(*parts: int) -> int:
@@ -186,10 +200,11 @@ def batches(
         )
     else:
         loader = DataLoader(
-            _SeededItems(images, views.per_image, seeds, skip_broken),
+            _SeededItems(images, views, seeds, skip_broken),
             batch_size=batch_size,
             sampler=indices.tolist(),
             num_workers=min(workers, cores()),
+            collate_fn=_stack,
             pin_memory=torch.device(device).type == "cuda",
             worker_init_fn=_leave_signals_to_parent,
         )
@@ -256,28 +271,43 @@ def _leave_signals_to_parent(worker: int) -> None:
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(max(1, round(GRACE))))
 
 
-class _SeededItems(Dataset):
-    """Views of one image each, drawn from the image's own seed."""
+def _stack(items: list[tuple]) -> list[Tensor]:
+    """Batches of the views of several images, then their indices, as PyTorch makes them.
 
-    def __init__(self, images: Images, per_image: Callable, seeds: tuple[int, ...], skip_broken: bool) -> None:
-        self.images, self.per_image, self.seeds, self.skip_broken = images, per_image, seeds, skip_broken
+    Where the channels of a pixel of bytes lie side by side they do so in the batch too, which is then a plain copy of the memory:
+    a quarter of what floats take, on the way through shared and pinned memory to the device as well.
+    """
+    last = [torch.is_tensor(v) and v.dtype == torch.uint8 and not v.is_contiguous() for v in items[0]]
+    turned = [[v.permute(1, 2, 0) if turn else v for v, turn in zip(item, last, strict=True)] for item in items]
+    return [v.permute(0, 3, 1, 2) if turn else v for v, turn in zip(default_collate(turned), last, strict=True)]
+
+
+class _SeededItems(Dataset):
+    """What `views.per_image` makes of one image each, drawn from the image's own seed."""
+
+    def __init__(self, images: Images, views: Views, seeds: tuple[int, ...], skip_broken: bool) -> None:
+        self.images, self.per_image, self.seeds, self.skip_broken = images, views.per_image, seeds, skip_broken
+        self.read = images.pixels if views.of_tensors else images.open
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int):
-        image, index = self._open(index)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derived_seed(*self.seeds, index))
+        image, index = self._read(index)
+        state = torch.default_generator.get_state()
+        try:
+            torch.default_generator.manual_seed(derived_seed(*self.seeds, index))
             return (*self.per_image(image), index)
+        finally:
+            torch.default_generator.set_state(state)
 
-    def _open(self, index: int) -> tuple[Image.Image, int]:
+    def _read(self, index: int) -> tuple[Image.Image | Tensor, int]:
         """The image, or the next that can be read where broken ones are skipped, and its index."""
         if not self.skip_broken:
-            return self.images.open(index), index
+            return self.read(index), index
         for other in range(index, index + MOST_SKIPPED):
             with suppress(SfrikError):
-                return self.images.open(other % len(self)), other % len(self)
+                return self.read(other % len(self)), other % len(self)
         raise SfrikError(
             f"{MOST_SKIPPED} images in a row cannot be read, from {self.images.name(index)} on: is the disk there? "
             "skip_broken is for single broken files"

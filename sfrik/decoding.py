@@ -5,15 +5,20 @@ ImageNet alone holds 22 files in CMYK, a PNG and several broken EXIF blocks, all
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
 from sfrik.errors import SfrikError
 
-__all__ = ["read_image"]
+__all__ = ["as_tensor", "decode_image", "read_image"]
+
+PLAIN = ("RGB", "L")  # kinds of JPEG that libjpeg itself turns into RGB as PIL does
 
 
 def read_image(path: str | Path) -> Image.Image:
@@ -35,6 +40,39 @@ def read_image(path: str | Path) -> Image.Image:
         raise
     except Exception as error:  # PIL's readers of broken files raise anything from OSError to struct.error
         raise SfrikError(f"cannot read image {path}: {_why_unreadable(Path(path), error)}") from None
+
+
+def decode_image(path: str | Path) -> Tensor:
+    """The image of `read_image`, with its errors, as uint8 [3, h, w].
+
+    A JPEG in colour or grey is decoded by torchvision, straight to a tensor; every other file, and what torchvision refuses, by
+    `read_image`.
+    """
+    image = _plain_jpeg(Path(path))
+    return as_tensor(read_image(path)) if image is None else image
+
+
+def as_tensor(image: Image.Image) -> Tensor:
+    """A PIL image in RGB as uint8 [3, h, w]; the channels of a pixel lie side by side in memory."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _plain_jpeg(path: Path) -> Tensor | None:
+    try:
+        content = bytearray(path.read_bytes())
+        if not content.startswith(b"\xff\xd8"):
+            return None
+        with warnings.catch_warnings():
+            # broken EXIF data; from 0.29 on torchvision says that a later one will leave decoding to torchcodec
+            warnings.simplefilter("ignore")
+            from torchvision.io import ImageReadMode, decode_jpeg
+
+            with Image.open(io.BytesIO(content)) as header:  # no pixels yet; PIL's limit on their number
+                if header.mode not in PLAIN:
+                    return None
+            return decode_jpeg(torch.frombuffer(content, dtype=torch.uint8), ImageReadMode.RGB)
+    except Exception:  # read_image says what is wrong, or reads it; there may be no torchvision that decodes
+        return None
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

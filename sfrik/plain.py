@@ -1,8 +1,8 @@
 """The objectives as their papers write them, by autograd on whole matrices: what the fast ones are held against.
 
-Nothing is saved here: a Gram matrix of all pairs, a covariance of all coordinates, every power kept for the backward pass. They give
-the losses of `sfrik.objectives`, on one process, in the precision of the views. Tests compare the two, benchmarks measure what
-is gained; nothing is trained with these.
+Nothing is saved here: a Gram matrix of all pairs, a covariance of all coordinates, every power kept for the backward pass. The
+losses are those of `sfrik.objectives`, on one process, in the precision of the views. Tests compare the two, benchmarks measure
+what is gained; nothing is trained with these.
 
 Legend: n rows, q embedding dimension.
 """

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from contextlib import closing, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sfrik import diagnostics
-from sfrik.build import Encoder, build_encoder, build_objective, distribute
+from sfrik.accumulate import backward, micro_batches
+from sfrik.build import Encoder, build_encoder, build_objective, compile_failure_told, distribute
 from sfrik.checkpoints import random_state, restore_random_state
 from sfrik.collectives import all_objects, all_rows, largest_over_processes, rank, rank_zero_says, world_size
 from sfrik.datasets import Images, batches, deaths_told, derived_seed, load_images
@@ -27,8 +29,8 @@ from sfrik.errors import Preempted, SfrikError
 from sfrik.evaluate.features import extract
 from sfrik.evaluate.knn import knn_accuracy
 from sfrik.faults import not_finite
+from sfrik.loss_terms import LossTerms, NotFinite
 from sfrik.networks import save_backbone
-from sfrik.objectives import NotFinite
 from sfrik.optim import LARS, learning_rate
 from sfrik.preemption import StopRequests, stop, stop_requests
 from sfrik.progress import Progress
@@ -40,13 +42,14 @@ from sfrik.views import Views, build_views, resize_for_test
 __all__ = ["pretrain"]
 
 MONITOR_IMAGES = 2000  # training images behind the kNN score that is shown during training
+AGREE_EVERY = 10  # steps on several GPUs between two looks for requests to stop: at each the processes wait for the GPUs
 
 
 def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any]:
     """Pretrain, or go on with a run that was interrupted; a finished run is returned at once.
 
     Under `torch.distributed` (torchrun, or `sfrik.launch`) every process calls this. SIGINT, SIGTERM and SIGUSR1 to any of
-    them stop all of them after the step, with a checkpoint.
+    them stop all of them after the step, on several GPUs after at most `AGREE_EVERY`, with a checkpoint.
 
     Returns:
         The last epoch's line of metrics.jsonl, or `{}` when nothing was trained.
@@ -60,7 +63,7 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any
     # Everything that can be wrong with the input is found before the folder is made.
     images = load_images(settings.dataset, "pretrain", settings.data_dir, settings.subset)
     steps_per_epoch = _check_sizes(settings, images)
-    views = build_views(settings.augmentations, settings.size, settings.dataset, **settings.crops)
+    views = build_views(settings.augmentations, settings.size, settings.dataset, settings.input_pipeline, **settings.crops)
     torch.manual_seed(derived_seed(settings.seed))
     encoder = build_encoder(settings, images.channels).to(device, memory_format=torch.channels_last)
     with run.lock() if rank() == 0 else nullcontext():
@@ -168,7 +171,7 @@ class _Training:
         )
         skipped: list[str] = []
         # its processes end here, and not when a traceback that holds it is let go of
-        with deaths_told(settings.workers, share), closing(loader):
+        with deaths_told(settings.workers, share), compile_failure_told(), closing(loader):
             for step, (batch, _, where) in enumerate(loader, at.step):
                 wanted = order[step * share : (step + 1) * share]
                 skipped += [self.images.name(int(i)) for i in wanted[wanted != where]]
@@ -188,37 +191,44 @@ class _Training:
             self._stop_if(number)
         return line
 
-    def _step(self, batch: list[Tensor], where: np.ndarray) -> tuple[list[Tensor], Any]:
+    def _step(self, batch: list[Tensor], where: np.ndarray) -> tuple[list[Tensor], LossTerms]:
         settings, at, done = self.settings, self.at, self._global_step()
         lr = learning_rate(
             done, self.steps_per_epoch, settings.epochs, settings.base_lr, settings.batch_size, settings.warmup_epochs
         )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        with autocast(self.device, self.precision):
-            embeddings = self.model(batch)
-        try:
-            terms = self.objective(embeddings, settings.anchors, settings.regularise)
-        except NotFinite as error:
-            names = [self.images.name(int(i)) for i in where]
-            place = {"epoch": at.epoch, "step": at.step}
-            fault = not_finite(error, self.run.folder, place, names, embeddings, self._weights())
-            _barrier()  # the loss is the same everywhere, so all are here; none ends the others while they write
-            raise fault from None
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(terms.loss).backward()
+        self.objective.draws = done  # a resumed run has the random directions that the whole run would have
+        parts = micro_batches(len(where), settings.micro_batch)
+        precision = partial(autocast, self.device, self.precision)
+        embeddings, terms = backward(self.model, batch, partial(self._loss, where), parts, precision, self.scaler.scale)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if rank() == 0:
             if done % settings.log_every == 0:
-                parts = {name: value.item() for name, value in terms.parts.items()}
-                self.run.log({"epoch": at.epoch, "step": done, "lr": lr, "loss": terms.loss.item(), **parts})
+                values = torch.stack([terms.loss.detach(), *terms.parts.values()]).tolist()  # a GPU is waited for once
+                losses = dict(zip(["loss", *terms.parts], values, strict=True))
+                self.run.log({"epoch": at.epoch, "step": done, "lr": lr, **losses})
             facts = {"epoch": at.epoch, "epochs": settings.epochs}
             self.progress.step(done + 1, lambda: {**facts, "loss": terms.loss.item()})
         return embeddings, terms
 
+    def _loss(self, where: np.ndarray, embeddings: list[Tensor]) -> LossTerms:
+        """Of the whole batch; `where` are the images whose embeddings these are."""
+        try:
+            return self.objective(embeddings, self.settings.anchors, self.settings.regularise)
+        except NotFinite as error:
+            names = [self.images.name(int(i)) for i in where]
+            place = {"epoch": self.at.epoch, "step": self.at.step}
+            fault = not_finite(error, self.run.folder, place, names, embeddings, self._weights())
+            _barrier()  # the loss is the same everywhere, so all are here; none ends the others while they write
+            raise fault from None
+
     def _save_and_stop_if_asked(self, requests: StopRequests, started: float, skipped: list[str]) -> None:
         """All processes agree on what the signals to one of them, and the clock of rank 0, ask for."""
+        if self.device.type == "cuda" and world_size() > 1 and self.at.step % AGREE_EVERY:
+            return
         due = rank() == 0 and time.monotonic() - self.saved > 60 * self.settings.checkpoint_minutes
         number, save = largest_over_processes([requests.number, int(due)], self.device)
         if number or save:
@@ -302,6 +312,9 @@ def _check_sizes(settings: PretrainSettings, images: Images) -> int:
         raise SfrikError(f"batch_size {settings.batch_size} is over all processes and does not divide by {world_size()} of them")
     if len(images) < settings.batch_size and settings.ssl_method != "none":
         raise SfrikError(f"batch_size {settings.batch_size} is more than the {len(images)} images: lower it")
+    share, most = settings.batch_size // world_size(), settings.micro_batch
+    if most and share // micro_batches(share, most) < 2:
+        raise SfrikError(f"BatchNorm needs two images, micro_batch {most} of the {share} on a process leaves one: raise it")
     return len(images) // settings.batch_size
 
 

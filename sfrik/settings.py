@@ -170,6 +170,9 @@ class PretrainSettings(Settings):
     augmentations: Annotated[Literal["vicreg", "simclr", "auh", "obow", "swav", "digits"], _lower] = Field(
         "vicreg", description="how the views are drawn: two of them, or many with obow and swav"
     )
+    input_pipeline: Literal["tensor", "pil"] = Field(
+        "tensor", description="colours of photographs: tensor in batches on the device, pil one by one where they are decoded"
+    )
     num_img_crops: Annotated[int, Field(ge=0)] = Field(2, description="OBoW: crops beside the whole image")
     image_crop_size: PositiveInt = Field(160, description="OBoW: side of a crop, in pixels")
     num_img_patches: Annotated[int, Field(ge=0, le=9)] = Field(5, description="OBoW: patches of a 3 x 3 grid")
@@ -187,7 +190,7 @@ class PretrainSettings(Settings):
     warmup_epochs: NotNegative = Field(10, description="epochs of linear warm-up of the rate")
     base_lr: PositiveFloat = Field(1.2, description="learning rate at 256 images; the peak is base_lr * batch_size / 256")
     wd: NotNegative = Field(1e-6, description="weight decay")
-    ssl_method: Annotated[Literal["sfrik", "auh", "simclr", "vicreg", "none"], _lower] = Field(
+    ssl_method: Annotated[Literal["sfrik", "auh", "simclr", "vicreg", "sigreg", "none"], _lower] = Field(
         "sfrik", description="objective; none leaves the weights as initialised"
     )
     sfrik_sim_coeff: NotNegative = Field(4000.0, description="SFRIK: weight of the alignment")
@@ -200,6 +203,9 @@ class PretrainSettings(Settings):
         1.0, description="SFRIK: s of rbf and of power (under 2); of heat, the time multiplied by q - 1"
     )
     sfrik_kernel_degree: PositiveInt = Field(4, description="SFRIK: degrees of the series of rbf, heat and power")
+    sfrik_slices: PositiveInt | None = Field(
+        None, description="SFRIK: estimate the MMD by so many random directions a step; exact when unset"
+    )
     auh_sim_coeff: NotNegative = Field(3000.0, description="AUH: weight of the alignment")
     auh_unif_coeff: NotNegative = Field(1.0, description="AUH: weight of the uniformity")
     auh_scale: PositiveFloat = Field(2.5, description="AUH: scale of the Gaussian kernel")
@@ -207,6 +213,12 @@ class PretrainSettings(Settings):
     vicreg_sim_coeff: NotNegative = Field(10.0, description="VICReg: weight of the invariance")
     vicreg_std_coeff: NotNegative = Field(10.0, description="VICReg: weight of the variance")
     vicreg_cov_coeff: NotNegative = Field(1.0, description="VICReg: weight of the covariance")
+    micro_batch: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="most images that pass the network at a time, on each process; the loss is that of the whole batch"
+    )
+    compile: bool = Field(False, description="compile the network by torch.compile, which needs a C++ compiler")
+    sigreg_weight: Fraction = Field(0.05, description="SIGReg: lambda, the share of the regulariser in the loss")
+    sigreg_slices: PositiveInt = Field(1024, description="SIGReg: random directions a step")
     checkpoint_minutes: PositiveFloat = Field(10.0, description="most minutes between checkpoints; each epoch ends with one")
     skip_broken: bool = Field(False, description="put the next image in the place of one that cannot be read, and count it")
     log_every: PositiveInt = Field(10, description="steps between lines of metrics.jsonl")
@@ -249,7 +261,9 @@ class PretrainSettings(Settings):
     def without_effect(self) -> set[str]:
         idle = {name for augmentations, names in CROPS.items() if augmentations != self.augmentations for name in names}
         idle |= set() if self.multi_crop else {"reg_small"}
-        idle |= set() if self.skip_broken else {"skip_broken"}
+        idle |= {name for name in ("skip_broken", "micro_batch", "compile", "sfrik_slices") if not getattr(self, name)}
+        idle |= set() if self.ssl_method == "sigreg" else {"sigreg_weight", "sigreg_slices"}
+        idle |= {"input_pipeline"} if self.dataset == "mnist5k" else set()
         series = {"sfrik_kernel", "sfrik_kernel_scale", "sfrik_kernel_degree"}
         return idle | (series if self.sfrik_kernel == "truncated" else {"sfrik_weights"})
 

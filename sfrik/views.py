@@ -1,9 +1,18 @@
 r"""The augmentations: how several views of one image are drawn.
 
-Two stages. `per_image` runs on a decoded PIL image, in the workers of the data loader, and gives one tensor a view;
-`per_batch` runs on whole batches on the device of the network. The paper's augmentations are all per image; the
-desk profile's digits, which live in memory as bytes, are all per batch. torchvision is imported where it is used: it takes
-seconds, and the desk profile does without.
+Two stages. `per_image` runs on one decoded image, in the workers of the data loader, and gives the tensors that they hand
+over; `per_batch` runs on whole batches on the device of the network and gives the views. torchvision is imported where it is
+used: it takes seconds, and the desk profile does without.
+
+| images | `per_image`, seeded by epoch and image | `per_batch`, seeded by epoch and step |
+|---|---|---|
+| photographs, `input_pipeline` tensor | crop and resize, flip: bytes | jitter, grey, blur, solarise, normalise, grid: floats |
+| photographs, `input_pipeline` pil | everything, on PIL images | nothing |
+| digits, which live in memory as bytes | nothing | everything |
+
+Both pipelines of photographs have the laws of the next table. Their pixels differ by rounding: "pil" rounds to bytes after each
+step, "tensor" not after the resize. "tensor" makes a flip that comes last at once: the steps between do not know left from
+right.
 
 | name | crop | flip | jitter (brightness, contrast, saturation, hue), p | grey p | blur p | solarise p |
 |---|---|---|---|---|---|---|
@@ -28,34 +37,33 @@ paper's 0.08 the scores on the tuning split differed by less than their standard
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageFilter
 from torch import Generator, Tensor
 
 from sfrik.crops import PatchGrid, change_contrast, crop_batch
 from sfrik.errors import SfrikError
+from sfrik.photographs import (
+    OBOW_CROP_SCALE,
+    OBOW_PATCH_SCALE,
+    SMALL,
+    STATISTICS,
+    fast_views,
+    laws,
+    normalise,
+    plain_views,
+    swav_kinds,
+)
 
-if TYPE_CHECKING:
-    from torchvision.transforms import v2
+__all__ = ["Views", "build_views", "digit_views", "probe_views", "resize_for_test"]
 
-__all__ = ["Views", "build_views", "digit_views", "normalise", "probe_views", "resize_for_test"]
-
-STATISTICS = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "stl10": ((0.441, 0.428, 0.387), (0.268, 0.261, 0.269)),
-    "cifar10": ((0.491, 0.482, 0.447), (0.247, 0.243, 0.262)),
-    "mnist5k": ((0.131,), (0.308,)),
-}
-SMALL = ("stl10", "cifar10")  # used at the size they have; in OBoW and SwAV with the authors' settings for STL10
-OBOW_CROP_SCALE, OBOW_PATCH_SCALE = (0.08, 0.6), (0.6, 1.0)
 DIGIT_SCALE = (0.35, 1.0)  # of auh at the desk: a twelfth of a digit's image seldom shows which digit it is
 
-PerImage = Callable[[Image.Image], tuple[Tensor, ...]]
+PerImage = Callable[[Any], tuple[Tensor, ...]]
 PerBatch = Callable[[list[Tensor], Generator], list[Tensor]]
 
 
@@ -64,15 +72,17 @@ class Views:
     """How a batch of views comes about.
 
     Attributes:
-        per_image: PIL image -> one tensor [c, h, w] a view; None for images that are kept as tensors.
+        per_image: image -> the tensors [c, h, w] that the workers hand over; None for images that are kept as tensors.
         per_batch: ([tensor [n, c, h, w], ...], generator) -> the views, each [n, c, h, w], normalised.
+        of_tensors: whether `per_image` takes a decoded image as uint8 [3, h, w], and not a PIL image.
     """
 
     per_image: PerImage | None
     per_batch: PerBatch
+    of_tensors: bool = False
 
 
-def build_views(augmentations: str, size: int, dataset: str, **crops) -> Views:
+def build_views(augmentations: str, size: int, dataset: str, input_pipeline: str = "pil", **crops: Any) -> Views:
     """The views of `augmentations`, in the order of `PretrainSettings.view_sizes`.
 
     Args:
@@ -80,25 +90,28 @@ def build_views(augmentations: str, size: int, dataset: str, **crops) -> Views:
             the first size, of the second, and so on.
         size: side of the two views, of OBoW's whole image, in pixels; SwAV does not use it.
         dataset: name of the images; mnist5k's are digits in memory, which get views per batch.
+        input_pipeline: "tensor" or "pil", for photographs: what runs where, see above.
         crops: `PretrainSettings.crops`. obow: num_img_crops, image_crop_size, num_img_patches, img_patch_size; swav:
             nmb_crops, size_crops, min_scale_crops, max_scale_crops, each with one value a size; the others: none.
 
     Raises:
-        SfrikError: unknown augmentations, or not for digits; patches that do not fit in the image.
+        SfrikError: unknown augmentations or input_pipeline; augmentations not for digits; patches that do not fit in the image.
     """
     if augmentations == "digits":
         return Views(None, lambda batch, generator: [digit_views(batch[0], generator) for _ in range(2)])
     if augmentations not in ("vicreg", "simclr", "auh", "obow", "swav"):
         raise SfrikError(f"unknown augmentations {augmentations}: choose one of vicreg, simclr, auh, obow, swav, digits")
+    if input_pipeline not in ("tensor", "pil"):
+        raise SfrikError(f"unknown input_pipeline {input_pipeline}: choose tensor or pil")
     if dataset == "mnist5k":
         of_digits = {"auh": _auh_digits, "obow": _obow_digits, "swav": _swav_digits}.get(augmentations)
         if of_digits is None:
             raise SfrikError(f"augmentations {augmentations} are not for the digits of mnist5k: use digits, auh, obow or swav")
         return Views(None, of_digits(size, **crops))
-    if augmentations in ("obow", "swav"):
-        return Views({"obow": _obow, "swav": _swav}[augmentations](size, dataset, **crops), _as_they_are)
-    pipelines = tuple(_pipeline(augmentations, view, size, dataset) for view in range(2))
-    return Views(lambda image: tuple(pipeline(image) for pipeline in pipelines), _as_they_are)
+    views = laws(augmentations, size, dataset, **crops)
+    if input_pipeline == "tensor":
+        return Views(*fast_views(views, dataset), of_tensors=True)
+    return Views(plain_views(views, dataset), _as_they_are)
 
 
 def probe_views(size: int, dataset: str) -> Views:
@@ -122,14 +135,6 @@ def resize_for_test(size: int, dataset: str) -> Views:
         steps = [v2.Resize(round(size * 256 / 224), v2.InterpolationMode.BICUBIC), v2.CenterCrop(size)]
     whole = v2.Compose([*steps, normalise(dataset)])
     return Views(lambda image: (whole(image),), _as_they_are)
-
-
-def normalise(dataset: str) -> v2.Transform:
-    """PIL image -> normalised float tensor [c, h, w]."""
-    from torchvision.transforms import v2
-
-    mean, std = STATISTICS.get(dataset, STATISTICS["imagenet"])
-    return v2.Compose([v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
 
 
 def digit_views(
@@ -204,92 +209,8 @@ def _obow_digits(size: int, *, num_img_crops: int, image_crop_size: int, num_img
 
 
 def _swav_digits(size: int, **crops) -> PerBatch:
-    kinds = _swav_kinds(**crops)
+    kinds = swav_kinds(**crops)
     return lambda batch, generator: [_digit_crop(batch[0], side, scale, generator) for side, scale in kinds]
-
-
-def _swav_kinds(
-    nmb_crops: Sequence[int], size_crops: Sequence[int], min_scale_crops: Sequence[float], max_scale_crops: Sequence[float]
-) -> list[tuple[int, tuple[float, float]]]:
-    """Side and range of scale of each view."""
-    kinds = zip(nmb_crops, size_crops, min_scale_crops, max_scale_crops, strict=True)
-    return [(side, (low, high)) for count, side, low, high in kinds for _ in range(count)]
-
-
-def _obow(
-    size: int, dataset: str, *, num_img_crops: int, image_crop_size: int, num_img_patches: int, img_patch_size: int
-) -> PerImage:
-    from torchvision.transforms import v2
-
-    # 256 at a size of 224; small images are neither enlarged nor cropped
-    side = size if dataset in SMALL else round(size * 256 / 224)
-    grid = PatchGrid(side, img_patch_size, num_img_patches) if num_img_patches else None
-    to_tensor, flip, bilinear = normalise(dataset), v2.RandomHorizontalFlip(), v2.InterpolationMode.BILINEAR
-    jitter = v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.4)], p=1.0 if dataset in SMALL else 0.8)
-    colour = [jitter, v2.RandomGrayscale(p=0.2)]
-    whole = v2.Compose([v2.Resize(side, bilinear), v2.CenterCrop(size), flip, to_tensor])
-    crop = v2.Compose(
-        [
-            v2.RandomResizedCrop(image_crop_size, OBOW_CROP_SCALE, interpolation=bilinear),
-            *colour,
-            GaussianBlur(p=0.5),
-            flip,
-            to_tensor,
-        ]
-    )
-    before_patches = v2.Compose([v2.RandomResizedCrop(side, OBOW_PATCH_SCALE, interpolation=bilinear), *colour, flip, to_tensor])
-
-    def views(image: Image.Image) -> tuple[Tensor, ...]:
-        crops = [crop(image) for _ in range(num_img_crops)]
-        patches = [patch[0] for patch in grid(before_patches(image)[None])] if grid else []
-        return (whole(image), *crops, *patches)
-
-    return views
-
-
-def _swav(size: int, dataset: str, **crops) -> PerImage:
-    from torchvision.transforms import v2
-
-    if dataset in SMALL:
-        jitter, jitter_p = v2.ColorJitter(0.4, 0.4, 0.4, 0.4), 1.0
-    else:
-        jitter, jitter_p = v2.ColorJitter(0.8, 0.8, 0.8, 0.2), 0.8
-    colour = [v2.RandomApply([jitter], p=jitter_p), v2.RandomGrayscale(p=0.2), GaussianBlur(p=0.5)]
-    after = [v2.RandomHorizontalFlip(), *colour, normalise(dataset)]
-    bilinear = v2.InterpolationMode.BILINEAR
-    pipelines = [
-        v2.Compose([v2.RandomResizedCrop(side, scale, interpolation=bilinear), *after]) for side, scale in _swav_kinds(**crops)
-    ]
-    return lambda image: tuple(pipeline(image) for pipeline in pipelines)
-
-
-def _pipeline(augmentations: str, view: int, size: int, dataset: str) -> v2.Transform:
-    from torchvision.transforms import v2
-
-    crop = v2.RandomResizedCrop(size, scale=(0.08, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
-    after = []
-    if augmentations == "vicreg":
-        jitter, jitter_p = v2.ColorJitter(0.4, 0.4, 0.2, 0.1), 0.8
-        after = [GaussianBlur(p=(1.0, 0.1)[view]), v2.RandomSolarize(threshold=128, p=(0.0, 0.2)[view])]
-    elif augmentations == "simclr":
-        jitter, jitter_p = v2.ColorJitter(0.8, 0.8, 0.8, 0.2), 0.8
-        after = [GaussianBlur(p=0.5)]
-    else:
-        jitter, jitter_p = v2.ColorJitter(0.4, 0.4, 0.4, 0.4), 1.0
-    colour = [v2.RandomApply([jitter], p=jitter_p), v2.RandomGrayscale(p=0.2)]
-    return v2.Compose([crop, v2.RandomHorizontalFlip(), *colour, *after, normalise(dataset)])
-
-
-class GaussianBlur:
-    """PIL's Gaussian blur with a radius drawn from U[0.1, 2.0], with probability p."""
-
-    def __init__(self, p: float) -> None:
-        self.p = p
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        if torch.rand(()) >= self.p:
-            return image
-        return image.filter(ImageFilter.GaussianBlur(radius=float(torch.empty(()).uniform_(0.1, 2.0))))
 
 
 def _as_they_are(batch: list[Tensor], generator: Generator) -> list[Tensor]:

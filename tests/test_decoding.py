@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from sfrik.decoding import read_image
+import sfrik.decoding
+from sfrik.decoding import decode_image, read_image
 from sfrik.errors import SfrikError
 
 SAMPLE = Path(__file__).parents[2] / "shared" / "data" / "imagenet-sample"
@@ -178,3 +180,66 @@ def test_real_jpegs_cut_short_are_reported_by_name(photographs, tmp_path):
         shutil.copyfile(path, copy)
         copy.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         assert reason(copy).startswith("image file is truncated")
+
+
+# --- as tensors
+
+
+def same_as_read(path):
+    """The decoded image, which is that of `read_image` or of a decoder that rounds otherwise."""
+    decoded, read = decode_image(path), torch.from_numpy(np.array(read_image(path))).permute(2, 0, 1)
+    assert decoded.dtype == torch.uint8
+    assert decoded.shape == read.shape
+    different = (decoded.int() - read.int()).abs().float()
+    assert different.mean() < 0.5, "two builds of one decoder agree to a byte, and in nearly all pixels exactly"
+    assert different.max() <= 4
+    return decoded
+
+
+@pytest.mark.parametrize("keywords", [{}, {"subsampling": 0}, {"progressive": True}, {"keep_rgb": True}, {"quality": 10}])
+def test_a_jpeg_in_colour_or_grey_is_decoded_without_pil(tmp_path, smooth, keywords, monkeypatch):
+    Image.fromarray(smooth).save(tmp_path / "a.JPEG", **keywords)
+    Image.fromarray(smooth[:, :, 1]).save(tmp_path / "b.JPEG", **{k: v for k, v in keywords.items() if k != "keep_rgb"})
+    images = [same_as_read(tmp_path / name) for name in ("a.JPEG", "b.JPEG")]
+    assert torch.equal(images[1][0], images[1][1])
+    monkeypatch.setattr(sfrik.decoding, "read_image", lambda path: pytest.fail("PIL was asked"))
+    assert torch.equal(decode_image(tmp_path / "a.JPEG"), images[0])
+    assert torch.equal(decode_image(tmp_path / "b.JPEG"), images[1])
+
+
+def test_every_other_kind_is_decoded_as_it_is_read(tmp_path, smooth):
+    image = Image.fromarray(smooth)
+    image.convert("CMYK").save(tmp_path / "cmyk.JPEG", quality=95)
+    cmyk = bytearray((tmp_path / "cmyk.JPEG").read_bytes())
+    adobe = cmyk.index(b"Adobe")
+    cmyk[adobe + 11] = 2  # the transform: YCCK
+    (tmp_path / "ycck.JPEG").write_bytes(cmyk)
+    image.save(tmp_path / "png.JPEG", format="png")
+    image.convert("P").save(tmp_path / "palette.JPEG", format="png")
+    Image.fromarray(np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)).save(tmp_path / "deep.JPEG", format="png")
+    image.save(tmp_path / "tall.JPEG", format="webp")
+    for kind in ("cmyk", "ycck", "png", "palette", "deep", "tall"):
+        read = torch.from_numpy(np.array(read_image(tmp_path / f"{kind}.JPEG"))).permute(2, 0, 1)
+        assert torch.equal(decode_image(tmp_path / f"{kind}.JPEG"), read)
+    assert (decode_image(tmp_path / "cmyk.JPEG").int() - decode_image(tmp_path / "ycck.JPEG").int()).abs().max() > 100
+
+
+def test_what_cannot_be_decoded_is_reported_as_where_it_is_read(tmp_path, smooth, monkeypatch):
+    Image.fromarray(smooth).save(tmp_path / "whole.JPEG")
+    whole = (tmp_path / "whole.JPEG").read_bytes()
+    contents = {"empty": b"", "page": b"<html>404</html>", "two": whole[:2]}
+    contents |= {f"cut{k}": whole[: len(whole) * k // 8] for k in range(1, 8)}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    for name in (*contents, "gone"):
+        with pytest.raises(SfrikError, match=f"^cannot read image .*{name}: ") as caught:
+            decode_image(tmp_path / name)
+        assert str(caught.value) == f"cannot read image {tmp_path / name}: {reason(tmp_path / name)}"
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(SfrikError, match="exceeds limit of 200 pixels"):
+        decode_image(tmp_path / "whole.JPEG")
+
+
+def test_real_jpegs_are_decoded_as_they_are_read(photographs):
+    for path in photographs[1::4]:
+        same_as_read(path)

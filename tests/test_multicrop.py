@@ -22,13 +22,16 @@ from scipy import stats
 from torch import Generator
 from torchvision.transforms import v2
 
+from sfrik.colour import Colour
 from sfrik.crops import PatchGrid, change_contrast, crop_batch, random_boxes
+from sfrik.decoding import as_tensor
 from sfrik.errors import SfrikError
 from sfrik.settings import PretrainSettings
 from sfrik.views import STATISTICS, build_views, digit_views, resize_for_test
 
 LEVEL = 1e-5
 DRAWS = 400
+PIPELINES = ["pil", "tensor"]
 SCALES = {"min_scale_crops": (0.14, 0.05), "max_scale_crops": (1.0, 0.14)}
 # Sizes of the views: for the geometry, OBoW's 256 or 96 pixels become 96, the least that has shifts of 24; for the colours,
 # which do not depend on them, all are small.
@@ -141,13 +144,15 @@ def reference(augmentations, dataset, size, crops):
 # --- readings
 
 
-def ours(augmentations, dataset, size, crops, image, draws=DRAWS):
+def ours(augmentations, dataset, size, crops, image, draws=DRAWS, pipeline="pil"):
     """The library's views: a list of [draws, h, w, 3] in bytes."""
     torch.manual_seed(5)
-    views = build_views(augmentations, size, dataset, **crops)
+    views = build_views(augmentations, size, dataset, pipeline, **crops)
     mean, std = (torch.tensor(values)[:, None, None] for values in STATISTICS[dataset])
+    image = as_tensor(image) if views.of_tensors else image
     drawn = zip(*(views.per_image(image) for _ in range(draws)), strict=True)
-    return [((torch.stack(view) * std + mean) * 255).round().byte().permute(0, 2, 3, 1).numpy() for view in drawn]
+    batch = views.per_batch([torch.stack(view) for view in drawn], Generator().manual_seed(7))
+    return [((view * std + mean) * 255).round().byte().permute(0, 2, 3, 1).numpy() for view in batch]
 
 
 def theirs(augmentations, dataset, size, crops, image, draws=DRAWS):
@@ -167,18 +172,20 @@ def ramps(width=64, height=48):
 
 
 @functools.cache
-def boxes(augmentations, dataset):
-    """Library and reference: what the crops and flips alone do, a dictionary of readings [draws] for each view."""
+def boxes(augmentations, dataset, side):
+    """What the crops and flips alone do, a dictionary of readings [draws] for each view; side: pil, tensor or the reference."""
     size, crops = SIZE.get((augmentations, dataset), 20), SHAPES.get(augmentations, {})
+    draw = theirs if side == "reference" else functools.partial(ours, pipeline=side)
     with pytest.MonkeyPatch.context() as without:
         for kind in (v2.ColorJitter, v2.RandomGrayscale, v2.RandomSolarize, T.ColorJitter):
             without.setattr(kind, "forward", lambda self, image: image)
+        without.setattr(Colour, "draw", lambda self, n, generator: None)
         without.setattr(Image.Image, "filter", lambda self, kernel: self)
         without.setattr(Image.Image, "convert", lambda self, mode: self)
         without.setattr(ImageOps, "solarize", lambda image, threshold: image)
-        both = [side(augmentations, dataset, size, crops, ramps()) for side in (ours, theirs)]
-    crop_sides = [96 if augmentations == "obow" and k >= 3 else view.shape[1] for k, view in enumerate(both[0])]
-    return [[box(view.astype(float), side) for view, side in zip(views, crop_sides, strict=True)] for views in both]
+        views = draw(augmentations, dataset, size, crops, ramps())
+    crop_sides = [96 if augmentations == "obow" and k >= 3 else view.shape[1] for k, view in enumerate(views)]
+    return [box(view.astype(float), side) for view, side in zip(views, crop_sides, strict=True)]
 
 
 def box(view, crop_side):
@@ -212,18 +219,20 @@ def pooled(views, indices, name=None):
 # --- crops and flips
 
 
+@pytest.mark.parametrize("pipeline", PIPELINES)
 @pytest.mark.parametrize("reading", ["area", "aspect", "column", "row"])
 @pytest.mark.parametrize(("augmentations", "dataset", "kind"), GEOMETRY)
-def test_crops_have_the_area_aspect_and_place_of_the_protocol(augmentations, dataset, kind, reading):
+def test_crops_have_the_area_aspect_and_place_of_the_protocol(augmentations, dataset, kind, reading, pipeline):
     indices, _ = KINDS[augmentations][kind]
-    library, expected = boxes(augmentations, dataset)
+    library, expected = boxes(augmentations, dataset, pipeline), boxes(augmentations, dataset, "reference")
     assert_same_law(pooled(library, indices, reading), pooled(expected, indices, reading))
 
 
+@pytest.mark.parametrize("pipeline", PIPELINES)
 @pytest.mark.parametrize(("augmentations", "dataset", "kind"), GEOMETRY)
-def test_the_area_of_a_crop_fills_its_range_and_no_more(augmentations, dataset, kind):
+def test_the_area_of_a_crop_fills_its_range_and_no_more(augmentations, dataset, kind, pipeline):
     indices, (low, high) = KINDS[augmentations][kind]
-    area = pooled(boxes(augmentations, dataset)[0], indices, "area")
+    area = pooled(boxes(augmentations, dataset, pipeline), indices, "area")
     # Whole pixels of 64 x 48: a side of 0.22 * 48 is known to half a pixel in 10, and a slope of bytes to a hundredth.
     # 400 draws leave the first or last twentieth of the range empty once in 0.95^-400 = 8e8 seeds; near an area of 1 half
     # of the shapes do not fit and are drawn anew, which a tenth at the upper end allows for.
@@ -232,17 +241,19 @@ def test_the_area_of_a_crop_fills_its_range_and_no_more(augmentations, dataset, 
     assert high - 0.1 * (high - low) - tolerance <= area.max() <= high + 0.06 * math.sqrt(high)
 
 
+@pytest.mark.parametrize("pipeline", PIPELINES)
 @pytest.mark.parametrize(("augmentations", "dataset", "kind"), GEOMETRY)
-def test_views_are_mirrored_half_of_the_time_and_never_upside_down(augmentations, dataset, kind):
-    library, indices = boxes(augmentations, dataset)[0], KINDS[augmentations][kind][0]
+def test_views_are_mirrored_half_of_the_time_and_never_upside_down(augmentations, dataset, kind, pipeline):
+    library, indices = boxes(augmentations, dataset, pipeline), KINDS[augmentations][kind][0]
     mirrored = pooled(library, indices, "mirrored")
     assert within_four_sigma(int(mirrored.sum()), 0.5, len(mirrored))
     assert pooled(library, indices, "upright").all()
 
 
-def test_each_view_draws_for_itself():
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_each_view_draws_for_itself(pipeline):
     for augmentations, dataset in dict.fromkeys(law[:2] for law in GEOMETRY):
-        library = boxes(augmentations, dataset)[0]
+        library = boxes(augmentations, dataset, pipeline)
         # both patches of OBoW are of one crop, and its whole image is not cropped at random
         drawn_alone = range(1, 4) if augmentations == "obow" else range(len(library))
         for one, other in itertools.pairwise(drawn_alone):
@@ -251,20 +262,24 @@ def test_each_view_draws_for_itself():
                 assert abs(np.corrcoef(library[one][reading], library[other][reading])[0, 1]) < 4.5 / math.sqrt(DRAWS)
 
 
+@pytest.mark.parametrize("pipeline", PIPELINES)
 @pytest.mark.parametrize(("dataset", "size", "side"), [("imagenet", 224, 256), ("imagenet", 28, 32), ("stl10", 96, 96)])
-def test_the_whole_image_of_obow_is_resized_cropped_at_the_centre_and_mirrored_half_of_the_time(dataset, size, side):
+def test_the_whole_image_of_obow_is_resized_cropped_at_the_centre_and_mirrored_half_of_the_time(dataset, size, side, pipeline):
     image = ramps().resize((200, 120))
     expected = T.Compose([T.Resize(side), T.CenterCrop(size), T.ToTensor(), T.Normalize(*STATISTICS[dataset])])(image)
     torch.manual_seed(5)
     crops = {"num_img_crops": 0, "image_crop_size": 8, "num_img_patches": 0, "img_patch_size": 8}
-    views = build_views("obow", size, dataset, **crops)
+    views = build_views("obow", size, dataset, pipeline, **crops)
+    image = as_tensor(image) if views.of_tensors else image
+    drawn = torch.stack([views.per_image(image)[0] for _ in range(100)])
+    (wholes,) = views.per_batch([drawn], Generator())
+    # one rounding of float32 at values up to 2.7; two roundings to a byte where PIL does not resize
+    atol = 1e-6 if pipeline == "pil" else 2.01 / 255 / min(STATISTICS[dataset][1])
     mirrored = 0
-    for _ in range(100):
-        (whole,) = views.per_image(image)
+    for whole in wholes:
         assert whole.shape == (3, size, size)
         is_mirrored = whole[0, 0, 0] > whole[0, 0, -1]
-        # one rounding of float32 at values up to 2.7
-        torch.testing.assert_close(whole, expected.flip(2) if is_mirrored else expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(whole, expected.flip(2) if is_mirrored else expected, rtol=0, atol=atol)
         mirrored += int(is_mirrored)
     assert within_four_sigma(mirrored, 0.5, 100)
 
@@ -273,10 +288,10 @@ def test_the_whole_image_of_obow_is_resized_cropped_at_the_centre_and_mirrored_h
 
 
 @functools.cache
-def colours(side, augmentations, dataset, colour, draws=DRAWS):
+def colours(side, augmentations, dataset, colour, draws=DRAWS, **pipeline):
     """One pixel of each view of an image of one colour, [draws, 3] in bytes a view; side: ours or theirs."""
     image = Image.new("RGB", (16, 16), colour)
-    views = side(augmentations, dataset, SMALL_SIZE, SMALL_SHAPES.get(augmentations, {}), image, draws)
+    views = side(augmentations, dataset, SMALL_SIZE, SMALL_SHAPES.get(augmentations, {}), image, draws, **pipeline)
     return [view[:, 3, 3] for view in views]
 
 
@@ -284,20 +299,23 @@ def hue_saturation_value(pixels):
     return np.asarray(Image.fromarray(pixels[None]).convert("HSV"))[0]
 
 
+@pytest.mark.parametrize("pipeline", PIPELINES)
 @pytest.mark.parametrize(("augmentations", "dataset", "kind"), LAWS)
-def test_colours_have_the_law_of_the_protocol(augmentations, dataset, kind):
+def test_colours_have_the_law_of_the_protocol(augmentations, dataset, kind, pipeline):
     indices = KINDS[augmentations][kind][0]
-    library, expected = (pooled(colours(side, augmentations, dataset, (150, 60, 90)), indices) for side in (ours, theirs))
+    library = pooled(colours(ours, augmentations, dataset, (150, 60, 90), pipeline=pipeline), indices)
+    expected = pooled(colours(theirs, augmentations, dataset, (150, 60, 90)), indices)
     for channel in range(3):
         assert_same_law(library[:, channel], expected[:, channel])
         assert_same_law(hue_saturation_value(library)[:, channel], hue_saturation_value(expected)[:, channel])
 
 
 @pytest.mark.parametrize(("augmentations", "dataset", "kind"), [law for law in LAWS if law[-1] != "second"])
-def test_views_are_grey_and_jittered_at_the_rates_of_the_protocol(augmentations, dataset, kind):
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_views_are_grey_and_jittered_at_the_rates_of_the_protocol(augmentations, dataset, kind, pipeline):
     # not VICReg's second view: solarisation changes colours too, and the comparison of laws covers it
     colour = (150, 60, 90)
-    pixels = pooled(colours(ours, augmentations, dataset, colour), KINDS[augmentations][kind][0]).astype(int)
+    pixels = pooled(colours(ours, augmentations, dataset, colour, pipeline=pipeline), KINDS[augmentations][kind][0]).astype(int)
     grey = np.ptp(pixels, axis=1) == 0
     assert within_four_sigma(int(grey.sum()), 0.2, len(pixels))
     unchanged, n = int((pixels[~grey] == colour).all(axis=1).sum()), int((~grey).sum())
@@ -308,9 +326,11 @@ def test_views_are_grey_and_jittered_at_the_rates_of_the_protocol(augmentations,
 
 
 @pytest.mark.parametrize(("augmentations", "dataset", "kind"), [law for law in LAWS if law[-1] != "second"])
-def test_brightness_fills_its_range_and_no_more(augmentations, dataset, kind):
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_brightness_fills_its_range_and_no_more(augmentations, dataset, kind, pipeline):
     # not VICReg's second view: solarisation inverts bright ones, and its jitter is that of the first
-    pixels = pooled(colours(ours, augmentations, dataset, (100, 100, 100), draws=250), KINDS[augmentations][kind][0])
+    drawn = colours(ours, augmentations, dataset, (100, 100, 100), draws=250, pipeline=pipeline)
+    pixels = pooled(drawn, KINDS[augmentations][kind][0])
     factors = pixels[:, 0] / 100  # contrast, saturation and hue leave one plain grey alone
     most = JITTER[augmentations, dataset][0][0]
     # 0.02: two bytes of rounding. Of 200 jittered draws none in the last 7.5 % of the range: 0.925^200 = 2e-7
@@ -362,16 +382,18 @@ def test_views_are_blurred_at_the_rates_and_radii_of_the_protocol(augmentations,
 
 
 @functools.cache
-def corners_of_patches(count):
+def corners_of_patches(count, pipeline):
     """Row and column [draws, patches, 2] of patches of 96 pixels in images of 256 that are neither cropped nor coloured."""
     ramp = np.arange(256)  # red is the column, green the row
     image = Image.fromarray(np.stack(np.broadcast_arrays(ramp[None, :], ramp[:, None], 0), axis=-1).astype(np.uint8))
     crops = {"num_img_crops": 0, "image_crop_size": 8, "num_img_patches": count, "img_patch_size": 96}
     with pytest.MonkeyPatch.context() as without:
         without.setattr(v2.RandomResizedCrop, "forward", lambda self, image: image)
+        without.setattr(T.RandomResizedCrop, "get_params", lambda *arguments: (0, 0, 256, 256))
+        without.setattr(Colour, "draw", lambda self, n, generator: None)
         for kind in (v2.ColorJitter, v2.RandomGrayscale):
             without.setattr(kind, "forward", lambda self, image: image)
-        patches = ours("obow", "imagenet", 224, crops, image, draws=200 if count < 9 else 20)[1:]
+        patches = ours("obow", "imagenet", 224, crops, image, 200 if count < 9 else 20, pipeline)[1:]
     corners = []
     for patch in patches:
         assert patch.shape[1:] == (96, 96, 3)
@@ -381,8 +403,9 @@ def corners_of_patches(count):
     return np.stack(corners, axis=1)
 
 
-def test_patches_lie_on_a_grid_with_a_step_of_68_and_even_shifts_of_0_to_24_pixels():
-    cells, shifts = np.divmod(corners_of_patches(5), 68)  # (256 - 96 - 24) // 2
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_patches_lie_on_a_grid_with_a_step_of_68_and_even_shifts_of_0_to_24_pixels(pipeline):
+    cells, shifts = np.divmod(corners_of_patches(5, pipeline), 68)  # (256 - 96 - 24) // 2
     assert set(np.unique(cells)) == {0, 1, 2}
     assert shifts.max() == 24
     for axis in range(2):
@@ -392,8 +415,9 @@ def test_patches_lie_on_a_grid_with_a_step_of_68_and_even_shifts_of_0_to_24_pixe
     assert abs(np.corrcoef(both.T)[0, 1]) < 4 / math.sqrt(len(both)), "rows and columns shift by draws of their own"
 
 
-def test_no_patch_is_drawn_twice_and_each_as_often_as_the_others():
-    five, all_nine = (corners_of_patches(count) // 68 @ [3, 1] for count in (5, 9))  # number of the cell, 0 to 8
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_no_patch_is_drawn_twice_and_each_as_often_as_the_others(pipeline):
+    five, all_nine = (corners_of_patches(count, pipeline) // 68 @ [3, 1] for count in (5, 9))  # number of the cell, 0 to 8
     assert all(len(set(row)) == 5 for row in five)
     assert all(sorted(row) == list(range(9)) for row in all_nine)
     for place in range(5):
@@ -481,14 +505,16 @@ def test_views_come_in_the_order_of_the_settings(dataset, settings):
     assert all(view.dtype == torch.float32 and torch.isfinite(view).all() for view in batch)
 
 
-def test_swav_gives_each_size_its_own_scale():
-    library = boxes("swav", "imagenet")[0]
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_swav_gives_each_size_its_own_scale(pipeline):
+    library = boxes("swav", "imagenet", pipeline)
     assert max(library[2]["area"].max(), library[3]["area"].max()) < 0.17 < np.median(library[0]["area"])
 
 
-def test_the_same_seed_gives_the_same_crops_and_patches():
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_the_same_seed_gives_the_same_crops_and_patches(pipeline):
     for augmentations, dataset in PROTOCOLS:
-        arguments = (augmentations, dataset, SMALL_SIZE, SMALL_SHAPES.get(augmentations, {}), ramps(), 3)
+        arguments = (augmentations, dataset, SMALL_SIZE, SMALL_SHAPES.get(augmentations, {}), ramps(), 3, pipeline)
         assert all(np.array_equal(a, b) for a, b in zip(ours(*arguments), ours(*arguments), strict=True))
 
 

@@ -140,9 +140,14 @@ def evaluate(tree, folder, command, *flags):
 @contextmanager
 def images_read(tree):
     """The image files that are opened meanwhile, as paths below the tree."""
-    opened, read = set(), datasets.read_image
+    opened = set()
+
+    def watched(read):
+        return lambda path: opened.add(path.relative_to(tree).as_posix()) or read(path)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets, "read_image", lambda path: opened.add(path.relative_to(tree).as_posix()) or read(path))
+        for name in ("read_image", "decode_image"):
+            patch.setattr(datasets, name, watched(getattr(datasets, name)))
         yield opened
 
 

@@ -235,6 +235,7 @@ BELONGS = [
     (CROPS["obow"], {"augmentations": "obow"}),
     (CROPS["swav"], {"augmentations": "swav"}),
     (("reg_small",), {"augmentations": "swav"}),
+    (("sigreg_weight", "sigreg_slices"), {"ssl_method": "sigreg"}),
     (("lr_backbone",), {"weights": "finetune"}),
 ]
 
