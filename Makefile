@@ -17,7 +17,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 TABLES := table2 table3 table4 table5 table6 table7 table8 table9
-.PHONY: help setup table1 $(TABLES) tables status test test-slurm lab
+.PHONY: help setup table1 $(TABLES) tables status test test-slurm bench lab
 
 PROFILE ?= desk
 SEEDS ?= 1
@@ -87,6 +87,9 @@ test: $(READY)  ## the whole check: ruff, then every test
 
 test-slurm: $(READY)  ## the tests on a SLURM cluster of two nodes on this machine (Debian: slurm-wlm, munge; root)
 	$(BIN)python -m pytest -m slurm
+
+bench: $(READY)  ## measure every ratio of docs/speed.md anew (DATA=, a folder of photographs); some twenty minutes
+	$(BIN)python benchmarks/bench.py $(if $(DATA),--data '$(DATA)')
 
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(BIN)python -m jupyterlab notebooks $$([ "$$(id -u)" != 0 ] || echo --allow-root)
