@@ -4,7 +4,8 @@
     python benchmarks/communication.py --calculate   # the tables of docs/scale.md: 8, 64 and 512 processes
 
 Three ways, forward and backward pass on the whole batch: SFRIK and VICReg of this package, and SFRIK "as the original": each
-process gathers all rows, computes the full Gram matrix by autograd, and sums the gathered gradient over all processes.
+process gathers all rows, computes the full Gram matrix by autograd, and sums the gathered gradient over all processes. All in
+float32.
 
 Bytes are those that a process sends, and it receives as many, where the collectives run in a ring: of a gathered buffer
 (N - 1)/N, of a summed one twice that. FLOP are those of the matrix products. Memory is the peak of what a step allocates
@@ -28,14 +29,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from scale import METHODS, calculated_tables, number, table
+from scale import METHODS, SLICES, calculated_tables, number, table
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from sfrik.collectives import rank, world_size
-from sfrik.objectives import SFRIK, VICReg
+from sfrik.loss_terms import Objective
+from sfrik.objectives import AUH, SFRIK, SIGReg, SimCLR, VICReg
 
 WEIGHTS, SIM_COEFF = (1.0, 40.0, 40.0), 4000.0  # of the paper's SFRIK
 FLOAT = 4  # bytes
@@ -71,15 +72,36 @@ def as_the_original(views: Sequence[Tensor]) -> Tensor:
 
 
 def losses(q: int) -> dict[str, Callable[[Sequence[Tensor]], Tensor]]:
-    sfrik, vicreg = SFRIK(q, WEIGHTS, SIM_COEFF), VICReg()
-    return {"SFRIK": lambda z: sfrik(z).loss, "VICReg": lambda z: vicreg(z).loss, "original": as_the_original}
+    """The three ways that are compared."""
+    return {"SFRIK": _loss(SFRIK(q, WEIGHTS, SIM_COEFF)), "VICReg": _loss(VICReg()), "original": as_the_original}
+
+
+def other_losses(q: int) -> dict[str, Callable[[Sequence[Tensor]], Tensor]]:
+    """Those of which the formulas alone are compared with counts."""
+    return {
+        "SFRIK, L = 2": _loss(SFRIK(q, WEIGHTS[:2], SIM_COEFF)),
+        "AUH": _loss(AUH()),
+        "SimCLR": _loss(SimCLR()),
+        "SFRIK, sliced": _loss(SFRIK(q, WEIGHTS, SIM_COEFF, slices=SLICES)),
+        "SIGReg": _loss(SIGReg(slices=SLICES)),
+    }
+
+
+def _loss(objective: Objective) -> Callable[[Sequence[Tensor]], Tensor]:
+    objective.equal_rows = True  # as in pretraining, whose batches divide by the processes
+    return lambda z: objective(z).loss
 
 
 class Exchange(TorchDispatchMode):
-    """Collectives of a step: their number, the bytes a process sends, seconds in them and seconds until all have come to one."""
+    """Collectives of a step: their number, the bytes a process sends, seconds in them and seconds until all have come to one.
 
-    def __init__(self) -> None:
+    Args:
+        aside: exchange copies, since gloo's threads hold on to what they exchanged for a moment: no memory of the step.
+    """
+
+    def __init__(self, aside: bool = False) -> None:
         super().__init__()
+        self.aside = aside
         self.collectives, self.sent, self.seconds, self.waited = 0, 0.0, 0.0, 0.0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -93,11 +115,35 @@ class Exchange(TorchDispatchMode):
         started = time.perf_counter()
         dist.barrier()
         met = time.perf_counter()
-        out = function(*args, **(kwargs or {}))
+        given = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, args) if self.aside else args
+        out = function(*given, **(kwargs or {}))
         torch._C._distributed_c10d.Work.unbox(out[-1]).wait()
         self.waited += met - started
         self.seconds += time.perf_counter() - met
-        return out
+        for x, copy in zip(tree_leaves(args), tree_leaves(given), strict=True):
+            if x is not copy:
+                x.copy_(copy)
+        return args[0], out[-1]
+
+
+class Products(TorchDispatchMode):
+    """`flops` of the matrix products, two for each multiply-add; FlopCounterMode leaves out those that are added in place.
+
+    Inner products of a row with a row, which take as long as reading the rows, are no such products.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function._schema.name.removeprefix("aten::")
+        if name in ("mm", "addmm", "addmm_"):
+            a, b = args[-2:]
+            self.flops += 2 * a.shape[0] * a.shape[1] * b.shape[1]
+        elif name in ("bmm", "baddbmm", "baddbmm_", "matmul") and not args[-2].shape[1] == args[-1].shape[2] == 1:
+            raise NotImplementedError(f"{name} is not counted")
+        return function(*args, **(kwargs or {}))
 
 
 class Memory(TorchDispatchMode):
@@ -135,9 +181,9 @@ def rows_of(n: int, q: int, views: int = 2) -> list[Tensor]:
 
 def count(loss: Callable[[Sequence[Tensor]], Tensor], views: Sequence[Tensor]) -> dict[str, float]:
     """Exact counts of a step on this process."""
-    with Exchange() as exchange, Memory() as peak, FlopCounterMode(display=False) as counter:
+    with Exchange(aside=True) as exchange, Memory() as peak, Products() as products:
         loss(views).backward()
-    return {"sent": exchange.sent, "flops": counter.get_total_flops(), "memory": peak.peak, "collectives": exchange.collectives}
+    return {"sent": exchange.sent, "flops": products.flops, "memory": peak.peak, "collectives": exchange.collectives}
 
 
 def on_processes(function: Callable, processes: int, *args) -> list:
