@@ -67,8 +67,8 @@ def flops(method: str, n: int, q: int, processes: int, views: int = 2, device: s
         return 2 * (2 * views - 3) * q * (gram * (1 if 2 * n - own <= 2 * q else 2) + 2 * own * 2 * n)
     if by_rows(method, n, q):
         return 2 * views * q * (_upper(own, device) + own * (n - own) + own * n)
-    if method in ("SFRIK, sliced", "SIGReg"):  # SFRIK's projections are taken again for the gradient
-        return 2 * views * own * q * SLICES * (3 if method == "SFRIK, sliced" else 2)
+    if method in ("SFRIK, sliced", "SIGReg"):
+        return 4 * views * own * q * SLICES
     return 2 * views * own * (_upper(q, device) + q * q)
 
 
@@ -90,45 +90,44 @@ def memory(method: str, n: int, q: int, processes: int, half: bool = False, devi
     in_full = rows * FLOAT if half else 0  # the embeddings in float32
     size = HALF_FLOAT if half and method == "SFRIK" else FLOAT
     if method == "VICReg" and not by_rows(method, n, q):
-        # gradient, centred rows, and: those of the view before; or two copies of its matrix, and the last one
-        forward = FLOAT * (rows + own * q + max(own * q + q * q, 3 * q * q))
+        # gradient, centred rows, and: those of the view before; or two copies of the matrix
+        forward = FLOAT * (rows + own * q + max(own * q, 2 * q * q))
     elif method == "VICReg":
-        # gradient, gathered rows, and: what is sent; or the centred rows, and the squares of others' or slopes and tiles
-        beside = own * q + max((n - own) * q, _tiles(own, n, q, 2, 2, device) / FLOAT)
+        # gradient, gathered rows, and: what is sent; or the centred rows, slopes and tiles
+        beside = own * q + _tiles(own, n, q, 2, device) / FLOAT
         forward = FLOAT * (rows + everything + max(rows, beside))
     elif not by_rows(method, n, q):  # normalised rows, gradient, two copies of the matrix of each view
         forward = FLOAT * (2 * rows + 4 * q * (q + 1))
     elif method == "AUH":  # normalised rows, gradient, gathered rows, and: the difference of the views, or slopes and tiles
-        forward = FLOAT * (2 * rows + everything) + max(FLOAT * own * q, _tiles(own, n, q, 1, 1, device))
+        forward = FLOAT * (2 * rows + everything) + max(FLOAT * own * q, _tiles(own, n, q, 1, device))
     else:  # normalised rows, gradient, gathered rows, and: what is sent, or slopes and tiles
         forward = FLOAT * 2 * rows + size * everything + (size * rows if half else 0)
-        forward += max(size * rows, _tiles(own, n, q, 3, 2, device, half))
+        forward += max(size * rows, _tiles(own, n, q, 3, device, half))
     return max(in_full + forward, FLOAT * 2 * rows)  # the backward pass multiplies the gradient into a copy
 
 
-def _tiles(own: int, n: int, q: int, made: int, kept: int, device: str, half: bool = False) -> float:
+def _tiles(own: int, n: int, q: int, made: int, device: str, half: bool = False) -> float:
     """Bytes at the peak of `sfrik.pairs.pair_sum` beside rows and gradient.
 
-    It makes so many tiles while those `kept` of the tile before are still there; the slopes of own rows are kept whole where
-    they take no more memory than the rows.
+    It makes so many tiles at a time; the slopes of own rows are kept whole where they take no more memory than the rows.
     """
     height, width = pairs.tile_shape(torch.device(device))
     whole = own <= q
     # of half precision the slopes are rounded, and their product with rows is a copy of it, on a CPU two, before it is added
     product = q * (FLOAT + (HALF_FLOAT if device == "cpu" else 0)) if half else 0
-    peak = before = 0
+    peak = last = 0
     for lo in range(0, own, height):
         high = min(height, own - lo)
         met = [(high, 0 if whole else high)]  # columns of the tile, and rows of the gradient that it is added to
         met += [(columns, 0 if whole else max(high, columns)) for columns in _split(own - lo - high, width)]
         for columns, added in met + [(columns, high) for columns in _split(n - own, width)]:
             tile = high * columns
-            rounded = (FLOAT * kept + HALF_FLOAT) * tile + added * product if half and added else 0
-            peak = max(peak, FLOAT * (kept * before + made * tile), rounded)
-            before = tile
+            rounded = (2 * FLOAT + HALF_FLOAT) * tile + added * product if half and added else 0  # values and slopes are there
+            peak = max(peak, FLOAT * made * tile, rounded)
+            last = tile
     if not whole:
         return peak
-    return (HALF_FLOAT if half else FLOAT) * own * own + max(peak, FLOAT * kept * before + own * product if half else 0)
+    return (HALF_FLOAT if half else FLOAT) * own * own + max(peak, 2 * FLOAT * last + own * product if half else 0)
 
 
 def _split(count: int, size: int) -> list[int]:

@@ -237,7 +237,7 @@ class VICReg(Objective):
         means = [total / n for total in totals]
         for z, rest, mean, gradient in zip(views, everywhere, means, gradients, strict=True):
             own, others = z - mean, [part.sub_(mean) for part in rest]
-            variances = sum(part.square().sum(dim=0) for part in (own, *others)) / (n - 1)
+            variances = sum(torch.linalg.vector_norm(part, dim=0).square() for part in (own, *others)) / (n - 1)
             scale = 4 * self._cov_weight(views) / (n - 1) ** 2
             squares = pair_sum(own, others, lambda t: (t.square(), t), gradient, scale) / (n - 1) ** 2
             std, factor = self._hinge(variances, n, views)
@@ -250,6 +250,7 @@ class VICReg(Objective):
         n, q = sum(batch.counts), views[0].shape[1]
         means = sum_over_processes(torch.stack([z.sum(dim=0) for z in views])) / n
         for z, mean, gradient in zip(views, means, gradients, strict=True):
+            covariance = None  # let go of that of the view before
             own = z - mean
             covariance = sum_over_processes(symmetric_product(own)).div_(n - 1)
             std, factor = self._hinge(covariance.diagonal(), n, views)

@@ -75,6 +75,7 @@ def pair_sum(
     # f' of all pairs of own rows, where that takes no more memory than the rows: one large product is faster than many small
     all_slopes = None if gradient is None or len(own) > own.shape[1] else own.new_empty(len(own), len(own))
     for rows, met, columns in tiles(own, others):
+        values = slopes = None  # let go of the tile before
         values, slopes = function(_product(own[rows], met.T))
         on_diagonal = columns == rows
         if on_diagonal and skip_diagonal:

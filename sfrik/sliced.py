@@ -63,15 +63,14 @@ class SlicedMMD:
         factors = views[0].new_tensor(
             [b * b / e if b else 0.0 for b, e in zip(self.kernel.coefficients, self.kernel.spectrum, strict=True)]
         )
-        means, values = [], []
-        for z in views:
-            sums = [p.sum(dim=0) for p, _ in _legendre(z @ drawn, degree, q)]
-            means.append(torch.stack(sums) / n)
-        for z, mean, gradient in zip(views, sum_over_processes(torch.stack(means)), gradients, strict=True):
+        projected = [z @ drawn for z in views]  # [n_local, M]
+        means = [torch.stack([p.sum(dim=0) for p, _ in _legendre(t, degree, q)]) / n for t in projected]
+        values = []
+        for t, mean, gradient in zip(projected, sum_over_processes(torch.stack(means)), gradients, strict=True):
             values.append(factors.dot(mean.square().mean(dim=1)) / world_size())
             if gradient is not None:
                 outer = factors[:, None] * mean * (2 * weight * world_size() / (n * self.slices))  # [L, M]
-                slopes = sum(slope * row for (_, slope), row in zip(_legendre(z @ drawn, degree, q), outer, strict=True))
+                slopes = sum(slope * row for (_, slope), row in zip(_legendre(t, degree, q), outer, strict=True))
                 gradient.addmm_(slopes, drawn.T)
         return values
 
