@@ -17,16 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sfrik import preemption
 from sfrik.claims import write_claims
-from sfrik.complexity import measured_here
 from sfrik.devices import cores
 from sfrik.errors import Preempted, SfrikError, nearest
 from sfrik.experiments import experiment, grids, rows_of
 from sfrik.files import read_json, write_json
-from sfrik.notebooks import execute, notebook_path
+from sfrik.notebooks import Kernel, execute, notebook_path
 from sfrik.preemption import stop, stop_requests
 from sfrik.provenance import commit
 from sfrik.runs import Run
@@ -159,9 +156,11 @@ def write_choices(profile: str, root: str | Path) -> dict[str, str]:
 
 
 def _measure_complexity(name: str, profile: str, seed: int, root: str | Path) -> None:
+    from sfrik.complexity import measured_here
+
     folder = run_folder(f"{profile}/complexity", seed, root)
     path, executed = folder / f"{name}.json", folder / f"06_complexity_{name}.ipynb"
-    if not (measured_here(path) and executed.is_file()):
+    if not (measured_here(path, name, profile) and executed.is_file()):
         print(f"{name}, profile {profile}: measuring, repetition {seed}", flush=True)
         parameters = {"table": name, "profile": profile, "seed": seed, "exp_dir": str(folder)}
         execute("06_complexity", parameters, executed)
@@ -195,7 +194,7 @@ def run_recipe(
     load_recipe(recipe)  # an unknown one is an error before any folder is made
     run = Run(run_folder(recipe, seed, root))
     _end_with_parent()
-    with run.lock("run.lock"), stop_requests() as requests:
+    with run.lock("run.lock"), stop_requests() as requests, Kernel() as kernel:
         for name in missing_stages(recipe, seed, root, stages):
             stage = STAGES[name]
             print(f"{recipe} seed {seed}: {stage.notebook}", flush=True)
@@ -206,7 +205,7 @@ def run_recipe(
             try:
                 if requests.number:  # between two notebooks, which have handlers of their own
                     stop(requests.number, f"before {stage.notebook}")
-                execute(stage.notebook, parameters, run.folder / stage.copy)
+                execute(stage.notebook, parameters, run.folder / stage.copy, kernel)
             except (Preempted, KeyboardInterrupt):
                 if missing_stages(recipe, seed, root, stages):
                     run.say_at_last("preempted", stage=name)
@@ -351,6 +350,8 @@ def _last_line(log: Path) -> str:
 
 
 def _jobs() -> int:
+    import torch  # here, since a run whose notebooks compute, or a table that is finished, does without
+
     if torch.cuda.is_available() or torch.backends.mps.is_available():
         return 1
     return max(1, cores())

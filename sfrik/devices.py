@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager, nullcontext
-
-import torch
+from typing import TYPE_CHECKING
 
 from sfrik.errors import SfrikError
 
+if TYPE_CHECKING:
+    import torch
+
 __all__ = ["autocast", "cores", "pick_device", "pick_precision"]
 
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}  # PyTorch's names
 
 
 def cores() -> int:
@@ -21,6 +23,8 @@ def cores() -> int:
 
 def pick_device(name: str) -> torch.device:
     """The device called "cpu", "cuda" or "mps", or the best there is for "auto"."""
+    import torch
+
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, available in there.items() if available)
@@ -33,6 +37,8 @@ def pick_device(name: str) -> torch.device:
 
 def pick_precision(name: str, device: torch.device) -> str:
     """Precision of the network's products: "fp32", "bf16" or "fp16", where "auto" takes what the device gains by."""
+    import torch
+
     if name != "auto":
         if name == "fp16" and device.type == "cpu":
             raise SfrikError("precision fp16 needs a GPU: use --precision auto, bf16 or fp32 on a CPU")
@@ -47,6 +53,8 @@ def pick_precision(name: str, device: torch.device) -> str:
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """Autocast to `precision`, nothing for fp32."""
+    import torch
+
     if precision == "fp32":
         return nullcontext()
-    return torch.autocast(device.type, dtype=PRECISIONS[precision])
+    return torch.autocast(device.type, dtype=getattr(torch, PRECISIONS[precision]))

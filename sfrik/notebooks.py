@@ -2,20 +2,85 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from sfrik.errors import Preempted, SfrikError, nearest
 from sfrik.preemption import GRACE, place_reached, stop, stop_requests
 
-__all__ = ["execute", "notebook_path"]
+__all__ = ["Kernel", "execute", "notebook_path"]
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+FORGET = "get_ipython().reset(); __import__('gc').collect()"  # the names, the outputs, the count of the cells
+ANSWER = 20.0  # seconds that a kernel has to do so
+
+
+class Kernel:
+    """A kernel for several notebooks, one after the other, so that what they import is loaded once. Leaving it ends the kernel.
+
+    Each notebook begins with an empty namespace and counts its cells from 1; imported modules stay as they are. A kernel that
+    is gone, or does not answer, is replaced.
+    """
+
+    def __init__(self) -> None:
+        self._manager: Any = None
+        self._clients: list[Any] = []
+
+    def __enter__(self) -> Kernel:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._close()
+
+    def manager(self) -> Any:
+        """For the next notebook: nbclient starts a kernel where the manager has none, and leaves kernel and client open."""
+        if self._manager is not None and not asyncio.run(self._forgets()):
+            self._close()
+        if self._manager is None:
+            self._manager = _manager(self._clients)
+        return self._manager
+
+    async def _forgets(self) -> bool:
+        """Empty the namespace; whether the kernel has done so."""
+        self._hang_up()
+        if not await self._manager.is_alive():
+            return False
+        client = self._manager.client()
+        client.start_channels(iopub=False, stdin=False, hb=False, control=False)
+        with suppress(TimeoutError):
+            reply = await client.execute(FORGET, silent=True, store_history=False, reply=True, timeout=ANSWER)
+            return reply["content"]["status"] == "ok"
+        return False
+
+    def _hang_up(self) -> None:
+        while self._clients:
+            self._clients.pop().stop_channels()
+
+    def _close(self) -> None:
+        self._hang_up()
+        if self._manager is not None and self._manager.has_kernel:
+            asyncio.run(self._manager.shutdown_kernel(now=True))
+        self._manager = None
+
+
+def _manager(clients: list[Any]) -> Any:
+    """A kernel manager that notes the clients it is asked for."""
+    from jupyter_client.manager import AsyncKernelManager
+
+    class Manager(AsyncKernelManager):
+        def client(self, **arguments: Any) -> Any:
+            clients.append(super().client(**arguments))
+            return clients[-1]
+
+    return Manager(kernel_name="python3")
 
 
 def notebook_path(name: str) -> Path:
@@ -29,8 +94,10 @@ def notebook_path(name: str) -> Path:
     return path
 
 
-def execute(name: str, parameters: dict[str, Any], output: Path) -> None:
+def execute(name: str, parameters: dict[str, Any], output: Path, kernel: Kernel | None = None) -> None:
     """Execute a notebook with parameters; the executed copy is at `output`, complete or not at all.
+
+    Without `kernel` it has one of its own.
 
     papermill lets a misspelt parameter pass, so the names are checked first. A copy that did not reach its end stays beside
     `output` with the suffix .partial.ipynb: its last cell holds the traceback. SIGINT, SIGTERM and SIGUSR1 interrupt the cell
@@ -40,8 +107,7 @@ def execute(name: str, parameters: dict[str, Any], output: Path) -> None:
         SfrikError: an unknown parameter, or a cell that failed. Preempted: asked to stop by SIGTERM or SIGUSR1, or SLURM has
             asked the workers. KeyboardInterrupt: asked by SIGINT.
     """
-    import papermill
-
+    papermill = _papermill()
     source = notebook_path(name)
     known = papermill.inspect_notebook(str(source))
     for parameter in parameters:
@@ -50,9 +116,10 @@ def execute(name: str, parameters: dict[str, Any], output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_suffix(".partial.ipynb")
     with stop_requests() as requests:
+        manager = kernel.manager() if kernel else None
         # not in the main thread: nbclient would take its signals, and end the kernel without asking it
         thread = ThreadPoolExecutor(1)
-        running = thread.submit(_run, name, source, partial, parameters)
+        running = thread.submit(_run, name, source, partial, parameters, manager)
         asked: float | None = None
         heard = False
         try:
@@ -71,8 +138,8 @@ def execute(name: str, parameters: dict[str, Any], output: Path) -> None:
             running.result()
         except Exception as error:
             if requests.number:
-                where = place_reached(str(error)) if isinstance(error, Preempted) else f"in notebook {name}"
-                stop(requests.number, where)
+                where = place_reached(str(error)) if isinstance(error, Preempted) else ""
+                stop(requests.number, where or f"in notebook {name}")
             raise
         _without_places(partial)
         partial.replace(output)
@@ -80,7 +147,20 @@ def execute(name: str, parameters: dict[str, Any], output: Path) -> None:
             stop(requests.number, f"notebook {name} is done")
 
 
-def _run(name: str, source: Path, partial: Path, parameters: dict[str, Any]) -> None:
+def _papermill() -> ModuleType:
+    """papermill, without a package of jsonschema that builds grammars for a second while it is imported, and is not needed here.
+
+    It checks the form of addresses; jsonschema does without it where it is not installed.
+    """
+    sys.modules.setdefault("rfc3987_syntax", None)
+    import papermill
+
+    if sys.modules["rfc3987_syntax"] is None:
+        del sys.modules["rfc3987_syntax"]
+    return papermill
+
+
+def _run(name: str, source: Path, partial: Path, parameters: dict[str, Any], manager: Any) -> None:
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
@@ -94,6 +174,7 @@ def _run(name: str, source: Path, partial: Path, parameters: dict[str, Any]) -> 
             cwd=str(Path.cwd()),
             kernel_name="python3",
             extra_arguments=["--log-level=CRITICAL"],  # such as that it was interrupted when it is shut down
+            **({} if manager is None else {"km": manager}),
         )
     except PapermillExecutionError as error:
         if error.ename in ("Preempted", "KeyboardInterrupt"):

@@ -12,8 +12,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import sfrik
 
 __all__ = ["commit", "now", "processor", "provenance"]
@@ -21,6 +19,8 @@ __all__ = ["commit", "now", "processor", "provenance"]
 
 def provenance(device: str, precision: str, processes: int) -> dict[str, Any]:
     """Where a run comes from: no path and no host name, so that it can be published."""
+    import torch  # here: who asks for a commit or the time does without
+
     return {
         "commit": commit(),
         "started": now(),

@@ -12,7 +12,7 @@ from sfrik.complexity import hardware
 from sfrik.devices import pick_device
 from sfrik.errors import Preempted, SfrikError
 from sfrik.evaluate.protocols import evaluate
-from sfrik.experiments import grids
+from sfrik.experiments import experiment, grids
 from sfrik.files import write_json
 from sfrik.pretrain import pretrain
 from sfrik.runs import Run
@@ -90,10 +90,11 @@ def test_a_cost_that_was_measured_on_other_hardware_is_measured_again(tmp_path, 
     folder = run_folder("smoke/complexity", 0, tmp_path)
     folder.mkdir(parents=True)
     (folder / "06_complexity_table5.ipynb").write_text("{}")
-    write_json(folder / "table5.json", {"hardware": hardware(pick_device("auto"))})
+    rows = {row.entry: {} for row in experiment("table5", "smoke").rows("smoke")}
+    write_json(folder / "table5.json", {**rows, "hardware": hardware(pick_device("auto"))})
     campaign._measure_complexity("table5", "smoke", 0, tmp_path)
     assert executed == []
-    write_json(folder / "table5.json", {"hardware": "cuda: another"})
+    write_json(folder / "table5.json", {**rows, "hardware": "cuda: another"})
     campaign._measure_complexity("table5", "smoke", 0, tmp_path)
     assert executed == ["table5"]
 
