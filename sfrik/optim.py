@@ -7,15 +7,31 @@ decay nor trust ratio.
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import torch
 from torch.optim import Optimizer
 
-__all__ = ["LARS", "learning_rate"]
+__all__ = ["LARS", "SGD", "learning_rate"]
 
 
-class LARS(Optimizer):
+class _Eager(Optimizer):
+    """Without the wrappers that keep torch.compile out of an optimizer: the first call of one imports the compiler, for 1 s."""
+
+    add_param_group, zero_grad = inspect.unwrap(Optimizer.add_param_group), inspect.unwrap(Optimizer.zero_grad)
+    state_dict, load_state_dict = inspect.unwrap(Optimizer.state_dict), inspect.unwrap(Optimizer.load_state_dict)
+
+
+class SGD(_Eager, torch.optim.SGD):
+    """PyTorch's."""
+
+    @torch.no_grad()
+    def step(self):
+        inspect.unwrap(torch.optim.SGD.step)(self)
+
+
+class LARS(_Eager):
     r"""Layer-wise adaptive rate scaling.
 
         g <- g + weight_decay p;    g <- g trust_coefficient |p| / |g|  (1 where a norm is 0);

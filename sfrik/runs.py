@@ -20,9 +20,8 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sfrik.checkpoints import Checkpoints
 from sfrik.errors import SfrikError
 from sfrik.files import file_hash, read_json, write_json, write_text
 from sfrik.provenance import commit, now
@@ -32,6 +31,9 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+if TYPE_CHECKING:
+    from sfrik.checkpoints import Checkpoints
 
 __all__ = ["Run"]
 
@@ -48,6 +50,8 @@ class Run:
 
     @property
     def checkpoints(self) -> Checkpoints:
+        from sfrik.checkpoints import Checkpoints  # here, since it imports PyTorch
+
         return Checkpoints(self.folder)
 
     def start(self, settings: Settings) -> None:

@@ -29,8 +29,8 @@ from pydantic import (
 )
 from typing_extensions import Self
 
+from sfrik.architectures import ARCHITECTURES, parse_mlp
 from sfrik.errors import SfrikError, nearest
-from sfrik.networks import ARCHITECTURES, parse_mlp
 
 if sys.version_info >= (3, 11):
     import tomllib

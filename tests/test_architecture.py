@@ -15,7 +15,7 @@ PACKAGE = ROOT / "sfrik"
 
 # From the bottom up. A module imports from the layers below its own, never from beside or above.
 LAYERS = [
-    ["sfrik", "sfrik.errors", "sfrik.evaluate"],
+    ["sfrik", "sfrik.architectures", "sfrik.errors", "sfrik.evaluate"],
     ["sfrik.colour", "sfrik.crops", "sfrik.decoding", "sfrik.listing", "sfrik.closed_form", "sfrik.pairs", "sfrik.accumulate"],
     ["sfrik.photographs"],
     ["sfrik.kernels", "sfrik.collectives", "sfrik.devices", "sfrik.networks", "sfrik.optim", "sfrik.views"],

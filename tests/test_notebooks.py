@@ -10,6 +10,8 @@ import csv
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -137,3 +139,10 @@ def test_a_request_reaches_the_second_notebook_of_a_kernel_which_then_serves_a_t
         with pytest.raises(Preempted, match="in notebook cells"):
             cells(kernel, seconds=60)
         assert cells(kernel) == [pid, count, False, True]
+
+
+def test_the_command_line_and_the_campaign_wait_for_no_pytorch():
+    code = (
+        "import sys; import sfrik.cli, sfrik.campaign, sfrik.status; print([m for m in ('torch', 'pandas') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

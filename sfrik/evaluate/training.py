@@ -22,6 +22,7 @@ from sfrik.datasets import Images, batches, deaths_told
 from sfrik.errors import SfrikError
 from sfrik.evaluate.classifier import rate_groups, set_cosine_rates
 from sfrik.evaluate.resume import EvaluationCheckpoint
+from sfrik.optim import SGD
 from sfrik.preemption import StopRequests, stop, stop_requests
 from sfrik.settings import EvaluateSettings
 from sfrik.views import probe_views
@@ -89,7 +90,7 @@ class Training:
         self.rates = [rate for model in models for rate in model.rates]
         self.trained = nn.ModuleList([nn.ModuleList(model.modules) for model in models])
         groups = rate_groups([module for model in models for module in model.modules], self.rates)
-        self.optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=settings.weight_decay)
+        self.optimizer = SGD(groups, momentum=0.9, weight_decay=settings.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
         rest = len(images) % settings.batch_size
         self.shown = len(images) - (rest if rest < least else 0)
