@@ -66,27 +66,41 @@ def measure(method: str, folder: Path, epochs: int) -> dict[str, float]:
     from sfrik.evaluate.logistic import logistic_sgd
 
     train, test = load_features(folder, "train"), load_features(folder, "val")
-    before, started = status(), time.perf_counter()
-    peak, done = {"RssAnon": 0}, threading.Event()
+    with Peak() as peak:
+        if method == "knn":
+            for _, scores in scores_by_k(*train, test[0], (10, 20, 100, 200), num_classes=CLASSES):
+                top_accuracies(scores, test[1])
+        else:
+            logistic_sgd(train, test, CLASSES, epochs=epochs)
+    return peak.found
 
-    def sample() -> None:
-        while not done.wait(0.005):
-            peak["RssAnon"] = max(peak["RssAnon"], status()["RssAnon"])
 
-    thread = threading.Thread(target=sample)
-    thread.start()
-    if method == "knn":
-        for _, scores in scores_by_k(*train, test[0], (10, 20, 100, 200), num_classes=CLASSES):
-            top_accuracies(scores, test[1])
-    else:
-        logistic_sgd(train, test, CLASSES, epochs=epochs)
-    done.set()
-    thread.join()
-    return {
-        "allocated": (peak["RssAnon"] - before["RssAnon"]) / 1024,
-        "resident": (status()["VmHWM"] - before["VmRSS"]) / 1024,
-        "s": time.perf_counter() - started,
-    }
+class Peak:
+    """Within it the process's memory is watched; `found` then holds the peaks in MiB above what it had before, the seconds, and
+    those of all processors together, which say more where other work goes on.
+    """
+
+    def __enter__(self) -> Peak:
+        self.before, self.largest, self.done = status(), 0, threading.Event()
+        self.thread = threading.Thread(target=self.sample)
+        self.thread.start()
+        self.started = time.perf_counter(), time.process_time()
+        return self
+
+    def sample(self) -> None:
+        while not self.done.wait(0.005):
+            self.largest = max(self.largest, status()["RssAnon"])
+
+    def __exit__(self, *error) -> None:
+        seconds, of_processors = time.perf_counter() - self.started[0], time.process_time() - self.started[1]
+        self.done.set()
+        self.thread.join()
+        self.found = {
+            "allocated": (self.largest - self.before["RssAnon"]) / 1024,
+            "resident": (status()["VmHWM"] - self.before["VmRSS"]) / 1024,
+            "s": seconds,
+            "cpu_s": of_processors,
+        }
 
 
 def status() -> dict[str, int]:

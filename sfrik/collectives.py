@@ -1,8 +1,8 @@
-"""What the objectives exchange between processes, with the gradients that DDP expects.
+"""What the processes exchange. Outside `torch.distributed` every function here is the identity.
 
-Convention: on each process the loss is that of the whole batch, and its gradient with respect to the local rows is
-scaled so that DDP's average over the N processes is the gradient of the whole batch's loss. No collective runs in
-a backward pass. Outside `torch.distributed` every function here is the identity.
+No exchange is differentiated: on each process a loss is that of the whole batch, and it brings its own gradient with respect to
+the local rows, scaled so that DDP's average over the N processes is the gradient of the whole batch's loss. So no collective runs
+in a backward pass.
 
 The processes may hold different numbers of rows, as in the last batch of an epoch that is not dropped: each row counts the
 same. `sfrik.pretrain` never makes such a batch (it drops what does not fill one); a loop of one's own may.
@@ -22,7 +22,6 @@ __all__ = [
     "all_rows",
     "all_vectors",
     "largest_over_processes",
-    "mean_over_rows",
     "other_rows",
     "rank",
     "rank_zero_says",
@@ -86,8 +85,7 @@ def other_rows(views: Sequence[Tensor], counts: list[int]) -> list[list[Tensor]]
     """
     if world_size() == 1:
         return [[] for _ in views]
-    with torch.no_grad():
-        together = _AllRows.apply(torch.cat(list(views), dim=1), counts)
+    together = _together(views, counts)
     start = sum(counts[: rank()])
     parts = together[:start], together[start + counts[rank()] :]
     columns = [part.split(views[0].shape[1], dim=1) for part in parts if len(part)]
@@ -104,10 +102,7 @@ def all_vectors(x: Tensor) -> Tensor:
 
 
 def all_rows(views: Sequence[Tensor]) -> list[Tensor]:
-    """The rows of all processes, in the order of their ranks, of several views in one exchange.
-
-    A loss that every process computes in full from these rows has, after DDP's average, the whole batch's gradient:
-    the backward pass keeps the local rows' part and multiplies it by N.
+    """The rows of all processes, in the order of their ranks, of several views in one exchange and outside of autograd.
 
     Args:
         views: each [n_local, q].
@@ -115,17 +110,11 @@ def all_rows(views: Sequence[Tensor]) -> list[Tensor]:
     Returns:
         Each view as [n, q], n being the sum of `row_counts`; on several processes a part of one tensor, not contiguous.
     """
-    views = list(views)
+    views = [view.detach() for view in views]
     if world_size() == 1 or not views:
         return views
     counts = row_counts(len(views[0]), views[0].device)
-    # side by side, so that each view is a part of the gathered rows and needs no copy of its own
-    return list(_AllRows.apply(torch.cat(views, dim=1), counts).split(views[0].shape[1], dim=1))
-
-
-def mean_over_rows(x: Tensor, rows: int) -> Tensor:
-    """The mean over all processes' rows, where `x` is the mean over the `rows` of this one; DDP averages its gradients."""
-    return _MeanOverRows.apply(x, rows) if world_size() > 1 else x
+    return list(_together(views, counts).split(views[0].shape[1], dim=1))
 
 
 def sum_over_processes(x: Tensor) -> Tensor:
@@ -136,33 +125,15 @@ def sum_over_processes(x: Tensor) -> Tensor:
     return x
 
 
-class _AllRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, z: Tensor, counts: list[int]) -> Tensor:
-        """[n_local, d] -> [n, d]"""
-        ctx.start, ctx.rows, most = sum(counts[: rank()]), len(z), max(counts)
-        padded = z if ctx.rows == most else torch.nn.functional.pad(z, (0, 0, 0, most - ctx.rows))
-        out = z.new_empty((world_size() * most, z.shape[1]))
-        _gather(out, padded)
-        if min(counts) == most:
-            return out
-        return torch.cat([part[:count] for part, count in zip(out.split(most), counts, strict=True)])
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        return grad[ctx.start : ctx.start + ctx.rows] * world_size(), None
-
-
-class _MeanOverRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, rows: int) -> Tensor:
-        total, n = sum_over_processes(torch.stack([x * rows, x.new_tensor(rows)]))
-        ctx.weight = rows * world_size() / n
-        return total / n
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        return grad * ctx.weight, None
+def _together(views: Sequence[Tensor], counts: list[int]) -> Tensor:
+    """All processes' rows of several views side by side, [n, V q]: each view is a part of it and needs no copy of its own."""
+    rows, most = torch.cat([view.detach() for view in views], dim=1), max(counts)
+    padded = rows if len(rows) == most else torch.nn.functional.pad(rows, (0, 0, 0, most - len(rows)))
+    out = rows.new_empty((world_size() * most, rows.shape[1]))
+    _gather(out, padded)
+    if min(counts) == most:
+        return out
+    return torch.cat([part[:count] for part, count in zip(out.split(most), counts, strict=True)])
 
 
 def _gather(out: Tensor, mine: Tensor) -> None:

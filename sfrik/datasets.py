@@ -214,7 +214,7 @@ def batches(
     for step, (tensors, where) in enumerate(pieces, first):
         tensors = [tensor.to(device, non_blocking=True) for tensor in tensors]
         generator = Generator().manual_seed(derived_seed(*seeds, step))
-        yield views.per_batch(tensors, generator), targets[torch.from_numpy(where)].to(device), where
+        yield views.per_batch(tensors, generator), targets[torch.from_numpy(where)].to(device, non_blocking=True), where
 
 
 def _with_plain_errors(loader: DataLoader, batch_size: int) -> Iterator[list[Tensor]]:

@@ -85,6 +85,25 @@ def test_the_training_images_in_blocks_give_the_scores_of_one_block(block, k, mo
     torch.testing.assert_close(weighted_knn(train, labels, test, k), whole, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("bank", "tile", "groups"), [(64, 32, 32), (100, 64, 32), (37, 16, 4), (128, 50, 8)])
+@pytest.mark.parametrize("k", [1, 20])
+@pytest.mark.parametrize("order", ["random", "nearest last", "nearest first"])
+def test_the_neighbours_that_are_found_tile_by_tile_are_those_of_the_whole_matrix(bank, tile, groups, k, order, monkeypatch):
+    """Few, all or none of a block's rows are nearer than those that are known."""
+    generator = torch.Generator().manual_seed(k)
+    train, test = torch.randn(500, 8, generator=generator), torch.randn(21, 8, generator=generator)
+    if order != "random":
+        train = train[(train @ test.sum(dim=0)).argsort(descending=order == "nearest first")]
+    whole = torch.nn.functional.normalize(test, dim=1) @ torch.nn.functional.normalize(train, dim=1).T
+    expected, where = whole.topk(k, dim=1)
+    for name, value in {"BANK": bank, "TILE": tile, "GROUPS": groups, "QUERIES": 8}.items():
+        monkeypatch.setattr(knn_module, name, value)
+    found, places = knn_module._nearest(train, test, k)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(places, where), "no two similarities of random features are equal"
+    assert not torch.equal(places.sort(dim=1).values, torch.arange(k).expand_as(places))
+
+
 def test_several_k_over_many_training_images_read_them_once_and_give_the_scores_of_each_k(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     train, test = torch.randn(40, 5, generator=generator), torch.randn(12, 5, generator=generator)

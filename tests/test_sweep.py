@@ -11,7 +11,7 @@ from torch import nn
 from sfrik.datasets import Images
 from sfrik.errors import SfrikError
 from sfrik.evaluate import logistic
-from sfrik.evaluate.classifier import choose_rate, score_features, top_accuracies
+from sfrik.evaluate.classifier import choose_rate, linear_heads, score_features, top_accuracies
 from sfrik.evaluate.features import extract_features
 from sfrik.evaluate.linear import linear_probe, linear_sweep
 from sfrik.evaluate.logistic import logistic_sgd, logistic_sweep
@@ -123,8 +123,30 @@ def test_features_beyond_a_devices_memory_stay_on_the_host_and_pass_a_batch_at_a
         monkeypatch.setattr(logistic, "_room", lambda device, room=room: room)
         rows = logistic._Rows(features, labels, torch.device("meta"))
         assert rows.features.device.type == place
-        batch, targets = rows.at(torch.tensor([4, 2, 7]))
+        ((batch, targets),) = rows.batches(torch.tensor([4, 2, 7]), 5)
         assert (batch.device.type, batch.shape, targets.device.type) == ("meta", (3, 6), "meta")
+
+
+@pytest.mark.parametrize("rates", [(0.3,), (0.01, 0.3, 2.0)])
+def test_heads_that_are_trained_by_one_product_are_those_of_torchs_sgd_one_by_one(rates):
+    """In float64, three epochs of batches of which the last is smaller, with momentum and weight decay."""
+    (features, labels), classes, seed = points(50, 0), 3, 5
+    features = features.double()
+    heads = [head.double() for head in linear_heads(len(rates), 6, classes, seed)]
+    for _ in logistic._epochs((features, labels), heads, rates, 3, 16, 0.01, seed):
+        pass
+    for head, peak in zip(heads, rates, strict=True):
+        (plain,) = linear_heads(1, 6, classes, seed)
+        optimizer = torch.optim.SGD(plain.double().parameters(), momentum=0.9, weight_decay=0.01)
+        for epoch in range(3):
+            optimizer.param_groups[0]["lr"] = peak * 0.5 * (1 + np.cos(np.pi * epoch / 3))
+            for chosen in torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(50)).split(16):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(plain(features[chosen]), labels[chosen]).backward()
+                optimizer.step()
+        assert (plain.weight - linear_heads(1, 6, classes, seed)[0].weight).abs().max() > 1e-3
+        torch.testing.assert_close(head.weight, plain.weight, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(head.bias, plain.bias, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("block", [1, 7, 50, 64])

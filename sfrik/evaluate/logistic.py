@@ -66,7 +66,7 @@ def logistic_sgd(
     Memory: on a GPU the training features where they take at most half of what is free (1.28 million of d = 2048: 9.8 GiB);
     else, and on a CPU, they are read row by row, a batch at a time, and may lie in a file that is mapped into memory. What
     the process itself allocates is then the order of the images (8 bytes each), a batch, and a block of test features with
-    its class scores (`classifier.ROWS`): 0.12 GiB for 200,000 x 512 (benchmarks/evaluation_memory.py). The pages of the file
+    its class scores (`classifier.ROWS`): 0.10 GiB for 200,000 x 512 (benchmarks/evaluation_memory.py). The pages of the file
     that the system keeps in memory besides are its own to take back.
 
     Args:
@@ -94,7 +94,8 @@ def logistic_sweep(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
-    """`logistic_sgd` for several rates at once: each batch of features is read once, and trains a head for each rate.
+    """`logistic_sgd` for several rates at once: each batch of features is read once, and trains a head for each rate, all of them
+    by one product.
 
     The last epoch's heads are compared on the tuning split, and the chosen one alone is scored on the test, once. A rate's
     head is the one that `logistic_sgd` trains with that rate.
@@ -123,34 +124,47 @@ def _epochs(
     weight_decay: float,
     seed: int,
 ) -> Iterator[None]:
-    """Train the heads side by side, each with its own rate; stops for a look at the end of each epoch."""
-    rows = _Rows(*train, heads[0].weight.device)
-    optimizer = torch.optim.SGD(rate_groups(heads, rates), momentum=0.9, weight_decay=weight_decay)
+    """Train the heads side by side, each with its own rate; stops for a look at the end of each epoch.
+
+    Their weights become parts of one matrix: a step is one product forward and one backward, however many they are.
+    """
+    classes, whole = heads[0].out_features, {}
+    for name in ("weight", "bias"):
+        whole[name] = torch.cat([getattr(head, name).detach() for head in heads])  # [rates x classes, d], [rates x classes]
+        whole[f"{name} gradient"] = torch.zeros_like(whole[name])
+        for head, part, gradient in zip(heads, whole[name].split(classes), whole[f"{name} gradient"].split(classes), strict=True):
+            getattr(head, name).data, getattr(head, name).grad = part, gradient
+    rows = _Rows(*train, whole["weight"].device)
+    optimizer = torch.optim.SGD(rate_groups(heads, rates), momentum=0.9, weight_decay=weight_decay, fused=True)
     for epoch in range(epochs):
         set_cosine_rates(optimizer, rates, epoch, epochs)
         order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(train[1])))
-        for chosen in order.split(batch_size):
-            features, labels = rows.at(chosen)
-            loss = sum(F.cross_entropy(head(features), labels) for head in heads)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+        for features, labels in rows.batches(order, batch_size):
+            scores = F.linear(features, whole["weight"], whole["bias"]).requires_grad_()
+            each = scores.view(-1, classes), labels.repeat_interleave(len(heads))  # a row for each image and rate
+            (slope,) = torch.autograd.grad(F.cross_entropy(*each, reduction="sum") / len(labels), scores)
+            torch.mm(slope.T, features, out=whole["weight gradient"])
+            torch.sum(slope, dim=0, out=whole["bias gradient"])
             optimizer.step()
         yield
 
 
 class _Rows:
-    """Features and labels, from which batches are taken to a device; the features lie there whole if there is room."""
+    """Features and labels, from which batches are taken to a device; they lie there whole if there is room."""
 
     def __init__(self, features: Tensor, labels: Tensor, device: torch.device) -> None:
         self.device = device
-        self.features, self.labels = features.to(device) if features.nbytes <= _room(device) else features, labels
+        place = device if features.nbytes <= _room(device) else features.device
+        self.features, self.labels = features.to(place), labels.to(place)
 
-    def at(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and labels of the images at `chosen`, indices on the host."""
-        features, labels = self.features[chosen.to(self.features.device)], self.labels[chosen]
-        if features.device != self.device:  # pinned memory: the copy does not wait for the step before it
-            features = features.pin_memory().to(self.device, non_blocking=True)
-        return features, labels.to(self.device)
+    def batches(self, order: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Features and labels of the images at `order`, indices on the host, so many at a time."""
+        for chosen in order.to(self.features.device).split(size):
+            features, labels = self.features.index_select(0, chosen), self.labels.index_select(0, chosen)
+            if features.device != self.device:  # pinned memory: the copy does not wait for the step before it
+                features = features.pin_memory().to(self.device, non_blocking=True)
+                labels = labels.pin_memory().to(self.device, non_blocking=True)
+            yield features, labels
 
 
 def _room(device: torch.device) -> float:
