@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sfrik.collectives import world_size
-from sfrik.devices import autocast
+from sfrik.devices import autocast, pick_precision
 from sfrik.errors import SfrikError
 from sfrik.kernels import RotationInvariantKernel
 from sfrik.loss_terms import Objective
@@ -23,7 +23,7 @@ from sfrik.networks import build_backbone, build_pixels, build_projector
 from sfrik.objectives import AUH, SFRIK, SIGReg, SimCLR, VICReg
 from sfrik.settings import PretrainSettings
 
-__all__ = ["Encoder", "build_encoder", "build_objective", "compile_failure_told", "distribute"]
+__all__ = ["Encoder", "build_encoder", "build_objective", "compile_failure_told", "distribute", "training_precision"]
 
 
 class Encoder(nn.Module):
@@ -62,6 +62,25 @@ def build_encoder(settings: PretrainSettings, channels: int) -> Encoder:
     if settings.compile:
         encoder.compile()  # in place, at its first call: the names of its weights stay, and its backbone by itself is as it was
     return encoder
+
+
+def training_precision(settings: PretrainSettings, device: torch.device) -> str:
+    """`pick_precision` of the settings, fp32 in the place of bf16 where PyTorch's CPU kernels compute a wrong gradient.
+
+    The weight gradient of a 3 x 3 convolution of stride 2 over a single pixel holds memory that was never set, NaN at times
+    (seen with PyTorch 2.14.1). The last stage of a ResNet does that where a view has 16 pixels or less, 4 with the small stem.
+    """
+    precision = pick_precision(settings.precision, device)
+    smallest = 16 if settings.stem == "imagenet" else 4
+    deep = settings.arch.startswith("resnet") and settings.arch != "resnet8"
+    if not (precision == "bf16" and device.type == "cpu" and deep and min(settings.view_sizes) <= smallest):
+        return precision
+    if settings.precision == "bf16":
+        raise SfrikError(
+            f"views of {min(settings.view_sizes)} pixels are one pixel in the last stage of {settings.arch}, where PyTorch's "
+            "bf16 kernels for CPUs give wrong gradients: use larger views, --stem small, or --precision fp32"
+        )
+    return "fp32"
 
 
 @contextmanager

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from sfrik import diagnostics
 from sfrik.accumulate import backward, micro_batches
-from sfrik.build import Encoder, build_encoder, build_objective, compile_failure_told, distribute
+from sfrik.build import Encoder, build_encoder, build_objective, compile_failure_told, distribute, training_precision
 from sfrik.checkpoints import random_state, restore_random_state
 from sfrik.collectives import all_objects, all_rows, largest_over_processes, rank, rank_zero_says, world_size
 from sfrik.datasets import Images, batches, deaths_told, derived_seed, load_images
-from sfrik.devices import autocast, pick_device, pick_precision
+from sfrik.devices import autocast, pick_device
 from sfrik.errors import Preempted, SfrikError
 from sfrik.evaluate.features import extract
 from sfrik.evaluate.knn import knn_accuracy
@@ -59,7 +59,7 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any
     """
     run = Run(settings.exp_dir)
     device = pick_device(settings.device)
-    precision = pick_precision(settings.precision, device)
+    precision = training_precision(settings, device)
     # Everything that can be wrong with the input is found before the folder is made.
     images = load_images(settings.dataset, "pretrain", settings.data_dir, settings.subset)
     steps_per_epoch = _check_sizes(settings, images)

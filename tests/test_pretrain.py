@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sfrik import pretrain as module
-from sfrik.build import build_objective
+from sfrik.build import build_objective, training_precision
 from sfrik.checkpoints import Checkpoints
 from sfrik.datasets import load_images
 from sfrik.errors import SfrikError
@@ -338,3 +338,19 @@ def test_the_other_methods_train_on_multi_crop_too(method, tmp_path):
     line = pretrain(chosen, progress=False)
     assert line["effective_rank"] > 1
     assert Run(tmp_path / "run").backbone.is_file()
+
+
+@pytest.mark.parametrize(
+    ("size", "stem", "expected"), [(16, "imagenet", "fp32"), (17, "imagenet", "bf16"), (16, "small", "bf16")]
+)
+def test_bf16_gives_way_on_a_cpu_where_the_last_stage_sees_one_pixel(monkeypatch, size, stem, expected):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    chosen = {"arch": "resnet18", "size": size, "stem": stem}
+    assert training_precision(PretrainSettings(**chosen), torch.device("cpu")) == expected
+    asked = PretrainSettings(**chosen, precision="bf16")
+    if expected == "bf16":
+        assert training_precision(asked, torch.device("cpu")) == "bf16"
+    else:
+        with pytest.raises(SfrikError, match="views of 16 pixels are one pixel in the last stage of resnet18"):
+            training_precision(asked, torch.device("cpu"))
+    assert training_precision(asked, torch.device("cuda")) == "bf16"
