@@ -79,8 +79,10 @@ def _always(*columns: Column) -> Callable[[str], list[Column]]:
 
 
 REPEATED = (
-    "A seed is a repetition of the whole measurement; memory is beyond the embeddings; ratios are of neighbours in time. "
-    "VICReg is the closed form of this library, which needs one matrix [q, q] where the authors' autograd needs several."
+    "A seed is a repetition of the whole measurement; memory is beyond the embeddings; ratios are of neighbours in time, to the "
+    "paper's baseline, VICReg by its plain formula. *plain*: the formula of the paper by autograd, as in the authors' code; the "
+    "others are the closed forms of this library. One product is of the embeddings of a view with their transpose; the loss is "
+    "of two views."
 )
 IN20 = "ImageNet 20 %, ResNet-18, 100 epochs"
 EXPERIMENTS = {

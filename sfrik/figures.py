@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sfrik.datasets import Images
+from sfrik.table_rows import PLAIN
 from sfrik.tables import Measured, Table
 
 __all__ = [
@@ -37,10 +38,11 @@ COLOURS = {
     "AUH": "#009E73",
     "VICReg": "#D55E00",
     "SimCLR": "#CC79A7",
+    "SIGReg": "#000000",
     "random weights": "#7F7F7F",
     "raw pixels": "#000000",
 }
-MARKERS = {"SFRIK L=1": "v", "SFRIK L=2": "o", "SFRIK L=3": "*", "AUH": "s", "VICReg": "D", "SimCLR": "^"}
+MARKERS = {"SFRIK L=1": "v", "SFRIK L=2": "o", "SFRIK L=3": "*", "AUH": "s", "VICReg": "D", "SimCLR": "^", "SIGReg": "P"}
 
 
 def style() -> None:
@@ -138,36 +140,69 @@ def rows_as_points(table: Table) -> Figure:
 
 
 def cost_against_size(table: Table) -> Figure:
-    """Time and memory of each method against q, or against the batch size where there is one q; both axes are logarithmic."""
+    """Time and memory of each method against q, or against the batch size where there is one q; both axes are logarithmic.
+
+    Points are means over repetitions, bars one standard deviation. Lines as in `curves_of_cost`.
+    """
     by_q = len({m.row.q for m in table.measured}) > 1
-    columns = [column for column in table.columns if column.unit and any(m.mean(column.name) for m in table.measured)]
-    figure, axes = plt.subplots(1, len(columns), figsize=(3.6 * len(columns) + 1, 3.4), layout="constrained", squeeze=False)
+
+    def sizes(points: list[Measured]) -> list[int]:
+        return [m.row.q if by_q else int(m.row.labels["batch size"]) for m in points]
+
+    kept = [column for column in table.columns if column.unit and column.name != "product_ms"]
+    columns = [column for column in kept if any(m.mean(column.name) for m in table.measured)]
+    figure, axes = plt.subplots(1, len(columns), figsize=(3.6 * len(columns) + 1.5, 3.6), layout="constrained", squeeze=False)
     for axis, column in zip(axes[0], columns, strict=True):
         for method in dict.fromkeys(m.row.method for m in table.measured):
             points = [m for m in table.measured if m.row.method == method and m.mean(column.name)]
-            sizes = [m.row.q if by_q else int(m.row.labels["batch size"]) for m in points]
-            _errorbars(axis, sizes, points, column.name, method)
-        everything = {m.row.q if by_q else int(m.row.labels["batch size"]) for m in table.measured}
-        _sizes(axis, sorted(everything), "dimension q of the embeddings" if by_q else "batch size")
+            means, spreads = [m.mean(column.name) for m in points], [m.spread(column.name) or 0 for m in points]
+            axis.errorbar(sizes(points), means, yerr=spreads, capsize=3, label=method, **_line(method))
+        rows = table.measured if column.name in ("loss_ms", "loss_mib") else []
+        facts = zip(sizes(rows), ((m.row.q, int(m.row.labels["batch size"]), m.mean("product_ms")) for m in rows), strict=True)
+        _limit(axis, column.name, dict(facts))
+        _sizes(axis, sorted(set(sizes(table.measured))), "dimension q of the embeddings" if by_q else "batch size n")
         axis.set_yscale("log")
         axis.set(title=column.title.replace(", ", ",\n"), ylabel=column.unit)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center")
     return figure
 
 
 def curves_of_cost(costs: pd.DataFrame) -> Figure:
-    """Time and memory of one repetition, from a table with the columns method, q, n, loss_ms and loss_mib."""
-    size, title = ("q", "dimension q of the embeddings") if costs["q"].nunique() > 1 else ("n", "batch size")
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    """Time and memory of one repetition, from a table with the columns method, q, n, product_ms, loss_ms and loss_mib.
+
+    A method has one colour and marker: a dashed line by the plain formula, a solid one by this library's. Dotted are the limits:
+    one product of n x n x q, which a loss on a Gram matrix cannot do without, and the gradients of two views.
+    """
+    size, title = ("q", "dimension q of the embeddings") if costs["q"].nunique() > 1 else ("n", "batch size n")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for axis, cost, label in ((axes[0], "loss_ms", "time, ms"), (axes[1], "loss_mib", "peak memory, MiB")):
-        for method, own in costs.groupby("method", sort=False):
-            axis.plot(own[size], own[cost], color=COLOURS[method], marker=MARKERS[method], label=method)
+        for method, own in costs[costs[cost] > 0].groupby("method", sort=False):
+            axis.plot(own[size], own[cost], label=method, **_line(method))
+        _limit(axis, cost, {row[size]: (row["q"], row["n"], row["product_ms"]) for _, row in costs.iterrows()})
         _sizes(axis, sorted(costs[size].unique()), title)
         axis.set_yscale("log")
         axis.set(ylabel=label)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
     return figure
+
+
+def _line(method: str) -> dict[str, Any]:
+    """Colour, marker and line of a method of the tables of costs."""
+    name = method.removesuffix(PLAIN)
+    line = {"color": COLOURS[name], "marker": MARKERS[name]}
+    return line if name == method else {**line, "linestyle": "--", "markerfacecolor": "white"}
+
+
+def _limit(axis: Axes, cost: str, by_size: dict[int, tuple[int, int, float | None]]) -> None:
+    """What a loss on the Gram matrix cannot do without, dotted: the time of one product, the memory of the gradients.
+
+    Args:
+        cost: loss_ms or loss_mib. by_size: q, n and the milliseconds of one product at each size.
+    """
+    found = {size: product if cost == "loss_ms" else 2 * 4 * n * q / 2**20 for size, (q, n, product) in by_size.items()}
+    sizes = sorted(size for size, value in found.items() if value)
+    label = "limit: one product n × n × q;\nin memory: the gradients"
+    axis.plot(sizes, [found[size] for size in sizes], color="#7F7F7F", linestyle=":", linewidth=2, label=label)
 
 
 def _errorbars(axis: Axes, sizes: list[int], points: list[Measured], column: str, method: str) -> None:

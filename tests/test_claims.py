@@ -70,6 +70,28 @@ def test_every_contrast_names_cells_that_its_table_has():
             assert contrast.column in {column.name for column in table.columns}
 
 
+def test_the_claim_of_the_cost_is_judged_by_the_plain_formulas_and_the_closed_forms_stand_beside(tmp_path):
+    cells = {  # time in products and in VICReg plain's; memory in MiB and in VICReg plain's
+        "VICReg plain": (64.0, 1.0, 1600.0, 1.0),
+        "SFRIK L=3 plain": (8.0, 0.125, 200.0, 0.125),
+        "VICReg": (3.5, 0.055, 64.0, 0.04),
+        "SFRIK L=3": (3.75, 0.059, 70.0, 0.044),
+    }
+    names = ("loss_products", "loss_time_ratio", "loss_mib", "loss_memory_ratio")
+    for seed in range(2):
+        folder = tmp_path / "desk" / "complexity" / f"seed{seed}"
+        folder.mkdir(parents=True)
+        entries = {f"{method} q=8192 n=512": dict(zip(names, values, strict=True)) for method, values in cells.items()}
+        write_json(folder / "table6.json", {**entries, "hardware": "cpu"})
+    lines = [line for line in claims_as_markdown("desk", tmp_path).splitlines() if "q = 8192, batch 512" in line]
+    assert len(lines) == 4
+    said = [[cell.strip() for cell in line.split("|")][4:7] for line in lines]
+    assert said[0] == ["+0.875 ± 0.000", "2", "holds"]
+    assert said[1] == ["+0.875 ± 0.000", "2", "holds"]
+    assert said[2] == ["-0.25 ± 0.00", "2", "does not hold"]
+    assert said[3] == ["-6.00 ± 0.00", "2", "does not hold"]
+
+
 def test_the_page_has_a_line_for_every_contrast_and_says_what_was_not_measured(tmp_path):
     text = claims_as_markdown("desk", tmp_path)
     lines = text.splitlines()[2:]

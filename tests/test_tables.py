@@ -300,14 +300,35 @@ def test_table4_has_the_nine_figures_of_each_row_of_the_slides():
 def test_table5_reads_each_batch_size_from_one_file_of_measurements(tmp_path):
     folder = tmp_path / "desk" / "complexity" / "seed0"
     folder.mkdir(parents=True)
-    write_json(folder / "table5.json", {"VICReg q=8192 n=512": {"loss_ms": 40.0, "loss_mib": 100.4}})
+    cells = {"loss_ms": 40.0, "product_ms": 8.0, "loss_products": 5.0, "loss_mib": 100.4}
+    write_json(folder / "table5.json", {"VICReg plain q=4096 n=512": cells})
     rows = {
         (row["method"], row["batch_size"]): row
         for row in csv.DictReader(as_csv(build_table("table5", "desk", tmp_path)).splitlines())
     }
-    assert rows["VICReg", "512"]["loss_ms_mean"] == "40.000"
-    assert rows["VICReg", "256"]["loss_ms_mean"] == rows["SFRIK L=3", "512"]["loss_ms_mean"] == ""
-    assert rows["SFRIK L=3", "1024"]["paper_peak"] == "18.8"
+    assert rows["VICReg plain", "512"]["loss_ms_mean"] == "40.000"
+    assert rows["VICReg plain", "512"]["loss_products_mean"] == "5.000"
+    assert rows["VICReg plain", "256"]["loss_ms_mean"] == rows["SFRIK L=3 plain", "512"]["loss_ms_mean"] == ""
+    assert rows["SFRIK L=3 plain", "1024"]["paper_peak"] == "18.8"
+    assert rows["SFRIK L=3", "1024"]["paper_peak"] == "", "the paper's figures are of the plain formulas"
+
+
+@pytest.mark.parametrize("name", ["table5", "table6"])
+@pytest.mark.parametrize(
+    "content", [None, {"VICReg q=8192 n=1024": {"loss_ms": 40.0, "loss_time_ratio": 1.0}, "hardware": "cpu"}]
+)
+def test_costs_that_are_missing_or_of_other_rows_are_rendered_as_dashes(name, content, tmp_path):
+    folder = tmp_path / "desk" / "complexity" / "seed0"
+    folder.mkdir(parents=True)
+    if content:
+        write_json(folder / f"{name}.json", content)
+    table = build_table(name, "desk", tmp_path)
+    assert not any(m.seeds for m in table.measured)
+    lines = [line for line in as_markdown(table).splitlines() if line.startswith(("| VICReg", "| SFRIK", "| SIGReg"))]
+    assert lines
+    assert all(line.count(" – ") >= len(table.columns) for line in lines)
+    assert as_csv(table)
+    assert as_latex(table)
 
 
 def test_table9_compares_the_grid_by_the_first_seed_alone(tmp_path):
