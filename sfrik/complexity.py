@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from sfrik.build import Encoder
+from sfrik.cost_rows import BASELINE, PLAIN, STEP_BATCH
 from sfrik.devices import autocast, pick_device, pick_precision
 from sfrik.errors import SfrikError
 from sfrik.experiments import experiment
@@ -40,7 +41,6 @@ from sfrik.optim import LARS
 from sfrik.plain import plain_loss
 from sfrik.provenance import commit, now, processor, provenance
 from sfrik.runs import Run
-from sfrik.table_rows import BASELINE, PLAIN, STEP_BATCH
 
 __all__ = ["complexity", "growth", "hardware", "loss_calls", "measure", "measured_here", "resident_peaks", "step_calls"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from sfrik.cost_rows import complexity_columns, table5_rows, table6_rows
 from sfrik.errors import SfrikError, nearest
 from sfrik.settings import load_recipe
 from sfrik.table_rows import (
@@ -13,14 +14,11 @@ from sfrik.table_rows import (
     LOGISTIC,
     Column,
     Row,
-    complexity_columns,
     table1_rows,
     table2_rows,
     table3_rows,
     table4_columns,
     table4_rows,
-    table5_rows,
-    table6_rows,
     table7_rows,
     table8_rows,
     table9_rows,

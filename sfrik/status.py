@@ -148,7 +148,7 @@ def _cost_status(recipe: str, seed: int, root: str | Path, jobs: Iterable[Queued
         job = ours[0]
         detail = f"job {job.id} {f'waits ({job.reason})' if job.waits else f'on {job.nodes}'}"
         return RunStatus(recipe, seed, "queued" if job.waits else "running", detail, (name,), ids, {})
-    if path.is_file():
+    if path.is_file() and {row.entry for row in rows_of(name, profile)} <= read_json(path).keys():
         return RunStatus(recipe, seed, "done", str(read_json(path).get("hardware", "")), (), ids, {})
     return RunStatus(recipe, seed, "missing", name, (name,), ids, {})
 

@@ -6,7 +6,7 @@ The desk and smoke profiles have smaller dimensions q, which stand where the pap
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,26 +17,20 @@ else:
     import tomli as tomllib
 
 __all__ = [
-    "BASELINE",
     "DIMS",
     "IMAGES",
     "KNN",
     "LINEAR",
     "LOGISTIC",
-    "PLAIN",
-    "STEP_BATCH",
     "TARGETS",
     "Column",
     "Row",
-    "complexity_columns",
     "paper_figures",
     "table1_rows",
     "table2_rows",
     "table3_rows",
     "table4_columns",
     "table4_rows",
-    "table5_rows",
-    "table6_rows",
     "table7_rows",
     "table8_rows",
     "table9_rows",
@@ -207,96 +201,6 @@ def table4_columns(profile: str) -> list[Column]:
         Column("semi10_top5", "10 %, top-5", "semi10", ("top5",)),
         KNN,
     ]
-
-
-def _complexity(profile: str, sizes: dict[str, tuple], with_paper: Callable[[str, int, int], dict]) -> list[Row]:
-    """A row for each method, q and batch size; all are entries of one file."""
-    methods, dims, batches = sizes[profile]
-    return [
-        Row(
-            method,
-            q,
-            f"{profile}/complexity",
-            with_paper(method, q, n),
-            labels={"batch size": str(n)},
-            entry=f"{method} q={q} n={n}",
-        )
-        for q in dims
-        for n in batches
-        for method in methods
-    ]
-
-
-# images of a step, where those of the loss would take minutes or more memory than one GPU has
-STEP_BATCH = {"smoke": 16, "desk": 256, "paper": 256}
-PLAIN = " plain"  # the end of a method's name: the formula of its paper by autograd, as in the authors' code
-BASELINE = "VICReg plain"  # what ratios are to
-BOTH = ("VICReg plain", "SFRIK L=3 plain", "VICReg", "SFRIK L=3", "SIGReg")
-ALL = (
-    "VICReg plain",
-    "SimCLR plain",
-    "AUH plain",
-    "SFRIK L=3 plain",
-    "VICReg",
-    "SimCLR",
-    "AUH",
-    "SFRIK L=2",
-    "SFRIK L=3",
-    "SIGReg",
-)
-# profile -> methods, dimensions, batch sizes
-TABLE5 = {
-    "smoke": (BOTH, (512,), (64, 128)),
-    "desk": (BOTH, (4096,), (256, 512, 1024, 2048)),
-    "cifar10": (BOTH, (8192,), (256, 512, 1024, 2048)),
-    "paper": (BOTH, (32768,), (256, 512, 1024, 2048)),
-}
-TABLE6 = {
-    "smoke": (ALL, (64, 128), (64,)),
-    "desk": (ALL, (256, 512, 1024, 2048, 4096, 8192), (512,)),
-    "cifar10": (ALL, (512, 1024, 2048, 4096, 8192), (512,)),
-    "paper": (ALL, (2048, 4096, 8192, 16384, 32768), (2048,)),
-}
-
-
-def table5_rows(profile: str) -> list[Row]:
-    figures = paper_figures()["memory_q32768"]
-
-    def paper(method: str, q: int, n: int) -> dict[str, float]:
-        of_method = dict(zip(figures["batch_size"], figures.get(method.split()[0], ()), strict=False))
-        return {"peak": of_method[n]} if method.endswith(PLAIN) and n in of_method else {}
-
-    return _complexity(profile, TABLE5, paper)
-
-
-def table6_rows(profile: str) -> list[Row]:
-    figures = paper_figures()["time_and_memory"]
-
-    def paper(method: str, q: int, n: int) -> dict[str, str]:
-        said = figures.get(f"q{q}")
-        return {"against_vicreg": said} if method == f"SFRIK L=3{PLAIN}" and said else {}
-
-    return _complexity(profile, TABLE6, paper)
-
-
-def complexity_columns(table: str, profile: str) -> list[Column]:
-    columns = [
-        Column("product_ms", "one product of n x n x q", table, ("product_ms",), "ms"),
-        Column("loss_ms", "loss, forward and backward", table, ("loss_ms",), "ms"),
-        Column("loss_products", "loss in products of n x n x q", table, ("loss_products",), "", 2),
-        Column("loss_mib", "peak memory of the loss", table, ("loss_mib",), "MiB", 0),
-        Column("loss_time_ratio", f"time of the loss / {BASELINE}'s", table, ("loss_time_ratio",), "", 3),
-        Column("loss_memory_ratio", f"memory of the loss / {BASELINE}'s", table, ("loss_memory_ratio",), "", 2),
-    ]
-    on_gpu = profile in ("cifar10", "paper")
-    if table == "table6" or on_gpu:
-        batch = f" of {STEP_BATCH[profile]} images" if profile in STEP_BATCH else ""
-        columns.append(Column("step_ms", f"whole step{batch}", table, ("step_ms",), "ms"))
-        columns.append(Column("step_time_ratio", f"time of a step / {BASELINE}'s", table, ("step_time_ratio",), "", 2))
-    if on_gpu:
-        columns.append(Column("step_mib", "peak memory of a step", table, ("step_mib",), "MiB", 0))
-        columns.append(Column("step_memory_ratio", f"memory of a step / {BASELINE}'s", table, ("step_memory_ratio",), "", 2))
-    return columns
 
 
 def table7_rows(profile: str) -> list[Row]:

@@ -30,6 +30,7 @@ LAYERS = [
     ["sfrik.evaluate.linear", "sfrik.evaluate.finetune"],
     ["sfrik.evaluate.protocols", "sfrik.evaluate.transfer", "sfrik.pretrain"],
     ["sfrik.table_rows"],
+    ["sfrik.cost_rows"],
     ["sfrik.experiments"],
     ["sfrik.tables", "sfrik.notebooks", "sfrik.complexity"],
     ["sfrik.figures", "sfrik.claims"],
