@@ -13,8 +13,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sfrik.cost_rows import PLAIN
 from sfrik.datasets import Images
-from sfrik.table_rows import PLAIN
 from sfrik.tables import Measured, Table
 
 __all__ = [
