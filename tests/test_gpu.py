@@ -11,7 +11,7 @@ from sfrik.evaluate.knn import weighted_knn
 from sfrik.evaluate.logistic import logistic_sgd
 from sfrik.evaluate.protocols import evaluate, knn_eval
 from sfrik.kernels import RotationInvariantKernel
-from sfrik.mmd import mmd_to_uniform
+from sfrik.mmd import MMD, mmd_to_uniform
 from sfrik.objectives import AUH, SFRIK, SimCLR, VICReg
 from sfrik.pretrain import pretrain
 from sfrik.settings import EvaluateSettings, FeatureSettings, KnnSettings, PretrainSettings
@@ -19,10 +19,20 @@ from sfrik.settings import EvaluateSettings, FeatureSettings, KnnSettings, Pretr
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-@pytest.mark.parametrize("objective", [SFRIK(64), AUH(), SimCLR(), VICReg()], ids=lambda objective: type(objective).__name__)
-def test_an_objective_and_its_gradient_are_those_of_the_cpu(objective):
+OBJECTIVES = {
+    "SFRIK": SFRIK(64),
+    "SFRIK by moments": SFRIK(64, (1.0, 40.0)),
+    "AUH": AUH(),
+    "SimCLR": SimCLR(),
+    "VICReg": VICReg(),
+}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.keys())
+@pytest.mark.parametrize("n", [128, 2050], ids=["a tile", "several"])
+def test_an_objective_and_its_gradient_are_those_of_the_cpu(objective, n):
     generator = torch.Generator().manual_seed(0)
-    views = [torch.randn(128, 64, generator=generator) for _ in range(2)]
+    views = [torch.randn(n, 64, generator=generator) for _ in range(2)]
     outcomes = []
     for device in ("cpu", "cuda"):
         placed = [view.to(device).requires_grad_() for view in views]
@@ -38,6 +48,20 @@ def test_the_mmd_is_that_of_the_cpu():
     z = torch.nn.functional.normalize(torch.randn(256, 32, generator=torch.Generator().manual_seed(1)), dim=1)
     kernel = RotationInvariantKernel.truncated((1.0, 40.0, 40.0), 32)
     torch.testing.assert_close(mmd_to_uniform(z.cuda(), kernel).cpu(), mmd_to_uniform(z, kernel), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_products_in_low_precision_keep_to_the_stated_error(dtype):
+    z = torch.nn.functional.normalize(torch.randn(2050, 256, generator=torch.Generator().manual_seed(1)), dim=1).cuda()
+    kernel, found = RotationInvariantKernel((1.0, 40.0, 40.0), 256), []
+    for rows in (z.double(), z.to(dtype)):
+        gradient = torch.zeros_like(rows, dtype=torch.promote_types(rows.dtype, torch.float32))
+        (value,) = MMD(kernel).parts([rows], [len(z)], [gradient], 1.0)
+        found.append((value.item(), gradient.double() - (gradient.double() * z).sum(1, keepdim=True) * z))
+    (expected, exact), (value, rounded) = found
+    eps = torch.finfo(dtype).eps / 2
+    assert abs(value - expected) <= 0.1 * eps * expected
+    assert (rounded - exact).norm() <= 4 * eps * exact.norm()
 
 
 def test_weighted_knn_is_that_of_the_cpu_with_the_bank_on_the_host():
