@@ -7,6 +7,7 @@ override it. A mistake ends in one line on stderr and exit status 2; `--debug` s
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -83,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
             )
         _add_flags(command, settings)
         command.set_defaults(run=run, section=section)
+    _add_memory(commands)
     add_table(commands, PROFILES)
     add_status(commands, PROFILES)
     _add_run(commands)
@@ -105,6 +107,18 @@ def _add_flags(parser: argparse.ArgumentParser, settings: type[Settings]) -> Non
             help=f"{field.description} (default: {default})".replace("%", "%%"),
             **several,
         )
+
+
+def _add_memory(commands) -> None:
+    words = "The memory that a pretraining will need, by part; touches no data."
+    memory = commands.add_parser("memory", help=f"{words[0].lower()}{words[1:-1]}", description=words)
+    memory.add_argument("--recipe", metavar="PROFILE/NAME", help="start from this recipe of sfrik/recipes")
+    memory.add_argument(
+        "--nproc-per-node", "--nproc_per_node", metavar="N", help="processes that share the batch; 1, 2, 4 and 8 when unset"
+    )
+    memory.add_argument("--json", action="store_true", help="print JSON: GiB by part and in all, for each number of processes")
+    _add_flags(memory, PretrainSettings)
+    memory.set_defaults(run=_memory, section="pretrain")
 
 
 def _add_run(commands) -> None:
@@ -236,29 +250,29 @@ COMMANDS = {
 
 def _dry_run(settings: Settings, several: bool, processes: int | None) -> None:
     """Print the settings, the steps, the images and the memory to expect: of `processes`, else of one and of usual numbers."""
+    _check_shares(settings, processes)
+    from sfrik.calculator import plan_in_words
+
+    print("\n".join(plan_in_words(settings, processes, several)))
+
+
+def _check_shares(settings: Settings, processes: int | None) -> None:
     if processes and settings.batch_size % processes:
         raise SfrikError(f"batch_size {settings.batch_size} is over all processes and does not divide by {processes} of them")
-    width = max(len(name) for name in type(settings).model_fields)
-    for name, value in settings.model_dump().items():
-        print(f"{name:<{width}}  {value}")
-    from sfrik.memory import expected_images, expected_memory, expected_steps
 
-    counts, images = expected_steps(settings), expected_images(settings)
-    if counts is not None:
-        steps, epochs = counts
-        seen = steps * settings.batch_size if isinstance(settings, PretrainSettings) else images * min(1, epochs)
-        print(f"steps: {steps} an epoch, {steps * epochs} in all")
-        print(f"images: {seen} an epoch{f' (of {images})' if seen < images else ''}, {seen * epochs} in all")
-    elif images is not None:
-        print(f"images: {images}")
+
+def _memory(options: argparse.Namespace) -> int:
+    settings, nproc = resolve(options), options.nproc_per_node
+    nproc = None if nproc is None else whole(nproc, "--nproc-per-node", 1)
+    _check_shares(settings, nproc)
+    from sfrik.calculator import memory_by_processes, memory_in_words
+
+    found = memory_by_processes(settings, nproc)
+    if options.json:
+        print(json.dumps({count: {**parts, "total": sum(parts.values())} for count, parts in found.items()}, indent=2))
     else:
-        print(f"steps: as many as the images in {settings.data_dir} fill batches of {settings.batch_size}, an epoch")
-    for count in [processes] if processes else (1, 2, 4, 8) if several else (1,):
-        if settings.batch_size % count == 0:
-            parts = expected_memory(settings, count)
-            detail = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
-            each = "1 process" if count == 1 else f"each of {count} processes"
-            print(f"memory of {each}, about: {sum(parts.values()):.2f} GiB ({detail or 'nothing large'})")
+        print("\n".join(memory_in_words(settings, found)))
+    return 0
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -13,8 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from sfrik.evaluate.knn import BANK, QUERIES
-from sfrik.mmd import BLOCK
+from sfrik.accumulate import micro_batches
+from sfrik.build import build_objective
+from sfrik.evaluate.knn import QUERIES, block_rows
+from sfrik.loss_memory import Case, loss_peak
 from sfrik.networks import build_backbone, build_pixels, build_projector
 from sfrik.settings import (
     EvaluateSettings,
@@ -70,51 +72,72 @@ def expected_steps(settings: Settings) -> tuple[int, int] | None:
     return None if scored is None else (steps + math.ceil(scored / settings.batch_size), 1)
 
 
-def expected_memory(settings: Settings, processes: int = 1, bytes_per_value: int | None = None) -> dict[str, float]:
-    """Memory of a process in GiB by part.
+def expected_memory(settings: Settings, processes: int = 1) -> dict[str, float]:
+    """Memory of a process in GiB by part; of pretraining, at the moment of a step that needs most.
 
     Args:
-        settings: of any command.
+        settings: of any command. Precision "auto" counts as two bytes, and device "auto" as a GPU.
         processes: that share the batch of pretraining or of an extraction.
-        bytes_per_value: of activations; 4 with precision fp32, else 2, when None.
     """
-    size = bytes_per_value or (4 if settings.precision == "fp32" else 2)
+    size = FLOAT if settings.precision == "fp32" else 2
     count = _of_pretraining if isinstance(settings, PretrainSettings) else _of_evaluation
     parts = count(settings, processes, size)
     return {name: value / 2**30 for name, value in parts.items() if value}
 
 
 def _of_pretraining(settings: PretrainSettings, processes: int, size: int) -> dict[str, float]:
-    """Bytes of weights, gradients, momentum; of what each layer puts out for all views of a share of the batch; of the loss."""
+    """Bytes at the moment of a step that needs most.
+
+    "parameters" are weights and momentum, and where they are there the gradients, copies in low precision, DDP's buckets, and
+    the update, which LARS makes of a copy of the gradients. "activations" is what the network keeps for the backward pass, of
+    the share of the batch or of a micro-batch. "loss" is what the objective has beside the embeddings: at its own moment all
+    of it, afterwards their gradient in float32, which it holds until the step ends.
+    """
     networks = [_counts(settings, side, settings.mlp) for side in settings.view_sizes]
     if settings.ssl_method == "none":
         return {"parameters": FLOAT * networks[0].weights}
-    local = settings.batch_size // processes
-    return {
-        "parameters": _bytes_per_weight(size, processes) * networks[0].weights,
-        "activations": local * size * sum(network.outputs for network in networks),
-        "loss": _of_loss(settings, local, processes),
+    local, views = settings.batch_size // processes, len(networks)
+    parts = micro_batches(local, settings.micro_batch)
+    values = views * local * settings.dim  # of all embeddings
+    always = {
+        "images": FLOAT * local * _channels(settings) * sum(side**2 for side in settings.view_sizes),
+        "embeddings": size * values,
     }
+    kept = [math.ceil(local / parts) * network.kept(size) for network in networks]
+    own, copy = 2 * FLOAT + (FLOAT if processes > 1 else 0), _copy(size)  # bytes a weight
+    loss, after = _of_loss(settings, processes, size), {"loss": FLOAT * values}
+    if parts == 1:
+        at_loss = {"parameters": own + copy, "activations": sum(kept), "loss": loss}
+        gradient = {"embeddings": (size + copy + FLOAT) * values}  # on its way to the network, in both precisions
+    else:  # the network's gradient comes later: here the loss's, and that times the gradient of the loss
+        at_loss = {"parameters": own, "loss": max(loss, 2 * FLOAT * values + copy * values / views)}
+        gradient = {"embeddings": 2 * size * values}
+    # the views' gradients of a weight meet in the network's precision, before they are added to those of micro-batches before
+    meeting = own + copy + size + (FLOAT if parts > 1 else 0)
+    largest = FLOAT * networks[0].largest_weight / networks[0].weights
+    moments = (
+        at_loss,
+        {**after, **gradient, "parameters": meeting, "activations": sum(kept)},  # the gradient enters by the last view
+        {**after, "parameters": meeting + largest, "activations": _first_pass(settings, kept)},  # it enters by the first
+        {**after, "parameters": own + 2 * FLOAT},  # the update
+    )
+    found = [{**always, **moment, "parameters": moment["parameters"] * networks[0].weights} for moment in moments]
+    most = max(found, key=lambda moment: sum(moment.values()))
+    return {name: most[name] for name in ("parameters", "activations", "images", "embeddings", "loss") if name in most}
 
 
-def _of_loss(settings: PretrainSettings, local: int, processes: int) -> float:
-    """Bytes of an objective. The factors were counted at its peak, two views of bfloat16 rows: copies in float32 of the rows
-    [n_local, q], of a Gram matrix [n, n] (SFRIK: a block of it), of VICReg's covariance [q, q].
-    """
-    n, q, views = settings.batch_size, settings.dim, len(settings.view_sizes)
-    regularised = views if settings.regularise == "all" else len(settings.anchors)
-    rows = (4.5 if settings.ssl_method == "sfrik" else 3.5) * views * local * q
-    if processes > 1:  # the rows of all processes; the gradient of all of them too where it is not in closed form
-        rows += n * q * regularised * (1 if settings.ssl_method == "sfrik" else 2)
-    anchors = len(settings.anchors)
-    pairs = anchors * (views - anchors) + anchors * (anchors - 1) / 2
-    matrices = {
-        "sfrik": 8 * min(BLOCK, local) * n,
-        "auh": (2 * regularised + 2) * n**2,
-        "simclr": pairs * 3.5 * (2 * n) ** 2,
-        "vicreg": q**2,
-    }
-    return FLOAT * (rows + matrices[settings.ssl_method])
+def _of_loss(settings: PretrainSettings, processes: int, size: int) -> float:
+    device = "cpu" if settings.device == "cpu" else "cuda"
+    views = len(settings.view_sizes), settings.anchors, settings.regularise
+    return loss_peak(
+        build_objective(settings), Case(settings.batch_size, settings.dim, processes, *views, half=size < FLOAT, device=device)
+    )
+
+
+def _first_pass(settings: PretrainSettings, kept: list[float]) -> float:
+    """Of what is kept of each view that of the first one, or in multi-crop of all views of its size, which pass together."""
+    sizes = settings.view_sizes
+    return sum(k for k, side in zip(kept, sizes, strict=True) if side == sizes[0]) if settings.multi_crop else kept[0]
 
 
 def _of_evaluation(settings: FrozenSettings, processes: int, size: int) -> dict[str, float]:
@@ -122,15 +145,16 @@ def _of_evaluation(settings: FrozenSettings, processes: int, size: int) -> dict[
     backbone = _counts(settings, settings.size)
     d, train, scored = backbone.features, _train_images(settings) or 0, _scored_images(settings) or 0
     if isinstance(settings, KnnSettings):  # the training features stay in their file, a block of them is compared at a time
-        block = min(BANK, train or BANK)
-        return {"features": FLOAT * d * (2 * block + 2 * scored), "similarities": FLOAT * QUERIES * block}
+        most = block_rows(torch.device("cpu" if settings.device == "cpu" else "cuda"))
+        block, neighbours = min(most, train or most), (FLOAT + 8) * scored * max(settings.nb_knn)
+        return {"features": FLOAT * d * (2 * block + scored), "similarities": FLOAT * QUERIES * block, "neighbours": neighbours}
     if isinstance(settings, LogisticSettings):
         if settings.solver == "lbfgs":  # scikit-learn's copies are in float64
             return {"features": FLOAT * d * (train + scored) + 2 * 8 * d * train}
         return {"features": FLOAT * d * (train + scored), "head": _of_head(settings, d)}
     if isinstance(settings, EvaluateSettings) and settings.weights == "finetune" and not settings.only_inference:
-        weights = _bytes_per_weight(size, 1) * (backbone.weights + (d + 1) * _classes(settings))
-        return {"parameters": weights, "activations": settings.batch_size * size * backbone.outputs}
+        weights = (3 * FLOAT + _copy(size)) * (backbone.weights + (d + 1) * _classes(settings))
+        return {"parameters": weights, "activations": settings.batch_size * backbone.kept(size)}
     parts = {"parameters": (FLOAT + _copy(size)) * backbone.weights}
     # nothing is kept for a backward pass: what goes into one layer and what comes out of it
     parts["activations"] = 2 * size * backbone.largest * settings.batch_size / processes
@@ -177,27 +201,35 @@ def _of_head(settings: FrozenSettings, d: int) -> int:
     return 3 * FLOAT * (d + 1) * _classes(settings) * max(1, len(getattr(settings, "lr_sweep", ())))
 
 
-def _bytes_per_weight(size: int, processes: int) -> int:
-    """Weight, gradient and momentum in float32; a copy for mixed precision; DDP's buckets of gradients."""
-    return 3 * FLOAT + _copy(size) + (FLOAT if processes > 1 else 0)
-
-
 def _copy(size: int) -> int:
+    """Bytes of the copy of a weight for mixed precision."""
     return size if size < FLOAT else 0
 
 
 class _Counts(NamedTuple):
-    """Of a network: dimension of the backbone's features, parameters, values put out for an image by all layers and by one."""
+    """Of a network: dimension of the backbone's features, parameters; of an image, the values and the bytes of indices that are
+    kept for the backward pass; the values that the largest layer puts out, and those of the largest weight.
+    """
 
     features: int
     weights: int
-    outputs: float
+    values: float
+    indices: float
     largest: float
+    largest_weight: int
+
+    def kept(self, size: int) -> float:
+        """Bytes of an image for the backward pass, at so many bytes a value."""
+        return size * self.values + self.indices
 
 
 def _counts(settings: Settings, side: int, mlp: str = "") -> _Counts:
     """Of the backbone, with a projector where `mlp` is given, on images of `side` pixels."""
-    return _counted(settings.arch, settings.stem, 1 if settings.dataset == "mnist5k" else 3, side, mlp)
+    return _counted(settings.arch, settings.stem, _channels(settings), side, mlp)
+
+
+def _channels(settings: Settings) -> int:
+    return 1 if settings.dataset == "mnist5k" else 3
 
 
 @lru_cache
@@ -207,15 +239,25 @@ def _counted(arch: str, stem: str, channels: int, side: int, mlp: str) -> _Count
         projector = build_projector(backbone.num_features, mlp) if mlp and arch != "pixels" else nn.Identity()
         images = torch.empty(2, channels, side, side)
     network = nn.Sequential(backbone, projector)
-    sizes = [0.0]
+    weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+    largest, kept = 0.0, {}
 
-    def add(module: nn.Module, inputs, output: torch.Tensor) -> None:
-        sizes.append(output.numel() / len(images))
+    def look(module: nn.Module, inputs, output: torch.Tensor) -> None:
+        nonlocal largest
+        largest = max(largest, output.numel() / len(images))
 
-    # a ReLU works in place
-    leaves = [m for m in network.modules() if not list(m.children()) and not isinstance(m, (nn.Identity, nn.ReLU))]
-    for module in leaves:
-        module.register_forward_hook(add)
-    network(images)
-    weights = sum(parameter.numel() for parameter in network.parameters())
-    return _Counts(backbone.num_features, weights, sum(sizes), max(sizes))
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        storage = x.untyped_storage()
+        if x.ndim > 1 and storage._cdata not in weights:  # no statistics of BatchNorm
+            kept[storage._cdata] = storage, x.is_floating_point()  # with the storage, lest its place be taken
+        return x
+
+    for module in network.modules():
+        if not list(module.children()):
+            module.register_forward_hook(look)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        network(images)
+    values, indices = (sum(s.nbytes() for s, is_value in kept.values() if is_value == wanted) for wanted in (True, False))
+    counts = [parameter.numel() for parameter in network.parameters()] or [0]
+    n = len(images)
+    return _Counts(backbone.num_features, sum(counts), values / FLOAT / n, indices / n, largest, max(counts))

@@ -181,6 +181,3 @@ def _function(kernel: RotationInvariantKernel, low: bool) -> tuple[Function, flo
         return values, torch.full_like(t, highest) if slopes is None else slopes
 
     return horner, constant, unit
-
-
-BLOCK = 2048

@@ -175,6 +175,7 @@ class _Training:
             for step, (batch, _, where) in enumerate(loader, at.step):
                 wanted = order[step * share : (step + 1) * share]
                 skipped += [self.images.name(int(i)) for i in wanted[wanted != where]]
+                embeddings = terms = None  # let go of the step before: its loss holds a gradient of the embeddings
                 embeddings, terms = self._step(batch, where)
                 at.step = step + 1
                 if at.step < self.steps_per_epoch:  # after the last one the epoch's own checkpoint follows

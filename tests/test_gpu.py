@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from test_memory import two_steps
 
 from sfrik.complexity import measure
 from sfrik.evaluate.features import extract_features, load_features
@@ -11,6 +12,7 @@ from sfrik.evaluate.knn import weighted_knn
 from sfrik.evaluate.logistic import logistic_sgd
 from sfrik.evaluate.protocols import evaluate, knn_eval
 from sfrik.kernels import RotationInvariantKernel
+from sfrik.memory import expected_memory
 from sfrik.mmd import MMD, mmd_to_uniform
 from sfrik.objectives import AUH, SFRIK, SimCLR, VICReg
 from sfrik.pretrain import pretrain
@@ -62,6 +64,25 @@ def test_products_in_low_precision_keep_to_the_stated_error(dtype):
     eps = torch.finfo(dtype).eps / 2
     assert abs(value - expected) <= 0.1 * eps * expected
     assert (rounded - exact).norm() <= 4 * eps * exact.norm()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"micro_batch": 16},
+        {"precision": "fp32", "ssl_method": "vicreg"},
+        {"mlp": "8192-8192-32768", "batch_size": 16},
+    ],
+)
+def test_the_memory_to_expect_is_what_training_allocates(given):
+    settings = PretrainSettings(**{"arch": "resnet50", "batch_size": 64, "precision": "bf16", "device": "cuda", **given})
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    two_steps(settings, torch.device("cuda"), torch.cuda.reset_peak_memory_stats)
+    peak = torch.cuda.max_memory_allocated() - before
+    # what the libraries take for themselves, such as cuDNN's workspaces, is not counted
+    assert sum(expected_memory(settings).values()) * 2**30 == pytest.approx(peak, rel=0.1)
 
 
 def test_weighted_knn_is_that_of_the_cpu_with_the_bank_on_the_host():
