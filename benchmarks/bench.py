@@ -61,6 +61,8 @@ def found(name: str) -> dict[str, Any] | None:
 def ratios() -> list[str]:
     """A line for each ratio: what, against what, what was measured, what was asked for."""
     lines = ["| what | against | measured | asked for |", "| --- | --- | --- | --- |"]
+    if measured := found("losses"):
+        lines = [f"On {measured['hardware']}; each script in its own run.", "", *lines]
     return lines + [f"| {' | '.join(cells)} |" for cells in [*of_losses(), *of_the_others()]]
 
 
@@ -111,6 +113,7 @@ def sliced() -> list[str]:
     for row in measured["rows"] if measured else []:
         cells = [
             row["law"],
+            row["kernel"],
             row["n"],
             row["q"],
             row["M"],
