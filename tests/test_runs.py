@@ -275,9 +275,8 @@ FORKING = """
 import os, sys, time
 from sfrik.runs import Run
 with Run(sys.argv[1]).lock():
-    child = os.fork()  # as the processes that decode images are
-    if child:
-        print(child, flush=True)
+    if not os.fork():  # as the processes that decode images are
+        print(os.getpid(), flush=True)  # the child, once it runs by itself
     time.sleep(60)
 """
 
