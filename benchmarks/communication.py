@@ -142,7 +142,7 @@ class Products(TorchDispatchMode):
             a, b = args[-2:]
             self.flops += 2 * a.shape[0] * a.shape[1] * b.shape[1]
         elif name in ("bmm", "baddbmm", "baddbmm_", "matmul") and not args[-2].shape[1] == args[-1].shape[2] == 1:
-            raise NotImplementedError(f"{name} is not counted")
+            raise AssertionError(f"{name} is a product that is not counted")
         return function(*args, **(kwargs or {}))
 
 

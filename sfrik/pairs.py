@@ -6,7 +6,7 @@ Everything that compares each row with each other is of this form: the MMD, AUH'
 covariance penalty by its Gram matrix. Own rows are compared with each other in the upper triangle of tiles alone: a tile G
 of the Gram matrix serves both its rows (f'(G) Z) and its columns (f'(G)^T Z). On one process that is 1/2 + 1 products of
 n x n x q, where autograd takes 3; against the rows of other processes a tile serves the own rows alone. Memory is that of
-three tiles beside the gradient: nothing of n x n is ever held.
+three tiles beside the gradient, and where there are no more own rows than columns the slopes of all their pairs.
 
 Legend: n rows over all processes, q their dimension, own rows: those of this process.
 """

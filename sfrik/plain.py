@@ -20,7 +20,7 @@ from sfrik.kernels import RotationInvariantKernel
 from sfrik.loss_terms import Objective
 from sfrik.objectives import AUH, SFRIK, SimCLR, VICReg
 
-__all__ = ["plain_loss"]
+__all__ = ["plain_loss", "plain_mmd"]
 
 
 def plain_loss(objective: Objective, views: Sequence[Tensor], anchors: Sequence[int] = (0, 1), regularise: str = "all") -> Tensor:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.distributed.tensor.debug import CommDebugMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sfrik import pairs
 from sfrik.kernels import RotationInvariantKernel
 from sfrik.mmd import mmd_to_uniform
 from sfrik.objectives import AUH, SFRIK, SIGReg, SimCLR, VICReg
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))  # the processes that are started inherit it
+
+from communication import Products
 
 N, D, Q = 12, 6, 5  # images over all processes, columns of the input, dimension of the embeddings
 WIDE = 15  # a dimension above the number of images
@@ -67,33 +73,16 @@ def evaluate(case: str, rank: int, processes: int) -> dict[str, torch.Tensor]:
     return {"loss": loss.detach(), "gradient": gradient, **parts}
 
 
-class Multiplications(TorchDispatchMode):
-    """Counts the multiply-adds of matrix products, those that are added in place too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.overloadpacket._qualified_op_name.removeprefix("aten::")
-        if name in ("mm", "addmm", "addmm_"):
-            a, b = args[-2:]
-            self.count += a.shape[0] * a.shape[1] * b.shape[1]
-        elif name in ("bmm", "baddbmm", "baddbmm_", "matmul"):
-            raise AssertionError(f"{name} is not counted")
-        return function(*args, **(kwargs or {}))
-
-
 def products(rank: int, processes: int) -> dict[str, int]:
-    """Multiply-adds of the MMD of two views on this process: forward, and with the backward pass."""
+    """FLOP, two for each multiply-add, of the MMD of two views on this process: forward, and with the backward pass."""
     rows = slice(rank * N // processes, (rank + 1) * N // processes)
     views = [torch.nn.functional.normalize(x[rows], dim=1).requires_grad_() for x in images()[:2]]
     kernel = RotationInvariantKernel((1.0, 4.0, 4.0), D)
-    with Multiplications() as counter:
+    with Products() as counter:
         loss = sum(mmd_to_uniform(view, kernel) for view in views)
-        forward = counter.count
+        forward = counter.flops
         loss.backward()
-    return {"forward": forward, "whole": counter.count}
+    return {"forward": forward, "whole": counter.flops}
 
 
 def small_tiles(device: torch.device) -> tuple[int, int]:
@@ -140,10 +129,10 @@ def test_several_processes_give_the_loss_and_the_gradient_of_one(measured, case)
 def test_each_process_has_its_share_of_the_products(measured, monkeypatch):
     monkeypatch.setattr(pairs, "tile_shape", small_tiles)
     alone, processes = products(0, 1), len(measured)
-    assert alone["whole"] == 2 * (N * (N + 2) / 2 + N * N) * D, "of each view: half of the Gram matrix, its derivative by rows"
+    assert alone["whole"] == 4 * (N * (N + 2) / 2 + N * N) * D, "of each view: half of the Gram matrix, its derivative by rows"
     for together in measured:
         own = N // processes
-        assert together["products"]["whole"] == 2 * (own * (own + 2) / 2 + own * (N - own) + own * N) * D
+        assert together["products"]["whole"] == 4 * (own * (own + 2) / 2 + own * (N - own) + own * N) * D
         assert together["products"]["forward"] == together["products"]["whole"], "the backward pass multiplies nothing"
         assert together["products"]["whole"] <= {2: 0.62, 3: 0.45}[processes] * alone["whole"]
 
