@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from sfrik.architectures import ARCHITECTURES, parse_mlp
 from sfrik.errors import SfrikError, nearest
 
-__all__ = ["build_backbone", "build_projector", "load_backbone", "pretrained", "save_backbone"]
+__all__ = ["build_backbone", "build_projector", "load_backbone", "pretrained", "save_weights"]
 
 # The authors' release: name -> (file, architecture). Its backbone scores 70.3 % by linear probing on ImageNet (their README).
 RELEASE = "https://github.com/valeoai/sfrik/releases/download/v0.1.0"
@@ -130,10 +130,10 @@ def build_projector(num_features: int, mlp: str) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(inside, widths[-1], bias=False))
 
 
-def save_backbone(backbone: nn.Module, path: str | Path, **about: str) -> None:
+def save_weights(module: nn.Module, path: str | Path, **about: str) -> None:
     """The weights as safetensors, complete or not at all. The same weights and `about` give the same file, byte for byte."""
     path = Path(path)
-    state = {key: value.detach().contiguous().cpu() for key, value in backbone.state_dict().items()}
+    state = {key: value.detach().contiguous().cpu() for key, value in module.state_dict().items()}
     aside = path.with_name(path.name + ".tmp")
     # one entry: safetensors writes several in no fixed order
     save_file(state, aside, metadata={"about": json.dumps(about, sort_keys=True)})

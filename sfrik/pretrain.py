@@ -30,7 +30,7 @@ from sfrik.evaluate.features import extract
 from sfrik.evaluate.knn import knn_accuracy
 from sfrik.faults import not_finite
 from sfrik.loss_terms import LossTerms, NotFinite
-from sfrik.networks import save_backbone
+from sfrik.networks import save_weights
 from sfrik.optim import LARS, learning_rate
 from sfrik.preemption import StopRequests, stop, stop_requests
 from sfrik.progress import Progress
@@ -342,7 +342,10 @@ def _monitor(settings, images: Images, encoder: Encoder, device: torch.device, p
 
 
 def _finish(run: Run, encoder: Encoder, settings: PretrainSettings) -> None:
-    save_backbone(encoder.backbone, run.backbone, arch=settings.arch, stem=settings.stem, settings=settings.hash())
+    about = {"arch": settings.arch, "stem": settings.stem, "settings": settings.hash()}
+    if list(encoder.projector.parameters()):
+        save_weights(encoder.projector, run.projector, mlp=settings.mlp, **about)
+    save_weights(encoder.backbone, run.backbone, **about)  # last: being there means that the run is done
     run.forget_other_scores()
 
 

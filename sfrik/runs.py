@@ -5,7 +5,8 @@
     metrics.jsonl         one line a logging step
     state.json            what a run that is not finished is doing, or why it stopped
     checkpoint.pt         the newest of two checkpoints (sfrik.checkpoints)
-    backbone.safetensors  the result of pretraining
+    projector.safetensors the head that the objective saw the embeddings of; `sfrik diagnose` reads it
+    backbone.safetensors  the result of pretraining, written last
     <protocol>.json       a score: written last; it names the SHA-256 of the weights it was measured on
 
 A score counts as finished where it is of the weights that lie beside it. The repository holds scores without
@@ -47,6 +48,10 @@ class Run:
     @property
     def backbone(self) -> Path:
         return self.folder / "backbone.safetensors"
+
+    @property
+    def projector(self) -> Path:
+        return self.folder / "projector.safetensors"
 
     @property
     def checkpoints(self) -> Checkpoints:

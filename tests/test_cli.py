@@ -17,7 +17,7 @@ from sfrik import launch as launching
 from sfrik.cli import COMMANDS as BY_SECTION
 from sfrik.cli import main
 from sfrik.memory import expected_images, expected_memory, expected_steps
-from sfrik.networks import build_backbone, save_backbone
+from sfrik.networks import build_backbone, save_weights
 from sfrik.settings import SECTIONS, EvaluateSettings, FeatureSettings, LogisticSettings, PretrainSettings, TransferSettings
 
 ROOT = Path(__file__).parents[1]
@@ -201,7 +201,7 @@ def test_a_broken_image_is_reported_in_one_line_by_its_name(here, capsys, worker
 def weights_files(folder: Path) -> dict[str, tuple[Path, str]]:
     """Files that are not the weights of a resnet8 with one channel, and a word of the error."""
     whole = folder / "whole.safetensors"
-    save_backbone(build_backbone("resnet8", "small", 1), whole)
+    save_weights(build_backbone("resnet8", "small", 1), whole)
     cut = folder / "cut.safetensors"
     cut.write_bytes(whole.read_bytes()[:5000])
     empty = folder / "empty.safetensors"
@@ -324,7 +324,7 @@ def test_the_default_place_of_the_results_is_said_in_one_line(here, capsys):
 
 def test_features_are_extracted_to_the_folder_where_the_scores_then_look_for_them(here, capsys):
     """The three commands as the original ones chain them: --exp-dir of the first is --extraction-dir of the others."""
-    save_backbone(build_backbone("resnet8", "small", 1), here / "weights.safetensors")
+    save_weights(build_backbone("resnet8", "small", 1), here / "weights.safetensors")
     network = ["--dataset", "mnist5k", "--subset", "3", "--arch", "resnet8", "--size", "28"]
     extraction = ["extract-features", *network, "--stem", "small", "--pretrained", "weights.safetensors", "--exp-dir", "features"]
     assert main([*extraction, "--workers", "0", "--device", "cpu", "--precision", "fp32"]) == 0

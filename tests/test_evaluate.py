@@ -21,7 +21,7 @@ from sfrik.evaluate.linear import linear_probe
 from sfrik.evaluate.logistic import logistic_lbfgs, logistic_sgd
 from sfrik.evaluate.protocols import evaluate, knn_eval, logistic_regression
 from sfrik.files import file_hash, write_json
-from sfrik.networks import build_backbone, build_pixels, save_backbone
+from sfrik.networks import build_backbone, build_pixels, save_weights
 from sfrik.pretrain import pretrain
 from sfrik.runs import Run
 from sfrik.settings import EvaluateSettings, FeatureSettings, KnnSettings, LogisticSettings, PretrainSettings
@@ -345,7 +345,7 @@ def test_a_score_of_other_weights_does_not_count_as_one_of_the_runs_own(tmp_path
     pretrain(PretrainSettings.from_recipe(RECIPE, exp_dir=str(tmp_path / "run"), **CPU), progress=False)
     other = tmp_path / "other.safetensors"
     torch.manual_seed(9)
-    save_backbone(build_backbone("resnet8", "small", 1), other)
+    save_weights(build_backbone("resnet8", "small", 1), other)
     keywords = {"pretrained": str(other)}
     if kind == "knn":
         score = knn_eval(of(KnnSettings, tmp_path / "run", **keywords))

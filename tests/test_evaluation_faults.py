@@ -16,7 +16,7 @@ from sfrik.evaluate.features import extract_features, load_features
 from sfrik.evaluate.finetune import finetune
 from sfrik.evaluate.linear import linear_probe, linear_sweep
 from sfrik.files import file_hash, read_json
-from sfrik.networks import build_backbone, save_backbone
+from sfrik.networks import build_backbone, save_weights
 from sfrik.settings import EvaluateSettings, FeatureSettings
 
 CPU = torch.device("cpu")
@@ -82,7 +82,7 @@ def place(tmp_path):
             Image.fromarray(np.full((16, 16, 3), 60 * label, np.uint8)).save(tmp_path / split / str(label) / "0.png")
     for seed in (0, 1):
         torch.manual_seed(seed)
-        save_backbone(build_backbone("resnet8", "small", 3), tmp_path / f"weights{seed}.safetensors")
+        save_weights(build_backbone("resnet8", "small", 3), tmp_path / f"weights{seed}.safetensors")
     return tmp_path
 
 

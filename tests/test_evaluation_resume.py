@@ -25,7 +25,7 @@ from sfrik.evaluate.linear import linear_probe
 from sfrik.evaluate.protocols import evaluate
 from sfrik.evaluate.resume import EvaluationCheckpoint
 from sfrik.files import file_hash, read_json
-from sfrik.networks import build_backbone, save_backbone
+from sfrik.networks import build_backbone, save_weights
 from sfrik.runs import Run
 from sfrik.settings import EvaluateSettings
 
@@ -65,7 +65,7 @@ def place(tmp_path_factory):
                 Image.fromarray(pixels).save(root / split / str(label) / f"{k:02}.png")
     for seed in (0, 1):
         torch.manual_seed(seed)
-        save_backbone(build_backbone("resnet8", "small", 3), root / f"weights{seed}.safetensors")
+        save_weights(build_backbone("resnet8", "small", 3), root / f"weights{seed}.safetensors")
     return root
 
 

@@ -17,7 +17,7 @@ from sfrik.evaluate import features as features_module
 from sfrik.evaluate.features import extract, extract_features, features_hash, features_here, load_features
 from sfrik.evaluate.frozen import frozen_backbone, scored_images
 from sfrik.files import file_hash, read_json
-from sfrik.networks import build_backbone, save_backbone
+from sfrik.networks import build_backbone, save_weights
 from sfrik.settings import FeatureSettings, KnnSettings, LogisticSettings
 from sfrik.views import resize_for_test
 
@@ -52,7 +52,7 @@ def folder(tmp_path_factory):
     """Weights; features of them by one process, by two and by three."""
     folder = tmp_path_factory.mktemp("extract")
     torch.manual_seed(0)
-    save_backbone(build_backbone("resnet8", "small", 1), folder / "backbone.safetensors")
+    save_weights(build_backbone("resnet8", "small", 1), folder / "backbone.safetensors")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for case in CASES:

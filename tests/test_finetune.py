@@ -21,7 +21,7 @@ from sfrik.evaluate.frozen import training_images
 from sfrik.evaluate.heads import load_head, save_head
 from sfrik.evaluate.protocols import evaluate
 from sfrik.files import file_hash, read_json
-from sfrik.networks import build_backbone, save_backbone
+from sfrik.networks import build_backbone, save_weights
 from sfrik.pretrain import pretrain
 from sfrik.settings import EvaluateSettings, PretrainSettings
 from sfrik.views import probe_views
@@ -261,7 +261,7 @@ def test_a_head_of_other_pretrained_weights_is_refused(run):
     evaluate(of(run), progress=False)
     evaluate(of(run, weights="finetune"), progress=False)
     torch.manual_seed(9)
-    save_backbone(build_backbone("resnet8", "small", 1), run / "backbone.safetensors")
+    save_weights(build_backbone("resnet8", "small", 1), run / "backbone.safetensors")
     for weights in ("freeze", "finetune"):
         with pytest.raises(SfrikError, match="trained on other weights"):
             evaluate(of(run, weights=weights, only_inference=True), progress=False)

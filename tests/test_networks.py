@@ -12,7 +12,7 @@ import torchvision
 from torch import nn
 
 from sfrik.errors import SfrikError
-from sfrik.networks import build_backbone, build_projector, load_backbone, parse_mlp, pretrained, save_backbone
+from sfrik.networks import build_backbone, build_projector, load_backbone, parse_mlp, pretrained, save_weights
 
 
 def scrambled(arch: str, **options) -> nn.Module:
@@ -124,7 +124,7 @@ def test_projector_of_one_width_is_one_linear_layer_without_bias():
 @pytest.mark.parametrize(("arch", "options"), [("resnet8", {"channels": 1}), ("resnet18", {"stem": "small"})])
 def test_a_saved_backbone_loads_back_the_same_and_in_evaluation_mode(tmp_path, arch, options):
     net, path = scrambled(arch, **options), tmp_path / "backbone.safetensors"
-    save_backbone(net, path, arch=arch)
+    save_weights(net, path, arch=arch)
     assert [file.name for file in tmp_path.iterdir()] == ["backbone.safetensors"]  # nothing temporary is left
     loaded = load_backbone(path, arch, **options)
     assert same_weights(loaded, net)
@@ -181,7 +181,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 @pytest.mark.parametrize("kept", [0, 5, 1000, -100])
 def test_a_safetensors_file_cut_short_is_refused(tmp_path, kept):
     path = tmp_path / "backbone.safetensors"
-    save_backbone(build_backbone("resnet8"), path)
+    save_weights(build_backbone("resnet8"), path)
     path.write_bytes(path.read_bytes()[:kept])
     assert "is not a complete safetensors file" in refused(path)
 

@@ -14,12 +14,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sfrik import pretrain as module
-from sfrik.build import build_objective, training_precision
+from sfrik.build import build_encoder, build_objective, training_precision
 from sfrik.checkpoints import Checkpoints
 from sfrik.datasets import load_images
 from sfrik.errors import SfrikError
 from sfrik.files import file_hash, read_json
-from sfrik.networks import build_backbone, save_backbone
+from sfrik.networks import build_backbone, save_weights
 from sfrik.objectives import AUH, SFRIK, SimCLR, VICReg
 from sfrik.pretrain import pretrain
 from sfrik.runs import Run
@@ -64,6 +64,7 @@ def test_a_finished_run_leaves_its_weights_its_record_and_no_checkpoint(whole):
         "settings.json",
         "provenance.json",
         "metrics.jsonl",
+        "projector.safetensors",
         "backbone.safetensors",
     }
     facts = read_json(folder / "provenance.json")
@@ -72,6 +73,15 @@ def test_a_finished_run_leaves_its_weights_its_record_and_no_checkpoint(whole):
     with safe_open(Run(folder).backbone, "pt") as file:
         about = json.loads(file.metadata()["about"])
         assert about == {"arch": "resnet8", "stem": "small", "settings": settings(folder).hash()}
+
+
+def test_backbone_and_projector_of_a_finished_run_are_the_whole_encoder(whole):
+    folder, _ = whole
+    encoder = build_encoder(settings(folder), channels=1)
+    encoder.backbone.load_state_dict(load_file(Run(folder).backbone))
+    encoder.projector.load_state_dict(load_file(Run(folder).projector))
+    (z,) = encoder.eval()([torch.zeros(2, 1, 28, 28)])
+    assert z.shape == (2, 64)
 
 
 def test_the_metrics_hold_every_step_and_the_diagnostics_of_every_epoch(whole):
@@ -129,7 +139,7 @@ def test_the_same_weights_are_the_same_file_so_that_their_scores_still_count(who
     backbone = build_backbone("resnet8", "small", 1)
     backbone.load_state_dict(weights(whole[0]))
     for k in range(12):  # three keys of metadata in a random order would agree twelve times with the chance 6^-12
-        save_backbone(backbone, tmp_path / f"{k}.safetensors", arch="resnet8", stem="small", settings=settings(whole[0]).hash())
+        save_weights(backbone, tmp_path / f"{k}.safetensors", arch="resnet8", stem="small", settings=settings(whole[0]).hash())
     assert {file_hash(path) for path in tmp_path.iterdir()} == {file_hash(Run(whole[0]).backbone)}
 
 

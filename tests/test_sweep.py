@@ -16,7 +16,7 @@ from sfrik.evaluate.features import extract_features
 from sfrik.evaluate.linear import linear_probe, linear_sweep
 from sfrik.evaluate.logistic import logistic_sgd, logistic_sweep
 from sfrik.evaluate.protocols import evaluate, logistic_regression
-from sfrik.networks import build_backbone, build_pixels, save_backbone
+from sfrik.networks import build_backbone, build_pixels, save_weights
 from sfrik.pretrain import pretrain
 from sfrik.settings import EvaluateSettings, FeatureSettings, LogisticSettings, PretrainSettings
 
@@ -207,7 +207,7 @@ def test_images_without_a_tuning_split_are_an_error_that_says_what_to_set(tmp_pa
             (tmp_path / split / label).mkdir(parents=True)
             for i in range(3):
                 Image.new("RGB", (16, 16), (40 * i, 0, 0)).save(tmp_path / split / label / f"{i}.png")
-    save_backbone(build_backbone("resnet8", "small", 3), tmp_path / "backbone.safetensors")
+    save_weights(build_backbone("resnet8", "small", 3), tmp_path / "backbone.safetensors")
     given = {"dataset": "image_folder", "data_dir": str(tmp_path), "size": 16, "arch": "resnet8", "stem": "small", "workers": 0}
     settings = EvaluateSettings(exp_dir=str(tmp_path), lr_sweep=(0.1,), **given, **CPU)
     with pytest.raises(SfrikError, match=r"needs subset .* and val_subset"):

@@ -15,7 +15,7 @@ from sfrik.errors import SfrikError
 from sfrik.evaluate.svm import average_precision, mean_average_precision
 from sfrik.evaluate.transfer import logistic_by_cross_validation, transfer
 from sfrik.files import file_hash, read_json, write_json
-from sfrik.networks import build_backbone, save_backbone
+from sfrik.networks import build_backbone, save_weights
 from sfrik.settings import TransferSettings
 
 CPU = {"device": "cpu", "precision": "fp32", "workers": 0}
@@ -140,7 +140,7 @@ def test_logistic_regression_chooses_its_penalty_on_the_training_images():
 def weights(tmp_path):
     for name, channels in (("gray", 1), ("colour", 3)):
         torch.manual_seed(channels)
-        save_backbone(build_backbone("resnet8", "small", channels), tmp_path / f"{name}.safetensors")
+        save_weights(build_backbone("resnet8", "small", channels), tmp_path / f"{name}.safetensors")
     (tmp_path / "desk" / "a" / "seed0").mkdir(parents=True)
     (tmp_path / "gray.safetensors").rename(tmp_path / "desk" / "a" / "seed0" / "backbone.safetensors")
     return tmp_path
