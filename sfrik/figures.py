@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -42,7 +43,8 @@ COLOURS = {
     "random weights": "#7F7F7F",
     "raw pixels": "#000000",
 }
-MARKERS = {"SFRIK L=1": "v", "SFRIK L=2": "o", "SFRIK L=3": "*", "AUH": "s", "VICReg": "D", "SimCLR": "^", "SIGReg": "P"}
+MARKERS = {"SFRIK L=1": "v", "SFRIK L=2": "o", "SFRIK L=3": "X", "AUH": "s", "VICReg": "D", "SimCLR": "^", "SIGReg": "P"}
+PANELS = 4  # at most, side by side
 
 
 def style() -> None:
@@ -98,26 +100,51 @@ def view_grid(rows: Sequence[Sequence[Any]], titles: Sequence[str]) -> Figure:
 def against_q(table: Table) -> Figure:
     """Measured accuracy of each method against the dimension of the embeddings, one panel a column of the table.
 
-    Points are means over seeds, bars one standard deviation; the baselines that have no q are lines.
+    Points are means over seeds, bars one standard deviation; the baselines that have no q are lines. The value axis is broken:
+    above it has room for the methods that were measured at several q, below for what lies under them.
     """
-    figure, axes = plt.subplots(1, len(table.columns), figsize=(3.5 * len(table.columns), 3.6), layout="constrained", sharex=True)
-    for axis, column in zip(axes, table.columns, strict=True):
-        for method in dict.fromkeys(measured.row.method for measured in table.measured):
-            points = [m for m in table.measured if m.row.method == method and m.mean(column.name) is not None]
-            if not points:
-                continue
-            colour = COLOURS[method]
-            if points[0].row.q is None:
-                line = ":" if method == "raw pixels" else "--"
-                axis.axhline(points[0].mean(column.name), color=colour, linestyle=line, label=method)
-                continue
-            _errorbars(axis, [m.row.q for m in points], points, column.name, method)
-        _sizes(axis, sorted({m.row.q for m in table.measured if m.row.q}), "dimension q of the embeddings")
-        axis.set(title=column.title)
-    axes[0].set_ylabel("top-1 accuracy, %")
-    handles, labels = axes[0].get_legend_handles_labels()
+    rows = {"figsize": (3.5 * len(table.columns), 4.6), "sharex": True, "height_ratios": (3, 1)}
+    figure, axes = plt.subplots(2, len(table.columns), layout="constrained", squeeze=False, **rows)
+    methods = list(dict.fromkeys(m.row.method for m in table.measured if m.row.q))
+    for (upper, lower), column in zip(axes.T, table.columns, strict=True):
+        there = [m for m in table.measured if m.mean(column.name) is not None]
+        least = _break(upper, lower, there, column.name)
+        for axis, points in ((upper, there), (lower, [m for m in there if m.mean(column.name) < least])):
+            for method in dict.fromkeys(m.row.method for m in points):
+                own = [m for m in points if m.row.method == method]
+                if own[0].row.q is None:
+                    line = ":" if method == "raw pixels" else "--"
+                    axis.axhline(own[0].mean(column.name), color=COLOURS[method], linestyle=line, label=method)
+                    continue
+                beside = 2 ** (0.05 * (methods.index(method) - (len(methods) - 1) / 2))  # so that none hides another
+                _errorbars(axis, [m.row.q * beside for m in own], own, column.name, method)
+        _sizes(lower, sorted({m.row.q for m in table.measured if m.row.q}), "dimension q of the embeddings")
+        upper.set(title=column.title)
+    figure.supylabel("top-1 accuracy, %", fontsize=10)
+    handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center")
-    return figure
+    return _captioned(figure, table)
+
+
+def _break(upper: Axes, lower: Axes, points: list[Measured], column: str) -> float:
+    """Share the values out between two axes: what was measured at several q above, the rest below; the value between them."""
+    several = [m for m in points if sum(other.row.method == m.row.method for other in points) > 1]
+
+    def ends(some: list[Measured]) -> tuple[float, float]:
+        bars = [(m.mean(column), m.spread(column) or 0) for m in some]
+        return min(mean - spread for mean, spread in bars), max(mean + spread for mean, spread in bars)
+
+    low, high = ends(several or points) if points else (0.0, 100.0)
+    margin = 0.05 * (high - low) or 1.0
+    upper.set_ylim(low - margin, high + margin)
+    least = ends(points)[0] if points else low
+    lower.set_ylim(least - 0.15 * max(low - least, margin), low - margin)
+    upper.spines["bottom"].set_visible(False)
+    upper.tick_params(axis="x", which="both", bottom=False)
+    lower.locator_params(axis="y", nbins=4)
+    for axis, place in ((upper, 0), (lower, 1)):  # the two short strokes that say that the axis is broken
+        axis.plot([-0.02, 0.02], [place - 0.012, place + 0.012], transform=axis.transAxes, color="black", lw=0.8, clip_on=False)
+    return low - margin
 
 
 def rows_as_points(table: Table) -> Figure:
@@ -125,17 +152,28 @@ def rows_as_points(table: Table) -> Figure:
     rows = [m for m in table.measured if m.seeds]
     columns = [column for column in table.columns if any(m.mean(column.name) is not None for m in rows)]
     names = [", ".join([m.row.method, *([f"q = {m.row.q}"] if m.row.q else []), *m.row.labels.values()]) for m in rows]
-    width, height = 2.6 + 2.1 * len(columns), 1.2 + 0.28 * len(rows)
-    figure, axes = plt.subplots(1, len(columns), figsize=(width, height), layout="constrained", sharey=True, squeeze=False)
-    for axis, column in zip(axes[0], columns, strict=True):
+    down = -(-len(columns) // PANELS)
+    across = -(-len(columns) // down)
+    size = (2.6 + 2.1 * across, 0.4 + down * (0.9 + 0.28 * len(rows)))
+    figure, axes = plt.subplots(down, across, figsize=size, layout="constrained", sharey=True, squeeze=False)
+    for axis in axes.flat[len(columns) :]:
+        axis.set_visible(False)
+    for axis, column in zip(axes.flat, columns, strict=False):
         for place, m in enumerate(rows):
             if m.mean(column.name) is not None:
                 style_ = {"color": COLOURS.get(m.row.method, "#000000"), "marker": MARKERS.get(m.row.method, "o")}
                 axis.errorbar(m.mean(column.name), -place, xerr=m.spread(column.name) or 0, capsize=3, **style_)
-        axis.set(title=column.title.replace(", ", ",\n"), xlabel=column.unit)
-        axis.title.set_fontsize(9)
+        axis.set(xlabel=column.unit)
+        axis.set_title(fill(column.title, 24), fontsize=9)
         axis.locator_params(axis="x", nbins=4)
-    axes[0][0].set_yticks([-place for place in range(len(rows))], names, fontsize=9)
+        axis.tick_params(axis="y", labelsize=9)
+    axes[0][0].set_yticks([-place for place in range(len(rows))], names)
+    return _captioned(figure, table)
+
+
+def _captioned(figure: Figure, table: Table) -> Figure:
+    """The figure with a line under it: which images, what the bars are, over how many seeds."""
+    figure.supxlabel(f"{table.title}. {table.spread_in_words}", fontsize=8, color="0.3", wrap=True)
     return figure
 
 
@@ -162,9 +200,9 @@ def cost_against_size(table: Table) -> Figure:
         _limit(axis, column.name, dict(facts))
         _sizes(axis, sorted(set(sizes(table.measured))), "dimension q of the embeddings" if by_q else "batch size n")
         axis.set_yscale("log")
-        axis.set(title=column.title.replace(", ", ",\n"), ylabel=column.unit)
+        axis.set(title=fill(column.title, 24), ylabel=column.unit)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center")
-    return figure
+    return _captioned(figure, table)
 
 
 def curves_of_cost(costs: pd.DataFrame) -> Figure:

@@ -20,7 +20,7 @@ from sfrik.runs import Run
 from sfrik.settings import results_root, run_folder
 from sfrik.table_rows import IMAGES, Column, Row, paper_figures
 
-__all__ = ["Measured", "Table", "as_csv", "as_latex", "as_markdown", "build_table", "tables_with_scores", "write_table"]
+__all__ = ["Measured", "Table", "as_csv", "as_latex", "as_markdown", "build_table", "seeds_there", "tables_with_scores", "write_table"]
 
 MISSING = "–"
 
@@ -66,6 +66,15 @@ class Table:
         return list(dict.fromkeys(label for m in self.measured for label in m.row.labels))
 
     @property
+    def spread_in_words(self) -> str:
+        """What a mean and its spread are of."""
+        counts = sorted({len(m.seeds) for m in self.measured if m.seeds})
+        if counts in ([], [1]):
+            return "One seed: no spread."
+        n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        return f"Mean ± one standard deviation over n = {n} seeds."
+
+    @property
     def source(self) -> str:
         """Where the paper's figures were read."""
         return paper_figures()[self.experiment.figures]["source"] if self.experiment.figures else ""
@@ -81,6 +90,12 @@ def build_table(name: str, profile: str, root: str | Path | None = None, seeds: 
     columns = found.columns(profile)
     measured = [_measure(row, columns, root, seeds) for row in found.rows(profile)]
     return Table(name, profile, found, columns, measured)
+
+
+def seeds_there(recipe: str, root: str | Path | None = None) -> list[int]:
+    """The seeds that a recipe has a folder for."""
+    parent = run_folder(recipe, 0, root).parent
+    return sorted(int(path.name.removeprefix("seed")) for path in parent.glob("seed*") if path.name[4:].isdigit())
 
 
 def tables_with_scores(profile: str, root: str | Path | None = None) -> list[str]:
@@ -118,15 +133,22 @@ def as_csv(table: Table) -> str:
     return out.getvalue()
 
 
-def as_markdown(table: Table) -> str:
+def as_markdown(table: Table, base: str = "..") -> str:
+    """The table with links: a number to the page of its recipe (`sfrik.cards`), a seed to its run.
+
+    Args:
+        base: the way to the folder of the profile from where the text will lie.
+    """
     q = " (its q)" if any(m.row.paper_q for m in table.measured) else ""
     paper = [f"paper: {heading}{q}" for heading in table.experiment.paper_columns.values()]
     header = ["method", "q", *table.labels, *(column.heading for column in table.columns), "seeds", *paper]
     lines = [f"**{table.title}**", "", _markdown_row(header), _markdown_row(["---"] * len(header))]
     for m in table.measured:
         folder = m.row.recipe.split("/")[-1]
-        links = " ".join(f"[{seed}](../{folder}/seed{seed})" for seed in m.seeds)
-        cells = [*_identity(m.row, table.labels), *(_plus_minus(m, column, " ± ") for column in table.columns)]
+        links = " ".join(f"[{seed}]({base}/{folder}/seed{seed})" for seed in m.seeds)
+        numbers = (_plus_minus(m, column, " ± ") for column in table.columns)
+        cells = [*_identity(m.row, table.labels)]
+        cells += [number if number == MISSING else f"[{number}]({base}/{folder}/README.md)" for number in numbers]
         lines.append(_markdown_row([*cells, links or MISSING, *_paper(m.row, table)]))
     return "\n".join([*lines, "", _note(table), ""])
 
@@ -158,10 +180,8 @@ def escape(text: str) -> str:
 
 
 def _measure(row: Row, columns: list[Column], root: str | Path | None, seeds: int | None) -> Measured:
-    parent = run_folder(row.recipe, 0, root).parent
-    there = sorted(int(p.name.removeprefix("seed")) for p in parent.glob("seed*") if p.name[4:].isdigit())
     measured = Measured(row)
-    for seed in there if seeds is None else range(seeds):
+    for seed in seeds_there(row.recipe, root) if seeds is None else range(seeds):
         files: dict[str, dict[str, Any]] = {}
         for column in columns:
             if column.only is not None and seed not in column.only:
@@ -196,8 +216,8 @@ def _note(table: Table) -> str:
         else "No source gives the paper's figures."
     )
     return (
-        f"Profile {table.profile}: mean ± standard deviation over n = {n} seeds, measured here; the numbers in the column of "
-        f"seeds lead to the runs. {remark}{paper}"
+        f"Profile {table.profile}: mean ± standard deviation over n = {n} seeds, measured here; a number leads to the score of "
+        f"each seed, the column of seeds to the runs' folders. {remark}{paper}"
     )
 
 

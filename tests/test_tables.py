@@ -13,6 +13,7 @@ import pytest
 
 from sfrik import table_rows
 from sfrik.claims import claims_as_markdown
+from sfrik.cards import write_cards
 from sfrik.errors import SfrikError
 from sfrik.experiments import EXPERIMENTS, grids, rows_of
 from sfrik.files import write_json
@@ -172,8 +173,10 @@ def test_the_markdown_shows_mean_and_deviation_links_and_dashes(root):
     text = as_markdown(build_table("table1", "desk", root))
     links = " ".join(f"[{seed}](../sfrik_l2_q512/seed{seed})" for seed in range(3))
     found = [line for line in text.splitlines() if line.startswith("| SFRIK L=2 | 512 ")]
-    assert found == [f"| SFRIK L=2 | 512 | 93.0 ± 3.6 | 80.0 ± 0.0 | 71.0 ± 1.0 | {links} | 47.0 (8192) |"]
-    assert cells(text, "| random weights ") == ["random weights", "–", "12.0", "–", "–", "[0](../random_weights/seed0)", "–"]
+    numbers = " | ".join(f"[{number}](../sfrik_l2_q512/README.md)" for number in ("93.0 ± 3.6", "80.0 ± 0.0", "71.0 ± 1.0"))
+    assert found == [f"| SFRIK L=2 | 512 | {numbers} | {links} | 47.0 (8192) |"]
+    number, run = "[12.0](../random_weights/README.md)", "[0](../random_weights/seed0)"
+    assert cells(text, "| random weights ") == ["random weights", "–", number, "–", "–", run, "–"]
     assert cells(text, "| raw pixels ") == ["raw pixels", "–", "–", "–", "–", "–", "–"]
     widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
     assert len(widths) == 1, "every line has as many cells as the header"
@@ -210,12 +213,22 @@ def test_a_table_is_written_in_three_formats_that_say_the_same(root):
     assert as_csv(build_table("table1", "desk", root)) == as_csv(table), "a table is a function of the scores alone"
 
 
-def test_a_link_of_the_markdown_leads_to_the_run(root):
+def test_a_link_of_the_markdown_leads_to_the_run_or_to_the_page_of_the_recipe(root):
     write_table("table1", "desk", root)
+    write_cards("desk", root)
     path = root / "desk" / "tables" / "table1.md"
     links = re.findall(r"\]\((.*?)\)", path.read_text())
-    assert len(links) == 5
-    assert all((path.parent / link).is_dir() for link in links)
+    pages = [link for link in links if link.endswith("README.md")]
+    assert len(links) - len(pages) == 5
+    assert all((path.parent / link).is_dir() for link in links if link not in pages)
+    assert len(pages) == 7, "one for each number that was measured"
+    assert all((path.parent / page).is_file() for page in pages)
+
+
+def test_the_links_of_the_markdown_start_where_the_text_will_lie(root):
+    text = as_markdown(build_table("table1", "desk", root), base="../results/desk")
+    assert "](../results/desk/sfrik_l2_q512/README.md)" in text
+    assert "](../sfrik" not in text
 
 
 def test_a_score_file_that_was_cut_short_is_named(root):
