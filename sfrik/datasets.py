@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from sfrik.decoding import as_tensor, decode_image, read_image
 from sfrik.devices import cores
 from sfrik.errors import SfrikError
-from sfrik.listing import class_folders, list_images
+from sfrik.listing import class_folders, images_below, list_images
 from sfrik.preemption import GRACE, SIGNALS
 from sfrik.views import Views
 
@@ -121,7 +121,8 @@ def load_images(
     Args:
         dataset: mnist5k, cifar10, stl10, imagenet, image_folder.
         split: "pretrain", "train", "tune" or "test".
-        data_dir: folder of the images. ImageNet and image_folder: with train/<class>/ and val/<class>/.
+        data_dir: folder of the images. ImageNet and image_folder: with train/<class>/ and val/<class>/. To pretrain, an
+            image_folder without train/ is all images below it, without labels.
         subset: the first so many training images of each class.
         val_subset: images a class of the tuning split.
 
@@ -139,6 +140,11 @@ def load_images(
         images = _torchvision_arrays("STL10", data_dir, split="unlabeled" if split == "pretrain" else labelled)
         if split == "pretrain":
             return images
+    elif (
+        dataset == "image_folder" and split == "pretrain" and Path(data_dir).is_dir() and not (Path(data_dir) / "train").is_dir()
+    ):
+        names = images_below(data_dir)
+        images = image_files(Path(data_dir), names, np.full(len(names), -1, dtype=np.int64), num_classes=0)
     else:
         images = _image_folder(Path(data_dir), "val" if split == "test" else "train")
     if split == "test":

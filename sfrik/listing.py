@@ -21,7 +21,7 @@ import numpy as np
 
 from sfrik.errors import SfrikError
 
-__all__ = ["EXTENSIONS", "Listing", "Names", "cache_folder", "class_folders", "list_images", "write_aside"]
+__all__ = ["EXTENSIONS", "Listing", "Names", "cache_folder", "class_folders", "images_below", "list_images", "write_aside"]
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's ImageFolder's
 
@@ -102,6 +102,18 @@ def list_images(folder: str | Path) -> Listing:
     if max(times.values()) < started - SETTLED_NS:
         _keep(kept, classes, counts, names, times)
     return _listing(classes, counts, names)
+
+
+def images_below(folder: str | Path) -> list[str]:
+    """The image files below `folder`, sorted by name, whatever folders they lie in: images without labels.
+
+    Raises:
+        SfrikError: there are none.
+    """
+    names = sorted(name.removeprefix("./") for name in _walk(Path(folder), ".")[0])
+    if not names:
+        raise SfrikError(f"{folder} holds no images (looked for {' '.join(EXTENSIONS)}): is it the right folder for --data-dir?")
+    return names
 
 
 def class_folders(folder: Path) -> list[str]:

@@ -374,3 +374,17 @@ def test_real_jpegs_go_through_all_views(kind):
         assert view.shape == (len(order), 3, 64, 64)
         assert torch.isfinite(view).all()
         assert (view.flatten(1).std(dim=1) > 0).all(), "no photograph is of one colour"
+
+
+def test_a_folder_of_photographs_without_classes_is_pretrained_on_and_has_no_labels_to_evaluate_with(tmp_path):
+    for name in ("b.jpg", "a.PNG", "holiday/c.jpg", "holiday/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    images = load_images("image_folder", "pretrain", tmp_path)
+    assert [images.name(i) for i in range(len(images))] == ["a.PNG", "b.jpg", "holiday/c.jpg"]
+    assert images.targets.tolist() == [-1, -1, -1]
+    with pytest.raises(SfrikError, match=r"there is no image folder .*train: --data-dir must hold train/ and val/"):
+        load_images("image_folder", "train", tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SfrikError, match=r"empty holds no images .* is it the right folder"):
+        load_images("image_folder", "pretrain", tmp_path / "empty")

@@ -1,0 +1,63 @@
+"""The notebooks as a reader has them, executed from the first to the last: <root>/<profile>/notebooks.
+
+`sfrik run` executes notebooks 02 to 05 for a run of a table, without what they show for the reader's sake. Here they are
+whole, on a run of their own in <root>/<profile>/chapters, so that no score of a table is measured anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from sfrik.notebooks import Kernel, execute
+from sfrik.settings import load_recipe, results_root
+from sfrik.table_rows import DIMS
+
+__all__ = ["add_chapters", "execute_chapters"]
+
+WORDS = "Execute every notebook, from 01 to 07, with what it shows for the reader."
+
+
+def execute_chapters(profile: str = "desk", root: str | Path | None = None) -> dict[str, float]:
+    """Execute the notebooks with their defaults; seconds by notebook.
+
+    A finished run in <root>/<profile>/chapters is shown as it is; remove that folder to train anew.
+
+    Args:
+        root: the folder of the results.
+    """
+    folder = Path(root or results_root()) / profile
+    recipe = f"{profile}/sfrik_l3_q{DIMS[profile][-1]}"
+    load_recipe(recipe)  # an unknown profile is an error before any kernel is started
+    of_run: dict[str, Any] = {"recipe": recipe, "exp_dir": str(folder / "chapters")}
+    parameters: dict[str, dict[str, Any]] = {
+        "01_kernel_theory": {"figures": str(folder / "figures")},
+        "02_pretraining": of_run,
+        "03_linear_probing": of_run,
+        "04_semi_supervised": of_run,
+        "05_knn_and_logistic_regression": of_run,
+        "06_complexity": {"profile": profile, "exp_dir": str(folder / "complexity" / "seed0")},
+        "07_tables": {"profile": profile, "root": str(folder.parent)},
+    }
+    seconds = {}
+    with Kernel() as kernel:
+        for name, values in parameters.items():
+            started = time.monotonic()
+            execute(name, values, folder / "notebooks" / f"{name}.ipynb", kernel)
+            seconds[name] = time.monotonic() - started
+            print(f"{name}: {seconds[name]:.0f} s", flush=True)
+    return seconds
+
+
+def add_chapters(commands, profiles: tuple[str, ...]) -> None:
+    chapters = commands.add_parser("chapters", help=f"{WORDS[0].lower()}{WORDS[1:-1]}", description=WORDS)
+    chapters.add_argument("--profile", default="desk", choices=profiles, help="whose recipes and images")
+    chapters.add_argument("--exp-dir", "--exp_dir", default=None, help="root of the results folder")
+    chapters.set_defaults(run=_chapters)
+
+
+def _chapters(options: argparse.Namespace) -> int:
+    execute_chapters(options.profile, options.exp_dir)
+    return 0
