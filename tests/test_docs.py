@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def defined_in(name: str) -> set[str]:
@@ -17,7 +17,7 @@ def defined_in(name: str) -> set[str]:
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_a_page_links_to_is_there(page):
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text())
     local = [link for link in links if not link.startswith(("http://", "https://"))]
@@ -33,3 +33,10 @@ def test_each_fault_of_the_table_is_held_by_tests_that_exist():
         named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", cells[4])
         assert named, f"no test holds: {cells[0]}"
         assert all(test in defined_in(name) for name, test in named), cells[4]
+
+
+def test_each_mean_and_deviation_of_the_readme_stands_in_a_table_of_the_results():
+    results = "".join(page.read_text() for page in (ROOT / "results" / "desk" / "tables").glob("*.md"))
+    named = re.findall(r"-?\d+(?:\.\d+)? ± \d+(?:\.\d+)?", (ROOT / "README.md").read_text())
+    assert len(named) > 50
+    assert [number for number in named if f"[{number}]" not in results] == []
