@@ -1,0 +1,22 @@
+"""Whether a figure can be read: what test_sphere.py and test_explorer.py share."""
+
+import itertools
+from unittest import mock
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+
+def assert_labels_apart(figure: Figure) -> None:
+    """No text that is shown lies on another, and each is within the figure."""
+    canvas, draw, drawn = FigureCanvasAgg(figure), Text.draw, []  # which texts are drawn, Matplotlib decides while it draws
+    with mock.patch.object(Text, "draw", lambda text, renderer: drawn.append(text) or draw(text, renderer)):
+        canvas.draw()
+    boxes = {text: text.get_window_extent(canvas.get_renderer()) for text in drawn if text.get_visible() and text.get_text()}
+    assert len(boxes) > 10
+    for text, box in boxes.items():
+        inside = figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1
+        assert inside, f"{text.get_text()!r} is cut"
+    for (one, first), (other, second) in itertools.combinations(boxes.items(), 2):
+        assert not first.padded(-1).overlaps(second.padded(-1)), f"{one.get_text()!r} lies on {other.get_text()!r}"
