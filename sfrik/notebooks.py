@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
 import signal
 import sys
 import time
@@ -20,6 +22,7 @@ __all__ = ["Kernel", "execute", "notebook_path"]
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 FORGET = "get_ipython().reset(); __import__('gc').collect()"  # the names, the outputs, the count of the cells
+LINK = re.compile(r"\]\(([^)#:\s]+)")  # to a file of the checkout, in Markdown
 ANSWER = 20.0  # seconds that a kernel has to do so
 
 
@@ -141,7 +144,7 @@ def execute(name: str, parameters: dict[str, Any], output: Path, kernel: Kernel 
                 where = place_reached(str(error)) if isinstance(error, Preempted) else ""
                 stop(requests.number, where or f"in notebook {name}")
             raise
-        _without_places(partial)
+        _publish(partial, output.parent)
         partial.replace(output)
         if requests.number:  # it came too late to stop this notebook; what would follow it must not begin
             stop(requests.number, f"notebook {name} is done")
@@ -209,10 +212,22 @@ def _ignores(pid: int, number: int) -> bool:
     return False
 
 
-def _without_places(path: Path) -> None:
-    """Drop papermill's record of where the files lay: the copy is published."""
+def _publish(path: Path, folder: Path) -> None:
+    """Make a copy fit to be read in `folder`: without papermill's record of where the files lay, with links that lead from there."""
     content = json.loads(path.read_text())
     record = content["metadata"].get("papermill", {})
     for key in ("input_path", "output_path", "environment_variables"):
         record.pop(key, None)
+    if folder.resolve().is_relative_to(NOTEBOOKS.parent):
+        for cell in content["cells"]:
+            if cell["cell_type"] == "markdown":
+                cell["source"] = LINK.sub(lambda link: f"]({_from(folder, link[1])}", "".join(cell["source"]))
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def _from(folder: Path, target: str) -> str:
+    """The way from `folder` to what a notebook's source links to; to another notebook as its copy, where the folder is theirs."""
+    there = NOTEBOOKS / target
+    if not there.exists() or (folder.name == NOTEBOOKS.name and there.parent == NOTEBOOKS):
+        return target
+    return os.path.relpath(there.resolve(), folder.resolve())

@@ -9,6 +9,7 @@ import ast
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -139,6 +140,29 @@ def test_a_request_reaches_the_second_notebook_of_a_kernel_which_then_serves_a_t
         with pytest.raises(Preempted, match="in notebook cells"):
             cells(kernel, seconds=60)
         assert cells(kernel) == [pid, count, False, True]
+
+
+def test_the_links_of_a_copy_lead_from_where_it_lies_and_to_the_copies_beside_it(tmp_path, monkeypatch):
+    for place in ("notebooks/02.ipynb", "results/desk/tables/table1.md"):
+        (tmp_path / place).parent.mkdir(parents=True)
+        (tmp_path / place).touch()
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path / "notebooks")
+    text = "[a](../results/desk/tables/table1.md) [b](02.ipynb#end) [c](https://x.org/02.ipynb) [d](not_there.md)"
+
+    def published(folder):
+        folder.mkdir(parents=True)
+        cells = [{"cell_type": "markdown", "source": text}]
+        (folder / "copy.ipynb").write_text(json.dumps({"cells": cells, "metadata": {}}))
+        notebooks._publish(folder / "copy.ipynb", folder)
+        return re.findall(r"\(([^)]+)\)", json.loads((folder / "copy.ipynb").read_text())["cells"][0]["source"])
+
+    others = ["https://x.org/02.ipynb", "not_there.md"]
+    assert published(tmp_path / "results/desk/notebooks") == ["../tables/table1.md", "02.ipynb#end", *others]
+    assert published(tmp_path / "results/desk/run/seed0") == [
+        "../../tables/table1.md",
+        "../../../../notebooks/02.ipynb#end",
+        *others,
+    ]
 
 
 def test_the_command_line_and_the_campaign_wait_for_no_pytorch():
