@@ -11,6 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from sfrik.answers import Answer, add_json
+from sfrik.errors import SfrikError, nearest
+from sfrik.flags import PROFILES
 from sfrik.notebooks import Kernel, execute
 from sfrik.settings import load_recipe, results_root
 from sfrik.table_rows import DIMS
@@ -32,9 +35,10 @@ def execute_chapters(profile: str = "desk", root: str | Path | None = None) -> d
     recipe = f"{profile}/sfrik_l3_q{DIMS[profile][-1]}"
     load_recipe(recipe)  # an unknown profile is an error before any kernel is started
     of_run: dict[str, Any] = {"recipe": recipe, "exp_dir": str(folder / "chapters")}
+    short = {"collapse_recipe": recipe, "collapse_epochs": 2, "collapse_subset": 13, "ddp_epochs": 1}
     parameters: dict[str, dict[str, Any]] = {
         "01_kernel_theory": {"figures": str(folder / "figures")},
-        "02_pretraining": of_run,
+        "02_pretraining": {**of_run, **(short if profile == "smoke" else {})},
         "03_linear_probing": of_run,
         "04_semi_supervised": of_run,
         "05_knn_and_logistic_regression": of_run,
@@ -51,13 +55,17 @@ def execute_chapters(profile: str = "desk", root: str | Path | None = None) -> d
     return seconds
 
 
-def add_chapters(commands, profiles: tuple[str, ...]) -> None:
+def add_chapters(commands) -> None:
     chapters = commands.add_parser("chapters", help=f"{WORDS[0].lower()}{WORDS[1:-1]}", description=WORDS)
-    chapters.add_argument("--profile", default="desk", choices=profiles, help="whose recipes and images")
+    chapters.add_argument("--profile", default="desk", help=f"whose recipes and images: one of {', '.join(PROFILES)}")
     chapters.add_argument("--exp-dir", "--exp_dir", default=None, help="root of the results folder")
+    add_json(chapters)
     chapters.set_defaults(run=_chapters)
 
 
-def _chapters(options: argparse.Namespace) -> int:
-    execute_chapters(options.profile, options.exp_dir)
-    return 0
+def _chapters(options: argparse.Namespace) -> Answer:
+    if options.profile not in PROFILES:
+        raise SfrikError(f"unknown profile {options.profile!r}{nearest(options.profile, PROFILES)}: choose {', '.join(PROFILES)}")
+    seconds = execute_chapters(options.profile, options.exp_dir)
+    folder = Path(options.exp_dir or results_root()) / options.profile / "notebooks"
+    return Answer({"folder": str(folder), "seconds": seconds}, [f"notebooks: {folder}"])

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
+from itertools import cycle
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sfrik.cost_rows import PLAIN
-from sfrik.datasets import Images
+from sfrik.diagnose import LEAST_RANK, LEAST_UNIFORMITY, Diagnosis
 from sfrik.tables import Measured, Table
 
 __all__ = [
@@ -23,12 +22,11 @@ __all__ = [
     "against_q",
     "cost_against_size",
     "curves_of_cost",
+    "draw_diagnosis",
     "rows_as_points",
     "save",
     "style",
-    "thumbnail",
     "training_curves",
-    "view_grid",
 ]
 
 # Okabe and Ito's palette: told apart by colour-blind readers; markers tell the same in grey.
@@ -45,6 +43,16 @@ COLOURS = {
 }
 MARKERS = {"SFRIK L=1": "v", "SFRIK L=2": "o", "SFRIK L=3": "X", "AUH": "s", "VICReg": "D", "SimCLR": "^", "SIGReg": "P"}
 PANELS = 4  # at most, side by side
+DIAGNOSIS_LINES: list[dict[str, Any]] = [
+    {"color": "#0072B2", "marker": "o", "linestyle": "-"},
+    {"color": "#D55E00", "marker": "D", "linestyle": "--"},
+    {"color": "#E69F00", "marker": "v", "linestyle": "-."},
+    {"color": "#000000", "marker": "X", "linestyle": ":"},
+    {"color": "#009E73", "marker": "s", "linestyle": (0, (5, 1, 1, 1, 1, 1))},
+    {"color": "#CC79A7", "marker": "^", "linestyle": (0, (1, 2))},
+]
+LEAST_EIGENVALUE = 1e-12  # of a covariance: below is the round-off of float32 embeddings
+LEAST_SHOWN = 1e-4  # -uniformity of a diagnosis: what is below is drawn there
 
 
 def style() -> None:
@@ -64,36 +72,37 @@ def style() -> None:
     )
 
 
-def training_curves(metrics: Iterable[dict[str, Any]]) -> Figure:
-    """Loss by step and the signs of a collapse by epoch, from the lines of metrics.jsonl."""
-    lines = list(metrics)
-    steps = [line for line in lines if "step" in line]
-    epochs = [line for line in lines if "effective_rank" in line]
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10, 2.8), layout="constrained")
-    left.plot([line["step"] for line in steps], [line["loss"] for line in steps], color=COLOURS["SFRIK L=2"])
-    left.set(xlabel="step", ylabel="loss", title="loss")
-    at = [line["epoch"] + 1 for line in epochs]
-    middle.plot(at, [line["alignment"] for line in epochs], marker=".", color=COLOURS["VICReg"], label="alignment")
-    middle.set(xlabel="epoch", ylabel="mean squared distance", title="alignment")
-    right.plot(at, [line["effective_rank"] for line in epochs], marker=".", color=COLOURS["AUH"])
-    right.set(xlabel="epoch", ylabel="effective rank", title="effective rank", ylim=(0, None))
-    return figure
+def training_curves(runs: Mapping[str, Iterable[dict[str, Any]]]) -> Figure:
+    """The loss by step and what the embeddings do by epoch; each run (its name, the lines of its metrics.jsonl) a line.
 
-
-def view_grid(rows: Sequence[Sequence[Any]], titles: Sequence[str]) -> Figure:
-    """Images in rows, one title a row; an image is an array [h, w], [h, w, 3] or a tensor [c, h, w]."""
-    columns = max(len(row) for row in rows)
-    figure, axes = plt.subplots(
-        len(rows), columns, figsize=(0.6 * columns + 1.0, 0.65 * len(rows)), squeeze=False, layout="constrained"
-    )
-    for row, images, title in zip(axes, rows, titles, strict=True):
-        for axis, image in zip(row, images, strict=False):
-            axis.imshow(_displayable(image), cmap="gray", interpolation="nearest")
-        for axis in row:
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
-            axis.grid(False)
-        row[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
+    Alignment and effective rank are on logarithmic axes: a collapse is a factor, not a difference.
+    """
+    panels = {
+        "loss": "loss",
+        "alignment": "mean squared distance",
+        "uniformity": "log mean potential",
+        "effective_rank": "dimensions",
+        "knn": "top-1 accuracy, %",
+    }
+    figure, axes = plt.subplots(2, 3, figsize=(10, 5), layout="constrained")
+    for (name, lines), look in zip(runs.items(), cycle(DIAGNOSIS_LINES)):
+        kept = list(lines)
+        by_step, by_epoch = [line for line in kept if "step" in line], [line for line in kept if "step" not in line]
+        for axis, quantity in zip(axes.flat, panels, strict=False):
+            if quantity == "loss":
+                x, y, own = [line["step"] for line in by_step], [line["loss"] for line in by_step], {**look, "marker": ""}
+            else:
+                there = [line for line in by_epoch if quantity in line]
+                x, y, own = [line["epoch"] + 1 for line in there], [line[quantity] for line in there], look
+            axis.plot(x, y, label=name, markersize=4, **own)
+    titles = {"effective_rank": "effective rank", "knn": "20-NN on training images"}
+    for axis, (quantity, unit) in zip(axes.flat, panels.items(), strict=False):
+        axis.set(title=titles.get(quantity, quantity), xlabel="step" if quantity == "loss" else "epoch", ylabel=unit)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        if quantity in ("alignment", "effective_rank"):
+            axis.set_yscale("log")
+    axes.flat[-1].axis("off")
+    axes.flat[-1].legend(*axes.flat[0].get_legend_handles_labels(), loc="center")
     return figure
 
 
@@ -255,24 +264,46 @@ def _sizes(axis: Axes, sizes: list[int], title: str) -> None:
     axis.set(xlabel=title)
 
 
-def thumbnail(images: Images, index: int) -> Any:
-    """One image of a split as it is, for drawing."""
-    return images.tensor[index] if images.tensor is not None else images.open(index).convert("RGB")
-
-
-def _displayable(image: Any) -> np.ndarray:
-    if isinstance(image, torch.Tensor):
-        image = image.detach().float().cpu()
-        if image.ndim == 3:
-            image = image[0] if image.shape[0] == 1 else image.permute(1, 2, 0)
-        low, high = image.min(), image.max()
-        image = (image - low) / (high - low).clamp_min(1e-6)  # views are normalised: back to the range of a picture
-    return np.asarray(image)
-
-
 def save(figure: Figure, stem: Path) -> None:
     """As PNG and SVG, without a date, so that the same figure gives the same file."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(stem.with_suffix(".png"), dpi=150, metadata={"Software": None})
     with plt.rc_context({"svg.hashsalt": "sfrik"}):
         figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
+
+
+def draw_diagnosis(found: Diagnosis | Mapping[str, Diagnosis]) -> Figure:
+    """One diagnosis, or several by their labels: spectrum of the covariance, energy per degree, and the plane of the verdicts.
+
+    What a diagnosis without weights lacks, its spectrum and its energies, is left out.
+    """
+    several = {found.verdict: found} if isinstance(found, Diagnosis) else dict(found)
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    for (label, one), look in zip(several.items(), cycle(DIAGNOSIS_LINES)):
+        look = {"markersize": 5, **look}
+        values = [value for value in one.spectrum if value > LEAST_EIGENVALUE]
+        marked = [2**k - 1 for k in range(16) if 2**k <= len(values)]
+        left.plot(range(1, len(values) + 1), values, **look, markevery=marked)
+        middle.plot(range(1, len(one.energy_share) + 1), one.energy_share, **look)
+        place = max(-one.uniformity, LEAST_SHOWN), one.effective_rank
+        right.plot(*place, **{**look, "markersize": 8, "linestyle": "none"}, label=label)
+    left.set(
+        xscale="log", yscale="log", xlabel="index of the eigenvalue", ylabel="eigenvalue", title="covariance of the embeddings"
+    )
+    middle.set(xlabel="degree", ylabel="share of a point's", title="energy per degree", xticks=[1, 2, 3, 4], ylim=(-0.05, 1.05))
+    _plane_of_verdicts(right)
+    handles, labels = right.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center")
+    return figure
+
+
+def _plane_of_verdicts(axis: Axes) -> None:
+    """The thresholds as lines, and the name of each region."""
+    axis.set(xscale="log", yscale="log", xlim=(LEAST_SHOWN / 2, 5), ylim=(0.8, 1000))
+    axis.axvline(LEAST_UNIFORMITY, color="#7F7F7F", linewidth=1)
+    axis.plot([LEAST_UNIFORMITY, 5], [LEAST_RANK, LEAST_RANK], color="#7F7F7F", linewidth=1)
+    words = {"fontsize": 8, "color": "#555555", "transform": axis.get_xaxis_transform()}
+    axis.set(xlabel="−uniformity", ylabel="effective rank", title="verdict")
+    axis.text(LEAST_UNIFORMITY / 1.3, 0.02, "full\ncollapse", ha="right", va="bottom", **words)
+    axis.text(LEAST_UNIFORMITY * 1.3, 0.02, "dimensional\ncollapse", va="bottom", **words)
+    axis.text(LEAST_UNIFORMITY * 1.3, 0.98, "healthy", va="top", **words)

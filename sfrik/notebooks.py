@@ -213,7 +213,7 @@ def _ignores(pid: int, number: int) -> bool:
 
 
 def _publish(path: Path, folder: Path) -> None:
-    """Make a copy fit to be read in `folder`: without papermill's record of where the files lay, with links that lead from there."""
+    """Make a copy fit to be read in `folder`: without papermill's record of places, with links that lead from there."""
     content = json.loads(path.read_text())
     record = content["metadata"].get("papermill", {})
     for key in ("input_path", "output_path", "environment_variables"):

@@ -85,6 +85,8 @@ def test_the_executed_notebooks_lie_beside_the_scores_and_have_run_to_the_end(in
         assert all(cell["execution_count"] for cell in cells), path
         outputs = [output for cell in cells for output in cell["outputs"]]
         assert not [output for output in outputs if output.get("name") == "stderr"], f"warnings in {path}"
+        if path.parent == run:
+            assert "not shown in this copy" in path.read_text(), "a run of a table leaves out what is for the reader alone"
 
 
 def test_nothing_that_is_published_names_a_place_or_a_host(interrupted_then_finished):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,8 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfrik.evaluate.classifier import choose_rate, last_and_best, linear_heads, rate_groups, score_features, set_cosine_rates
+from sfrik.progress import told
 
-__all__ = ["logistic_lbfgs", "logistic_sgd", "logistic_sweep"]
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
+
+__all__ = ["fit_lbfgs", "logistic_lbfgs", "logistic_sgd", "logistic_sweep"]
 
 HELD = 0.5  # share of a GPU's free memory that features may take; larger ones stay on the host
 
@@ -35,19 +39,27 @@ def logistic_lbfgs(
     Returns:
         `top1` on test and `tune_top1`, both in %, and the chosen `C`.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     fitted = []
     for penalty in sorted(inverse_penalties):
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=1000, tol=1e-3))
-        model.fit(train[0].numpy(), train[1].numpy())
+        model = fit_lbfgs(train, penalty)
         fitted.append((100 * model.score(tune[0].numpy(), tune[1].numpy()), -penalty, model))
     tune_top1, negative, model = max(fitted, key=lambda candidate: candidate[:2])
     # the test split is read once, by the chosen model
     top1 = 100 * model.score(test[0].numpy(), test[1].numpy())
     return {"top1": float(top1), "tune_top1": float(tune_top1), "C": -negative}
+
+
+def fit_lbfgs(train: tuple[Tensor, Tensor], inverse_penalty: float) -> Pipeline:
+    """The model of one of `logistic_lbfgs`'s penalties: scikit-learn's pipeline, which takes features as a NumPy array.
+
+    The same features and penalty give the same model: it is not saved, but fitted again where its predictions are wanted.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=inverse_penalty, max_iter=1000, tol=1e-3))
+    return model.fit(train[0].numpy(), train[1].numpy())
 
 
 def logistic_sgd(
@@ -136,7 +148,7 @@ def _epochs(
             getattr(head, name).data, getattr(head, name).grad = part, gradient
     rows = _Rows(*train, whole["weight"].device)
     optimizer = torch.optim.SGD(rate_groups(heads, rates), momentum=0.9, weight_decay=weight_decay, fused=True)
-    for epoch in range(epochs):
+    for epoch in told(range(epochs), epochs, "logistic regression, epochs"):
         set_cosine_rates(optimizer, rates, epoch, epochs)
         order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(train[1])))
         for features, labels in rows.batches(order, batch_size):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfrik.datasets import Images, load_images
 from sfrik.devices import pick_device, pick_precision
@@ -14,16 +15,17 @@ from sfrik.evaluate.classifier import top_accuracies
 from sfrik.evaluate.features import extract, features_hash, features_here, load_features
 from sfrik.evaluate.finetune import finetune, score_images
 from sfrik.evaluate.frozen import evaluation_split, finished_score, frozen_backbone, scored_images, training_images, weights_path
-from sfrik.evaluate.heads import load_head, save_head
+from sfrik.evaluate.heads import SavedHead, load_head, save_head
 from sfrik.evaluate.knn import scores_by_k
 from sfrik.evaluate.linear import linear_probe, linear_sweep
 from sfrik.evaluate.logistic import logistic_lbfgs, logistic_sgd, logistic_sweep
 from sfrik.evaluate.resume import EvaluationCheckpoint
 from sfrik.files import file_hash
+from sfrik.runs import Run
 from sfrik.settings import EvaluateSettings, FeatureSettings, FrozenSettings, KnnSettings, LogisticSettings
 from sfrik.views import resize_for_test
 
-__all__ = ["evaluate", "knn_eval", "logistic_regression"]
+__all__ = ["class_scores", "evaluate", "knn_eval", "logistic_regression"]
 
 Split = tuple[Tensor, Tensor]  # features [n, d] and labels [n]
 
@@ -80,12 +82,38 @@ def _inference(settings: EvaluateSettings) -> dict[str, Any]:
     run, name, known = finished_score(f"{settings.protocol}_inference", settings)
     if known:
         return known
-    own = run.folder / f"head_{settings.protocol}_tune.safetensors"
-    own = own if own.is_file() else run.folder / f"head_{settings.protocol}.safetensors"
-    saved = load_head(settings.ckp_path or own)
+    images = scored_images(settings)
+    saved, backbone, digest = _saved_model(settings, images)
     device = pick_device(settings.device)
     precision = pick_precision(settings.precision, device)
+    backbone = backbone.to(device, memory_format=torch.channels_last)
+    top1, top5 = score_images(backbone, saved.head.to(device), images, settings, device, precision)
+    score = {"images": len(images), "head": saved.path.name, "head_sha256": file_hash(saved.path), "top1": top1, "top5": top5}
+    return run.save_result(name, settings, score, digest)
+
+
+@torch.no_grad()
+def class_scores(settings: EvaluateSettings) -> Split:
+    """What the head that `evaluate` saved says of each scored image: class scores [n, classes] before the softmax, labels [n].
+
+    The head is `ckp_path`, or the run's own of this protocol and split; after fine-tuning the backbone is the one saved with it.
+
+    Raises:
+        SfrikError: there is no such head, or it was trained on other weights than those that are here.
+    """
     images = scored_images(settings)
+    saved, backbone, _ = _saved_model(settings, images)
+    device = pick_device(settings.device)
+    precision = pick_precision(settings.precision, device)
+    backbone = backbone.to(device, memory_format=torch.channels_last)
+    views = resize_for_test(settings.size, settings.dataset)
+    features, labels = extract(backbone, images, views, device=device, precision=precision, workers=settings.workers)
+    return saved.head(features), labels
+
+
+def _saved_model(settings: EvaluateSettings, images: Images) -> tuple[SavedHead, nn.Module, str]:
+    """A saved head, the backbone that it goes with, in evaluation mode, and the SHA-256 of the pretrained weights."""
+    saved = load_head(settings.ckp_path or _own_head(settings))
     weights, trained_on = weights_path(settings), saved.about.get("backbone_sha256")
     if saved.backbone is None:
         backbone = frozen_backbone(settings, images.channels)
@@ -98,10 +126,15 @@ def _inference(settings: EvaluateSettings) -> dict[str, Any]:
     if belongs_here and trained_on and trained_on != file_hash(weights):
         raise SfrikError(f"{saved.path} was trained on other weights than {weights}: evaluate again, without --only-inference")
     saved.check(backbone.num_features, images.num_classes)
-    backbone = backbone.to(device, memory_format=torch.channels_last)
-    top1, top5 = score_images(backbone, saved.head.to(device), images, settings, device, precision)
-    score = {"images": len(images), "head": saved.path.name, "head_sha256": file_hash(saved.path), "top1": top1, "top5": top5}
-    return run.save_result(name, settings, score, digest)
+    return saved, backbone, digest
+
+
+def _own_head(settings: EvaluateSettings) -> Path:
+    """The run's own head of this protocol; for inference the one that was scored on the tuning split, if it is there."""
+    plain, tuned = (Run(settings.exp_dir).folder / f"head_{settings.protocol}{split}.safetensors" for split in ("", "_tune"))
+    if settings.only_inference:
+        return tuned if tuned.is_file() else plain
+    return plain if evaluation_split(settings) == "test" else tuned
 
 
 def knn_eval(settings: KnnSettings) -> dict[str, Any]:
