@@ -17,7 +17,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 TABLES := table2 table3 table4 table5 table6 table7 table8 table9
-.PHONY: help setup table1 $(TABLES) tables status test test-slurm bench lab
+.PHONY: help setup table1 $(TABLES) tables notebooks status test types coverage matrix test-slurm test-lab docs bench lab clean clean-results
 
 PROFILE ?= desk
 SEEDS ?= 1
@@ -33,6 +33,7 @@ PROCS =
 TIME =
 PYTHON ?= python3
 VENV ?= .venv
+LAB =
 
 ifeq ($(strip $(VENV)),)
 BIN :=
@@ -47,7 +48,7 @@ $(READY): pyproject.toml
 	  { echo "sfrik needs Python 3.10 to 3.13, $(PYTHON) is $$($(PYTHON) -V): make setup PYTHON=python3.11" >&2; exit 1; }
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)/bin/python -m pip install --quiet --editable '.[notebooks,dev]'
+	$(VENV)/bin/python -m pip install --quiet --editable '.[notebooks,dev,docs]'
 	touch $@
 endif
 
@@ -57,7 +58,7 @@ CLUSTER = $(foreach flag,PARTITION NODES GPUS PROCS TIME,$(if $($(flag)),--$(she
 help:  ## print this list
 	@echo "usage: make TARGET [PROFILE=desk|smoke|cifar10|paper] [SEEDS=1] [JOBS=0] [VENV=.venv]"
 	@echo "       make TABLE LAUNCH=slurm [PARTITION=...] [NODES=1] [GPUS=0] [PROCS=1] [TIME=...]    and   make status"
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 setup: $(READY)  ## make .venv with the package, the notebooks and the tests (does nothing when nothing changed)
 
@@ -77,19 +78,52 @@ table1 $(TABLES):
 tables: $(READY)  ## render every table from the scores that are there; trains nothing
 	$(BIN)python -m sfrik table all --profile $(PROFILE) --exp-dir $(RESULTS)
 
+notebooks: $(READY)  ## execute every notebook whole, 01 to 07, with outputs, to results/PROFILE/notebooks
+	$(BIN)python -m sfrik chapters --profile $(PROFILE) --exp-dir $(RESULTS)
+
 status: $(READY)  ## every run of the tables: done, running, queued, preempted, failed or missing
 	$(BIN)python -m sfrik status --profile $(PROFILE) --seeds $(SEEDS) --exp-dir $(RESULTS)
 
 test: $(READY)  ## the whole check: ruff, then every test
 	$(BIN)python -m ruff check . && $(BIN)python -m ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not alone and not slurm'
+	OMP_NUM_THREADS=1 $(BIN)python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not alone and not slurm and not browser'
 	OMP_NUM_THREADS=1 $(BIN)python -m pytest -m alone
+
+types: $(READY)  ## the type checker on sfrik/
+	$(BIN)python -m pyrefly check
+
+coverage: $(READY)  ## which lines of sfrik/ the tests run, but those of `make test` that run alone: htmlcov/index.html
+	OMP_NUM_THREADS=1 $(BIN)python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not alone and not slurm and not browser' \
+	  --cov --cov-report html --cov-report term
+
+matrix:  ## the tests with the oldest and the newest versions in pyproject.toml's ranges (PYTHON=python3.11; two environments, .matrix)
+	PYTHON=$(PYTHON) tests/matrix.sh oldest && PYTHON=$(PYTHON) tests/matrix.sh newest
 
 test-slurm: $(READY)  ## the tests on a SLURM cluster of two nodes on this machine (Debian: slurm-wlm, munge; root)
 	$(BIN)python -m pytest -m slurm
 
+test-lab: $(READY)  ## the tests of the notebooks in JupyterLab in a headless browser (Debian: chromium)
+	OMP_NUM_THREADS=1 $(BIN)python -m pytest -m browser
+
+# Always anew: what a page shows also depends on files that Sphinx does not watch (executed notebooks, the records of runs).
+docs: $(READY)  ## build the documentation as a static site: open site/index.html (needs no network)
+	@rm -rf site
+	$(BIN)python -m sphinx -q -W --keep-going -b html -c docs -d site/.doctrees . site
+	@rm -r site/.doctrees
+
 bench: $(READY)  ## measure every ratio of docs/speed.md anew (DATA=, a folder of photographs); some twenty minutes
 	$(BIN)python benchmarks/bench.py $(if $(DATA),--data '$(DATA)')
 
-lab: $(READY)  ## open the notebooks in JupyterLab
-	$(BIN)python -m jupyterlab notebooks $$([ "$$(id -u)" != 0 ] || echo --allow-root)
+clean:  ## delete caches, builds, coverage and unfinished notebooks; never results
+	@$(PYTHON) tools/clean.py
+
+clean-results:  ## delete the results of PROFILE: asks first, on a terminal alone
+	@$(PYTHON) tools/clean.py --results '$(RESULTS)/$(PROFILE)'
+
+# Its root is the checkout, so that the notebooks' links to results/ work. It offers one kernel, that of this environment, which the
+# notebooks name, whatever others the user has; .jupyter/overrides.json keeps it from asking about news, which need a network; and it
+# starts no language server, as it would of each type checker that is installed.
+lab: $(READY)  ## open the notebooks in JupyterLab (LAB=, more flags of jupyter lab)
+	JUPYTER_PATH= JUPYTER_PREFER_ENV_PATH=1 $(BIN)python -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks \
+	  --LabApp.app_settings_dir=.jupyter --KernelSpecManager.allowed_kernelspecs=python3 --LanguageServerManager.autodetect=False \
+	  $$([ "$$(id -u)" != 0 ] || echo --allow-root) $(LAB)

@@ -64,6 +64,9 @@ def launch(
     Raises:
         WorkerError: a worker raised or died. SfrikError: the function or an argument cannot travel. Preempted: this process
             or the workers were asked to stop by SIGTERM or SIGUSR1. KeyboardInterrupt: by SIGINT; the workers have ended.
+
+    >>> launch("math:comb", 5, 2, nproc_per_node=1)
+    10
     """
     name = importable_name(function)
     nproc = nproc_per_node or max(1, torch.cuda.device_count())

@@ -60,6 +60,11 @@ def mmd_to_uniform(
     Raises:
         ValueError: wrong shape, one row, another dimension than the kernel's, rows that are not of norm 1; `cost` "moments" for
             a kernel of a higher degree.
+
+    >>> poles = torch.cat([torch.eye(3), -torch.eye(3)])  # mean 0, covariance I/3: all that degrees 1 and 2 see
+    >>> kernel = RotationInvariantKernel((1.0, 40.0), dim=3)
+    >>> [round(mmd_to_uniform(z, kernel).item(), 4) for z in (poles, poles[:3], poles[:1].expand(6, 3))]
+    [0.0, 0.3333, 41.0]
     """
     if z.ndim != 2 or z.shape[1] != kernel.dim:
         raise ValueError(f"z must have shape [n, {kernel.dim}] (the kernel's dim), got {tuple(z.shape)}")
@@ -78,7 +83,11 @@ def mmd_to_uniform(
 
 
 def choose_cost(n: int, kernel: RotationInvariantKernel) -> Literal["gram", "moments"]:
-    """The road that takes fewer multiplications for n rows: "moments" where degrees 1 and 2 are all and q < n, else "gram"."""
+    """The road that takes fewer multiplications for n rows: "moments" where degrees 1 and 2 are all and q < n, else "gram".
+
+    >>> [choose_cost(n, RotationInvariantKernel((1.0, 40.0), dim=512)) for n in (256, 1024)]
+    ['gram', 'moments']
+    """
     return "moments" if kernel.dim < n and not any(kernel.coefficients[2:]) else "gram"
 
 

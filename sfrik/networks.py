@@ -82,6 +82,10 @@ def build_backbone(arch: str, stem: str = "imagenet", channels: int = 3) -> nn.M
         arch: one of `ARCHITECTURES`.
         stem: "imagenet" (7 x 7 convolution of stride 2 and a max-pool) or "small" (3 x 3 of stride 1, no pool).
         channels: of the images, 3 or 1.
+
+    >>> backbone = build_backbone("resnet8", channels=1)
+    >>> backbone(torch.zeros(2, 1, 28, 28)).shape, backbone.num_features
+    (torch.Size([2, 128]), 128)
     """
     if arch not in ARCHITECTURES:
         raise SfrikError(f"unknown arch {arch!r}: choose one of {', '.join(ARCHITECTURES)}")
@@ -120,6 +124,9 @@ def build_projector(num_features: int, mlp: str) -> nn.Sequential:
     """Projector from its widths, "8192-8192-8192": Linear, BatchNorm, ReLU for each but the last, Linear without bias.
 
     The last width is q, the dimension of the embeddings.
+
+    >>> build_projector(128, "256-64")(torch.zeros(2, 128)).shape
+    torch.Size([2, 64])
     """
     widths = parse_mlp(mlp)
     layers: list[nn.Module] = []
@@ -151,6 +158,11 @@ def load_backbone(path: str | Path, arch: str, stem: str = "imagenet", channels:
 
     Raises:
         SfrikError: the file is missing, is not a weights file, is cut short, or is for another architecture.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_weights(build_backbone("resnet8"), f"{folder}/backbone.safetensors", of="an untrained network")
+    ...     load_backbone(f"{folder}/backbone.safetensors", "resnet8").training
+    False
     """
     state = backbone_state(Path(path))
     backbone = build_backbone(arch, stem, channels)

@@ -4,6 +4,15 @@ Each is called on a list of views, the raw outputs of the projector, and returns
 
     terms = objective(views, anchors=(0, 1), regularise="all");    terms.loss.backward()
 
+>>> views = [torch.eye(4).requires_grad_(), torch.eye(4)]
+>>> for objective in SFRIK(dim=4), AUH(), SimCLR(), VICReg(), SIGReg(slices=16):
+...     print(type(objective).__name__, *objective(views).parts)
+SFRIK alignment mmd
+AUH alignment uniformity
+SimCLR nt_xent alignment
+VICReg alignment std cov
+SIGReg alignment sigreg
+
 `anchors` are the indices of the views that the others are aligned to:
 
     alignment = mean over anchors a of ( mean over views v != a of mse(z_a, z_v) )

@@ -41,6 +41,13 @@ class LARS(_Eager):
         params: parameters or parameter groups.
         lr: learning rate >= 0. With the trust ratio it is large, for instance `base_lr batch_size / 256` near 10.
         weight_decay, momentum, trust_coefficient: as above.
+
+    >>> weight = torch.nn.Parameter(torch.eye(2))
+    >>> optimiser = LARS([weight], lr=10.0)
+    >>> weight.sum().backward()
+    >>> optimiser.step()
+    >>> round((weight - torch.eye(2)).norm().item() / torch.eye(2).norm().item(), 6)  # lr trust_coefficient
+    0.01
     """
 
     def __init__(self, params, lr, weight_decay=0.0, momentum=0.9, trust_coefficient=1e-3):
@@ -94,6 +101,9 @@ def learning_rate(
     """Rate at `step` (from 0): linear from 0 over the warm-up, then a cosine down to 0.001 of the peak.
 
     The peak is `base_lr * batch_size / 256`, with `batch_size` over all processes.
+
+    >>> [round(learning_rate(100 * epoch, 100, 50, base_lr=1.2, batch_size=512), 4) for epoch in (0, 5, 10, 30, 50)]
+    [0.0, 1.2, 2.4, 1.2012, 0.0024]
     """
     peak = base_lr * batch_size / 256
     warmup_steps = warmup_epochs * steps_per_epoch

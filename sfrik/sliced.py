@@ -31,7 +31,11 @@ __all__ = ["EppsPulley", "SlicedMMD", "directions"]
 
 
 def directions(count: int, dim: int, seed: Sequence[int], like: Tensor) -> Tensor:
-    """Directions uniform on the sphere, [dim, count], of the type and on the device of `like`; the same for the same seed."""
+    """Directions uniform on the sphere, [dim, count], of the type and on the device of `like`; the same for the same seed.
+
+    >>> directions(4, dim=3, seed=(0, 1), like=torch.zeros(1)).norm(dim=0)
+    tensor([1.0000, 1.0000, 1.0000, 1.0000])
+    """
     derived = int(np.random.SeedSequence(tuple(seed)).generate_state(1, np.uint64)[0] >> np.uint64(1))
     generator = torch.Generator(like.device).manual_seed(derived)
     drawn = torch.randn(dim, count, dtype=like.dtype, device=like.device, generator=generator)

@@ -1,0 +1,170 @@
+"""What the site takes from the repository beside its pages: executed notebooks, tables with figures, the folders of the runs.
+
+- A notebook is shown as its executed copy (results/desk/notebooks) where there is one.
+- A table gets a title and its figure.
+- The folder of a run with one seed becomes a page that shows its records, the folder of figures one that shows them.
+- A link to another file of the repository is a download; to an executed notebook of a run, or a folder, it is plain text.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import posixpath
+import re
+import shutil
+from pathlib import Path
+
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.util.osutil import relative_uri
+
+__all__ = ["setup"]
+
+ROOT = Path(__file__).parents[2]
+EXECUTED = "results/desk/notebooks"
+FIGURES = "results/desk/figures"
+CHAPTERS = "docs/notebooks"  # the page that lists the notebooks
+WIDGET = "application/vnd.jupyter.widget-view+json"
+RESULTS_PAGES = """
+
+```{toctree}
+:hidden:
+:glob:
+
+/results/desk/README
+/results/desk/tables/*
+```
+"""
+PICTURES = (".png", ".svg", ".gif", ".mp4")
+
+
+def folders() -> list[str]:
+    """The folders of results that become pages, as paths in the repository."""
+    runs = sorted({path.parent for path in (ROOT / "results" / "desk").glob("*/seed*/provenance.json")})
+    figures = [ROOT / FIGURES] if (ROOT / FIGURES).is_dir() else []
+    return [path.relative_to(ROOT).as_posix() for path in [*figures, *runs]]
+
+
+# --- sources
+
+
+def _read(app, docname: str, source: list[str]) -> None:
+    if docname.startswith("notebooks/"):
+        executed = ROOT / EXECUTED / f"{posixpath.basename(docname)}.ipynb"
+        source[0] = _without_widgets(executed.read_text() if executed.is_file() else source[0])
+        return
+    source[0] = source[0].replace(" ± ", "\u00a0±\u00a0")  # a mean is not parted from its spread
+    if docname == "results/README":
+        source[0] += RESULTS_PAGES
+    elif re.fullmatch(r"results/desk/[^/]+/README", docname):
+        source[0] = f"---\norphan: true\n---\n\n{source[0]}"  # reached from the tables, not from the list of pages
+    elif table := re.fullmatch(r"results/desk/tables/table(\d+)", docname):
+        source[0] = f"# Table {table[1]}\n\n{source[0]}"
+        if (ROOT / FIGURES / f"table{table[1]}.svg").is_file():
+            source[0] += f"\n\n![Figure of table {table[1]}](../figures/table{table[1]}.svg)\n"
+
+
+def _without_widgets(notebook: str) -> str:
+    """A widget needs a script and a kernel; what stands beside it in the output (a picture, a text) needs neither."""
+    content = json.loads(notebook)
+    content["metadata"].pop("widgets", None)
+    for cell in content["cells"]:
+        if cell["cell_type"] == "code":
+            # a text beside it, and nothing else, only names the widget
+            cell["outputs"] = [o for o in cell["outputs"] if not {WIDGET} <= set(o.get("data", ())) <= {WIDGET, "text/plain"}]
+            for output in cell["outputs"]:
+                output.get("data", {}).pop(WIDGET, None)
+    return json.dumps(content)
+
+
+# --- links
+
+
+def _links(app, doctree) -> None:
+    """Each link of a page to a file or folder of the repository, before Sphinx looks for its target."""
+    here = app.env.docname
+    bases = [posixpath.dirname(here)] + [EXECUTED] * here.startswith("notebooks/")
+    for kind in (addnodes.pending_xref, addnodes.download_reference):
+        for node in list(doctree.findall(kind)):
+            if node.get("reftype") == "myst":
+                _link(app, here, bases, node)
+
+
+def _link(app, here: str, bases: list[str], node) -> None:
+    target, _, anchor = node["reftarget"].partition("#")
+    if node.get("refdomain") == "doc":
+        if target in app.env.found_docs:
+            return
+        paths = [next((f"{target}{suffix}" for suffix in (".ipynb", ".md") if (ROOT / f"{target}{suffix}").is_file()), target)]
+    elif target:
+        paths = [posixpath.normpath(posixpath.join(base, target)) for base in bases]
+    else:
+        return
+    path = next((path for path in paths if (ROOT / path).exists()), None)
+    page = next(filter(None, (_page(app, path) for path in paths)), None)
+    if page and page[0] in app.env.found_docs:
+        new = addnodes.pending_xref("", *node.children, **{**node.attributes, "refdomain": "doc", "reftarget": page[0]})
+        new["reftargetid"] = new.get("reftargetid") or anchor or None
+        node.replace_self(new)
+    elif page:
+        uri = relative_uri(f"{here}.html", f"{page[0]}.html") + (f"#{page[1]}" if page[1] else "")
+        node.replace_self(nodes.reference("", "", *node.children, refuri=uri))
+    elif path and not (isinstance(node, addnodes.download_reference) and (ROOT / path).is_file()):
+        node.replace_self(nodes.inline("", "", *node.children))
+
+
+def _page(app, path: str) -> tuple[str, str] | None:
+    """The site's page for a path of the repository, and the place in it."""
+    folder, name = posixpath.split(path)
+    chapter = f"notebooks/{name.removesuffix('.ipynb')}"
+    if folder == EXECUTED and chapter in app.env.found_docs:
+        return chapter, ""
+    if path in ("notebooks", EXECUTED):
+        return CHAPTERS, ""
+    if path.removesuffix(".md") in app.env.found_docs:
+        return path.removesuffix(".md"), ""
+    if path in app.config.sfrik_folders:
+        return path, ""
+    if folder in app.config.sfrik_folders and name.endswith((".json", ".jsonl")):
+        return folder, name
+    return None
+
+
+# --- folders
+
+
+def _folder_pages(app):
+    for path in app.config.sfrik_folders:
+        title = path.removeprefix("results/")
+        yield path, {"title": title, "body": f"<h1>{html.escape(title)}</h1>\n{_folder_body(app, path)}"}, "page.html"
+
+
+def _folder_body(app, path: str) -> str:
+    files = sorted(file for file in (ROOT / path).iterdir() if file.is_file())
+    parts = []
+    for file in files:
+        name = html.escape(file.name)
+        if file.suffix in PICTURES:
+            copy = Path(app.outdir, "_images", file.name)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copy)
+            where = relative_uri(f"{path}.html", f"_images/{file.name}")
+            if file.suffix == ".mp4":
+                parts.append(f'<h2>{name}</h2>\n<video controls loop src="{where}"></video>')
+            elif file.suffix != ".png" or not file.with_suffix(".svg").is_file():  # a PNG beside an SVG is the same picture
+                parts.append(f'<h2>{name}</h2>\n<img src="{where}" alt="{name}">')
+        elif file.suffix in (".json", ".jsonl"):
+            text = html.escape(file.read_text())
+            parts.append(f'<details><summary><code>{name}</code></summary>\n<pre id="{name}">{text}</pre></details>')
+    notebooks = [f"<code>{html.escape(file.name)}</code>" for file in files if file.suffix == ".ipynb"]
+    parts += [f"<p>Also in this folder of the repository: {', '.join(notebooks)}.</p>"] if notebooks else []
+    return f"<p>What <code>{html.escape(path)}</code> of the repository holds.</p>\n" + "\n".join(parts)
+
+
+def setup(app):
+    app.add_config_value("sfrik_folders", folders(), "env")
+    app.connect("source-read", _read)
+    app.connect("doctree-read", _links)
+    app.connect("html-collect-pages", _folder_pages)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
