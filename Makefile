@@ -84,13 +84,14 @@ notebooks: $(READY)  ## execute every notebook whole, 01 to 07, with outputs, to
 status: $(READY)  ## every run of the tables: done, running, queued, preempted, failed or missing
 	$(BIN)python -m sfrik status --profile $(PROFILE) --seeds $(SEEDS) --exp-dir $(RESULTS)
 
-test: $(READY)  ## the whole check: ruff, then every test
+test: $(READY)  ## the whole check: ruff, types, then every test
 	$(BIN)python -m ruff check . && $(BIN)python -m ruff format --check .
+	@$(MAKE) --no-print-directory types
 	OMP_NUM_THREADS=1 $(BIN)python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not alone and not slurm and not browser'
 	OMP_NUM_THREADS=1 $(BIN)python -m pytest -m alone
 
 types: $(READY)  ## the type checker on sfrik/
-	$(BIN)python -m pyrefly check
+	$(BIN)python -m pyrefly check --python-interpreter-path "$$($(BIN)python -c 'import sys; print(sys.executable)')"
 
 coverage: $(READY)  ## which lines of sfrik/ the tests run, but those of `make test` that run alone: htmlcov/index.html
 	OMP_NUM_THREADS=1 $(BIN)python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not alone and not slurm and not browser' \

@@ -68,7 +68,7 @@ def backward(
     del found
     terms = loss_of(embeddings)
     scale(terms.loss).backward()
-    gradients = zip(*(z.grad.tensor_split(parts) for z in embeddings), strict=True)
+    gradients = zip(*(z.grad.tensor_split(parts) for z in embeddings if z.grad is not None), strict=True)
     with generators.kept():  # the loss may have drawn numbers of its own
         for place, (piece, state, gradient) in enumerate(zip(pieces, states, gradients, strict=True), 1):
             generators.restore(state)

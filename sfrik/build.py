@@ -126,7 +126,7 @@ def _settle_buckets(model: nn.Module, views: list[Tensor], device: torch.device,
     for _ in range(2):
         with autocast(device, precision):
             embeddings = model(views)
-        sum(z.float().sum() for z in embeddings).backward()
+        torch.stack([z.float().sum() for z in embeddings]).sum().backward()
         model.zero_grad(set_to_none=True)
     model.load_state_dict(before)
 

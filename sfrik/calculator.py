@@ -30,7 +30,7 @@ def plan_in_words(settings: Settings, processes: int | None, several: bool) -> l
     width = max(len(name) for name in type(settings).model_fields)
     lines = [f"{name:<{width}}  {value}" for name, value in settings.model_dump().items()]
     counts, images = expected_steps(settings), expected_images(settings)
-    if counts is not None:
+    if counts is not None and images is not None:
         steps, epochs = counts
         seen = steps * settings.batch_size if isinstance(settings, PretrainSettings) else images * min(1, epochs)
         lines.append(f"steps: {steps} an epoch, {steps * epochs} in all")
@@ -63,7 +63,7 @@ def memory_in_words(settings: PretrainSettings, found: dict[int, dict[str, float
 
 
 def _advice(settings: PretrainSettings, processes: int, parts: dict[str, float]) -> list[str]:
-    total, largest = sum(parts.values()), max(parts, key=parts.get)
+    total, largest = sum(parts.values()), max(parts, key=lambda name: parts[name])
     lines = [f"largest, with {_processes(processes)}: {largest}, {100 * parts[largest] / total:.0f} % of {total:.2f} GiB"]
     if settings.ssl_method == "none":
         return lines
@@ -87,10 +87,10 @@ def memory_widget() -> None:
     import ipywidgets
     from IPython.display import display
 
-    def choice(name: str, options, value) -> ipywidgets.Widget:
+    def choice(name: str, options, value) -> ipywidgets.ValueWidget:
         return ipywidgets.Dropdown(options=options, value=value, description=name)
 
-    def number(name: str, value: int) -> ipywidgets.Widget:
+    def number(name: str, value: int) -> ipywidgets.ValueWidget:
         return ipywidgets.BoundedIntText(value=value, min=0, max=10**7, description=name, continuous_update=False)
 
     inputs = {
@@ -107,8 +107,9 @@ def memory_widget() -> None:
     def bundle() -> dict[str, str]:
         return _shown(**{name: widget.value for name, widget in inputs.items()})
 
-    display(ipywidgets.GridBox(list(inputs.values()), layout={"grid_template_columns": "repeat(4, auto)"}))
+    display(ipywidgets.GridBox(list(inputs.values()), layout={"grid_template_columns": "repeat(auto-fill, 310px)"}))
     shown = display(bundle(), raw=True, display_id=True)
+    assert shown is not None  # with a display_id there is a handle
     for widget in inputs.values():
         widget.observe(lambda change: shown.update(bundle(), raw=True), names="value")
 

@@ -25,6 +25,7 @@ from sfrik.experiments import experiment, grids, rows_of
 from sfrik.files import read_json, write_json
 from sfrik.notebooks import Kernel, execute, notebook_path
 from sfrik.preemption import stop, stop_requests
+from sfrik.progress import duration
 from sfrik.provenance import commit
 from sfrik.runs import Run
 from sfrik.settings import SECTIONS, load_recipe, results_root, run_folder
@@ -198,7 +199,7 @@ def run_recipe(
         for name in missing_stages(recipe, seed, root, stages):
             stage = STAGES[name]
             print(f"{recipe} seed {seed}: {stage.notebook}", flush=True)
-            parameters = {"recipe": recipe, "seed": seed, "exp_dir": str(run.folder), **stage.parameters}
+            parameters = {"recipe": recipe, "seed": seed, "exp_dir": str(run.folder), "chapter": False, **stage.parameters}
             parameters |= {"data_dir": data_dir} if data_dir else {}
             parameters |= {"nproc_per_node": nproc_per_node} if nproc_per_node and name == "pretrain" else {}
             run.say("running", stage=name)
@@ -282,7 +283,7 @@ def _side_by_side(runs: list[tuple[str, int, tuple[str, ...]]], where: Where) ->
                 left = elapsed / done * (len(runs) - done)
                 print(
                     f"[{done}/{len(runs)}] {child.recipe} seed {child.seed}: {_scores(child, where.root)}, "
-                    f"{time.monotonic() - child.started:.0f} s; about {left / 60:.1f} min left",
+                    f"{duration(time.monotonic() - child.started)}; about {duration(left)} left",
                     flush=True,
                 )
     finally:

@@ -15,7 +15,7 @@ import shutil
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -106,7 +106,7 @@ class Checkpoints:
 
 def random_state(device: torch.device) -> dict[str, Any]:
     """This process's generators, as a checkpoint can hold them."""
-    kind, key, *rest = np.random.get_state()
+    kind, key, *rest = cast("tuple[str, np.ndarray, int, int, float]", np.random.get_state())
     version, internal, gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),

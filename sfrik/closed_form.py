@@ -34,7 +34,7 @@ class _Given(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor):
+    def backward(ctx, grad: Tensor):  # pyrefly: ignore[bad-override] the decorator has no types
         return None, None, *(grad * gradient for gradient in ctx.gradients)
 
 

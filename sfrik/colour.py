@@ -99,16 +99,17 @@ def change_colours(
         float32 [n, 3, h, w], contiguous, in 0 to 1 before it is normalised.
     """
     result = torch.empty(images.shape, device=images.device)
-    if mean is not None:
-        mean, std = (_to(torch.tensor(values)[:, None, None], images.device) for values in (mean, std))
+    law = None
+    if mean is not None and std is not None:
+        law = [_to(torch.tensor(values)[:, None, None], images.device) for values in (mean, std)]
     rows = max(1, (PIECE_OF_CPU if images.device.type == "cpu" else PIECE) // images[0].numel())
     for start in range(0, len(images), rows):
         which = slice(start, start + rows)
         pixels = result[which].copy_(images[which]).mul_(1 / 255)
         if draws is not None:
             _apply(pixels, draws.rows(which))
-        if mean is not None:
-            pixels.sub_(mean).div_(std)
+        if law is not None:
+            pixels.sub_(law[0]).div_(law[1])
     return result
 
 
@@ -129,12 +130,12 @@ def _change(pixels: Tensor, chosen: Tensor, step: Callable[..., Tensor], *parame
     where = chosen.nonzero()[:, 0]
     if len(where) == 0:
         return
-    parameters = [_to(values[where], pixels.device) for values in parameters]
+    of_chosen = [_to(values[where], pixels.device) for values in parameters]
     if len(where) == len(pixels):
-        pixels.copy_(step(pixels, *parameters))
+        pixels.copy_(step(pixels, *of_chosen))
     else:
         where = _to(where, pixels.device)
-        pixels.index_copy_(0, where, step(pixels.index_select(0, where), *parameters))
+        pixels.index_copy_(0, where, step(pixels.index_select(0, where), *of_chosen))
 
 
 def _to(values: Tensor, device: torch.device) -> Tensor:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from sfrik.build import Encoder
 from sfrik.cost_rows import BASELINE, PLAIN, STEP_BATCH
-from sfrik.devices import autocast, pick_device, pick_precision
+from sfrik.devices import autocast, channels_last, pick_device, pick_precision
 from sfrik.errors import SfrikError
 from sfrik.experiments import experiment
 from sfrik.files import read_json, write_json
@@ -55,7 +55,7 @@ KINDS = {"VICReg": VICReg, "SimCLR": SimCLR, "AUH": AUH, "SIGReg": SIGReg}
 PRODUCT = "product before "
 LONG, SHORT = 30.0, 0.5  # seconds: no more than three rounds of what takes longer, more rounds of what takes less
 
-Calls = dict[str, Callable[[], None]]
+Calls = dict[str, Callable[[], object]]
 
 
 def measure(table: str, profile: str, device: str = "auto", rounds: int = 5, progress: bool = True) -> dict[str, Any]:
@@ -73,12 +73,14 @@ def measure(table: str, profile: str, device: str = "auto", rounds: int = 5, pro
     where = pick_device(device)
     groups: dict[tuple[int, int], dict[str, str]] = {}
     for row in experiment(table, profile).rows(profile):
+        assert row.q is not None  # every row of costs has a dimension
+        assert row.entry is not None
         groups.setdefault((row.q, int(row.labels["batch size"])), {})[row.method] = row.entry
     out: dict[str, Any] = {"hardware": hardware(where)}
     resident = {} if where.type == "cuda" else resident_peaks([(m, q, n) for (q, n), own in groups.items() for m in own])
     for (q, n), entries in groups.items():
         found: dict[str, dict[str, float]] = {method: {} for method in entries}
-        calls = _that_fit(loss_calls(entries, q, n, where))
+        calls = _that_fit(loss_calls(list(entries), q, n, where))
         times = _timed(calls, where, rounds)
         products = {method: times.pop(PRODUCT + method) for method in entries}
         typical = statistics.median(ms for own in products.values() for ms in own)
@@ -89,7 +91,7 @@ def measure(table: str, profile: str, device: str = "auto", rounds: int = 5, pro
         _add(found, "loss_mib", peaks, "loss_memory_ratio")
         del calls
         if table == "table6" or where.type == "cuda":
-            steps = _that_fit(step_calls(entries, q, n, where, profile))
+            steps = _that_fit(step_calls(list(entries), q, n, where, profile))
             _add(found, "step_ms", _timed(steps, where, rounds), "step_time_ratio")
             if where.type == "cuda":
                 peaks = {method: [_cuda_peak(call, where)] for method, call in steps.items()}
@@ -189,7 +191,7 @@ def step_calls(methods: Sequence[str], q: int, n: int, device: torch.device, pro
     torch.manual_seed(0)
     backbone = build_backbone(arch, "imagenet" if size > 64 else "small", channels)
     encoder = Encoder(backbone, build_projector(backbone.num_features, f"{hidden}-{q}"))
-    encoder = encoder.to(device, memory_format=torch.channels_last)
+    encoder = channels_last(encoder, device)
     optimizer = LARS(encoder.parameters(), lr=1e-3)
     images = [torch.randn(STEP_BATCH.get(profile, n), channels, size, size, device=device) for _ in range(2)]
 
@@ -260,7 +262,7 @@ def _add(found: dict[str, dict[str, float]], name: str, values: dict[str, list[f
             found[method][ratio] = statistics.median(a / b for a, b in zip(own, base, strict=True))
 
 
-def _cuda_peak(call: Callable[[], None], device: torch.device) -> float:
+def _cuda_peak(call: Callable[[], object], device: torch.device) -> float:
     """MiB of a call that was made before, so that the libraries have their workspaces."""
     torch.cuda.synchronize(device)
     before = torch.cuda.memory_allocated(device)

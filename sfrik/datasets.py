@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import shutil
 import signal
+from collections import abc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,7 +66,10 @@ class Images:
 
     def pixels(self, index: int) -> Tensor:
         """An image on disk as uint8 [3, h, w]."""
-        return as_tensor(self.open(index)) if self.decode is None else self.decode(index)
+        if self.decode is not None:
+            return self.decode(index)
+        assert self.open is not None  # images on disk can be opened
+        return as_tensor(self.open(index))
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Images:
         """The images at `indices`, in that order."""
@@ -81,7 +86,9 @@ class Images:
         )
 
 
-def class_subset(targets: Sequence[int], per_class: int, start: int = 0, classes: Sequence[str] | None = None) -> list[int]:
+def class_subset(
+    targets: Sequence[int] | np.ndarray, per_class: int, start: int = 0, classes: Sequence[str] | None = None
+) -> list[int]:
     """Indices of the images `start .. start + per_class - 1` of each class, in the data set's order.
 
     Args:
@@ -160,7 +167,7 @@ def image_files(
     folder: Path, names: Sequence[str], targets: np.ndarray, classes: Sequence[str] | None = None, num_classes: int | None = None
 ) -> Images:
     """Images on disk: the files `names` below `folder`, read when they are needed. There are `classes` many classes."""
-    count = len(classes) if num_classes is None else num_classes
+    count = len(classes or ()) if num_classes is None else num_classes
     return Images(
         targets,
         count,
@@ -186,7 +193,7 @@ def batches(
     workers: int = 0,
     first: int = 0,
     skip_broken: bool = False,
-) -> Iterator[tuple[list[Tensor], Tensor, np.ndarray]]:
+) -> abc.Generator[tuple[list[Tensor], Tensor, np.ndarray]]:
     """Batches of views: (views, each [n, c, h, w] on `device`; targets [n]; the indices of the images that they show).
 
     The draws depend on `seeds` (such as seed, epoch, rank) and on the image or the batch alone, neither on the
@@ -293,8 +300,12 @@ class _SeededItems(Dataset):
     """What `views.per_image` makes of one image each, drawn from the image's own seed."""
 
     def __init__(self, images: Images, views: Views, seeds: tuple[int, ...], skip_broken: bool) -> None:
-        self.images, self.per_image, self.seeds, self.skip_broken = images, views.per_image, seeds, skip_broken
-        self.read = images.pixels if views.of_tensors else images.open
+        read = images.pixels if views.of_tensors else images.open
+        assert read is not None  # images on disk can be opened
+        assert views.per_image is not None  # and their views are drawn image by image
+        self.images, self.seeds, self.skip_broken = images, seeds, skip_broken
+        self.read: Callable[[int], Any] = read
+        self.per_image: Callable[[Any], Any] = views.per_image
 
     def __len__(self) -> int:
         return len(self.images)

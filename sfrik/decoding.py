@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import warnings
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -70,7 +71,7 @@ def _plain_jpeg(path: Path) -> Tensor | None:
             with Image.open(io.BytesIO(content)) as header:  # no pixels yet; PIL's limit on their number
                 if header.mode not in PLAIN:
                     return None
-            return decode_jpeg(torch.frombuffer(content, dtype=torch.uint8), ImageReadMode.RGB)
+            return cast(Tensor, decode_jpeg(torch.frombuffer(content, dtype=torch.uint8), ImageReadMode.RGB))
     except Exception:  # read_image says what is wrong, or reads it; there may be no torchvision that decodes
         return None
 

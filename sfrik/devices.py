@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from sfrik.errors import SfrikError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["autocast", "cores", "pick_device", "pick_precision"]
+__all__ = ["autocast", "channels_last", "cores", "pick_device", "pick_precision"]
 
+Network = TypeVar("Network", bound="torch.nn.Module")
 PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}  # PyTorch's names
 
 
@@ -33,6 +34,13 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda":
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     return torch.device(name)
+
+
+def channels_last(module: Network, device: torch.device) -> Network:
+    """The module on the device, its weights laid out as convolutions are fastest with, the channels last."""
+    import torch
+
+    return module.to(device, memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload] PyTorch's stub lacks it
 
 
 def pick_precision(name: str, device: torch.device) -> str:

@@ -116,7 +116,9 @@ def kernel_explorer(b: Sequence[float] = (1.0, 40.0, 40.0), q: int = 64) -> None
     import ipywidgets
     from IPython.display import display
 
-    sliders = [ipywidgets.FloatSlider(value=value, min=0, max=50, step=0.5, description=f"b_{l}") for l, value in enumerate(b, 1)]
+    sliders: list[Any] = [
+        ipywidgets.FloatSlider(value=value, min=0, max=50, step=0.5, description=f"b_{l}") for l, value in enumerate(b, 1)
+    ]
     sliders.append(ipywidgets.SelectionSlider(options=DIMENSIONS, value=q, description="q"))
     box = ipywidgets.GridBox(sliders, layout={"grid_template_columns": "repeat(2, auto)", "max_width": "800px"})
     box.add_class("sfrik-explorer")
@@ -125,8 +127,9 @@ def kernel_explorer(b: Sequence[float] = (1.0, 40.0, 40.0), q: int = 64) -> None
         *values, dimension = (slider.value for slider in sliders)
         return picture_bundle(values, dimension)
 
-    display({**box._repr_mimebundle_(), "text/plain": SLIDERS}, raw=True)
+    display({**(box._repr_mimebundle_() or {}), "text/plain": SLIDERS}, raw=True)
     shown = display(bundle(), raw=True, display_id=True)
+    assert shown is not None  # with a display_id there is a handle
     for slider in sliders:
         slider.observe(lambda change: shown.update(bundle(), raw=True), names="value")
 

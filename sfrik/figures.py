@@ -106,6 +106,13 @@ def training_curves(runs: Mapping[str, Iterable[dict[str, Any]]]) -> Figure:
     return figure
 
 
+def _mean(measured: Measured, column: str) -> float:
+    """The mean of what is known to be measured."""
+    mean = measured.mean(column)
+    assert mean is not None
+    return mean
+
+
 def against_q(table: Table) -> Figure:
     """Measured accuracy of each method against the dimension of the embeddings, one panel a column of the table.
 
@@ -118,7 +125,7 @@ def against_q(table: Table) -> Figure:
     for (upper, lower), column in zip(axes.T, table.columns, strict=True):
         there = [m for m in table.measured if m.mean(column.name) is not None]
         least = _break(upper, lower, there, column.name)
-        for axis, points in ((upper, there), (lower, [m for m in there if m.mean(column.name) < least])):
+        for axis, points in ((upper, there), (lower, [m for m in there if _mean(m, column.name) < least])):
             for method in dict.fromkeys(m.row.method for m in points):
                 own = [m for m in points if m.row.method == method]
                 if own[0].row.q is None:
@@ -126,7 +133,7 @@ def against_q(table: Table) -> Figure:
                     axis.axhline(own[0].mean(column.name), color=COLOURS[method], linestyle=line, label=method)
                     continue
                 beside = 2 ** (0.05 * (methods.index(method) - (len(methods) - 1) / 2))  # so that none hides another
-                _errorbars(axis, [m.row.q * beside for m in own], own, column.name, method)
+                _errorbars(axis, [(m.row.q or 0) * beside for m in own], own, column.name, method)
         _sizes(lower, sorted({m.row.q for m in table.measured if m.row.q}), "dimension q of the embeddings")
         upper.set(title=column.title)
     figure.supylabel("top-1 accuracy, %", fontsize=10)
@@ -140,7 +147,7 @@ def _break(upper: Axes, lower: Axes, points: list[Measured], column: str) -> flo
     several = [m for m in points if sum(other.row.method == m.row.method for other in points) > 1]
 
     def ends(some: list[Measured]) -> tuple[float, float]:
-        bars = [(m.mean(column), m.spread(column) or 0) for m in some]
+        bars = [(_mean(m, column), m.spread(column) or 0) for m in some]
         return min(mean - spread for mean, spread in bars), max(mean + spread for mean, spread in bars)
 
     low, high = ends(several or points) if points else (0.0, 100.0)
@@ -194,7 +201,7 @@ def cost_against_size(table: Table) -> Figure:
     by_q = len({m.row.q for m in table.measured}) > 1
 
     def sizes(points: list[Measured]) -> list[int]:
-        return [m.row.q if by_q else int(m.row.labels["batch size"]) for m in points]
+        return [(m.row.q or 0) if by_q else int(m.row.labels["batch size"]) for m in points]
 
     kept = [column for column in table.columns if column.unit and column.name != "product_ms"]
     columns = [column for column in kept if any(m.mean(column.name) for m in table.measured)]
@@ -205,7 +212,9 @@ def cost_against_size(table: Table) -> Figure:
             means, spreads = [m.mean(column.name) for m in points], [m.spread(column.name) or 0 for m in points]
             axis.errorbar(sizes(points), means, yerr=spreads, capsize=3, label=method, **_line(method))
         rows = table.measured if column.name in ("loss_ms", "loss_mib") else []
-        facts = zip(sizes(rows), ((m.row.q, int(m.row.labels["batch size"]), m.mean("product_ms")) for m in rows), strict=True)
+        facts = zip(
+            sizes(rows), ((m.row.q or 0, int(m.row.labels["batch size"]), m.mean("product_ms")) for m in rows), strict=True
+        )
         _limit(axis, column.name, dict(facts))
         _sizes(axis, sorted(set(sizes(table.measured))), "dimension q of the embeddings" if by_q else "batch size n")
         axis.set_yscale("log")
@@ -247,13 +256,13 @@ def _limit(axis: Axes, cost: str, by_size: dict[int, tuple[int, int, float | Non
         cost: loss_ms or loss_mib. by_size: q, n and the milliseconds of one product at each size.
     """
     found = {size: product if cost == "loss_ms" else 2 * 4 * n * q / 2**20 for size, (q, n, product) in by_size.items()}
-    sizes = sorted(size for size, value in found.items() if value)
+    found = {size: value for size, value in sorted(found.items()) if value}
     label = "limit: one product n × n × q;\nin memory: the gradients"
-    axis.plot(sizes, [found[size] for size in sizes], color="#7F7F7F", linestyle=":", linewidth=2, label=label)
+    axis.plot(list(found), list(found.values()), color="#7F7F7F", linestyle=":", linewidth=2, label=label)
 
 
-def _errorbars(axis: Axes, sizes: list[int], points: list[Measured], column: str, method: str) -> None:
-    means, spreads = [m.mean(column) for m in points], [m.spread(column) or 0 for m in points]
+def _errorbars(axis: Axes, sizes: list[float], points: list[Measured], column: str, method: str) -> None:
+    means, spreads = [_mean(m, column) for m in points], [m.spread(column) or 0 for m in points]
     axis.errorbar(sizes, means, yerr=spreads, color=COLOURS[method], marker=MARKERS[method], capsize=3, label=method)
 
 

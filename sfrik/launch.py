@@ -256,7 +256,7 @@ def _request(worker: subprocess.Popen) -> int:
 
 
 def _read(worker: subprocess.Popen, lines: queue.Queue[str]) -> None:
-    for line in worker.stdout:
+    for line in worker.stdout or ():
         lines.put(line)
 
 

@@ -50,7 +50,7 @@ class Names(Sequence[str]):
     def __len__(self) -> int:
         return len(self.ends)
 
-    def __getitem__(self, index: int) -> str:
+    def __getitem__(self, index: int) -> str:  # pyrefly: ignore[bad-override] no slices are needed
         index = range(len(self.ends))[index]  # IndexError, and counting from the end
         start = self.ends[index - 1] + 1 if index else 0
         return os.fsdecode(self.text[start : self.ends[index]].tobytes())

@@ -9,8 +9,9 @@ Legend: n rows over all processes, m = n/N of this one, q their dimension, V vie
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -136,7 +137,13 @@ def _of_sigreg(objective: SIGReg, case: Case) -> float:
     return gradient + max(_differences(case), _projections(case, slices, 3) + statistics)
 
 
-COUNTS = {SFRIK: _of_sfrik, AUH: _of_auh, SimCLR: _of_simclr, VICReg: _of_vicreg, SIGReg: _of_sigreg}
+COUNTS: dict[type[Objective], Callable[[Any, Case], float]] = {
+    SFRIK: _of_sfrik,
+    AUH: _of_auh,
+    SimCLR: _of_simclr,
+    VICReg: _of_vicreg,
+    SIGReg: _of_sigreg,
+}
 
 
 def _differences(case: Case) -> float:

@@ -149,8 +149,9 @@ class Batch:
             total += torch.linalg.vector_norm(difference).square() * (share / count)
             if self.wanted and weight:
                 difference.mul_(2 * weight * share * world_size() / count)
-                self.gradients[v] = -difference if self.gradients[v] is None else self.gradients[v].sub_(difference)
-                self.gradients[a] = difference if self.gradients[a] is None else self.gradients[a].add_(difference)
+                of_v, of_a = self.gradients[v], self.gradients[a]
+                self.gradients[v] = -difference if of_v is None else of_v.sub_(difference)
+                self.gradients[a] = difference if of_a is None else of_a.add_(difference)
         return total
 
     def gradient(self, view: int) -> Tensor | None:
@@ -158,6 +159,12 @@ class Batch:
         if self.wanted and self.gradients[view] is None:
             self.gradients[view] = torch.zeros_like(self.z[view])
         return self.gradients[view]
+
+    def wanted_gradient(self, view: int) -> Tensor:
+        """The same where one is wanted."""
+        gradient = self.gradient(view)
+        assert gradient is not None
+        return gradient
 
     def totals(self, *parts: Tensor) -> Tensor:
         """The values of the terms, of which this process has these parts: one exchange."""
@@ -167,7 +174,7 @@ class Batch:
         """The loss with its gradient."""
         if not self.wanted:
             return LossTerms(loss, parts)
-        gradients = [self.gradient(v) for v in range(len(self.views))]
+        gradients = [gradient for v in range(len(self.views)) if (gradient := self.gradient(v)) is not None]
         for z, norms, gradient in zip(self.z, self.norms, gradients, strict=False):  # no norms where nothing was normalised
             normalise_backward(z, norms, gradient)
         return LossTerms(with_gradients(loss, self.views, gradients), parts)

@@ -50,6 +50,7 @@ def expected_images(settings: Settings) -> int | None:
     if isinstance(settings, EvaluateSettings) and settings.only_inference:
         return _scored_images(settings)
     if type(settings) is FeatureSettings or (isinstance(settings, TransferSettings) and settings.target != "places205"):
+        assert isinstance(settings, FrozenSettings)  # both kinds are
         scored = _scored_images(settings)
     return None if train is None or scored is None else train + scored
 
@@ -68,6 +69,7 @@ def expected_steps(settings: Settings) -> tuple[int, int] | None:
         return None if settings.only_inference else (steps, settings.epochs)
     if isinstance(settings, TransferSettings):
         return (steps, settings.epochs) if settings.target == "places205" else None
+    assert isinstance(settings, FrozenSettings)  # an extraction
     scored = _scored_images(settings)
     return None if scored is None else (steps + math.ceil(scored / settings.batch_size), 1)
 
@@ -80,8 +82,11 @@ def expected_memory(settings: Settings, processes: int = 1) -> dict[str, float]:
         processes: that share the batch of pretraining or of an extraction.
     """
     size = FLOAT if settings.precision == "fp32" else 2
-    count = _of_pretraining if isinstance(settings, PretrainSettings) else _of_evaluation
-    parts = count(settings, processes, size)
+    if isinstance(settings, PretrainSettings):
+        parts = _of_pretraining(settings, processes, size)
+    else:
+        assert isinstance(settings, FrozenSettings)  # all other commands judge frozen weights
+        parts = _of_evaluation(settings, processes, size)
     return {name: value / 2**30 for name, value in parts.items() if value}
 
 
@@ -155,7 +160,7 @@ def _of_evaluation(settings: FrozenSettings, processes: int, size: int) -> dict[
     if isinstance(settings, EvaluateSettings) and settings.weights == "finetune" and not settings.only_inference:
         weights = (3 * FLOAT + _copy(size)) * (backbone.weights + (d + 1) * _classes(settings))
         return {"parameters": weights, "activations": settings.batch_size * backbone.kept(size)}
-    parts = {"parameters": (FLOAT + _copy(size)) * backbone.weights}
+    parts: dict[str, float] = {"parameters": (FLOAT + _copy(size)) * backbone.weights}
     # nothing is kept for a backward pass: what goes into one layer and what comes out of it
     parts["activations"] = 2 * size * backbone.largest * settings.batch_size / processes
     if isinstance(settings, EvaluateSettings) or getattr(settings, "target", "") == "places205":
@@ -177,7 +182,9 @@ def _train_images(settings: Settings) -> int | None:
     if settings.dataset not in SIZES:
         return None
     per_class, classes, _ = SIZES[settings.dataset]
-    return max(1, round((settings.subset or per_class) * share / 100)) * classes
+    images = settings.subset or per_class
+    assert images is not None  # where SIZES has none, WHOLE has all
+    return max(1, round(images * share / 100)) * classes
 
 
 def _scored_images(settings: FrozenSettings) -> int | None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from sfrik.architectures import ARCHITECTURES, parse_mlp
 from sfrik.errors import SfrikError, nearest
 
-__all__ = ["build_backbone", "build_projector", "load_backbone", "pretrained", "save_weights"]
+__all__ = ["Backbone", "build_backbone", "build_projector", "load_backbone", "pretrained", "save_weights"]
 
 # The authors' release: name -> (file, architecture). Its backbone scores 70.3 % by linear probing on ImageNet (their README).
 RELEASE = "https://github.com/valeoai/sfrik/releases/download/v0.1.0"
@@ -48,7 +48,13 @@ class ResidualBlock(nn.Module):
         return torch.relu(branch + self.shortcut(x))
 
 
-class ResNet8(nn.Module):
+class Backbone(nn.Module):
+    """A network of images [n, c, h, w] whose features [n, d] have d = `num_features` dimensions."""
+
+    num_features: int
+
+
+class ResNet8(Backbone):
     """Eight layers for 28-pixel digits: a 3 x 3 stem of stride 2, residual blocks of 32, 64, 128 channels; d = 128.
 
     The residual branches are not initialised to zero: the untrained network would be nearly linear, and as a baseline
@@ -75,7 +81,7 @@ class ResNet8(nn.Module):
         return self.layers(x).mean(dim=(2, 3))  # [n, d]
 
 
-def build_backbone(arch: str, stem: str = "imagenet", channels: int = 3) -> nn.Module:
+def build_backbone(arch: str, stem: str = "imagenet", channels: int = 3) -> Backbone:
     """A freshly initialised backbone; `.num_features` is the dimension d of its features.
 
     Args:
@@ -94,7 +100,7 @@ def build_backbone(arch: str, stem: str = "imagenet", channels: int = 3) -> nn.M
     import torchvision  # here, since it takes seconds to import and the desk profile does without
 
     net = getattr(torchvision.models, arch)(weights=None, zero_init_residual=True)
-    net.num_features = net.fc.in_features
+    net.num_features = net.fc.in_features  # a Backbone in all but name
     net.fc = nn.Identity()
     if stem == "small" or channels != 3:
         kernel, stride = (3, 1) if stem == "small" else (7, 2)
@@ -105,7 +111,7 @@ def build_backbone(arch: str, stem: str = "imagenet", channels: int = 3) -> nn.M
     return net
 
 
-class Pixels(nn.Module):
+class Pixels(Backbone):
     """No network: the pixels themselves are the features, the baseline that any backbone should beat."""
 
     def __init__(self, num_features: int) -> None:
@@ -116,7 +122,7 @@ class Pixels(nn.Module):
         return x.flatten(1)  # [n, c h w]
 
 
-def build_pixels(size: int, channels: int) -> nn.Module:
+def build_pixels(size: int, channels: int) -> Backbone:
     return Pixels(channels * size * size)
 
 
@@ -147,7 +153,7 @@ def save_weights(module: nn.Module, path: str | Path, **about: str) -> None:
     aside.replace(path)
 
 
-def load_backbone(path: str | Path, arch: str, stem: str = "imagenet", channels: int = 3) -> nn.Module:
+def load_backbone(path: str | Path, arch: str, stem: str = "imagenet", channels: int = 3) -> Backbone:
     """A backbone with the weights of a file, in evaluation mode.
 
     Args:
@@ -247,6 +253,8 @@ def _whole_file(path: Path) -> Iterator[Path]:
                 if len(members) != 1:
                     raise SfrikError(f"{path.name} is an archive of {len(members)} files: expected one checkpoint in it")
                 path = Path(folder) / "checkpoint"
-                with archive.extractfile(members[0]) as source, path.open("wb") as target:
+                content = archive.extractfile(members[0])
+                assert content is not None  # of a file there is content
+                with content as source, path.open("wb") as target:
                     shutil.copyfileobj(source, target)
         yield path

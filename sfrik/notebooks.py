@@ -155,7 +155,7 @@ def _papermill() -> ModuleType:
 
     It checks the form of addresses; jsonschema does without it where it is not installed.
     """
-    sys.modules.setdefault("rfc3987_syntax", None)
+    sys.modules.setdefault("rfc3987_syntax", None)  # pyrefly: ignore[no-matching-overload] None: not to be imported
     import papermill
 
     if sys.modules["rfc3987_syntax"] is None:

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -136,7 +137,7 @@ class AUH(Objective):
         uniformity = (sums.log() + shift).mean() - math.log(n * (n - 1))
         for v, total in zip(regularised, sums, strict=True):
             if batch.wanted:
-                batch.gradient(v).mul_(2 * rate * self.unif_coeff * world_size() / len(regularised) / total)
+                batch.wanted_gradient(v).mul_(2 * rate * self.unif_coeff * world_size() / len(regularised) / total)
         (alignment,) = batch.totals(batch.alignment(self.sim_coeff))
         loss = self.sim_coeff * alignment + self.unif_coeff * uniformity
         return batch.terms(loss, alignment=alignment, uniformity=uniformity)
@@ -164,8 +165,8 @@ class SimCLR(Objective):
     def terms(self, views, anchors, regularised, given):
         batch = Batch(views, anchors, self.equal_rows, normalised=True)
         others = other_rows(batch.z, batch.counts)
-        nt_xent = sum(weight * self._nt_xent(batch, others, pair, weight) for pair, weight in batch.pairs.items())
-        nt_xent, alignment = batch.totals(nt_xent, batch.alignment(0.0))
+        parts = (weight * self._nt_xent(batch, others, pair, weight) for pair, weight in batch.pairs.items())
+        nt_xent, alignment = batch.totals(reduce(torch.add, parts), batch.alignment(0.0))
         return batch.terms(nt_xent, nt_xent=nt_xent, alignment=alignment)
 
     def _nt_xent(self, batch: Batch, others: list[list[Tensor]], pair: tuple[int, int], weight: float) -> Tensor:
@@ -204,7 +205,7 @@ class SimCLR(Objective):
             if columns is not None and columns != rows:
                 gradient[columns].addmm_(weights.T, own[rows], alpha=scale)
         for v, half in zip(pair, gradient.chunk(2), strict=True):
-            batch.gradient(v).add_(half)
+            batch.wanted_gradient(v).add_(half)
         return value
 
     def _logits(self, rows: Tensor, met: Tensor, on_diagonal: bool) -> Tensor:
@@ -246,7 +247,8 @@ class VICReg(Objective):
         means = [total / n for total in totals]
         for z, rest, mean, gradient in zip(views, everywhere, means, gradients, strict=True):
             own, others = z - mean, [part.sub_(mean) for part in rest]
-            variances = sum(torch.linalg.vector_norm(part, dim=0).square() for part in (own, *others)) / (n - 1)
+            squared = (torch.linalg.vector_norm(part, dim=0).square() for part in (own, *others))
+            variances = reduce(torch.add, squared) / (n - 1)
             scale = 4 * self._cov_weight(views) / (n - 1) ** 2
             squares = pair_sum(own, others, lambda t: (t.square(), t), gradient, scale) / (n - 1) ** 2
             std, factor = self._hinge(variances, n, views)

@@ -27,7 +27,7 @@ class SGD(_Eager, torch.optim.SGD):
     """PyTorch's."""
 
     @torch.no_grad()
-    def step(self):
+    def step(self):  # pyrefly: ignore[bad-override] no closure is needed
         inspect.unwrap(torch.optim.SGD.step)(self)
 
 
@@ -60,7 +60,7 @@ class LARS(_Eager):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure=None):  # pyrefly: ignore[bad-override] PyTorch's is overloaded
         loss = None
         if closure is not None:
             with torch.enable_grad():

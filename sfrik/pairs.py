@@ -93,7 +93,7 @@ def pair_sum(
         _add_product(gradient[rows], slopes, met, scale)
         if twice:
             _add_product(gradient[columns], slopes.T, own[rows], scale)
-    if all_slopes is not None:
+    if all_slopes is not None and gradient is not None:
         _add_product(gradient, all_slopes, own, scale)
     return total
 

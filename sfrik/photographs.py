@@ -214,7 +214,7 @@ def _cut(law: Crop | Whole) -> Callable[[Tensor], Tensor]:
             resized = functional.resize(_pixels_first(image), [law.side], interpolation, antialias=True)
             view = functional.center_crop(resized, [law.size, law.size])
         else:
-            top, left, height, width = RandomResizedCrop.get_params(image, law.scale, RATIO)
+            top, left, height, width = RandomResizedCrop.get_params(image, list(law.scale), list(RATIO))
             box = _pixels_first(image[:, top : top + height, left : left + width])
             view = functional.resize(box, [law.side, law.side], interpolation, antialias=True)
         return view.flip(-1) if torch.rand(1) < 0.5 else view

@@ -39,13 +39,13 @@ def plain_loss(objective: Objective, views: Sequence[Tensor], anchors: Sequence[
     if isinstance(objective, SimCLR):
         values = [_mean(_nt_xent(z[a], z[v], objective.temperature) for v in range(len(z)) if v != a) for a in anchors]
         return _mean(values)
+    if not isinstance(objective, AUH | SFRIK):
+        raise TypeError(f"there is no plain formula for {type(objective).__name__}")
     loss = objective.sim_coeff * _alignment(z, anchors)
     regularised = [F.normalize(view, dim=1) for view in regularised] if len(regularised) < len(z) else z
     if isinstance(objective, AUH):
         return loss + objective.unif_coeff * _mean(_uniformity(view, objective.scale) for view in regularised)
-    if isinstance(objective, SFRIK):
-        return loss + objective.mmd_coeff * _mean(plain_mmd(view, objective.kernel) for view in regularised)
-    raise TypeError(f"there is no plain formula for {type(objective).__name__}")
+    return loss + objective.mmd_coeff * _mean(plain_mmd(view, objective.kernel) for view in regularised)
 
 
 def plain_mmd(z: Tensor, kernel: RotationInvariantKernel, unbiased: bool = False) -> Tensor:

@@ -18,17 +18,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sfrik import diagnostics
 from sfrik.accumulate import backward, micro_batches
 from sfrik.build import Encoder, build_encoder, build_objective, compile_failure_told, distribute, training_precision
 from sfrik.checkpoints import random_state, restore_random_state
-from sfrik.collectives import all_objects, all_rows, largest_over_processes, rank, rank_zero_says, world_size
+from sfrik.collectives import all_objects, largest_over_processes, rank, rank_zero_says, world_size
 from sfrik.datasets import Images, batches, deaths_told, derived_seed, load_images
-from sfrik.devices import autocast, pick_device
+from sfrik.devices import autocast, channels_last, pick_device
+from sfrik.epoch_line import describe_epoch, epoch_in_words, epoch_lines
 from sfrik.errors import Preempted, SfrikError
-from sfrik.evaluate.features import extract
-from sfrik.evaluate.knn import knn_accuracy
 from sfrik.faults import not_finite
+from sfrik.loggers import Loggers, check_loggers
 from sfrik.loss_terms import LossTerms, NotFinite
 from sfrik.networks import save_weights
 from sfrik.optim import LARS, learning_rate
@@ -37,11 +36,10 @@ from sfrik.progress import Progress
 from sfrik.provenance import now, provenance
 from sfrik.runs import Run
 from sfrik.settings import PretrainSettings
-from sfrik.views import Views, build_views, resize_for_test
+from sfrik.views import Views, build_views
 
 __all__ = ["pretrain"]
 
-MONITOR_IMAGES = 2000  # training images behind the kNN score that is shown during training
 AGREE_EVERY = 10  # steps on several GPUs between two looks for requests to stop: at each the processes wait for the GPUs
 
 
@@ -58,6 +56,7 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any
         SfrikError: wrong settings or data; the loss is not finite. Preempted, KeyboardInterrupt: asked to stop, and saved.
     """
     run = Run(settings.exp_dir)
+    check_loggers(settings.loggers)
     device = pick_device(settings.device)
     precision = training_precision(settings, device)
     # Everything that can be wrong with the input is found before the folder is made.
@@ -65,7 +64,7 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any
     steps_per_epoch = _check_sizes(settings, images)
     views = build_views(settings.augmentations, settings.size, settings.dataset, settings.input_pipeline, **settings.crops)
     torch.manual_seed(derived_seed(settings.seed))
-    encoder = build_encoder(settings, images.channels).to(device, memory_format=torch.channels_last)
+    encoder = channels_last(build_encoder(settings, images.channels), device)
     with run.lock() if rank() == 0 else nullcontext():
         if rank() == 0:
             run.start(settings)
@@ -73,7 +72,7 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any
             _say(progress, f"{run.folder}: pretrained already")
             if rank() == 0:
                 run.checkpoints.drop()  # of a process that was killed when it had just written the weights
-            return (_epoch_lines(run) or [{}])[-1]
+            return (epoch_lines(run) or [{}])[-1]
         if settings.ssl_method == "none":
             if rank() == 0:
                 run.record(**provenance(device.type, precision, world_size()), finished=now())
@@ -133,7 +132,8 @@ class _Training:
                 self.run.record_resumption(step=self._global_step(), **origin)
             self.run.truncate_log(self.at.epoch, self._global_step())
             self._say_running(step=self._global_step())
-        line = (_epoch_lines(self.run) or [{}])[-1]  # the last one's already, where the stop came after its checkpoint
+            self.loggers = Loggers(self.settings.loggers, self.run.folder, self.settings.what(), self._global_step())
+        line = (epoch_lines(self.run) or [{}])[-1]  # the last one's already, where the stop came after its checkpoint
         try:
             with stop_requests() as requests:
                 while self.at.epoch < self.settings.epochs:
@@ -144,6 +144,8 @@ class _Training:
             raise
         finally:
             self.progress.close()
+            if rank() == 0:
+                self.loggers.close()
         if rank() == 0:
             self.run.record(finished=now())
             _finish(self.run, self.encoder, self.settings)
@@ -170,6 +172,7 @@ class _Training:
             skip_broken=settings.skip_broken,
         )
         skipped: list[str] = []
+        embeddings = terms = None
         # its processes end here, and not when a traceback that holds it is let go of
         with deaths_told(settings.workers, share), compile_failure_told(), closing(loader):
             for step, (batch, _, where) in enumerate(loader, at.step):
@@ -181,12 +184,25 @@ class _Training:
                 if at.step < self.steps_per_epoch:  # after the last one the epoch's own checkpoint follows
                     self._save_and_stop_if_asked(requests, started, skipped)
         self._gather_broken(skipped)
-        line = self._epoch_line(embeddings, terms, time.perf_counter() - started)
+        assert embeddings is not None  # an epoch has a step to do
+        assert terms is not None
+        line = describe_epoch(
+            settings,
+            at.epoch,
+            embeddings,
+            terms.loss.item(),
+            time.perf_counter() - started,
+            at.broken,
+            self.encoder.backbone,
+            self.images,
+            self.device,
+            self.precision,
+        )
         self.at = _Place(at.epoch + 1, broken=at.broken)
         if rank() == 0:
-            self.run.log(line)
+            self._log("epoch", line, self._global_step() - 1)
         self._save()
-        self.progress.write(_in_words(line, settings.epochs))  # after it: nobody may be there to read, and printing fail
+        self.progress.write(epoch_in_words(line, settings.epochs))  # after it: nobody may be there to read, and printing fail
         if self.at.epoch < settings.epochs:
             number = largest_over_processes([requests.number], self.device)[0]
             self._stop_if(number)
@@ -210,10 +226,14 @@ class _Training:
             if done % settings.log_every == 0:
                 values = torch.stack([terms.loss.detach(), *terms.parts.values()]).tolist()  # a GPU is waited for once
                 losses = dict(zip(["loss", *terms.parts], values, strict=True))
-                self.run.log({"epoch": at.epoch, "step": done, "lr": lr, **losses})
+                self._log("step", {"epoch": at.epoch, "step": done, "lr": lr, **losses}, done)
             facts = {"epoch": at.epoch, "epochs": settings.epochs}
             self.progress.step(done + 1, lambda: {**facts, "loss": terms.loss.item()})
         return embeddings, terms
+
+    def _log(self, kind: str, line: dict[str, Any], step: int) -> None:
+        self.run.log(line)
+        self.loggers.log(kind, line, step)
 
     def _loss(self, where: np.ndarray, embeddings: list[Tensor]) -> LossTerms:
         """Of the whole batch; `where` are the images whose embeddings these are."""
@@ -269,6 +289,7 @@ class _Training:
             return _Place()
         if checkpoint is None:
             checkpoint = self.run.checkpoints.load()
+        assert checkpoint is not None  # rank 0 found it
         for name, part in (("model", self.encoder), ("optimizer", self.optimizer), ("scaler", self.scaler)):
             part.load_state_dict(checkpoint[name])
         place = _Place(**checkpoint["place"])
@@ -295,17 +316,6 @@ class _Training:
             if (self.run.state() or {}).get("state") != "failed":
                 self._say_running("failed", error=str(error))
 
-    def _epoch_line(self, embeddings: list[Tensor], terms: Any, seconds: float) -> dict[str, Any]:
-        """What is said of an epoch: loss, collapse diagnostics of its last batch, now and then a kNN score."""
-        settings, epoch = self.settings, self.at.epoch
-        gathered = all_rows([view.detach().float() for view in embeddings[:2]])
-        line = {"epoch": epoch, "loss": terms.loss.item(), **diagnostics.summary(gathered), "seconds": round(seconds, 3)}
-        if self.at.broken:
-            line["broken_images"] = self.at.broken
-        if settings.knn_every and (epoch + 1) % settings.knn_every == 0 and (self.images.targets >= 0).all():
-            line["knn"] = _monitor(settings, self.images, self.encoder, self.device, self.precision)
-        return line
-
 
 def _check_sizes(settings: PretrainSettings, images: Images) -> int:
     """Steps an epoch; the last images that do not fill a batch wait for another epoch's order."""
@@ -326,40 +336,12 @@ def _order(n: int, settings: PretrainSettings, epoch: int, steps_per_epoch: int)
     return shares[:, rank()].reshape(-1)
 
 
-def _monitor(settings, images: Images, encoder: Encoder, device: torch.device, precision: str) -> float:
-    """Accuracy in % of 20-NN on training images alone: one half of a fixed sample votes on the other."""
-    chosen = np.random.default_rng(settings.seed).permutation(len(images))[:MONITOR_IMAGES]
-    features, labels = extract(
-        encoder.backbone,
-        images.select(chosen),
-        resize_for_test(settings.size, settings.dataset),
-        device=device,
-        precision=precision,
-        workers=settings.workers,
-    )
-    half = len(chosen) // 2
-    return knn_accuracy(features[:half], labels[:half], features[half:], labels[half:], 20, images.num_classes)
-
-
 def _finish(run: Run, encoder: Encoder, settings: PretrainSettings) -> None:
     about = {"arch": settings.arch, "stem": settings.stem, "settings": settings.hash()}
     if list(encoder.projector.parameters()):
         save_weights(encoder.projector, run.projector, mlp=settings.mlp, **about)
     save_weights(encoder.backbone, run.backbone, **about)  # last: being there means that the run is done
     run.forget_other_scores()
-
-
-def _epoch_lines(run: Run) -> list[dict[str, Any]]:
-    return [line for line in run.metrics() if "effective_rank" in line]
-
-
-def _in_words(line: dict[str, Any], epochs: int) -> str:
-    knn = f"  knn {line['knn']:.1f} %" if "knn" in line else ""
-    broken = f"  broken images skipped: {len(line['broken_images'])}" if "broken_images" in line else ""
-    return (
-        f"epoch {line['epoch'] + 1}/{epochs}  loss {line['loss']:.4f}  alignment {line['alignment']:.4f}  "
-        f"uniformity {line['uniformity']:.3f}  effective rank {line['effective_rank']:.1f}{knn}  {line['seconds']:.1f} s{broken}"
-    )
 
 
 def _say(progress: bool, text: str) -> None:

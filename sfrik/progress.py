@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
-__all__ = ["Bar", "Progress", "duration", "wants_bar"]
+__all__ = ["Bar", "Progress", "duration", "told", "wants_bar"]
+
+Part = TypeVar("Part")
 
 BAR_SECONDS, STATE_SECONDS, LINE_SECONDS = 0.5, 5.0, 60.0  # least time between two of a kind
 
@@ -52,33 +54,33 @@ class Bar:
 
 
 class Progress:
-    """The progress of one training, told by the process of rank 0.
+    """The progress of one piece of work, told by the process of rank 0.
 
     Args:
         total: steps in all. done: steps that were there at the start, which the estimate of the time left leaves out.
         save: called with the facts now and then, to write them down. show: whether to print and draw.
     """
 
-    def __init__(self, total: int, done: int, save: Callable[..., None], show: bool) -> None:
+    def __init__(self, total: int, done: int = 0, save: Callable[..., None] | None = None, show: bool = True) -> None:
         self.total, self.save, self.show = total, save, show
         self._begun, self._first = time.monotonic(), done
         self._bar = Bar() if show and wants_bar() and hand_over is None else None
         self._last = {BAR_SECONDS: 0.0, STATE_SECONDS: 0.0, LINE_SECONDS: self._begun}
 
     def step(self, done: int, describe: Callable[[], dict[str, Any]]) -> None:
-        """After a step. `describe` gives epoch, epochs and loss; it is called only when something is told."""
-        told = [every for every in self._last if self._due(every)]
-        if not told:
+        """After a step. `describe` gives epoch, epochs and loss, or what is done; it is called only when something is told."""
+        due = [every for every in self._last if self._due(every)] if self.show or self.save is not None else []
+        if not due:
             return
         facts = {**describe(), "step": done, "steps": self.total, "seconds_left": self._left(done)}
-        text = f"epoch {facts['epoch'] + 1}/{facts['epochs']}, loss {facts['loss']:.4f}"
-        if STATE_SECONDS in told:
+        text = str(facts.get("what") or f"epoch {facts['epoch'] + 1}/{facts['epochs']}, loss {facts['loss']:.4f}")
+        if STATE_SECONDS in due and self.save is not None:
             self.save(**facts)
         if self.show and self._bar is not None:
             self._bar.show(done, self.total, text)
         elif self.show and hand_over is not None:
             hand_over({"done": done, "total": self.total, "text": text})
-        if self.show and LINE_SECONDS in told and not wants_bar():
+        if self.show and LINE_SECONDS in due and not wants_bar():
             print(f"{text}, step {done} of {self.total}, {duration(facts['seconds_left'])} left", flush=True)
 
     def write(self, text: str) -> None:
@@ -102,6 +104,17 @@ class Progress:
     def _left(self, done: int) -> float:
         made = max(1, done - self._first)
         return round((time.monotonic() - self._begun) / made * (self.total - done), 1)
+
+
+def told(parts: Iterable[Part], total: int, what: str, show: bool = True) -> Iterator[Part]:
+    """The parts of a work, one after the other, `total` in all, while a bar or lines say how many are done and the time left."""
+    progress = Progress(total, show=show)
+    try:
+        for done, part in enumerate(parts, 1):
+            yield part
+            progress.step(done, lambda: {"what": what})
+    finally:
+        progress.close()
 
 
 def duration(seconds: float) -> str:

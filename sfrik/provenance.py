@@ -14,7 +14,7 @@ from typing import Any
 
 import sfrik
 
-__all__ = ["commit", "now", "processor", "provenance"]
+__all__ = ["commit", "now", "processor", "provenance", "version"]
 
 
 def provenance(device: str, precision: str, processes: int) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def provenance(device: str, precision: str, processes: int) -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             "sfrik": sfrik.__version__,
-            **{package: _version(package) for package in ("torch", "torchvision", "numpy", "scikit-learn")},
+            **{package: version(package) for package in ("torch", "torchvision", "numpy", "scikit-learn")},
         },
         "hardware": {
             "device": torch.cuda.get_device_name() if device == "cuda" else f"{device}: {processor()}",
@@ -48,7 +48,7 @@ def _command() -> str:
     return " ".join([Path(sys.argv[0]).name, *arguments])
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

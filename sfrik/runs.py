@@ -234,6 +234,7 @@ if hasattr(os, "register_at_fork"):  # a forked child, as one that decodes image
 
 def _take(file) -> bool:
     """Lock an open file unless another process holds it; the system frees it when the file is closed or its owner dies."""
+    assert fcntl is not None  # asked before
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -55,7 +55,7 @@ RECIPES = Path(__file__).parent / "recipes"
 
 # Settings that say where and on what a run happens, not what it computes: they stay out of its hash.
 PLACE = {"exp_dir", "data_dir", "extraction_dir", "workers", "device", "pretrained", "ckp_path", "label_list", "target_dir"}
-PLACE |= {"checkpoint_minutes"}
+PLACE |= {"checkpoint_minutes", "loggers"}
 
 # The settings that belong to the views of one name.
 CROPS = {
@@ -221,6 +221,9 @@ class PretrainSettings(Settings):
     sigreg_slices: PositiveInt = Field(1024, description="SIGReg: random directions a step")
     checkpoint_minutes: PositiveFloat = Field(10.0, description="most minutes between checkpoints; each epoch ends with one")
     skip_broken: bool = Field(False, description="put the next image in the place of one that cannot be read, and count it")
+    loggers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+        (), description="curves beside metrics.jsonl: tensorboard, wandb (Weights & Biases), or both"
+    )
     log_every: PositiveInt = Field(10, description="steps between lines of metrics.jsonl")
     knn_every: Annotated[int, Field(ge=0)] = Field(5, description="epochs between kNN scores on training images; 0: never")
 

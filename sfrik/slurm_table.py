@@ -135,9 +135,13 @@ class _Submission:
         ids: list[str] = []
         pretrained_by: tuple[str, ...] = ()
         for group in filter(None, groups):
-            claimed = {stage: job for job in ours for stage in job.run[2] if stage in group}
+            claimed = {stage: job for job in ours if job.run for stage in job.run[2] if stage in group}
             for job in dict.fromkeys(claimed.values()):
-                _say(job.id, f"{recipe} seed {seed}: {', '.join(job.run[2])}, {'queued' if job.waits else 'running'} already")
+                assert job.run is not None  # as those that are claimed
+                _say(
+                    job.id,
+                    f"{recipe} seed {seed}: {', '.join(job.run[2])}, {'queued' if job.waits else 'running'} already",
+                )
             new = tuple(stage for stage in group if stage not in claimed)
             group_ids = [job.id for job in dict.fromkeys(claimed.values())]
             if new:

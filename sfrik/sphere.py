@@ -25,7 +25,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from PIL import Image
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -237,7 +237,7 @@ def _in_few_colours(pictures: Sequence[Image.Image]) -> list[Image.Image]:
         there[code] = True
     present = np.flatnonzero(there)
     index = np.zeros(2**24, dtype=np.uint8)
-    index[present] = cKDTree(_levels(palette)).query(_levels(present))[1]
+    index[present] = KDTree(_levels(palette)).query(_levels(present))[1]
     few = [Image.fromarray(index[code]) for code in coded]
     for picture in few:
         picture.putpalette(_levels(palette).astype(np.uint8).tobytes())

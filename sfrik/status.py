@@ -5,12 +5,11 @@ It reads the runs' folders and, where there is SLURM, the queue; it changes noth
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,15 @@ from sfrik.progress import duration
 from sfrik.runs import Run
 from sfrik.settings import results_root, run_folder
 from sfrik.slurm import QueuedJob, queued_jobs
+from sfrik.terminal import paint
 
-__all__ = ["STATES", "RunStatus", "needed_runs", "run_status", "show_status"]
+__all__ = ["STATES", "RunStatus", "needed_runs", "run_status", "state_counts", "status_in_words", "tables_status"]
 
-STATES = ("done", "running", "queued", "preempted", "stopped", "failed", "missing")
+COLOURS = {
+    **{"done": "green", "running": "blue", "queued": "yellow", "preempted": "yellow"},
+    **{"stopped": "red", "failed": "red", "missing": "dim"},
+}
+STATES = tuple(COLOURS)
 ENDED = re.compile(r"sfrik job \d+ ended with status \d+")  # the batch script's last line
 TOLD = re.compile(r"(sfrik: |slurmstepd|srun: |.*\bKilled\b|\w*Error\b)")  # lines of a log that say why
 
@@ -98,7 +102,8 @@ def run_status(recipe: str, seed: int, stages: Sequence[str], root: str | Path, 
         waits = f"job {first.id} waits ({first.reason})"
         if said in ("running", "preempted") and facts.get("slurm_job") == first.id:
             return status("preempted", f"{_reached(facts)}; requeued, {waits}")
-        return status("queued", f"{', '.join(first.run[2])}: {waits}")
+        stages = first.run[2] if first.run else ()
+        return status("queued", f"{', '.join(stages)}: {waits}")
     reason = _reason(run.folder)
     if said == "failed":
         return status("failed", _one_line(f"{facts.get('stage', '')}: {facts.get('error') or reason}"))
@@ -111,10 +116,10 @@ def run_status(recipe: str, seed: int, stages: Sequence[str], root: str | Path, 
     return status("missing", ", ".join(missing))
 
 
-def show_status(
-    tables: Sequence[str], profile: str, seeds: int = 1, root: str | Path | None = None, as_json: bool = False
-) -> list[RunStatus]:
-    """Print every run of the tables, then how many there are of each state."""
+def tables_status(
+    tables: Sequence[str], profile: str, seeds: int = 1, root: str | Path | None = None
+) -> tuple[list[RunStatus], list[QueuedJob]]:
+    """Every run of the tables, and the queue."""
     root = root or results_root()
     needed = needed_runs(tables, profile, seeds, root)
     try:
@@ -122,20 +127,27 @@ def show_status(
     except SfrikError as error:  # the cluster does not answer; the folders do
         print(f"sfrik: the queue is left out: {error}", file=sys.stderr)
         jobs = []
-    found = [run_status(recipe, seed, stages, root, jobs) for (recipe, seed), stages in needed.items()]
-    counts = Counter(status.state for status in found)
-    if as_json:
-        content = {"runs": [asdict(status) for status in found], "counts": {state: counts[state] for state in STATES}}
-        print(json.dumps(content, indent=2))
-        return found
+    return [run_status(recipe, seed, stages, root, jobs) for (recipe, seed), stages in needed.items()], jobs
+
+
+def status_in_words(found: Sequence[RunStatus], jobs: Iterable[QueuedJob] = ()) -> list[str]:
+    """A line for every run, then for the other jobs in the queue, then how many runs there are of each state."""
     width = max((len(status.recipe) for status in found), default=0)
+    lines = []
     for status in found:
-        print(f"{status.recipe:<{width}}  seed {status.seed}  {status.state:<9}  {status.detail}".rstrip())
+        state = paint(status.state, COLOURS[status.state]) + " " * (9 - len(status.state))
+        lines.append(f"{status.recipe:<{width}}  seed {status.seed}  {state}  {status.detail}".rstrip())
     for job in jobs:
         if job.run is None:
-            print(f"{job.what}: job {job.id} {f'waits ({job.reason})' if job.waits else f'on {job.nodes}'}")
-    print(", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]) or "no runs")
-    return found
+            lines.append(f"{job.what}: job {job.id} {f'waits ({job.reason})' if job.waits else f'on {job.nodes}'}")
+    counts = state_counts(found)
+    return [*lines, ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "no runs"]
+
+
+def state_counts(found: Iterable[RunStatus]) -> dict[str, int]:
+    """How many runs there are of each of `STATES`."""
+    counts = Counter(status.state for status in found)
+    return {state: counts[state] for state in STATES}
 
 
 def _cost_status(recipe: str, seed: int, root: str | Path, jobs: Iterable[QueuedJob]) -> RunStatus:

@@ -1,26 +1,36 @@
-"""The commands about whole tables: `sfrik table`, here or on a SLURM cluster, and `sfrik status`."""
+"""The commands about whole tables and whole runs: `sfrik table`, here or on a SLURM cluster, `sfrik status`, `sfrik run`."""
 
 from __future__ import annotations
 
 import argparse
+import csv
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
+from sfrik.answers import Answer, add_json
 from sfrik.errors import SfrikError, nearest
+from sfrik.flags import PROFILES, add_processes, add_recipe, processes, whole
+from sfrik.summaries import run_summary, table_summary
 
-__all__ = ["add_status", "add_table", "whole"]
+__all__ = ["add_run", "add_status", "add_table"]
 
 LAUNCHES = ("local", "slurm")
 PLACES = ("partition", "nodes", "gpus", "procs", "time")  # flags that only a cluster has a use for
 TABLE = "Compute what a table misses, and render it."
 STATUS = "Every run of the tables: done, running, queued, preempted, stopped, failed or missing."
+RUN = "Run the notebooks of one recipe and seed by papermill; what is finished is skipped."
 
 
-def add_table(commands, profiles: tuple[str, ...]) -> None:
+def add_table(commands) -> None:
     table = commands.add_parser("table", help=f"{TABLE[0].lower()}{TABLE[1:-1]}", description=TABLE)
     table.add_argument("name", help="table1 to table9, or all: render what is there, train nothing")
-    table.add_argument("--profile", default="desk", help=f"one of {', '.join(profiles)}")
+    table.add_argument("--profile", default="desk", help=f"one of {', '.join(PROFILES)}")
     table.add_argument("--seeds", default="1", help="number of seeds, from 0")
     table.add_argument("--jobs", default="0", help="runs side by side; 0: as many as there are cores (on CPU)")
     table.add_argument("--render-only", "--render_only", action="store_true", help="train nothing: render all that is there")
+    table.add_argument("--dry-run", "--dry_run", action="store_true", help="say what would run and what is finished; no more")
+    add_json(table)
     table.add_argument("--exp-dir", "--exp_dir", default=None, help="root of the results folder")
     table.add_argument("--data-dir", "--data_dir", default="", help="folder of the images; the recipe's when unset")
     table.add_argument("--launch", default="local", help="local, or slurm: submit jobs and return; see slurm.toml")
@@ -33,48 +43,57 @@ def add_table(commands, profiles: tuple[str, ...]) -> None:
     table.set_defaults(run=_table)
 
 
-def add_status(commands, profiles: tuple[str, ...]) -> None:
+def add_status(commands) -> None:
     status = commands.add_parser("status", help=f"{STATUS[0].lower()}{STATUS[1:-1]}", description=STATUS)
     status.add_argument("names", nargs="*", metavar="TABLE", help="table1 to table9; all of the profile when none is named")
-    status.add_argument("--profile", default="desk", help=f"one of {', '.join(profiles)}")
+    status.add_argument("--profile", default="desk", help=f"one of {', '.join(PROFILES)}")
     status.add_argument("--seeds", default="1", help="number of seeds, from 0")
     status.add_argument("--exp-dir", "--exp_dir", default=None, help="root of the results folder")
-    status.add_argument("--json", action="store_true", help="print JSON: each run with its stages, jobs and last words")
+    add_json(status)
     status.set_defaults(run=_status)
 
 
-def whole(text: str, flag: str, least: int) -> int:
-    """The whole number that a flag was given.
+def add_run(commands) -> None:
+    run = commands.add_parser("run", help="run the notebooks of one recipe and seed", description=RUN)
+    add_recipe(run, required=True)
+    run.add_argument("--seed", default="0")
+    run.add_argument(
+        "--stages", nargs="+", metavar="STAGE", help="pretrain, linear, semi, knn, tune, inference (default: pretrain linear knn)"
+    )
+    run.add_argument("--dry-run", "--dry_run", action="store_true", help="say what would run and what is finished; no more")
+    add_json(run)
+    add_processes(run, "processes that pretrain, on every node of a SLURM allocation")
+    run.add_argument("--exp-dir", "--exp_dir", default=None, help="root of the results folder")
+    run.add_argument("--data-dir", "--data_dir", default="", help="folder of the images; the recipe's when unset")
+    run.set_defaults(run=_run)
 
-    Raises:
-        SfrikError: it is none, or under `least`.
-    """
-    if not text.isdigit() or int(text) < least:
-        raise SfrikError(f"{flag} must be a whole number >= {least}, got {text!r}")
-    return int(text)
 
-
-def _table(options: argparse.Namespace) -> int:
+def _table(options: argparse.Namespace) -> Answer:
     from sfrik.campaign import make_table, render_all
+    from sfrik.settings import results_root
 
+    root = options.exp_dir or results_root()
     if options.launch not in LAUNCHES:
         raise SfrikError(f"--launch must be local or slurm, got {options.launch!r}{nearest(options.launch, LAUNCHES)}")
+    seeds, jobs = whole(options.seeds, "--seeds", 1), whole(options.jobs, "--jobs", 0)
+    if options.dry_run:
+        return _plan(options.name, options.profile, seeds, root)
     if options.name == "all":
-        return render_all(options.profile, options.exp_dir)
+        status = render_all(options.profile, root)
+        return Answer({"profile": options.profile, "folder": str(Path(root) / options.profile / "tables")}, status=status)
     if options.launch == "slurm" and not options.render_only:
-        return _submit(options)
+        status = _submit(options)
+        following = f"next: python -m sfrik status {options.name} --profile {options.profile} --seeds {seeds}"
+        return Answer({"table": options.name, "profile": options.profile}, [] if status else [following], status)
     for flag in PLACES:
         if getattr(options, flag) is not None and options.launch == "local":
             raise SfrikError(f"--{flag} says where on a cluster a table is computed: it goes with --launch slurm (LAUNCH=slurm)")
-    return make_table(
-        options.name,
-        options.profile,
-        whole(options.seeds, "--seeds", 1),
-        whole(options.jobs, "--jobs", 0),
-        options.render_only,
-        options.exp_dir,
-        options.data_dir,
-    )
+    status = make_table(options.name, options.profile, seeds, jobs, options.render_only, root, options.data_dir)
+    if status:
+        return Answer({"table": options.name, "profile": options.profile, "complete": False}, status=status)
+    with (Path(root) / options.profile / "tables" / f"{options.name}.csv").open(newline="") as file:
+        content = {"table": options.name, "profile": options.profile, "complete": True, "rows": list(csv.DictReader(file))}
+    return Answer(content, table_summary(options.name, options.profile, seeds, root))
 
 
 def _submit(options: argparse.Namespace) -> int:
@@ -84,12 +103,11 @@ def _submit(options: argparse.Namespace) -> int:
     if whole(options.jobs, "--jobs", 0):
         raise SfrikError("--jobs (JOBS) is of runs side by side on one machine: leave it out with --launch slurm")
     nodes, gpus = whole(options.nodes or "1", "--nodes", 1), whole(options.gpus or "0", "--gpus", 0)
-    procs = None if options.procs is None else whole(options.procs, "--procs", 1)
     return submit_table(
         options.name,
         options.profile,
         whole(options.seeds, "--seeds", 1),
-        Layout.of(nodes, gpus, procs),
+        Layout.of(nodes, gpus, None if options.procs is None else whole(options.procs, "--procs", 1)),
         read_site(partition=options.partition or "", time=options.time or ""),
         options.exp_dir,
         options.data_dir,
@@ -97,8 +115,58 @@ def _submit(options: argparse.Namespace) -> int:
     )
 
 
-def _status(options: argparse.Namespace) -> int:
-    from sfrik.status import show_status
+def _status(options: argparse.Namespace) -> Answer:
+    from sfrik.status import state_counts, status_in_words, tables_status
 
-    show_status(options.names, options.profile, whole(options.seeds, "--seeds", 1), options.exp_dir, options.json)
-    return 0
+    found, jobs = tables_status(options.names, options.profile, whole(options.seeds, "--seeds", 1), options.exp_dir)
+    content = {"runs": [asdict(status) for status in found], "counts": state_counts(found)}
+    return Answer(content, status_in_words(found, jobs))
+
+
+def _run(options: argparse.Namespace) -> Answer:
+    from sfrik.campaign import DEFAULT_STAGES, STAGES, missing_stages, run_recipe
+    from sfrik.files import read_json
+    from sfrik.settings import load_recipe, results_root, run_folder
+
+    root, seed = options.exp_dir or results_root(), whole(options.seed, "--seed", 0)
+    stages = options.stages or DEFAULT_STAGES
+    for stage in stages:
+        if stage not in STAGES:
+            raise SfrikError(f"unknown stage {stage!r}{nearest(stage, STAGES)}: there is {', '.join(STAGES)}")
+    load_recipe(options.recipe)  # an unknown one is an error before any folder is made
+    if options.dry_run:
+        missing = missing_stages(options.recipe, seed, root, stages)
+        return _planned([(options.recipe, seed, tuple(stages), tuple(missing))], root)
+    run_recipe(options.recipe, seed, root, stages, options.data_dir, processes(options))
+    folder = run_folder(options.recipe, seed, root)
+    names = [name for stage in stages for name in STAGES[stage].scores if (folder / f"{name}.json").is_file()]
+    content = {"recipe": options.recipe, "seed": seed, "folder": str(folder)}
+    scores = {name: read_json(folder / f"{name}.json") for name in names}
+    return Answer({**content, "scores": scores}, run_summary(options.recipe, folder, scores, root))
+
+
+def _plan(name: str, profile: str, seeds: int, root: str | Path) -> Answer:
+    """What the runs of a table still lack. Of table 9, the runs of the choices are known once these are written down."""
+    from sfrik.status import needed_runs, run_status
+    from sfrik.tables import tables_with_scores
+
+    if name == "all":
+        names = tables_with_scores(profile, root)
+        return Answer({"would_render": names}, [f"would render {', '.join(names) or 'nothing'}; trains nothing"])
+    needed = needed_runs([name], profile, seeds, root)
+    return _planned([(*run, stages, run_status(*run, stages, root).missing) for run, stages in needed.items()], root)
+
+
+def _planned(runs: list[tuple[str, int, tuple[str, ...], tuple[str, ...]]], root: str | Path) -> Answer:
+    """Of each run (recipe, seed, its stages, those that are missing) what would be done; nothing is touched."""
+    lines, content = [], []
+    for recipe, seed, stages, missing in runs:
+        done = [stage for stage in stages if stage not in missing]
+        words = [f"would run {', '.join(missing)}"] if missing else []
+        words += [f"finished {', '.join(done)}" if done else "finished"] if done or not missing else []
+        lines.append(f"{recipe} seed {seed}: {'; '.join(words)}")
+        entry: dict[str, Any] = {"recipe": recipe, "seed": seed, "would_run": list(missing), "finished": done}
+        content.append(entry)
+    count = sum(1 for *_, missing in runs if missing)
+    summary = f"{'1 run' if len(runs) == 1 else f'{len(runs)} runs'} in {root}: {len(runs) - count} finished, {count} to run"
+    return Answer({"root": str(root), "runs": content}, [*lines, summary])

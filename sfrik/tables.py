@@ -20,7 +20,17 @@ from sfrik.runs import Run
 from sfrik.settings import results_root, run_folder
 from sfrik.table_rows import IMAGES, Column, Row, paper_figures
 
-__all__ = ["Measured", "Table", "as_csv", "as_latex", "as_markdown", "build_table", "seeds_there", "tables_with_scores", "write_table"]
+__all__ = [
+    "Measured",
+    "Table",
+    "as_csv",
+    "as_latex",
+    "as_markdown",
+    "build_table",
+    "seeds_there",
+    "tables_with_scores",
+    "write_table",
+]
 
 MISSING = "–"
 

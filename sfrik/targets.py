@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,7 +69,7 @@ def _digits8x8(split: str, data_dir: Path) -> Images:
         from sklearn.datasets import load_digits
     except ImportError:
         raise SfrikError("the data set digits8x8 comes with the package scikit-learn: pip install scikit-learn") from None
-    content = load_digits()
+    content: Any = load_digits()
     small = torch.from_numpy(content.images).float()[:, None] * (255 / 16)  # [n, 1, 8, 8]
     digits = F.interpolate(small, size=20, mode="bilinear", align_corners=False)
     digits = F.pad(digits.round().to(torch.uint8), (4, 4, 4, 4))
@@ -84,7 +85,8 @@ def _voc07(split: str, data_dir: Path) -> Images:
     root = data_dir / "VOCdevkit" / "VOC2007"
     part = "trainval" if split == "train" else "test"
     remedy = f"unpack VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar in {data_dir}, or check --target-dir"
-    ids, columns = None, []
+    ids: list[str] = []
+    columns: list[list[int]] = []
     for name in VOC_CLASSES:
         path = root / "ImageSets" / "Main" / f"{name}_{part}.txt"
         try:
@@ -94,7 +96,7 @@ def _voc07(split: str, data_dir: Path) -> Images:
         for row in rows:
             if len(row) != 2 or row[1] not in ("-1", "0", "1"):
                 raise SfrikError(f"voc07: {path}: a line must be an image and -1, 0 or 1, got {' '.join(row)!r}: {remedy}")
-        if ids is None:
+        if not columns:
             ids = [image for image, _ in rows]
         elif [image for image, _ in rows] != ids:
             raise SfrikError(f"voc07: {path} has other images than {VOC_CLASSES[0]}_{part}.txt: {remedy}")

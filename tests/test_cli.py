@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 
 from sfrik import launch as launching
-from sfrik.cli import COMMANDS as BY_SECTION
 from sfrik.cli import main
 from sfrik.memory import expected_images, expected_memory, expected_steps
 from sfrik.networks import build_backbone, save_weights
 from sfrik.settings import SECTIONS, EvaluateSettings, FeatureSettings, LogisticSettings, PretrainSettings, TransferSettings
+from sfrik.training_commands import COMMANDS as BY_SECTION
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = [section.replace("_", "-") for section in BY_SECTION]
@@ -354,7 +354,9 @@ def test_the_evaluations_refuse_several_processes_and_extraction_does_not(here, 
 def test_a_mistake_on_several_processes_ends_in_one_line_too(here, capsys, monkeypatch):
     def launch(function, settings, nproc_per_node):
         assert nproc_per_node == 2
-        assert launching.importable_name(function) == "sfrik.cli:_pretrain", "a worker imports the function by its name"
+        assert launching.importable_name(function) == "sfrik.training_commands:_pretrain", (
+            "a worker imports the function by its name"
+        )
         raise launching.WorkerError("rank 0 on host failed:\nTraceback\n  File\nsfrik.errors.SfrikError: no images: lower it\n")
 
     monkeypatch.setattr(launching, "launch", launch)

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from sfrik.diagnostics import alignment, effective_rank, energy_per_degree, summary, uniformity
+from sfrik.diagnostics import (
+    alignment,
+    covariance_spectrum,
+    effective_rank,
+    energy_per_degree,
+    measure,
+    rankme,
+    summary,
+    uniformity,
+)
 from sfrik.kernels import harmonics
 
 
@@ -115,3 +125,65 @@ def test_summary_holds_the_alignment_of_the_first_two_views_and_the_rest_of_the_
         "effective_rank": effective_rank(views[0]),
     }
     assert summary(views) == expected
+
+
+# --- RankMe, the covariance, and all of them at once
+
+
+def test_rankme_is_the_effective_rank_but_for_epsilon():
+    z = gaussian(40, 12)
+    s = np.linalg.svd(z.numpy(), compute_uv=False)
+    p = s / s.sum() + 1e-3
+    assert rankme(z, epsilon=1e-3) == pytest.approx(math.exp(-(p * np.log(p)).sum()), rel=1e-5)
+    assert rankme(z, epsilon=1e-3) > effective_rank(z) + 0.01
+    assert rankme(z) == pytest.approx(effective_rank(z), rel=1e-4)  # 12 terms of epsilon log epsilon are 2e-5
+
+
+def test_effective_rank_and_rankme_are_of_the_matrix_as_it_is_neither_centred_nor_normalised():
+    z = torch.diag(torch.tensor([3.0, 1.0]))
+    assert effective_rank(z) < 1.9, "normalised rows would give 2"
+    assert rankme(torch.ones(5, 4)) == pytest.approx(1.0, abs=1e-4), "centred it would be 0, with no rank"
+
+
+def test_the_covariance_of_two_opposite_points_has_one_eigenvalue_of_1():
+    z = torch.zeros(10, 4)
+    z[:5, 0], z[5:, 0] = 3, -0.5
+    torch.testing.assert_close(covariance_spectrum(z), torch.tensor([1.0, 0, 0, 0], dtype=torch.float64))
+
+
+def test_the_covariance_of_the_unit_vectors_and_their_opposites_is_that_of_the_uniform_law():
+    spectrum = covariance_spectrum(7 * torch.cat([torch.eye(5), -torch.eye(5)]))
+    torch.testing.assert_close(spectrum, torch.full((5,), 1 / 5, dtype=torch.float64))
+
+
+def test_the_eigenvalues_add_up_to_half_the_mean_squared_distance():
+    z = gaussian(30, 8)
+    z[:, 0] += 1
+    rows = torch.nn.functional.normalize(z, dim=1)
+    half = torch.cdist(rows, rows).square().mean().item() / 2
+    assert measure(z, z).spread == pytest.approx(half, rel=1e-9)
+    assert half == pytest.approx(1 - rows.mean(dim=0).square().sum().item(), rel=1e-9)
+
+
+def test_fewer_images_than_dimensions_have_as_many_eigenvalues_as_images():
+    assert len(covariance_spectrum(gaussian(6, 20))) == 6
+    assert measure(gaussian(6, 20), gaussian(6, 20)).largest_rank == 6
+
+
+def test_embeddings_that_are_all_0_are_one_point():
+    """VICReg without variance and covariance ends there: the inner products are 0, as of orthogonal embeddings."""
+    found = measure(torch.zeros(8, 4), torch.zeros(8, 4))
+    assert found.uniformity == 0
+    assert found.spread == 0
+    assert found.alignment == 0
+
+
+def test_measures_are_those_of_the_functions_with_energies_as_a_share_of_a_points():
+    first, second = gaussian(50, 6), gaussian(50, 6, seed=1)
+    found = measure(first, second)
+    assert (found.n, found.q, found.alignment) == (50, 6, alignment(first, second))
+    assert (found.uniformity, found.effective_rank, found.rankme) == (uniformity(first), effective_rank(first), rankme(first))
+    assert found.energy == tuple(energy_per_degree(first))
+    assert found.energy_share == pytest.approx([e / harmonics(l, 6) for l, e in enumerate(found.energy, start=1)])
+    point = torch.ones(9, 5)
+    assert measure(point, point).energy_share == pytest.approx((1, 1, 1, 1))

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sfrik.cli import _parser, main, resolve
+from sfrik.cli import build_parser, main
+from sfrik.flags import resolve
 from sfrik.settings import EvaluateSettings, FeatureSettings, PretrainSettings
 
 ROOT = Path(__file__).parents[1]
@@ -128,7 +129,7 @@ MEANING = {
 
 
 def settings_of(arguments):
-    return resolve(_parser().parse_args(arguments))
+    return resolve(build_parser().parse_args(arguments))
 
 
 @pytest.mark.parametrize("name", ORIGINALS)

@@ -33,7 +33,7 @@ else:
 
 ROOT = Path(__file__).parents[1]
 PLACES = {
-    "checkpoint_minutes",
+    *("checkpoint_minutes", "loggers"),
     *("exp_dir", "data_dir", "extraction_dir", "workers", "device", "pretrained", "ckp_path"),
     *("label_list", "target_dir"),
 }
@@ -219,6 +219,7 @@ def another_value(kind, name, choice):
     field, default = kind.model_fields[name], getattr(kind(), name)
     choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
     pool = [*choices, 3, 0.5, True, "64-32", "1.0-2.0", "resnet34", "elsewhere", (1, 2), (0.14, 0.14), (3,), (0.5,), "2", "swav"]
+    pool.append(("wandb",))
     for value in pool:
         try:
             settings = kind.parse({**choice, name: value})

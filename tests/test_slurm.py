@@ -20,7 +20,7 @@ from sfrik.runs import Run
 from sfrik.settings import run_folder
 from sfrik.slurm import Job, Layout, Site, job_name, queued_jobs, read_site, submit, submitting
 from sfrik.slurm_table import submit_runs, submit_table
-from sfrik.status import needed_runs, run_status, show_status
+from sfrik.status import needed_runs, run_status, tables_status
 
 CHECKOUT = Path(__file__).parents[1]
 SCRIPT = CHECKOUT / "sfrik" / "slurm_job.sh"
@@ -553,7 +553,7 @@ def test_status_without_slurm_works_from_the_folders_and_as_json(root, run, monk
 
 def test_a_queue_that_does_not_answer_is_said_and_the_folders_are_shown(cluster, root, capsys):
     (cluster.folder / "squeue").write_text("#!/bin/sh\necho 'squeue: error: Unable to contact slurm controller' >&2; exit 1\n")
-    found = show_status(["table1"], "smoke", root=root)
+    found, _ = tables_status(["table1"], "smoke", root=root)
     assert {entry.state for entry in found} == {"missing"}
     assert "Unable to contact slurm controller" in capsys.readouterr().err
 

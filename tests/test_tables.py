@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from sfrik import table_rows
-from sfrik.claims import claims_as_markdown
 from sfrik.cards import write_cards
+from sfrik.claims import claims_as_markdown
 from sfrik.errors import SfrikError
 from sfrik.experiments import EXPERIMENTS, grids, rows_of
 from sfrik.files import write_json

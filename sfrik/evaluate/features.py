@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from sfrik.collectives import rank, rank_zero_says, world_size
 from sfrik.datasets import Images, batches, load_images
-from sfrik.devices import autocast, pick_device, pick_precision
+from sfrik.devices import autocast, channels_last, pick_device, pick_precision
 from sfrik.errors import SfrikError
 from sfrik.evaluate.frozen import evaluation_split, frozen_backbone, scored_images, weights_path
 from sfrik.files import file_hash, read_json, write_json
+from sfrik.progress import told
 from sfrik.settings import FeatureSettings
 from sfrik.views import Views, resize_for_test
 
@@ -93,7 +94,7 @@ def extract_features(settings: FeatureSettings) -> Path:
         "val": scored_images(settings),
         "train": load_images(settings.dataset, "train", settings.data_dir, settings.subset),
     }
-    backbone = frozen_backbone(settings, splits["train"].channels).to(device, memory_format=torch.channels_last)
+    backbone = channels_last(frozen_backbone(settings, splits["train"].channels), device)
     views = resize_for_test(settings.size, settings.dataset)
     names = [f"{split}_{part}" for split in splits for part in ("features", "labels")]
     if rank() == 0:
@@ -107,6 +108,7 @@ def extract_features(settings: FeatureSettings) -> Path:
     for split, images in splits.items():
         indices = _share(len(images), settings.batch_size)
         parts = _batches(backbone, images, indices, views, settings.batch_size, device, precision, settings.workers)
+        parts = told(parts, -(-len(indices) // settings.batch_size), f"features of {split}", show=rank() == 0)
         _write_rows(_aside(folder, f"{split}_features"), int(indices[0]) if len(indices) else 0, (some for some, _ in parts))
     _barrier()
     if rank() == 0:
@@ -138,7 +140,7 @@ def _write_rows(path: Path, start: int, parts: Iterable[Tensor]) -> None:
     with path.open("r+b") as file:
         file.seek(place)
         for features in parts:
-            file.write(memoryview(features.contiguous().numpy()).cast("B"))
+            file.write(features.contiguous().numpy().data.cast("B"))
 
 
 def _aside(folder: Path, name: str) -> Path:

@@ -16,6 +16,7 @@ from sfrik.evaluate.classifier import last_and_best, linear_heads, score_feature
 from sfrik.evaluate.features import extract
 from sfrik.evaluate.resume import EvaluationCheckpoint
 from sfrik.evaluate.training import Model, Training
+from sfrik.networks import Backbone
 from sfrik.settings import EvaluateSettings
 from sfrik.views import resize_for_test
 
@@ -23,7 +24,7 @@ __all__ = ["finetune", "score_images"]
 
 
 def finetune(
-    backbone: nn.Module,
+    backbone: Backbone,
     train: Images,
     test: Images,
     settings: EvaluateSettings,
@@ -74,7 +75,7 @@ def finetune(
 
 @torch.no_grad()
 def score_images(
-    backbone: nn.Module,
+    backbone: Backbone,
     head: nn.Linear,
     images: Images,
     settings: EvaluateSettings,

@@ -5,20 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from sfrik.datasets import Images, load_images
 from sfrik.errors import SfrikError
 from sfrik.files import read_json
 from sfrik.labels import labelled_share
-from sfrik.networks import build_pixels, load_backbone
+from sfrik.networks import Backbone, build_pixels, load_backbone
 from sfrik.runs import Run
 from sfrik.settings import EvaluateSettings, FrozenSettings
 
 __all__ = ["evaluation_split", "finished_score", "frozen_backbone", "scored_images", "training_images", "weights_path"]
 
 
-def frozen_backbone(settings: FrozenSettings, channels: int) -> nn.Module:
+def frozen_backbone(settings: FrozenSettings, channels: int) -> Backbone:
     """The backbone that an evaluation judges."""
     path = weights_path(settings)
     if settings.arch == "pixels":

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sfrik.errors import SfrikError
-from sfrik.networks import build_backbone
+from sfrik.networks import Backbone, build_backbone
 
 __all__ = ["SavedHead", "load_head", "save_head"]
 
@@ -45,7 +45,7 @@ class SavedHead:
                 f"here are {num_features} features and {num_classes} classes: check --ckp-path, --arch and --dataset"
             )
 
-    def build_backbone(self, arch: str, stem: str, channels: int) -> nn.Module:
+    def build_backbone(self, arch: str, stem: str, channels: int) -> Backbone:
         """The backbone that came with the head, in evaluation mode."""
         backbone = build_backbone(arch, stem, channels)
         try:

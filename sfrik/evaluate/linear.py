@@ -15,17 +15,18 @@ from sfrik.evaluate.classifier import choose_rate, last_and_best, linear_heads, 
 from sfrik.evaluate.features import extract
 from sfrik.evaluate.resume import EvaluationCheckpoint
 from sfrik.evaluate.training import Model, Training
-from sfrik.settings import EvaluateSettings
+from sfrik.networks import Backbone
+from sfrik.settings import EvaluateSettings, TransferSettings
 from sfrik.views import resize_for_test
 
 __all__ = ["linear_probe", "linear_sweep"]
 
 
 def linear_probe(
-    backbone: nn.Module,
+    backbone: Backbone,
     train: Images,
     test: Images,
-    settings: EvaluateSettings,
+    settings: EvaluateSettings | TransferSettings,
     device: torch.device,
     precision: str = "fp32",
     progress: bool = True,
@@ -53,7 +54,7 @@ def linear_probe(
 
 
 def linear_sweep(
-    backbone: nn.Module,
+    backbone: Backbone,
     train: Images,
     tune: Images,
     test: Images | None,
@@ -97,10 +98,10 @@ def linear_sweep(
 
 
 def _heads(
-    backbone: nn.Module,
+    backbone: Backbone,
     train: Images,
     rates: Sequence[float],
-    settings: EvaluateSettings,
+    settings: EvaluateSettings | TransferSettings,
     device: torch.device,
     precision: str,
     checkpoint: EvaluationCheckpoint | None,
@@ -120,7 +121,12 @@ def _heads(
 
 
 def _features(
-    backbone: nn.Module, images: Images, settings: EvaluateSettings, device: torch.device, precision: str, training: Training
+    backbone: Backbone,
+    images: Images,
+    settings: EvaluateSettings | TransferSettings,
+    device: torch.device,
+    precision: str,
+    training: Training,
 ) -> tuple[Tensor, Tensor]:
     views = resize_for_test(settings.size, settings.dataset)
     features, labels = extract(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from sfrik.datasets import Images, load_images
-from sfrik.devices import pick_device, pick_precision
+from sfrik.devices import channels_last, pick_device, pick_precision
 from sfrik.errors import SfrikError
 from sfrik.evaluate.classifier import top_accuracies
 from sfrik.evaluate.features import extract, features_hash, features_here, load_features
@@ -21,6 +22,7 @@ from sfrik.evaluate.linear import linear_probe, linear_sweep
 from sfrik.evaluate.logistic import logistic_lbfgs, logistic_sgd, logistic_sweep
 from sfrik.evaluate.resume import EvaluationCheckpoint
 from sfrik.files import file_hash
+from sfrik.networks import Backbone
 from sfrik.runs import Run
 from sfrik.settings import EvaluateSettings, FeatureSettings, FrozenSettings, KnnSettings, LogisticSettings
 from sfrik.views import resize_for_test
@@ -52,11 +54,12 @@ def evaluate(settings: EvaluateSettings, progress: bool = True) -> dict[str, Any
     precision = pick_precision(settings.precision, device)
     train = training_images(settings)
     test = scored_images(settings)
-    backbone = frozen_backbone(settings, train.channels).to(device, memory_format=torch.channels_last)
+    backbone = channels_last(frozen_backbone(settings, train.channels), device)
     images: tuple[Images | None, ...] = (train, test)
     if settings.lr_sweep:
         images = (train, _tuning_images(settings), test) if evaluation_split(settings) == "test" else (train, test, None)
-    method = finetune if settings.weights == "finetune" else linear_sweep if settings.lr_sweep else linear_probe
+    train_head = finetune if settings.weights == "finetune" else linear_sweep if settings.lr_sweep else linear_probe
+    method = cast("Callable[..., tuple[dict[str, Any], nn.Linear]]", train_head)  # a sweep takes the tuning split too
     digest = file_hash(weights_path(settings))
     with EvaluationCheckpoint(run, name, settings, digest, train, precision) as checkpoint:
         score, head = method(backbone, *images, settings, device, precision, progress, checkpoint)
@@ -86,7 +89,7 @@ def _inference(settings: EvaluateSettings) -> dict[str, Any]:
     saved, backbone, digest = _saved_model(settings, images)
     device = pick_device(settings.device)
     precision = pick_precision(settings.precision, device)
-    backbone = backbone.to(device, memory_format=torch.channels_last)
+    backbone = channels_last(backbone, device)
     top1, top5 = score_images(backbone, saved.head.to(device), images, settings, device, precision)
     score = {"images": len(images), "head": saved.path.name, "head_sha256": file_hash(saved.path), "top1": top1, "top5": top5}
     return run.save_result(name, settings, score, digest)
@@ -105,13 +108,13 @@ def class_scores(settings: EvaluateSettings) -> Split:
     saved, backbone, _ = _saved_model(settings, images)
     device = pick_device(settings.device)
     precision = pick_precision(settings.precision, device)
-    backbone = backbone.to(device, memory_format=torch.channels_last)
+    backbone = channels_last(backbone, device)
     views = resize_for_test(settings.size, settings.dataset)
     features, labels = extract(backbone, images, views, device=device, precision=precision, workers=settings.workers)
     return saved.head(features), labels
 
 
-def _saved_model(settings: EvaluateSettings, images: Images) -> tuple[SavedHead, nn.Module, str]:
+def _saved_model(settings: EvaluateSettings, images: Images) -> tuple[SavedHead, Backbone, str]:
     """A saved head, the backbone that it goes with, in evaluation mode, and the SHA-256 of the pretrained weights."""
     saved = load_head(settings.ckp_path or _own_head(settings))
     weights, trained_on = weights_path(settings), saved.about.get("backbone_sha256")
@@ -203,7 +206,7 @@ def _tuning_features(settings: LogisticSettings) -> Split:
         raise SfrikError(f"{what} on the tuning split, which an extraction folder lacks: use {remedy}")
     device = pick_device(settings.device)
     images = _tuning_images(settings)
-    backbone = frozen_backbone(settings, images.channels).to(device, memory_format=torch.channels_last)
+    backbone = channels_last(frozen_backbone(settings, images.channels), device)
     precision = pick_precision(settings.precision, device)
     views = resize_for_test(settings.size, settings.dataset)
     return extract(backbone, images, views, settings.batch_size, device, precision, settings.workers)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,7 +25,8 @@ from sfrik.evaluate.classifier import rate_groups, set_cosine_rates
 from sfrik.evaluate.resume import EvaluationCheckpoint
 from sfrik.optim import SGD
 from sfrik.preemption import StopRequests, stop, stop_requests
-from sfrik.settings import EvaluateSettings
+from sfrik.progress import Progress
+from sfrik.settings import EvaluateSettings, TransferSettings
 from sfrik.views import probe_views
 
 __all__ = ["Model", "Training"]
@@ -78,7 +80,7 @@ class Training:
         models: Sequence[Model],
         images: Images,
         losses: Callable[[Tensor, Tensor, list[int]], Sequence[Tensor]],
-        settings: EvaluateSettings,
+        settings: EvaluateSettings | TransferSettings,
         device: torch.device,
         checkpoint: EvaluationCheckpoint | None,
         progress: bool,
@@ -124,6 +126,13 @@ class Training:
             SfrikError: the loss of every model has become infinite or NaN. Preempted, KeyboardInterrupt: asked to stop.
         """
         self.saved = time.monotonic()
+        self.bar = Progress(self.settings.epochs * self.steps, self.at.epoch * self.steps + self.at.step, show=self.progress)
+        try:
+            return self._epochs(score, describe)
+        finally:
+            self.bar.close()
+
+    def _epochs(self, score: Callable[[int], Tops], describe: Callable[[list[Tops]], str]) -> list[list[Tops]]:
         while self.at.epoch < self.settings.epochs:
             self._train_epoch()
             tops = [(0.0, 0.0) if index in self.diverged else score(index) for index in range(len(self.models))]
@@ -131,9 +140,8 @@ class Training:
             self.tops.append(tops)
             self.changed = True
             self._save_if_due(AFTER_EPOCH)
-            if self.progress:
-                kind = "loss" if len(self.models) == 1 else "mean loss"
-                print(f"epoch {self.at.epoch}/{self.settings.epochs}  {kind} {loss:.4f}  {describe(tops)}", flush=True)
+            kind = "loss" if len(self.models) == 1 else "mean loss"
+            self.bar.write(f"epoch {self.at.epoch}/{self.settings.epochs}  {kind} {loss:.4f}  {describe(tops)}")
             if self.at.epoch < self.settings.epochs:  # what follows the last one is soon done, or looks itself
                 self.look()
         return self.tops
@@ -169,6 +177,7 @@ class Training:
                     at.loss = losses[torch.isfinite(losses)].mean().item()
                 elif at.step % CHECKED == 0:
                     self._check()
+                self.bar.step(at.epoch * self.steps + at.step, partial(self._reached, losses))
                 self._save_if_due(WITHIN_EPOCH)
                 self.look()
         self._check()
@@ -184,6 +193,9 @@ class Training:
         self.at.step += 1
         self.changed = True
         return losses
+
+    def _reached(self, losses: Tensor) -> dict[str, float]:
+        return {"epoch": self.at.epoch, "epochs": self.settings.epochs, "loss": losses.mean().item()}
 
     @property
     def left(self) -> list[int]:

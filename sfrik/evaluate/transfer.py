@@ -14,10 +14,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfrik.datasets import Images
-from sfrik.devices import pick_device, pick_precision
+from sfrik.devices import channels_last, pick_device, pick_precision
 from sfrik.errors import SfrikError
 from sfrik.evaluate.features import extract
 from sfrik.evaluate.frozen import finished_score, frozen_backbone, weights_path
@@ -25,6 +25,7 @@ from sfrik.evaluate.linear import linear_probe
 from sfrik.evaluate.resume import EvaluationCheckpoint
 from sfrik.evaluate.svm import mean_average_precision
 from sfrik.files import file_hash
+from sfrik.networks import Backbone
 from sfrik.settings import TransferSettings
 from sfrik.targets import load_target
 from sfrik.views import resize_for_test
@@ -54,7 +55,7 @@ def transfer(settings: TransferSettings, progress: bool = True) -> dict[str, Any
     train, test = (load_target(settings.target, split, folder) for split in ("train", "test"))
     device = pick_device(settings.device)
     precision = pick_precision(settings.precision, device)
-    backbone = frozen_backbone(settings, train.channels).to(device, memory_format=torch.channels_last)
+    backbone = channels_last(frozen_backbone(settings, train.channels), device)
     digest = file_hash(weights_path(settings))
     with EvaluationCheckpoint(run, name, settings, digest, train, precision) as checkpoint:
         score = METHODS[settings.target](backbone, train, test, settings, device, precision, progress, checkpoint)
@@ -63,7 +64,7 @@ def transfer(settings: TransferSettings, progress: bool = True) -> dict[str, Any
 
 
 def _places205(
-    backbone: nn.Module,
+    backbone: Backbone,
     train: Images,
     test: Images,
     settings: TransferSettings,
@@ -77,12 +78,13 @@ def _places205(
 
 
 def _voc07(backbone, train, test, settings, device, precision, progress, checkpoint) -> dict[str, Any]:
-    pair = _features(backbone, (train, test), settings, device, precision)
-    return mean_average_precision(*pair, settings.svm_costs, settings.seed, train.classes)
+    of_train, of_test = _features(backbone, (train, test), settings, device, precision)
+    return mean_average_precision(of_train, of_test, settings.svm_costs, settings.seed, train.classes)
 
 
 def _digits8x8(backbone, train, test, settings, device, precision, progress, checkpoint) -> dict[str, Any]:
-    return logistic_by_cross_validation(*_features(backbone, (train, test), settings, device, precision), settings.seed)
+    of_train, of_test = _features(backbone, (train, test), settings, device, precision)
+    return logistic_by_cross_validation(of_train, of_test, settings.seed)
 
 
 METHODS = {"places205": _places205, "voc07": _voc07, "digits8x8": _digits8x8}
