@@ -1,4 +1,4 @@
-"""Every command of the authors' README has its counterpart with the same flags: it resolves, and README.md shows it."""
+"""Every command of the authors' README has its counterpart with the same flags: it resolves, and a page shows it."""
 
 from __future__ import annotations
 
@@ -157,28 +157,28 @@ def test_a_recipe_says_the_same_as_the_original_command(name):
     assert kind.from_recipe(recipe, **chosen).what() == flags_alone.what()
 
 
-# --- README.md
+# --- docs/original_commands.md
 
 
-def commands_of_the_readme():
+def commands_of_the_page():
     """Argument lists after `-m sfrik` of the section's commands."""
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs" / "original_commands.md").read_text()
     section = re.search(r"<!-- commands -->\n(.*?)<!-- /commands -->", text, re.DOTALL)
-    assert section, "README.md has no section between <!-- commands --> and <!-- /commands -->"
+    assert section, "the page has no section between <!-- commands --> and <!-- /commands -->"
     lines = section.group(1).replace("\\\n", " ").splitlines()
     commands = [shlex.split(line) for line in lines if line.startswith("    ")]
     commands = [shlex.split(words[-1]) if words[0] == "sbatch" else words for words in commands]
     return [words[words.index("sfrik") + 1 :] for words in commands]
 
 
-def test_the_readme_shows_the_counterpart_of_every_original_command():
-    shown = [(words[0], sorted(words[1:])) for words in commands_of_the_readme()]
+def test_the_page_shows_the_counterpart_of_every_original_command():
+    shown = [(words[0], sorted(words[1:])) for words in commands_of_the_page()]
     for name, (command, flags, _) in ORIGINALS.items():
         assert (command, sorted(shlex.split(flags))) in shown, name
 
 
-def test_every_command_of_the_readme_runs_dry(capsys, tmp_path, monkeypatch):
-    commands = commands_of_the_readme()
+def test_every_command_of_the_page_runs_dry(capsys, tmp_path, monkeypatch):
+    commands = commands_of_the_page()
     monkeypatch.chdir(tmp_path)
     for words in commands:
         assert main([*words, "--dry-run"]) == 0, " ".join(words)
@@ -186,9 +186,9 @@ def test_every_command_of_the_readme_runs_dry(capsys, tmp_path, monkeypatch):
     assert len(commands) == len(ORIGINALS) + 1, "the original commands, and the one for SLURM"
 
 
-def test_every_flag_of_the_readmes_commands_begins_where_a_dash_does():
+def test_every_flag_of_the_pages_commands_begins_where_a_dash_does():
     """A flag that argparse would read as a value of the one before it would pass unnoticed."""
-    for words in commands_of_the_readme():
+    for words in commands_of_the_page():
         settings = settings_of(words)
         flags = {word.lstrip("-").replace("-", "_") for word in words if word.startswith("--")}
         assert flags - {"recipe", "nproc_per_node"} <= set(type(settings).model_fields)
