@@ -287,7 +287,7 @@ def draw_diagnosis(found: Diagnosis | Mapping[str, Diagnosis]) -> Figure:
     What a diagnosis without weights lacks, its spectrum and its energies, is left out.
     """
     several = {found.verdict: found} if isinstance(found, Diagnosis) else dict(found)
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11.5, 3.4), layout="constrained")
     for (label, one), look in zip(several.items(), cycle(DIAGNOSIS_LINES)):
         look = {"markersize": 5, **look}
         values = [value for value in one.spectrum if value > LEAST_EIGENVALUE]
@@ -297,7 +297,7 @@ def draw_diagnosis(found: Diagnosis | Mapping[str, Diagnosis]) -> Figure:
         place = max(-one.uniformity, LEAST_SHOWN), one.effective_rank
         right.plot(*place, **{**look, "markersize": 8, "linestyle": "none"}, label=label)
     left.set(
-        xscale="log", yscale="log", xlabel="index of the eigenvalue", ylabel="eigenvalue", title="covariance of the embeddings"
+        xscale="log", yscale="log", xlabel="index of the eigenvalue", ylabel="eigenvalue", title="spectrum of the covariance"
     )
     middle.set(xlabel="degree", ylabel="share of a point's", title="energy per degree", xticks=[1, 2, 3, 4], ylim=(-0.05, 1.05))
     _plane_of_verdicts(right)
@@ -313,6 +313,6 @@ def _plane_of_verdicts(axis: Axes) -> None:
     axis.plot([LEAST_UNIFORMITY, 5], [LEAST_RANK, LEAST_RANK], color="#7F7F7F", linewidth=1)
     words = {"fontsize": 8, "color": "#555555", "transform": axis.get_xaxis_transform()}
     axis.set(xlabel="−uniformity", ylabel="effective rank", title="verdict")
-    axis.text(LEAST_UNIFORMITY / 1.3, 0.02, "full\ncollapse", ha="right", va="bottom", **words)
+    axis.text(LEAST_UNIFORMITY / 1.3, 0.98, "full\ncollapse", ha="right", va="top", **words)
     axis.text(LEAST_UNIFORMITY * 1.3, 0.02, "dimensional\ncollapse", va="bottom", **words)
     axis.text(LEAST_UNIFORMITY * 1.3, 0.98, "healthy", va="top", **words)
