@@ -31,9 +31,10 @@ from sfrik.diagnose import Diagnosis, diagnose
 from sfrik.diagnostics import Measures
 from sfrik.evaluate.features import extract_features
 from sfrik.evaluate.protocols import knn_eval
-from sfrik.figures import draw_diagnosis, save, style
+from sfrik.figures import save, style
 from sfrik.files import read_json, write_json
 from sfrik.pretrain import pretrain
+from sfrik.run_figures import draw_diagnosis
 from sfrik.runs import Run
 from sfrik.settings import FeatureSettings, KnnSettings, PretrainSettings
 

@@ -76,7 +76,8 @@ def _draw(found: Diagnosis, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("agg")  # a file is all that is wanted: no display is needed
-    from sfrik.figures import draw_diagnosis, style
+    from sfrik.figures import style
+    from sfrik.run_figures import draw_diagnosis
 
     style()
     path.parent.mkdir(parents=True, exist_ok=True)

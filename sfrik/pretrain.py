@@ -338,7 +338,7 @@ def _order(n: int, settings: PretrainSettings, epoch: int, steps_per_epoch: int)
 
 def _finish(run: Run, encoder: Encoder, settings: PretrainSettings) -> None:
     about = {"arch": settings.arch, "stem": settings.stem, "settings": settings.hash()}
-    if list(encoder.projector.parameters()):
+    if settings.ssl_method != "none" and list(encoder.projector.parameters()):  # else nothing was trained, or there is none
         save_weights(encoder.projector, run.projector, mlp=settings.mlp, **about)
     save_weights(encoder.backbone, run.backbone, **about)  # last: being there means that the run is done
     run.forget_other_scores()

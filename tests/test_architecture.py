@@ -35,6 +35,7 @@ LAYERS = [
     ["sfrik.experiments"],
     ["sfrik.tables", "sfrik.notebooks", "sfrik.complexity"],
     ["sfrik.figures", "sfrik.claims", "sfrik.calculator", "sfrik.cards", "sfrik.pictures"],
+    ["sfrik.run_figures"],
     ["sfrik.sphere"],
     ["sfrik.explorer"],
     ["sfrik.campaign"],

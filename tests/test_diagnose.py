@@ -18,9 +18,9 @@ from sfrik.datasets import batches, load_images
 from sfrik.diagnose import DIMENSIONAL, FULL, HEALTHY, LEAST_RANK, LEAST_UNIFORMITY, UNKNOWN, diagnose, judge
 from sfrik.diagnostics import Measures, measure
 from sfrik.errors import SfrikError
-from sfrik.figures import draw_diagnosis
 from sfrik.files import file_hash, read_json, write_json
 from sfrik.networks import save_weights
+from sfrik.run_figures import draw_diagnosis
 from sfrik.runs import Run
 from sfrik.settings import PretrainSettings
 from sfrik.views import build_views

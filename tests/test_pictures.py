@@ -12,7 +12,6 @@ from sfrik.errors import SfrikError
 from sfrik.evaluate.features import features_here, load_features
 from sfrik.evaluate.logistic import fit_lbfgs
 from sfrik.evaluate.protocols import class_scores, evaluate, logistic_regression
-from sfrik.figures import training_curves
 from sfrik.pictures import (
     confusion,
     draw_confusion,
@@ -24,6 +23,7 @@ from sfrik.pictures import (
     view_grid,
 )
 from sfrik.pretrain import pretrain
+from sfrik.run_figures import training_curves
 from sfrik.settings import EvaluateSettings, LogisticSettings, PretrainSettings
 from sfrik.views import resize_for_test
 
