@@ -21,7 +21,11 @@ from sfrik.preemption import GRACE, place_reached, stop, stop_requests
 __all__ = ["Kernel", "execute", "notebook_path"]
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
-FORGET = "get_ipython().reset(); __import__('gc').collect()"  # the names, the outputs, the count of the cells
+FORGET = (  # the names, the outputs, the count of the cells; PyTorch's default type, which a notebook may set
+    "get_ipython().reset(); __import__('gc').collect(); torch = __import__('sys').modules.get('torch')\n"
+    "if torch: torch.set_default_dtype(torch.float32)\n"
+    "del torch"
+)
 LINK = re.compile(r"\]\(([^)#:\s]+)")  # to a file of the checkout, in Markdown
 ANSWER = 20.0  # seconds that a kernel has to do so
 
@@ -29,8 +33,8 @@ ANSWER = 20.0  # seconds that a kernel has to do so
 class Kernel:
     """A kernel for several notebooks, one after the other, so that what they import is loaded once. Leaving it ends the kernel.
 
-    Each notebook begins with an empty namespace and counts its cells from 1; imported modules stay as they are. A kernel that
-    is gone, or does not answer, is replaced.
+    Each notebook begins with an empty namespace and PyTorch's usual default type, and counts its cells from 1; imported modules
+    stay as they are. A kernel that is gone, or does not answer, is replaced.
     """
 
     def __init__(self) -> None:

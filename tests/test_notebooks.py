@@ -134,6 +134,17 @@ def test_notebooks_of_one_kernel_know_nothing_of_each_other_and_a_kernel_that_is
         os.kill(other, 0)
 
 
+def test_the_default_type_that_a_notebook_sets_is_not_that_of_the_next():
+    code = (
+        "from IPython.core.interactiveshell import InteractiveShell; from sfrik.notebooks import FORGET\n"
+        "shell = InteractiveShell.instance()\n"
+        "for cell in ('import torch; torch.set_default_dtype(torch.float64)', FORGET, 'import torch; print(torch.zeros(1).dtype)'):\n"
+        "    shell.run_cell(cell).raise_error()"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.splitlines()[-1] == "torch.float32"
+
+
 def test_a_request_reaches_the_second_notebook_of_a_kernel_which_then_serves_a_third(cells):
     with Kernel() as kernel:
         pid, count, *_ = cells(kernel)
