@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import reduce
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -165,8 +165,8 @@ class SimCLR(Objective):
     def terms(self, views, anchors, regularised, given):
         batch = Batch(views, anchors, self.equal_rows, normalised=True)
         others = other_rows(batch.z, batch.counts)
-        parts = (weight * self._nt_xent(batch, others, pair, weight) for pair, weight in batch.pairs.items())
-        nt_xent, alignment = batch.totals(reduce(torch.add, parts), batch.alignment(0.0))
+        nt_xent = sum(weight * self._nt_xent(batch, others, pair, weight) for pair, weight in batch.pairs.items())
+        nt_xent, alignment = batch.totals(cast(Tensor, nt_xent), batch.alignment(0.0))
         return batch.terms(nt_xent, nt_xent=nt_xent, alignment=alignment)
 
     def _nt_xent(self, batch: Batch, others: list[list[Tensor]], pair: tuple[int, int], weight: float) -> Tensor:
@@ -247,8 +247,8 @@ class VICReg(Objective):
         means = [total / n for total in totals]
         for z, rest, mean, gradient in zip(views, everywhere, means, gradients, strict=True):
             own, others = z - mean, [part.sub_(mean) for part in rest]
-            squared = (torch.linalg.vector_norm(part, dim=0).square() for part in (own, *others))
-            variances = reduce(torch.add, squared) / (n - 1)
+            variances = sum(torch.linalg.vector_norm(part, dim=0).square() for part in (own, *others)) / (n - 1)
+            variances = cast(Tensor, variances)
             scale = 4 * self._cov_weight(views) / (n - 1) ** 2
             squares = pair_sum(own, others, lambda t: (t.square(), t), gradient, scale) / (n - 1) ** 2
             std, factor = self._hinge(variances, n, views)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from typing import cast
 
 import numpy as np
 import torch
@@ -75,9 +75,8 @@ class SlicedMMD:
             values.append(factors.dot(mean.square().mean(dim=1)) / world_size())
             if gradient is not None:
                 outer = factors[:, None] * mean * (2 * weight * world_size() / (n * self.slices))  # [L, M]
-                products = (slope * row for (_, slope), row in zip(_legendre(t, degree, q), outer, strict=True))
-                slopes = reduce(torch.add, products)
-                gradient.addmm_(slopes, drawn.T)
+                slopes = sum(slope * row for (_, slope), row in zip(_legendre(t, degree, q), outer, strict=True))
+                gradient.addmm_(cast(Tensor, slopes), drawn.T)
         return values
 
 

@@ -1,0 +1,69 @@
+"""Run every notebook by Run All in JupyterLab and picture it whole: python tests/screenshots.py OUT [--profile desk].
+
+OUT gets a small checkout: the notebooks with their parameters set to the profile, a copy of its results without the run that the
+notebooks show, which is trained anew, and shots/<notebook>/01.png and on, to be looked at. Told of each notebook: the seconds of
+Run All, what is wider than the page, what was written to stderr, tracebacks, and formulas with errors; the exit status is 1 where
+there was any of the last three.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from browser import chromium
+from lab import ROOT, Notebook, jupyterlab, parametrised
+
+RUNS = {"smoke": "sfrik_l3_q64", "desk": "sfrik_l3_q512"}
+LIMIT = 1800.0  # seconds for a notebook
+SIZE = {"width": 1280, "height": 1400}
+
+
+def checkout(folder: Path, profile: str) -> list[str]:
+    """Notebooks and results in the folder; the names of the notebooks."""
+    results = folder / "results"
+    folder.mkdir(parents=True)
+    fresh = [results / profile / name / "seed0" for name in (RUNS[profile], "complexity")]
+    if (ROOT / "results" / profile).is_dir():
+        shutil.copytree(ROOT / "results" / profile, results / profile, ignore=shutil.ignore_patterns("notebooks"))
+    for run in fresh:
+        shutil.rmtree(run, ignore_errors=True)
+    shared = {"recipe": f"{profile}/{RUNS[profile]}", "profile": profile, "root": str(results)}
+    sources = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    for source in sources:
+        run = fresh["profile = " in source.read_text()]  # notebook 06 measures for a profile, the others read or train a run
+        parametrised(source, folder / "notebooks" / source.name, {**shared, "exp_dir": str(run)})
+    return [source.stem for source in sources]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, metavar="OUT", help="a folder that is not there yet")
+    parser.add_argument("--profile", choices=RUNS, default="smoke")
+    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="notebooks to run, 01_kernel_theory for instance")
+    arguments = parser.parse_args()
+    out = arguments.out.resolve()
+    names = [name for name in checkout(out, arguments.profile) if name in arguments.only or not arguments.only]
+    wrong = 0
+    with jupyterlab(out) as address, chromium(skip=False) as browser:
+        for name in names:
+            page = browser.new_page(viewport=SIZE)
+            notebook = Notebook(page, address, name)
+            seconds = notebook.run_all(LIMIT)
+            complaints = notebook.complaints()
+            pictures, formulas, wide = notebook.pictures(out / "shots" / name)
+            told = f"{seconds:.0f} s, {pictures} pictures, {formulas} formulas with errors, {len(complaints)} complaints"
+            print(f"{name}: {told}", flush=True)
+            for beginning in wide:
+                print(f"    wider than the page: {beginning} ...", flush=True)
+            for complaint in complaints:
+                print("    " + complaint.strip().replace("\n", "\n    "), flush=True)
+            wrong += formulas + len(complaints)
+            notebook.close()
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

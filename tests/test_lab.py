@@ -1,0 +1,115 @@
+"""JupyterLab as `make lab` opens it, in a headless Chromium: the right kernel, Run All, sliders that change what is shown."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+from browser import chromium
+from lab import ROOT, Notebook, jupyterlab, parametrised
+
+pytestmark = pytest.mark.browser
+SIZE = {"width": 1280, "height": 1000}
+PICTURE = "img, .jp-RenderedHTMLCommon"  # of an explorer: a PNG, or HTML
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def address(browser, tmp_path_factory):
+    """A server with notebook 01 and the calculator of notebook 06, on a machine with kernels of other environments."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("01_kernel_theory", "06_complexity"):
+        parametrised(ROOT / "notebooks" / f"{name}.ipynb", folder / "notebooks" / f"{name}.ipynb", {})
+    path = folder / "notebooks" / "06_complexity.ipynb"
+    content = json.loads(path.read_text())
+    content["cells"] = [cell for cell in content["cells"] if "memory_widget()" in "".join(cell["source"])]
+    path.write_text(json.dumps(content))
+    for name in ("python3", "another"):
+        kernel = folder / "elsewhere" / "kernels" / name / "kernel.json"
+        kernel.parent.mkdir(parents=True)
+        kernel.write_text(json.dumps({"argv": ["false"], "display_name": f"not {name}", "language": "python"}))
+    with jupyterlab(folder, JUPYTER_PATH=str(folder / "elsewhere")) as started:
+        yield started
+
+
+@pytest.fixture
+def page(browser):
+    page = browser.new_page(viewport=SIZE)
+    yield page
+    page.close()
+
+
+def test_make_lab_opens_at_the_notebooks_with_the_environments_kernel_alone_and_asks_nothing(page, address):
+    with urllib.request.urlopen(address.format("api/kernelspecs"), timeout=10) as reply:
+        kernels = json.load(reply)["kernelspecs"]
+    assert {name: kernel["spec"]["display_name"] for name, kernel in kernels.items()} == {"python3": "Python 3 (ipykernel)"}
+    page.goto(address.format(""))
+    page.locator(".jp-DirListing-item", has_text="01_kernel_theory.ipynb").wait_for()
+    page.wait_for_timeout(2000)  # what it would ask comes after the page
+    assert page.locator(".jp-Dialog").count() == 0
+    assert page.locator(".Toastify__toast").count() == 0
+
+
+def move(notebook, control, keys):
+    """The picture of a widget before and after keys on one of its controls, awaited until it differs."""
+    shown = notebook.widget()
+    picture = shown.locator(PICTURE).last
+    before = picture.evaluate("picture => picture.outerHTML")
+    control = shown.locator(control).first
+    control.focus()
+    for key in keys:
+        control.press(key)
+    deadline = time.monotonic() + 30
+    while (after := picture.evaluate("picture => picture.outerHTML")) == before:
+        assert time.monotonic() < deadline, "the picture does not follow"
+        notebook.page.wait_for_timeout(100)
+    return before, after
+
+
+def test_the_first_notebook_runs_by_run_all_and_a_slider_moves_its_figure(page, address):
+    notebook = Notebook(page, address, "01_kernel_theory")
+    notebook.run_all(240)
+    assert notebook.complaints() == []
+    before, after = move(notebook, ".noUi-handle", ["ArrowRight"] * 3)
+    pictures = [base64.b64decode(shown.split("base64,")[1].split('"')[0]) for shown in (before, after)]
+    assert all(picture.startswith(b"\x89PNG") for picture in pictures)
+    assert pictures[0] != pictures[1]
+    assert notebook.complaints() == []
+
+
+def test_the_calculator_of_memory_follows_its_inputs(page, address):
+    notebook = Notebook(page, address, "06_complexity")
+    notebook.run_all(120)
+    before, after = move(notebook, "input", ["Control+A", *"32768", "Enter"])
+    assert "projector 8192-8192-8192," in before
+    assert "projector 8192-8192-32768," in after
+    assert notebook.complaints() == []
+    shown = notebook.widget()
+    assert shown.evaluate("area => area.scrollWidth <= area.clientWidth"), "its inputs are cut at the right"
+
+
+def test_the_explorers_picture_is_read_where_there_is_no_kernel_and_no_widget(page, tmp_path):
+    """In the notebook as it is executed and saved, shown as HTML without scripts."""
+    cell = "from sfrik.explorer import kernel_explorer\nkernel_explorer()"
+    code = {"cell_type": "code", "id": "a", "metadata": {}, "source": cell, "outputs": [], "execution_count": None}
+    content = {"cells": [code], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    (tmp_path / "explorer.ipynb").write_text(json.dumps(content))
+    command = [sys.executable, "-m", "nbconvert", "--execute", "--to", "html", str(tmp_path / "explorer.ipynb")]
+    subprocess.run(command, check=True, capture_output=True)
+    context = page.context.browser.new_context(java_script_enabled=False)
+    reader = context.new_page()
+    reader.goto(f"file://{tmp_path / 'explorer.html'}")
+    picture = reader.locator(".jp-OutputArea-output img")
+    assert picture.count() == 1
+    assert picture.bounding_box()["height"] > 100
+    context.close()

@@ -1,0 +1,35 @@
+"""What a release says of itself agrees: the package, CITATION.cff, CHANGELOG.md; the issue templates ask for what is needed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import sfrik
+
+ROOT = Path(__file__).parents[1]
+TEMPLATES = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
+
+
+def test_the_version_is_one_in_the_package_the_citation_and_at_the_top_of_the_changelog():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == sfrik.__version__
+    newest = re.search(r"^## (\S+) \((unreleased|\d{4}-\d\d-\d\d)\)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest.group(1) == sfrik.__version__
+
+
+def test_the_releases_of_the_changelog_are_in_order_and_only_the_newest_may_be_unreleased():
+    heads = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    versions = [tuple(int(part) for part in head.split()[0].split(".")) for head in heads]
+    assert versions == sorted(versions, reverse=True)
+    assert not any("unreleased" in head for head in heads[1:])
+
+
+@pytest.mark.parametrize("path", [path for path in TEMPLATES if path.stem != "config"], ids=lambda path: path.stem)
+def test_an_issue_template_asks_for_what_the_environment_is(path):
+    template = yaml.safe_load(path.read_text())
+    fields = [field for field in template["body"] if field["type"] != "markdown"]
+    assert any("`sfrik env`" in field["attributes"]["label"] for field in fields)
+    assert len({field["id"] for field in fields}) == len(fields)
