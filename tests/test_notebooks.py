@@ -138,7 +138,8 @@ def test_the_default_type_that_a_notebook_sets_is_not_that_of_the_next():
     code = (
         "from IPython.core.interactiveshell import InteractiveShell; from sfrik.notebooks import FORGET\n"
         "shell = InteractiveShell.instance()\n"
-        "for cell in ('import torch; torch.set_default_dtype(torch.float64)', FORGET, 'import torch; print(torch.zeros(1).dtype)'):\n"
+        "before, after = 'import torch; torch.set_default_dtype(torch.float64)', 'import torch; print(torch.zeros(1).dtype)'\n"
+        "for cell in (before, FORGET, after):\n"
         "    shell.run_cell(cell).raise_error()"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

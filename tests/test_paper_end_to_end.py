@@ -221,7 +221,7 @@ def test_pretraining_by_the_papers_recipe_shows_its_views_of_the_subset_and_leav
     epochs, steps = overrides[1], len(TRAINING) // 32
     assert runs.shown[views] == [sizes] * (epochs * steps)
     assert runs.opened[views] == paths(TRAINING)
-    names = ["backbone.safetensors", "lock", "metrics.jsonl", "provenance.json", "settings.json"]
+    names = ["backbone.safetensors", "lock", "metrics.jsonl", "projector.safetensors", "provenance.json", "settings.json"]
     assert sorted(path.name for path in folder.iterdir()) == names, "no checkpoint is left, and nothing half written"
 
     settings = json.loads((folder / "settings.json").read_text())
