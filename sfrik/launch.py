@@ -195,7 +195,7 @@ class _Screen:
                 self._line(self.lines.get(timeout=left))
             while not wait:  # the last time: all that there is
                 self._line(self.lines.get_nowait())
-        if self.bar is not None and time.monotonic() - self._drawn > 0.5:
+        if self.bar is not None and (not wait or time.monotonic() - self._drawn > 0.5):
             self._drawn = time.monotonic()
             if self.store.check(["progress"]):
                 self.bar.show(**json.loads(self.store.get("progress")))

@@ -65,21 +65,25 @@ class Progress:
         self.total, self.save, self.show = total, save, show
         self._begun, self._first = time.monotonic(), done
         self._bar = Bar() if show and wants_bar() and hand_over is None else None
-        self._last = {BAR_SECONDS: 0.0, STATE_SECONDS: 0.0, LINE_SECONDS: self._begun}
+        self._last = {BAR_SECONDS: self._begun, STATE_SECONDS: 0.0, LINE_SECONDS: self._begun}
+        self._drawn = False
 
     def step(self, done: int, describe: Callable[[], dict[str, Any]]) -> None:
         """After a step. `describe` gives epoch, epochs and loss, or what is done; it is called only when something is told."""
         due = [every for every in self._last if self._due(every)] if self.show or self.save is not None else []
+        if self._drawn and done == self.total:  # a bar that is left before its end is drawn as one that failed
+            due.append(BAR_SECONDS)
         if not due:
             return
         facts = {**describe(), "step": done, "steps": self.total, "seconds_left": self._left(done)}
         text = str(facts.get("what") or f"epoch {facts['epoch'] + 1}/{facts['epochs']}, loss {facts['loss']:.4f}")
         if STATE_SECONDS in due and self.save is not None:
             self.save(**facts)
-        if self.show and self._bar is not None:
+        if self.show and BAR_SECONDS in due and self._bar is not None:
             self._bar.show(done, self.total, text)
-        elif self.show and hand_over is not None:
+        elif self.show and BAR_SECONDS in due and hand_over is not None:
             hand_over({"done": done, "total": self.total, "text": text})
+        self._drawn |= self.show and BAR_SECONDS in due
         if self.show and LINE_SECONDS in due and not wants_bar():
             print(f"{text}, step {done} of {self.total}, {duration(facts['seconds_left'])} left", flush=True)
 

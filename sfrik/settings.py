@@ -318,7 +318,7 @@ class FrozenSettings(Settings):
     val_dataset: Literal["val", "train"] = Field("val", description="val: the test images; train: the tuning split")
     val_subset: PositiveInt | None = Field(None, description="images a class of the tuning split")
     choice: str = Field(
-        "", description="name of a grid of settings; its test images are scored once the choice among them is written down"
+        "", description="name of a grid of settings; its test images are barred until the choice is made"
     )
 
     def without_effect(self) -> set[str]:
