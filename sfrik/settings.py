@@ -317,9 +317,7 @@ class FrozenSettings(Settings):
     pretrained: str = Field("", description="weights file; backbone.safetensors in the run's folder when unset")
     val_dataset: Literal["val", "train"] = Field("val", description="val: the test images; train: the tuning split")
     val_subset: PositiveInt | None = Field(None, description="images a class of the tuning split")
-    choice: str = Field(
-        "", description="name of a grid of settings; its test images are barred until the choice is made"
-    )
+    choice: str = Field("", description="name of a grid of settings; its test images are barred until the choice is made")
 
     def without_effect(self) -> set[str]:
         return set() if self.choice and self.val_dataset == "val" else {"choice"}
