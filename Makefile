@@ -12,12 +12,13 @@
 #   PROCS=1          slurm: processes on each node that has no GPU
 #   TIME=            slurm: limit of a job (20:00:00); one that reaches it saves, requeues itself and goes on
 #   PYTHON=python3   what makes the virtual environment (3.10 to 3.13)
+#   COVERAGE=        test: 1 reports the lines of sfrik/ that the tests run, but for those that run alone
 #   VENV=.venv       the virtual environment; VENV= uses the active one instead (conda: environment.yml)
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 TABLES := table2 table3 table4 table5 table6 table7 table8 table9
-.PHONY: help setup table1 $(TABLES) tables notebooks status test types coverage matrix test-slurm test-lab docs bench lab clean clean-results
+.PHONY: help setup table1 $(TABLES) tables notebooks status test types matrix test-slurm test-lab docs bench lab clean clean-results
 
 PROFILE ?= desk
 SEEDS ?= 1
@@ -33,6 +34,7 @@ PROCS =
 TIME =
 PYTHON ?= python3
 VENV ?= .venv
+COVERAGE =
 LAB =
 
 ifeq ($(strip $(VENV)),)
@@ -84,18 +86,15 @@ notebooks: $(READY)  ## execute every notebook whole, 01 to 07, with outputs, to
 status: $(READY)  ## every run of the tables: done, running, queued, preempted, failed or missing
 	$(BIN)python -m sfrik status --profile $(PROFILE) --seeds $(SEEDS) --exp-dir $(RESULTS)
 
-test: $(READY)  ## the whole check: ruff, types, then every test
+test: $(READY)  ## the whole check: ruff, types, then every test (COVERAGE=1: with the lines of sfrik/ that they run)
 	$(BIN)python -m ruff check . && $(BIN)python -m ruff format --check .
 	@$(MAKE) --no-print-directory types
-	OMP_NUM_THREADS=1 $(BIN)python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not alone and not slurm and not browser'
+	OMP_NUM_THREADS=1 $(BIN)python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not alone and not slurm and not browser' \
+	  $(if $(COVERAGE),--cov --cov-report term)
 	OMP_NUM_THREADS=1 $(BIN)python -m pytest -m alone
 
 types: $(READY)  ## the type checker on sfrik/
 	$(BIN)python -m pyrefly check --python-interpreter-path "$$($(BIN)python -c 'import sys; print(sys.executable)')"
-
-coverage: $(READY)  ## which lines of sfrik/ the tests run, but those of `make test` that run alone: htmlcov/index.html
-	OMP_NUM_THREADS=1 $(BIN)python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not alone and not slurm and not browser' \
-	  --cov --cov-report html --cov-report term
 
 matrix:  ## the tests with the oldest and the newest versions in pyproject.toml's ranges (PYTHON=python3.11; two environments, .matrix)
 	PYTHON=$(PYTHON) tests/matrix.sh oldest && PYTHON=$(PYTHON) tests/matrix.sh newest

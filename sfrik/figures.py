@@ -121,7 +121,7 @@ def rows_as_points(table: Table) -> Figure:
     names = [", ".join([m.row.method, *([f"q = {m.row.q}"] if m.row.q else []), *m.row.labels.values()]) for m in rows]
     down = -(-len(columns) // PANELS)
     across = -(-len(columns) // down)
-    size = (2.6 + 2.1 * across, 0.4 + down * (0.9 + 0.28 * len(rows)))
+    size = (2.6 + 1.8 * across, 0.4 + down * (0.9 + 0.28 * len(rows)))
     figure, axes = plt.subplots(down, across, figsize=size, layout="constrained", sharey=True, squeeze=False)
     for axis in axes.flat[len(columns) :]:
         axis.set_visible(False)

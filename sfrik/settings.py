@@ -197,10 +197,10 @@ class PretrainSettings(Settings):
     sfrik_mmd_coeff: NotNegative = Field(1.0, description="SFRIK: weight of the MMD")
     sfrik_weights: Annotated[str, AfterValidator(_weights)] = Field("1.0-40.0-40.0", description="SFRIK: b_1-b_2-...-b_L")
     sfrik_kernel: Literal["truncated", "rbf", "heat", "power"] = Field(
-        "truncated", description="SFRIK: truncated, by sfrik_weights; rbf exp(-s |u - v|^2); heat; power C - |u - v|^s"
+        "truncated", description="SFRIK: truncated, rbf exp(-s |u - v|^2), heat, or power C - |u - v|^s"
     )
     sfrik_kernel_scale: PositiveFloat = Field(
-        1.0, description="SFRIK: s of rbf and of power (under 2); of heat, the time multiplied by q - 1"
+        1.0, description="SFRIK: s of rbf and power (under 2); of heat, the time times q - 1"
     )
     sfrik_kernel_degree: PositiveInt = Field(4, description="SFRIK: degrees of the series of rbf, heat and power")
     sfrik_slices: PositiveInt | None = Field(
