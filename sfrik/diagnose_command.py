@@ -26,7 +26,7 @@ ADVICE = {
     "lower the weight of the alignment (--sfrik-sim-coeff and the like)",
     "full collapse": "nothing keeps the images apart: raise the regulariser (--sfrik-mmd-coeff, --auh-unif-coeff, "
     "--vicreg-std-coeff) or lower the weight of the alignment",
-    "unknown": "pretrain a recipe whose ssl_method is not none, or give more images",
+    "unknown": "look at more images, of a run that was trained",
 }
 COLOURS = {"healthy": "green", "dimensional collapse": "red", "full collapse": "red", "unknown": "yellow"}
 
