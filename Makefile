@@ -109,7 +109,7 @@ test-lab: $(READY)  ## the tests of the notebooks in JupyterLab in a headless br
 docs: $(READY)  ## build the documentation as a static site: open site/index.html (needs no network)
 	@rm -rf site
 	$(BIN)python -m sphinx -q -W --keep-going -b html -c docs -d site/.doctrees . site
-	@rm -r site/.doctrees
+	@rm -r site/.doctrees jupyter_execute  # what myst-nb leaves beside the site
 
 bench: $(READY)  ## measure every ratio of docs/speed.md anew (DATA=, a folder of photographs); some twenty minutes
 	$(BIN)python benchmarks/bench.py $(if $(DATA),--data '$(DATA)')

@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("__pycache__", ".pytest_cache", ".ruff_cache", ".mypy_cache", ".ipynb_checkpoints", "htmlcov")  # anywhere
-BUILT = ("site", "build", "dist", "docs/_build", "docs/jupyter_execute")  # at these places
+BUILT = ("site", "build", "dist", "docs/_build", "jupyter_execute")  # at these places
 FILES = (".coverage", ".coverage.*", "coverage.xml", "*.pyc", "*.partial.ipynb")
 KEPT = (".git", ".venv", "node_modules")  # not looked into; an environment of another name is known by its pyvenv.cfg
 YOUNG = 3600.0  # seconds: papermill may still be writing a younger notebook
