@@ -184,7 +184,7 @@ def curves_of_cost(costs: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for axis, cost, label in ((axes[0], "loss_ms", "time, ms"), (axes[1], "loss_mib", "peak memory, MiB")):
         for method, own in costs[costs[cost] > 0].groupby("method", sort=False):
-            axis.plot(own[size], own[cost], label=method, **_line(method))
+            axis.plot(own[size], own[cost], label=method, **_line(str(method)))
         _limit(axis, cost, {row[size]: (row["q"], row["n"], row["product_ms"]) for _, row in costs.iterrows()})
         _sizes(axis, sorted(costs[size].unique()), title)
         axis.set_yscale("log")
