@@ -1,6 +1,6 @@
 # Rebuilds the paper's tables. `make` alone prints the targets.
 #
-#   PROFILE=desk     smoke (seconds, to test), desk (minutes, two CPU cores), cifar10 (an hour a table, one GPU), paper (days)
+#   PROFILE=desk     smoke (minutes, to test), desk (minutes, two CPU cores), cifar10 (one GPU), paper (days, by expectation)
 #   SEEDS=1          seeds 0 .. SEEDS-1 of each run
 #   JOBS=0           runs side by side; 0: one for each core, or one on a GPU
 #   DATA=            folder of the images where a profile needs one (ImageNet: with train/ and val/; STL10, Places205, VOC07 in it)

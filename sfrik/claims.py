@@ -222,8 +222,8 @@ MNIST5k (3,500 training digits, 1,000 test digits), an eight-layer ResNet, 16 ep
 two CPU cores, and not the paper's. This page is written by `make tables` from the score files beside it. Differences are signed
 so that the claim predicts a positive one; accuracies are in points of top-1 %, costs are ratios or in the unit that
 stands there. *holds*: more than two standard errors above zero; *does not hold*: more than two below; *not decided*: between.
-The standard error is from the spread over n seeds; with three of them it is rough, so of differences that are none one in six
-to nine passes, and the error of the shared test images is not in it.
+The standard error is from the spread over n seeds; with three of them it is rough: where there is no difference, one contrast in
+five to nine is still called *holds* or *does not hold*. The error of the shared test images is not in it.
 
 {table}
 

@@ -31,5 +31,5 @@ def test_the_releases_of_the_changelog_are_in_order_and_only_the_newest_may_be_u
 def test_an_issue_template_asks_for_what_the_environment_is(path):
     template = yaml.safe_load(path.read_text())
     fields = [field for field in template["body"] if field["type"] != "markdown"]
-    assert any("`sfrik env`" in field["attributes"]["label"] for field in fields)
+    assert any("`python -m sfrik env`" in field["attributes"]["label"] for field in fields)
     assert len({field["id"] for field in fields}) == len(fields)
