@@ -65,7 +65,7 @@ class Progress:
         self.total, self.save, self.show = total, save, show
         self._begun, self._first = time.monotonic(), done
         self._bar = Bar() if show and wants_bar() and hand_over is None else None
-        self._last = {BAR_SECONDS: self._begun, STATE_SECONDS: 0.0, LINE_SECONDS: self._begun}
+        self._last = {BAR_SECONDS: 0.0, STATE_SECONDS: 0.0, LINE_SECONDS: self._begun}
         self._drawn = False
 
     def step(self, done: int, describe: Callable[[], dict[str, Any]]) -> None:
