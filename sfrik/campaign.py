@@ -265,7 +265,7 @@ class _Child:
 def _side_by_side(runs: list[tuple[str, int, tuple[str, ...]]], where: Where) -> list[tuple[str, int, str]]:
     """Run each (recipe, seed, stages) in a process of its own, `where.jobs` at a time; those that failed, with the reason."""
     waiting, running, failed = list(runs), [], []
-    started = time.monotonic()
+    took: list[float] = []  # seconds of each run that is done
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         while waiting or running:
@@ -279,11 +279,12 @@ def _side_by_side(runs: list[tuple[str, int, tuple[str, ...]]], where: Where) ->
                     failed.append((child.recipe, child.seed, _last_line(child.log)))
                     print(f"[{done}/{len(runs)}] {child.recipe} seed {child.seed}: failed", flush=True)
                     continue
-                elapsed = time.monotonic() - started
-                left = elapsed / done * (len(runs) - done)
+                took.append(time.monotonic() - child.started)
+                # those that run are half done on average
+                left = sum(took) / len(took) * (len(waiting) + len(running) / 2) / max(1, min(where.jobs, len(runs) - done))
                 print(
                     f"[{done}/{len(runs)}] {child.recipe} seed {child.seed}: {_scores(child, where.root)}, "
-                    f"{duration(time.monotonic() - child.started)}; about {duration(left)} left",
+                    f"{duration(took[-1])}; about {duration(left)} left",
                     flush=True,
                 )
     finally:

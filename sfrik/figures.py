@@ -181,7 +181,7 @@ def curves_of_cost(costs: pd.DataFrame) -> Figure:
     one product of n x n x q, which a loss on a Gram matrix cannot do without, and the gradients of two views.
     """
     size, title = ("q", "dimension q of the embeddings") if costs["q"].nunique() > 1 else ("n", "batch size n")
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     for axis, cost, label in ((axes[0], "loss_ms", "time, ms"), (axes[1], "loss_mib", "peak memory, MiB")):
         for method, own in costs[costs[cost] > 0].groupby("method", sort=False):
             axis.plot(own[size], own[cost], label=method, **_line(str(method)))
