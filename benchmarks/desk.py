@@ -110,7 +110,7 @@ def whole_run(recipe: str, threads: int) -> dict[str, float]:
         seconds = {"run": time.perf_counter() - begun}
         seconds["processor"] = after.ru_utime - used.ru_utime + after.ru_stime - used.ru_stime
         run = Run(run_folder(recipe, 0, root))
-        seconds["training"] = sum(line["seconds"] for line in run.metrics() if "effective_rank" in line)
+        seconds["training"] = sum(line["seconds"] for line in run.epochs())
         cells = [cell for path in run.folder.glob("*.ipynb") for cell in json.loads(path.read_text())["cells"]]
         working = [cell for cell in cells if cell["cell_type"] == "code" and "launch(" in "".join(cell["source"])]
         seconds["working cells"] = sum(cell["metadata"]["papermill"]["duration"] for cell in working)

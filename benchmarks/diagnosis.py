@@ -104,7 +104,7 @@ def measured(name: str, seed: int, folder: Path) -> dict[str, Any]:
     place["extraction_dir"] = str(run.folder / "features")
     extract_features(FeatureSettings.from_recipe(f"desk/{recipe}", **place))
     knn = knn_eval(KnnSettings.from_recipe(f"desk/{recipe}", **place))
-    lines = [line for line in run.metrics() if "effective_rank" in line]
+    lines = run.epochs()
     print(f"{name} seed {seed}: {found.verdict}", flush=True)
     row = {
         "run": name,

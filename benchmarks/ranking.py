@@ -77,7 +77,7 @@ def scored_runs(root: Path = ROOT) -> list[Scored]:
     found = []
     for folder in sorted(root.glob("*/seed*")):
         recipe = folder.parent.name
-        lines = [line for line in Run(folder).metrics() if "effective_rank" in line]
+        lines = Run(folder).epochs()
         if not lines or recipe.startswith("tune_"):
             continue
         scores = {name: read_json(folder / f"{name}.json") for name in PROBES if (folder / f"{name}.json").is_file()}

@@ -32,7 +32,16 @@ from sfrik.settings import SECTIONS, load_recipe, results_root, run_folder
 from sfrik.table_rows import TARGETS
 from sfrik.tables import as_csv, build_table, tables_with_scores
 
-__all__ = ["DEFAULT_STAGES", "make_table", "missing_stages", "render_all", "run_recipe", "table_runs", "write_choices"]
+__all__ = [
+    "DEFAULT_STAGES",
+    "check_run",
+    "make_table",
+    "missing_stages",
+    "render_all",
+    "run_recipe",
+    "table_runs",
+    "write_choices",
+]
 
 
 @dataclass(frozen=True)
@@ -189,10 +198,7 @@ def run_recipe(
     What the run is doing, or why it stopped, is in its state.json, for `sfrik status`.
     """
     root = root or results_root()
-    for stage in stages:
-        if stage not in STAGES:
-            raise SfrikError(f"unknown stage {stage!r}{nearest(stage, STAGES)}: there is {', '.join(STAGES)}")
-    load_recipe(recipe)  # an unknown one is an error before any folder is made
+    check_run(recipe, stages)  # before any folder is made
     run = Run(run_folder(recipe, seed, root))
     _end_with_parent()
     with run.lock("run.lock"), stop_requests() as requests, Kernel() as kernel:
@@ -217,6 +223,18 @@ def run_recipe(
                 run.say_at_last("failed", stage=name, error=str(error))
                 raise
         run.say_done()
+
+
+def check_run(recipe: str, stages: Sequence[str]) -> None:
+    """Refuse a recipe or a stage that is not there.
+
+    Raises:
+        SfrikError: it is named, with the nearest known one.
+    """
+    for stage in stages:
+        if stage not in STAGES:
+            raise SfrikError(f"unknown stage {stage!r}{nearest(stage, STAGES)}: there is {', '.join(STAGES)}")
+    load_recipe(recipe)
 
 
 def missing_stages(recipe: str, seed: int, root: str | Path | None = None, stages: Sequence[str] = DEFAULT_STAGES) -> list[str]:

@@ -40,7 +40,7 @@ def channels_last(module: Network, device: torch.device) -> Network:
     """The module on the device, its weights laid out as convolutions are fastest with, the channels last."""
     import torch
 
-    return module.to(device, memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload] PyTorch's stub lacks it
+    return module.to(device, memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload] PyTorch's hints lack it
 
 
 def pick_precision(name: str, device: torch.device) -> str:

@@ -221,7 +221,7 @@ def _embed(
 
 def _by_log(run: Run, settings: PretrainSettings, why: str) -> Diagnosis:
     """What the last epoch's line of metrics.jsonl says: of one batch, in training mode and the precision of training."""
-    lines = [line for line in run.metrics() if "effective_rank" in line]
+    lines = run.epochs()
     if not lines:
         raise SfrikError(f"{run.folder} has neither weights nor an epoch in metrics.jsonl: pretrain it first")
     line = lines[-1]

@@ -13,11 +13,10 @@ from sfrik.collectives import all_rows
 from sfrik.datasets import Images
 from sfrik.evaluate.features import extract
 from sfrik.evaluate.knn import knn_accuracy
-from sfrik.runs import Run
 from sfrik.settings import PretrainSettings
 from sfrik.views import resize_for_test
 
-__all__ = ["describe_epoch", "epoch_in_words", "epoch_lines"]
+__all__ = ["describe_epoch", "epoch_in_words"]
 
 MONITOR_IMAGES = 2000  # training images behind the kNN score that is shown during training
 
@@ -60,11 +59,6 @@ def _monitor(settings: PretrainSettings, images: Images, backbone: nn.Module, de
     )
     half = len(chosen) // 2
     return knn_accuracy(features[:half], labels[:half], features[half:], labels[half:], 20, images.num_classes)
-
-
-def epoch_lines(run: Run) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl that are of a whole epoch."""
-    return [line for line in run.metrics() if "effective_rank" in line]
 
 
 def epoch_in_words(line: dict[str, Any], epochs: int) -> str:

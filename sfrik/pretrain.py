@@ -24,7 +24,7 @@ from sfrik.checkpoints import random_state, restore_random_state
 from sfrik.collectives import all_objects, largest_over_processes, rank, rank_zero_says, world_size
 from sfrik.datasets import Images, batches, deaths_told, derived_seed, load_images
 from sfrik.devices import autocast, channels_last, pick_device
-from sfrik.epoch_line import describe_epoch, epoch_in_words, epoch_lines
+from sfrik.epoch_line import describe_epoch, epoch_in_words
 from sfrik.errors import Preempted, SfrikError
 from sfrik.faults import not_finite
 from sfrik.loggers import Loggers, check_loggers
@@ -72,7 +72,7 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any
             _say(progress, f"{run.folder}: pretrained already")
             if rank() == 0:
                 run.checkpoints.drop()  # of a process that was killed when it had just written the weights
-            return (epoch_lines(run) or [{}])[-1]
+            return (run.epochs() or [{}])[-1]
         if settings.ssl_method == "none":
             if rank() == 0:
                 run.record(**provenance(device.type, precision, world_size()), finished=now())
@@ -133,7 +133,7 @@ class _Training:
             self.run.truncate_log(self.at.epoch, self._global_step())
             self._say_running(step=self._global_step())
             self.loggers = Loggers(self.settings.loggers, self.run.folder, self.settings.what(), self._global_step())
-        line = (epoch_lines(self.run) or [{}])[-1]  # the last one's already, where the stop came after its checkpoint
+        line = (self.run.epochs() or [{}])[-1]  # the last one's already, where the stop came after its checkpoint
         try:
             with stop_requests() as requests:
                 while self.at.epoch < self.settings.epochs:

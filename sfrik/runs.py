@@ -133,6 +133,10 @@ class Run:
                 break
         return lines
 
+    def epochs(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl that are of a whole epoch."""
+        return [line for line in self.metrics() if "effective_rank" in line]
+
     def say(self, state: str, **facts: Any) -> None:
         """Write down what the run is doing, for `sfrik status`: state is "running", "preempted" or "failed"."""
         self.folder.mkdir(parents=True, exist_ok=True)

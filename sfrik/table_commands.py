@@ -124,17 +124,14 @@ def _status(options: argparse.Namespace) -> Answer:
 
 
 def _run(options: argparse.Namespace) -> Answer:
-    from sfrik.campaign import DEFAULT_STAGES, STAGES, missing_stages, run_recipe
+    from sfrik.campaign import DEFAULT_STAGES, STAGES, check_run, missing_stages, run_recipe
     from sfrik.files import read_json
-    from sfrik.settings import load_recipe, results_root, run_folder
+    from sfrik.settings import results_root, run_folder
 
     root, seed = options.exp_dir or results_root(), whole(options.seed, "--seed", 0)
     stages = options.stages or DEFAULT_STAGES
-    for stage in stages:
-        if stage not in STAGES:
-            raise SfrikError(f"unknown stage {stage!r}{nearest(stage, STAGES)}: there is {', '.join(STAGES)}")
-    load_recipe(options.recipe)  # an unknown one is an error before any folder is made
     if options.dry_run:
+        check_run(options.recipe, stages)
         missing = missing_stages(options.recipe, seed, root, stages)
         return _planned([(options.recipe, seed, tuple(stages), tuple(missing))], root)
     run_recipe(options.recipe, seed, root, stages, options.data_dir, processes(options))

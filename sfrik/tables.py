@@ -209,7 +209,7 @@ def _measure(row: Row, columns: list[Column], root: str | Path | None, seeds: in
 def _score(folder: Path, name: str) -> dict[str, Any]:
     """A score file; of the training curve the last epoch."""
     if name == "metrics":
-        epochs = [line for line in Run(folder).metrics() if "effective_rank" in line]
+        epochs = Run(folder).epochs()
         return epochs[-1] if epochs else {}
     path = folder / f"{name}.json"
     return read_json(path) if path.is_file() else {}
