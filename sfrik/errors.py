@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["STOPPED", "Preempted", "SfrikError", "nearest"]
+__all__ = ["STOPPED", "Preempted", "SfrikError", "WorkerError", "nearest"]
 
 STOPPED = 75  # exit status of a command that was asked to stop and goes on when it is repeated (EX_TEMPFAIL)
 
@@ -16,6 +16,10 @@ class SfrikError(ValueError):
 
 class Preempted(SfrikError):
     """The work was asked to stop, by SIGTERM or SIGUSR1, and has saved a checkpoint; the same command goes on from there."""
+
+
+class WorkerError(RuntimeError):
+    """A worker of `sfrik.launch` failed; the text holds its rank, its host and, where it raised, its traceback."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,39 +1,277 @@
-"""Files that are complete or not there, and their hashes."""
+"""Reading and writing of files: complete or not there, on disk before anything relies on them, checked when read back.
+
+Every file that the library writes goes through `atomic_write`: a temporary file of its own beside the target, flushed to disk,
+renamed, and the folder flushed too. After a kill or a power cut the target is the old file or the new one, never a part.
+
+    .<name>.<host>-<pid>-<random>.tmp    a file that is being written; the next write in the folder removes what a dead one left
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import re
+import secrets
+import socket
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from sfrik.errors import SfrikError
 
-__all__ = ["file_hash", "read_json", "write_json", "write_text"]
+__all__ = [
+    "WriteError",
+    "atomic_write",
+    "check_regular",
+    "file_hash",
+    "format_bytes",
+    "read_bytes",
+    "read_json",
+    "read_text",
+    "sync_file",
+    "write_json",
+    "write_text",
+]
+
+TEMPORARY = re.compile(r"\..+\.(?P<host>[^/]+)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
+ABANDONED = 86400.0  # seconds after which a temporary file of another machine counts as left behind
+KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
-def file_hash(path: Path) -> str:
+class WriteError(SfrikError):
+    """A file could not be written; the text names it, what it needs and what is free."""
+
+
+@contextmanager
+def atomic_write(path: str | Path, needed: int = 0) -> Iterator[BinaryIO]:
+    """A binary file to write to, which becomes `path` when the block ends without an error. The umask sets its mode.
+
+    Args:
+        needed: bytes that will be written, for the message when they do not fit; what was written so far when unset.
+
+    Raises:
+        WriteError: the file cannot be written; what was at `path` is still there, and nothing is left beside it.
+    """
+    path = Path(path)
+    host = re.sub(r"\W", "_", socket.gethostname())[:64]
+    temporary = path.with_name(f".{path.name}.{host}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    file = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path.parent, host)
+        with open(temporary, "xb") as raw:
+            file = _Recorder(raw)
+            yield cast(BinaryIO, file)
+            file.flush()
+            os.fsync(raw.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        # torch.save turns an error of the file system into a RuntimeError, whose text names neither file nor cause
+        cause = file.error if file is not None and file.error is not None else error
+        if isinstance(cause, OSError):
+            raise WriteError(_why_not_written(path, cause, needed or (file.written if file else 0))) from None
+        raise
+
+
+class _Recorder:
+    """A file that counts its bytes and keeps the first error of the system."""
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.error, self.written = file, cast("OSError | None", None), 0
+
+    def write(self, data: Any) -> int:
+        try:
+            count = self.file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+        self.written += count
+        return count
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text, complete or not at all."""
+    content = text.encode()
+    with atomic_write(path, len(content)) as file:
+        file.write(content)
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write JSON, complete or not at all."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def sync_file(path: Path) -> None:
+    """Wait until what was appended to a file, and its name, are on disk.
+
+    Raises:
+        WriteError: they cannot be written.
+    """
+    try:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise WriteError(_why_not_written(path, error, 0)) from None
+
+
+def check_regular(path: str | Path) -> None:
+    """Refuse what is no regular file: opening a FIFO or a device may wait for ever.
+
+    Raises:
+        SfrikError: it names the file and what it is. FileNotFoundError, OSError: of the file system.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        raise SfrikError(f"{path} is {KINDS.get(stat.S_IFMT(mode), 'no regular file')} and not a regular file")
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        SfrikError: it is missing, is no regular file or cannot be read; it is named.
+    """
+    try:
+        check_regular(path)
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise SfrikError(f"there is no file {path}") from None
+    except OSError as error:
+        raise SfrikError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def read_text(path: str | Path) -> str:
+    """The UTF-8 text of a regular file, without a byte order mark.
+
+    Raises:
+        SfrikError: as `read_bytes`, and where its bytes are not UTF-8.
+    """
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SfrikError(
+            f"{path} is not UTF-8 text (byte {error.start} is 0x{error.object[error.start]:02x}): save it as UTF-8"
+        ) from None
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        SfrikError: as `read_text`, and where it is not JSON or not an object.
+    """
+    text = read_text(path)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = "it is empty" if not text.strip() else str(error)
+        raise SfrikError(f"{path} is not valid JSON ({reason}): move it away and run again") from None
+    if not isinstance(content, dict):
+        raise SfrikError(f"{path} holds {_json_kind(content)} where a JSON object is expected: move it away and run again")
+    return content
+
+
+def file_hash(path: str | Path) -> str:
     """SHA-256 of a file."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with Path(path).open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def _json_kind(value: Any) -> str:
+    kinds = {list: "a list", str: "a string", bool: "true or false", int: "a number", float: "a number"}
+    return kinds.get(type(value), "null")
+
+
+def _remove_abandoned(folder: Path, host: str) -> None:
+    """Delete the temporary files of writers that are gone."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            found = TEMPORARY.fullmatch(entry.name)
+            if found is None:
+                continue
+            if found["host"] == host and os.name != "nt":
+                gone = not _is_alive(int(found["pid"]))
+            else:
+                gone = time.time() - entry.stat().st_mtime > ABANDONED
+            if gone:
+                os.unlink(entry.path)
+
+
+def _is_alive(pid: int) -> bool:
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise SfrikError(f"{path} is not valid JSON ({error}): move it away and run again") from None
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        return True
+    return True
 
 
-def write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=2) + "\n")
+def _sync_folder(folder: Path) -> None:
+    """Flush the folder, so that a rename in it survives a power cut."""
+    if os.name == "nt":
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # one may write into it and not list it
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that do not flush folders
+            raise
+    finally:
+        os.close(descriptor)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Complete or not at all."""
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(text)
-    aside.replace(path)
+def _why_not_written(path: Path, error: OSError, needed: int) -> str:
+    """One line: the file, the cause, what it needs and what is free there."""
+    reason, remedy = error.strerror or str(error), "check the folder"
+    free = inodes = None
+    with suppress(OSError, AttributeError):  # Windows has no statvfs
+        there = next(folder for folder in path.absolute().parents if folder.is_dir())
+        found = os.statvfs(there)
+        free, inodes = found.f_bavail * found.f_frsize, found.f_favail if found.f_files else None
+    size = f"it needs {format_bytes(needed)}" if needed else "nothing more can be written there"
+    if error.errno == errno.EDQUOT:  # what is free on the disk is not free for this user
+        reason, remedy = f"your disk quota is used up; {size}", "make room, and run the same command again"
+    elif error.errno == errno.ENOSPC:
+        remedy = "make room, and run the same command again"
+        if inodes == 0:
+            reason = "no inodes are free there for another file"
+        else:
+            reason = f"the disk is full; {size}{'' if free is None else f', {format_bytes(free)} are free there'}"
+    return f"{path} could not be written ({reason}): {remedy}"
+
+
+def format_bytes(count: int) -> str:
+    """A size for people: 512 bytes, 12 KiB, 3 MiB.
+
+    >>> format_bytes(3 << 20)
+    '3 MiB'
+    """
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= 10 * size or (count >= size and unit != "GiB"):
+            return f"{count / size:.0f} {unit}"
+    return f"{count} bytes"

@@ -35,6 +35,7 @@ import torch.distributed as dist
 
 from sfrik.calls import importable_name, pack_call, resolve
 from sfrik.devices import cores
+from sfrik.errors import WorkerError
 from sfrik.preemption import GRACE, SIGNALS, StopRequests, place_reached, stop, stop_requests
 from sfrik.progress import Bar, wants_bar
 
@@ -43,10 +44,6 @@ __all__ = ["WorkerError", "launch"]
 SIBLINGS = 2.0  # seconds in which the first failing worker may still report why
 LOST = 3.0  # seconds that the others have to end when one has failed: without it they cannot save
 KILLED = re.compile(r"srun: error: (\S+): tasks? ([\d,-]+): (Killed|Segmentation fault|Aborted|Bus error|Out Of Memory)")
-
-
-class WorkerError(RuntimeError):
-    """A worker failed; the text holds its rank, its host and its traceback."""
 
 
 def launch(
