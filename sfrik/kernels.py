@@ -14,9 +14,10 @@ unit vectors, in [-1, 1]; N(q, l) the number of linearly independent spherical h
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,20 +26,27 @@ from torch import Tensor
 
 __all__ = ["RotationInvariantKernel", "harmonics", "legendre"]
 
+# What is computed in well under a second; all of it is far beyond what an embedding can use.
+LARGEST_DIM = 2**20
+LARGEST_DEGREE = 4096
+LARGEST_SCALE = 1e4  # exp(-1e4 |u - v|^2) is 0 in float32 from a distance of 0.1 on
+LARGEST_NODES = 1024  # of the quadrature: its eigenvalues take the third power of their number
+BEYOND = 20_000  # degrees of the heat kernel after the last one, to measure what the truncation drops
+
 
 @dataclass(frozen=True)
 class RotationInvariantKernel:
     r"""The kernel `phi(t) = sum_{l=1..L} b_l P_l(q; t)` of a truncated Legendre series.
 
-    The degree-0 term is left out: it is the constant that the uniform law cancels in the MMD.
+    The degree-0 term is left out: it is the constant that the uniform distribution cancels in the MMD.
 
     Args:
-        coefficients: `b_1, ..., b_L`, each finite and non-negative, not all of them zero.
-        dim: q >= 2.
+        coefficients: `b_1, ..., b_L`, each finite and non-negative, not all of them zero; L <= 4096.
+        dim: q, from 2 to 2**20.
         left_out: share of `sum_{l >= 1} b_l` that a truncation at L has dropped; 0 where the series ends at L.
 
     Raises:
-        ValueError: a coefficient is negative or not finite, there is none above 0, or `dim` is under 2.
+        ValueError: a coefficient is negative or not finite, there is none above 0 or too many, or `dim` is out of bounds.
 
     >>> kernel = RotationInvariantKernel((1.0, 40.0), dim=512)
     >>> float(kernel(torch.tensor(1.0)))
@@ -65,6 +73,7 @@ class RotationInvariantKernel:
                 )
         if not any(values):
             raise ValueError(f"a kernel needs one coefficient above 0, got {values}")
+        _check_degree(len(values))
         object.__setattr__(self, "coefficients", values)
 
     @property
@@ -74,11 +83,10 @@ class RotationInvariantKernel:
 
     @property
     def spectrum(self) -> tuple[float, ...]:
-        """Eigenvalues `b_l / N(q, l)` of the kernel under the uniform law, for l = 1..L (Funk-Hecke)."""
+        """Eigenvalues `b_l / N(q, l)` of the kernel under the uniform distribution, for l = 1..L (Funk-Hecke)."""
         # in logarithms, since N(32768, 110) is beyond the range of float64
-        return tuple(
-            math.exp(math.log(b) - _log_harmonics(l, self.dim)) if b else 0.0 for l, b in enumerate(self.coefficients, start=1)
-        )
+        counts = _log_harmonics(self.degree, self.dim)[1:].tolist()
+        return tuple(math.exp(math.log(b) - n) if b else 0.0 for b, n in zip(self.coefficients, counts, strict=True))
 
     def __call__(self, t: Tensor) -> Tensor:
         """`phi(t)`, of the shape and dtype of `t`."""
@@ -114,16 +122,26 @@ class RotationInvariantKernel:
     def rbf(cls, scale: float, dim: int, degree: int) -> RotationInvariantKernel:
         r"""The Gaussian kernel `exp(-scale |u - v|^2) = exp(-2 scale (1 - t))`, degrees 1 to `degree`.
 
-        With k = 2 scale and a = (q - 2) / 2, Gegenbauer's expansion of `exp(k t)` gives
+        With k = 2 scale and a = (q - 2) / 2, Gegenbauer's expansion of `exp(k t)` gives `b_l` in proportion to
+        N(q, l) I_{a+l}(k) with the modified Bessel function I (DLMF 10.23.9). The ratios r_l = I_{a+l+1}(k) / I_{a+l}(k)
+        follow from the recurrence `r_{l-1} = 1 / (2 (a + l) / k + r_l)` (DLMF 10.29.1), which is stable downwards, and the
+        sum of all `b_l` is phi(1) = 1. In logarithms nothing overflows at q = 32768.
 
-            b_l = exp(-k) N(q, l) (k/2)^l Gamma(a + 1) / Gamma(a + l + 1) 0F1(; a + l + 1; k^2 / 4),
-
-        where the hypergeometric sum holds the modified Bessel function I_{a+l}(k) (DLMF 10.23.9, 10.39.9). It is
-        summed in logarithms, so nothing overflows at q = 32768.
+        Args:
+            scale: above 0, at most 1e4.
         """
-        if not (math.isfinite(scale) and scale > 0):
-            raise ValueError(f"scale of the RBF kernel must be a number above 0, got {scale}")
-        return cls._from_logs(lambda l: _log_rbf(l, 2 * scale, dim), dim, degree)
+        if not 0 < scale <= LARGEST_SCALE:
+            bound = f"at most {LARGEST_SCALE:g}" if scale > LARGEST_SCALE else "a number above 0"
+            raise ValueError(f"scale of the RBF kernel must be {bound}, got {scale}")
+        _check_dim(dim)
+        _check_degree(degree)
+        k, a = 2 * scale, (dim - 2) / 2
+        most = degree + int(k + 12 * math.sqrt(k)) + 60  # for q -> infinity Poisson's of mean k; narrower for any other q
+        ratios = [0.0] * (most + 60)  # the recurrence forgets where it began
+        for l in range(len(ratios) - 1, 0, -1):
+            ratios[l - 1] = 1 / (2 * (a + l) / k + ratios[l])
+        logs = np.concatenate([[0.0], np.cumsum(_log_steps(most, dim) + np.log(ratios[:most]))])
+        return cls._from_logs((logs - np.logaddexp.reduce(logs))[1:], dim, degree)
 
     @classmethod
     def heat(cls, time: float, dim: int, degree: int) -> RotationInvariantKernel:
@@ -133,7 +151,10 @@ class RotationInvariantKernel:
         """
         if not (math.isfinite(time) and time > 0):
             raise ValueError(f"time of the heat kernel must be a number above 0, got {time}")
-        return cls._from_logs(lambda l: _log_harmonics(l, dim) - l * (l + dim - 2) * time, dim, degree)
+        _check_dim(dim)
+        _check_degree(degree)
+        l = np.arange(1.0, degree + BEYOND + 1)
+        return cls._from_logs(_log_harmonics(len(l), dim)[1:] - l * (l + dim - 2) * time, dim, degree)
 
     @classmethod
     def from_function(
@@ -147,22 +168,26 @@ class RotationInvariantKernel:
 
         Args:
             phi: function of an array of inner products, vectorised.
-            nodes: number of quadrature nodes; exact for polynomials `phi` of degree up to `2 nodes - degree - 1`.
+            nodes: number of quadrature nodes, above `degree` and at most 1024; exact for polynomials `phi` of degree up to
+                `2 nodes - degree - 1`.
 
         Raises:
-            ValueError: a coefficient is negative beyond round-off, that is `phi` is not positive definite.
+            ValueError: a coefficient is negative beyond round-off, that is `phi` is not positive definite; or a number is out of
+                bounds.
         """
         _check_dim(dim)
         _check_degree(degree)
-        t, weight = _gauss_gegenbauer(nodes, dim)
+        _check_whole("nodes", nodes, degree + 1, LARGEST_NODES)
+        t, weight = _gauss_gegenbauer(int(nodes), dim)
         value = np.asarray(phi(t), dtype=np.float64)
         if value.shape != t.shape or not np.isfinite(value).all():
             raise ValueError("phi must return one finite value for every inner product in (-1, 1)")
         coefficients = []
-        for l in range(1, degree + 1):
-            p = legendre(torch.from_numpy(t), l, dim).numpy()
-            count = float(harmonics(l, dim))
-            b = count * float(np.sum(weight * value * p))
+        polynomials = zip(range(degree + 1), _polynomials(torch.from_numpy(t), dim), strict=False)
+        counts = np.exp(np.minimum(_log_harmonics(degree, dim), 700))  # from e^66 on all is round-off
+        for l, p in list(polynomials)[1:]:
+            count = float(counts[l])
+            b = count * float(np.sum(weight * value * p.numpy()))
             noise = 16 * np.finfo(np.float64).eps * math.sqrt(count) * float(np.abs(value).max())
             if abs(b) <= noise:
                 if b != 0 and noise > 1e-9 * float(np.abs(value).max()):
@@ -183,31 +208,22 @@ class RotationInvariantKernel:
         return cls(tuple(coefficients), dim, left_out)
 
     @classmethod
-    def _from_logs(cls, log_b: Callable[[int], float], dim: int, degree: int) -> RotationInvariantKernel:
-        """Coefficients from their logarithms, and the share of the series beyond `degree`."""
-        _check_dim(dim)
-        _check_degree(degree)
-        logs = [log_b(l) for l in range(1, degree + 1)]
-        if max(logs) > math.log(np.finfo(np.float64).max):
+    def _from_logs(cls, logs: np.ndarray, dim: int, degree: int) -> RotationInvariantKernel:
+        """Coefficients from the logarithms of all of a series, of degree 1 on, and the share beyond `degree`."""
+        largest = float(logs[:degree].max())
+        if largest > math.log(np.finfo(np.float64).max):
             raise ValueError(
                 f"the kernel's coefficients exceed the range of float64 in dimension {dim} (the largest is "
-                f"exp({max(logs):.0f})): take a wider kernel (a smaller scale, a longer time) or fewer degrees"
+                f"exp({largest:.0f})): take a wider kernel (a smaller scale, a longer time) or fewer degrees"
             )
-        if max(logs) < math.log(np.finfo(np.float64).tiny):
+        if largest < math.log(np.finfo(np.float64).tiny):
             raise ValueError(
                 f"the kernel's coefficients of degrees 1 to {degree} are below the range of float64 in dimension {dim} (the "
-                f"largest is exp({max(logs):.0f})): take a smaller scale, a shorter time or more degrees"
+                f"largest is exp({largest:.0f})): take a smaller scale, a shorter time or more degrees"
             )
-        tail: list[float] = []
-        peak = max(logs)
-        while len(tail) < 20_000:  # until the terms fall, and have fallen 40 units of log below the largest
-            tail.append(log_b(degree + 1 + len(tail)))
-            peak = max(peak, tail[-1])
-            if tail[-1] < peak - 40 and (len(tail) < 2 or tail[-1] < tail[-2]):
-                break
-        head_sum = float(np.sum(np.exp(np.array(logs) - peak)))
-        tail_sum = float(np.sum(np.exp(np.array(tail) - peak)))
-        return cls(tuple(math.exp(x) for x in logs), dim, tail_sum / (head_sum + tail_sum))
+        shares = np.exp(logs - logs.max())
+        head, tail = float(shares[:degree].sum()), float(shares[degree:].sum())
+        return cls(tuple(np.exp(logs[:degree]).tolist()), dim, tail / (head + tail))
 
 
 def legendre(t: Tensor, degree: int, dim: int) -> Tensor:
@@ -219,22 +235,21 @@ def legendre(t: Tensor, degree: int, dim: int) -> Tensor:
 
     Args:
         t: inner products, any shape; a floating-point tensor. Differentiable.
-        degree: l >= 0.
-        dim: q >= 2; q = 2 gives Chebyshev's polynomials, q = 3 Legendre's own.
+        degree: l, from 0 to 4096.
+        dim: q, from 2 to 2**20; q = 2 gives Chebyshev's polynomials, q = 3 Legendre's own.
 
     Returns:
         A tensor of the shape and dtype of `t`.
 
     Raises:
-        ValueError: `degree` < 0, `dim` < 2, or `t` is not a floating-point tensor.
+        ValueError: `degree` or `dim` is out of bounds, or `t` is not a floating-point tensor.
 
     >>> legendre(torch.tensor([-1.0, 0.0, 1.0]), degree=2, dim=3)
     tensor([ 1.0000, -0.5000,  1.0000])
     """
     _check_dim(dim)
-    if degree < 0 or degree != int(degree):
-        raise ValueError(f"degree must be a whole number >= 0, got {degree}")
-    return _series(t, [0.0] * degree + [1.0], dim)
+    _check_degree(degree, least=0)
+    return _series(t, [0.0] * int(degree) + [1.0], dim)
 
 
 def harmonics(degree: int, dim: int) -> int:
@@ -243,6 +258,8 @@ def harmonics(degree: int, dim: int) -> int:
     >>> [harmonics(degree, dim=3) for degree in range(4)]
     [1, 3, 5, 7]
     """
+    _check_dim(dim)
+    _check_degree(degree, least=0)
     if degree == 0:
         return 1
     if degree == 1:
@@ -255,34 +272,31 @@ def _series(t: Tensor, coefficients: Sequence[float], dim: int) -> Tensor:
     if not (isinstance(t, Tensor) and t.is_floating_point()):
         raise ValueError(f"t must be a floating-point tensor of inner products, got {type(t).__name__}")
     total = torch.full_like(t, coefficients[0])
-    before, current = torch.ones_like(t), t
-    for l, b in enumerate(coefficients[1:], start=1):
-        if l > 1:
-            a = (2 * l + dim - 4) / (l + dim - 3)
-            before, current = current, a * t * current - (l - 1) / (l + dim - 3) * before
-        if b:
-            total = total + b * current
+    for l, (b, p) in enumerate(zip(coefficients, _polynomials(t, dim), strict=False)):
+        if l and b:
+            total = total + b * p
     return total
 
 
-def _log_harmonics(degree: int, dim: int) -> float:
-    if min(degree, dim) <= 256:
-        return math.log(harmonics(degree, dim))
-    # N(q, l) = (2 l + q - 2) / (q - 2) binomial(l + q - 3, l): the exact integers have 1e5 digits and take minutes
-    binomial = math.lgamma(degree + dim - 2) - math.lgamma(degree + 1) - math.lgamma(dim - 2)
-    return math.log((2 * degree + dim - 2) / (dim - 2)) + binomial
+def _polynomials(t: Tensor, dim: int) -> Iterator[Tensor]:
+    """`P_0(dim; t)`, `P_1(dim; t)`, ... without end."""
+    before, current = torch.ones_like(t), t
+    yield before
+    for l in itertools.count(2):
+        yield current
+        a = (2 * l + dim - 4) / (l + dim - 3)
+        before, current = current, a * t * current - (l - 1) / (l + dim - 3) * before
 
 
-def _log_rbf(degree: int, k: float, dim: int) -> float:
-    """Logarithm of the RBF kernel's coefficient b_l, with k = 2 scale."""
-    order = (dim - 2) / 2
-    log_rising = float(np.sum(np.log(order + 1 + np.arange(degree))))  # Gamma(order + l + 1) / Gamma(order + 1)
-    # 0F1(; c; k^2/4): its terms peak near k/2 and then fall faster than geometrically.
-    c = order + degree + 1
-    j = np.arange(1, int(2 * k) + 60)
-    log_terms = np.concatenate([[0.0], np.cumsum(2 * math.log(k / 2) - np.log(j) - np.log(c + j - 1))])
-    log_0f1 = float(np.logaddexp.reduce(log_terms))
-    return -k + _log_harmonics(degree, dim) + degree * math.log(k / 2) - log_rising + log_0f1
+def _log_harmonics(most: int, dim: int) -> np.ndarray:
+    """Logarithms of N(q, l) for l = 0 to `most`: the integers themselves have 1e5 digits."""
+    return np.concatenate([[0.0], np.cumsum(_log_steps(most, dim))])
+
+
+def _log_steps(most: int, dim: int) -> np.ndarray:
+    """Logarithms of N(q, l + 1) / N(q, l) = (2 l + q) (l + q - 2) / ((2 l + q - 2) (l + 1)) for l = 0 to `most` - 1."""
+    l = np.arange(1.0, most)
+    return np.log(np.concatenate([[dim], (2 * l + dim) * (l + dim - 2) / ((2 * l + dim - 2) * (l + 1))]))
 
 
 def _gauss_gegenbauer(nodes: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
@@ -299,10 +313,13 @@ def _gauss_gegenbauer(nodes: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_dim(dim: int) -> None:
-    if dim < 2 or dim != int(dim):
-        raise ValueError(f"dim must be a whole number >= 2, got {dim}")
+    _check_whole("dim", dim, 2, LARGEST_DIM)
 
 
-def _check_degree(degree: int) -> None:
-    if degree < 1 or degree != int(degree):
-        raise ValueError(f"degree must be a whole number >= 1, got {degree}")
+def _check_degree(degree: int, least: int = 1) -> None:
+    _check_whole("degree", degree, least, LARGEST_DEGREE)
+
+
+def _check_whole(name: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most or value != int(value):
+        raise ValueError(f"{name} must be a whole number {f'<= {most}' if value > most else f'>= {least}'}, got {value}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import time
 
 import mpmath
 import numpy as np
@@ -330,6 +332,19 @@ def test_kernel_keeps_shape_and_dtype_of_its_argument(dtype):
         (lambda: RotationInvariantKernel.rbf(1e4, 32768, 3), "below the range of float64.*smaller scale"),
         (lambda: RotationInvariantKernel.heat(0.1, 32768, 3), "below the range of float64.*shorter time"),
         (lambda: RotationInvariantKernel.from_function(np.exp, 1, 3), "dim must be a whole number >= 2"),
+        (lambda: RotationInvariantKernel((1.0,) * 4097, 8), "degree must be a whole number <= 4096, got 4097"),
+        (lambda: RotationInvariantKernel((1.0,), 10**9), "dim must be a whole number <= 1048576, got 1000000000"),
+        (lambda: RotationInvariantKernel((1.0,), math.nan), "dim must be a whole number >= 2, got nan"),
+        (lambda: RotationInvariantKernel.rbf(1e6, 8, 3), "scale of the RBF kernel must be at most 10000, got 1000000"),
+        (lambda: RotationInvariantKernel.rbf(math.inf, 8, 3), "scale of the RBF kernel must be at most 10000, got inf"),
+        (lambda: RotationInvariantKernel.rbf(1.0, 8, 10**9), "degree must be a whole number <= 4096, got 1000000000"),
+        (lambda: RotationInvariantKernel.heat(math.inf, 8, 3), "time of the heat kernel must be a number above 0, got inf"),
+        (lambda: RotationInvariantKernel.heat(0.1, 8, 10**9), "degree must be a whole number <= 4096"),
+        (lambda: RotationInvariantKernel.from_function(np.exp, 8, 3, nodes=10**6), "nodes must be a whole number <= 1024"),
+        (lambda: RotationInvariantKernel.from_function(np.exp, 8, 256), "nodes must be a whole number >= 257, got 256"),
+        (lambda: RotationInvariantKernel.from_function(np.exp, 8, math.inf), "degree must be a whole number <= 4096, got inf"),
+        (lambda: legendre(GRID, 10**9, 8), "degree must be a whole number <= 4096, got 1000000000"),
+        (lambda: harmonics(10**9, 10**9), "dim must be a whole number <= 1048576"),
         (lambda: legendre(GRID, -1, 8), "degree must be a whole number >= 0, got -1"),
         (lambda: legendre(GRID, 2.5, 8), "degree must be a whole number >= 0, got 2.5"),
         (lambda: legendre(GRID, 2, 1), "dim must be a whole number >= 2, got 1"),
@@ -341,3 +356,34 @@ def test_kernel_keeps_shape_and_dtype_of_its_argument(dtype):
 def test_bad_input_is_refused_with_its_value_and_the_bound(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("make", [RotationInvariantKernel.rbf, RotationInvariantKernel.heat])
+@pytest.mark.parametrize("dim", [2, 3, 256, 65536, 2**20])
+def test_the_largest_kernels_are_built_or_refused_within_a_second(dim, make):
+    for scale, degree in itertools.product((1e-12, 1.0, 1e4), (1, 4096)):
+        started = time.process_time()
+        try:
+            kernel = make(scale, dim, degree)
+        except ValueError as error:
+            assert "below the range of float64" in str(error) or "exceed the range of float64" in str(error)  # noqa: PT017
+        else:
+            assert all(math.isfinite(b) for b in kernel.coefficients)
+            assert 0 <= kernel.left_out <= 1
+        assert time.process_time() - started < 1  # measured: 0.03 s
+
+
+@pytest.mark.parametrize(("dim", "scale"), [(2, 40.0), (3, 1e4), (256, 1e3)])
+def test_rbf_coefficients_of_narrow_kernels_equal_mpmaths(dim, scale):
+    kernel = RotationInvariantKernel.rbf(scale, dim, degree=6)
+    with mpmath.workdps(40):
+        k, a = mpmath.mpf(2 * scale), mpmath.mpf(dim - 2) / 2
+        front = mpmath.gamma(a + 1) * (2 / k) ** a * mpmath.exp(-k)
+        expected = [float(front * harmonics(l, dim) * mpmath.besseli(a + l, k)) for l in range(1, 7)]
+    np.testing.assert_allclose(kernel.coefficients, expected, rtol=1e-11)
+
+
+def test_the_quadrature_has_no_harmonics_beyond_float64():
+    with pytest.warns(UserWarning, match="below the round-off"):
+        kernel = RotationInvariantKernel.from_function(np.exp, dim=65536, degree=200)
+    assert not any(kernel.coefficients[10:])
