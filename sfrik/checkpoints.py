@@ -1,19 +1,16 @@
-"""Checkpoints that are not lost: written aside, flushed, renamed; the one before is kept.
+"""Crash-safe checkpoints: written to a temporary file, flushed, renamed; the one before is kept.
 
     checkpoint.pt            the newest
     checkpoint.previous.pt   the one before
-    checkpoint.pt.tmp        one that is being written
 
 At every moment, a power cut included, one of the first two is complete.
 """
 
 from __future__ import annotations
 
-import os
 import random
-import shutil
-import sys
-import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,8 +19,10 @@ import torch
 from torch import Tensor
 
 from sfrik.errors import SfrikError
+from sfrik.files import WriteError, atomic_write, set_aside
+from sfrik.tensor_files import read_pickle
 
-__all__ = ["Checkpoints", "random_state", "restore_random_state"]
+__all__ = ["Checkpoints", "random_state", "restore_random_state", "restoring"]
 
 
 class Checkpoints:
@@ -45,33 +44,19 @@ class Checkpoints:
         """Write a state of tensors, numbers, strings, lists and dicts.
 
         Raises:
-            SfrikError: a parameter is not finite, or the file cannot be written (a full disk, for instance); the checkpoints
-                that were there stay as they are.
+            SfrikError: a parameter is not finite. WriteError: the file cannot be written, on a full disk for instance. The
+                checkpoints that were there stay as they are.
         """
         bad = _not_finite(state)
         if bad:
             raise SfrikError(f"{bad} holds NaN or infinite values: not saved, {self.folder} keeps the checkpoint before it")
         newest, previous = self.paths
-        aside = newest.with_suffix(".pt.tmp")
-        needed = _bytes(state)
         try:
-            with aside.open("wb") as file:
+            with atomic_write(newest, _bytes(state), keep=previous) as file:
                 torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-        except (OSError, RuntimeError) as error:  # torch turns an error of the file system into a RuntimeError
-            aside.unlink(missing_ok=True)
-            free = shutil.disk_usage(self.folder).free
+        except WriteError as error:
             kept = next((f"; {path.name} is kept" for path in self.paths if path.is_file()), "")
-            raise SfrikError(
-                f"the checkpoint could not be written to {self.folder} ({str(error).splitlines()[0]}): it needs "
-                f"{needed / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free, and three of them are there at a time{kept}; "
-                "make room, and the same command goes on"
-            ) from None
-        if newest.is_file():
-            newest.replace(previous)
-        aside.replace(newest)
-        _flush_folder(self.folder)
+            raise WriteError(f"{error}; up to three checkpoints are there at a time{kept}") from None
 
     def load(self) -> dict[str, Any] | None:
         """The newest checkpoint that is whole; None where there is none. A broken one is reported and renamed.
@@ -84,18 +69,15 @@ class Checkpoints:
             if not path.is_file():
                 continue
             try:
-                _check_sums(path)
-                return torch.load(path, map_location="cpu", weights_only=True)
-            except (OSError, MemoryError):  # of the file system or the machine: the file may be whole, and stays
-                raise
-            except Exception as error:  # zipfile and torch raise several kinds for a file that is cut short
+                state = read_pickle(path)
+                if not isinstance(state, dict):
+                    raise SfrikError(f"{path} holds a {type(state).__name__} and no checkpoint")
+                return state
+            except SfrikError as error:  # of the file system or the machine (OSError, MemoryError): it may be whole, and stays
                 # renamed, or the next save would put it in the place of the one before, which is whole
-                aside = path.with_suffix(".broken")
-                path.replace(aside)
-                broken.append(str(aside))
-                print(f"{path} is broken ({error}); renamed to {aside.name}", file=sys.stderr, flush=True)
+                broken.append(set_aside(path, str(error)).name)
         if broken:
-            raise SfrikError(f"no checkpoint in {self.folder} can be read ({', '.join(broken)}); run again to begin anew")
+            raise SfrikError(f"no checkpoint in {self.folder} can be read ({', '.join(broken)}); run again to start from scratch")
         return None
 
     def drop(self) -> None:
@@ -104,13 +86,27 @@ class Checkpoints:
             path.unlink(missing_ok=True)
 
 
+@contextmanager
+def restoring(path: Path) -> Iterator[None]:
+    """Within it a state that does not fit what it is loaded into is one line that names the checkpoint."""
+    try:
+        yield
+    except SfrikError:
+        raise
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        last = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+        raise SfrikError(
+            f"{path} does not fit this run ({last}): move it away, and the same command uses the one before"
+        ) from error
+
+
 def random_state(device: torch.device) -> dict[str, Any]:
-    """This process's generators, as a checkpoint can hold them."""
+    """This process's generators, in lists and numbers that JSON can hold."""
     kind, key, *rest = cast("tuple[str, np.ndarray, int, int, float]", np.random.get_state())
     version, internal, gauss = random.getstate()
     return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "torch": torch.get_rng_state().tolist(),
+        "cuda": torch.cuda.get_rng_state(device).tolist() if device.type == "cuda" else None,
         "numpy": [kind, key.tolist(), *rest],
         "python": [version, list(internal), gauss],
     }
@@ -118,21 +114,13 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
     """Set this process's generators as `random_state` found them."""
-    torch.set_rng_state(state["torch"])
+    torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
     if state["cuda"] is not None and device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], device)
+        torch.cuda.set_rng_state(torch.tensor(state["cuda"], dtype=torch.uint8), device)
     kind, key, *rest = state["numpy"]
     np.random.set_state((kind, np.array(key, dtype=np.uint32), *rest))
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
-
-
-def _check_sums(path: Path) -> None:
-    """Compare each record with its CRC-32, which torch.save writes and torch.load does not read."""
-    with zipfile.ZipFile(path) as archive:
-        record = archive.testzip()
-    if record is not None:
-        raise SfrikError(f"its record {record} does not match its checksum")
 
 
 def _tensors(state: Any, name: str = "") -> list[tuple[str, Tensor]]:
@@ -153,14 +141,3 @@ def _not_finite(state: dict[str, Any]) -> str | None:
     """The name of the first tensor with a value that is not finite."""
     floating = ((name, tensor) for name, tensor in _tensors(state) if tensor.is_floating_point())
     return next((name for name, tensor in floating if not torch.isfinite(tensor).all()), None)
-
-
-def _flush_folder(folder: Path) -> None:
-    """So that the renames themselves survive a power cut."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

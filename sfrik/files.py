@@ -16,6 +16,7 @@ import re
 import secrets
 import socket
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -30,10 +31,13 @@ __all__ = [
     "check_regular",
     "file_hash",
     "format_bytes",
+    "make_folder",
     "read_bytes",
     "read_json",
     "read_text",
+    "set_aside",
     "sync_file",
+    "write_error",
     "write_json",
     "write_text",
 ]
@@ -54,11 +58,12 @@ class WriteError(SfrikError):
 
 
 @contextmanager
-def atomic_write(path: str | Path, needed: int = 0) -> Iterator[BinaryIO]:
+def atomic_write(path: str | Path, needed: int = 0, keep: Path | None = None) -> Iterator[BinaryIO]:
     """A binary file to write to, which becomes `path` when the block ends without an error. The umask sets its mode.
 
     Args:
         needed: bytes that will be written, for the message when they do not fit; what was written so far when unset.
+        keep: what was at `path` before is renamed to this.
 
     Raises:
         WriteError: the file cannot be written; what was at `path` is still there, and nothing is left beside it.
@@ -75,6 +80,8 @@ def atomic_write(path: str | Path, needed: int = 0) -> Iterator[BinaryIO]:
             yield cast(BinaryIO, file)
             file.flush()
             os.fsync(raw.fileno())
+        if keep is not None and path.is_file():
+            os.replace(path, keep)
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except BaseException as error:
@@ -83,7 +90,7 @@ def atomic_write(path: str | Path, needed: int = 0) -> Iterator[BinaryIO]:
         # torch.save turns an error of the file system into a RuntimeError, whose text names neither file nor cause
         cause = file.error if file is not None and file.error is not None else error
         if isinstance(cause, OSError):
-            raise WriteError(_why_not_written(path, cause, needed or (file.written if file else 0))) from None
+            raise write_error(path, cause, needed or (file.written if file else 0)) from None
         raise
 
 
@@ -129,7 +136,27 @@ def sync_file(path: Path) -> None:
             os.fsync(file.fileno())
         _sync_folder(path.parent)
     except OSError as error:
-        raise WriteError(_why_not_written(path, error, 0)) from None
+        raise write_error(path, error) from None
+
+
+def make_folder(folder: str | Path) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        WriteError: it cannot be made; it is named.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(folder, error) from None
+
+
+def set_aside(path: Path, why: str) -> Path:
+    """Give a file that cannot be used the suffix .broken, with a line on stderr; its new path."""
+    aside = path.with_suffix(".broken")
+    os.replace(path, aside)
+    print(f"{path} is broken ({why}); renamed to {aside.name}", file=sys.stderr, flush=True)
+    return aside
 
 
 def check_regular(path: str | Path) -> None:
@@ -245,24 +272,25 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _why_not_written(path: Path, error: OSError, needed: int) -> str:
-    """One line: the file, the cause, what it needs and what is free there."""
+def write_error(path: str | Path, error: OSError, needed: int = 0) -> WriteError:
+    """The error of a file that could not be written: the file, the cause, what it needs and what is free there."""
     reason, remedy = error.strerror or str(error), "check the folder"
     free = inodes = None
     with suppress(OSError, AttributeError):  # Windows has no statvfs
-        there = next(folder for folder in path.absolute().parents if folder.is_dir())
+        there = next(folder for folder in Path(path).absolute().parents if folder.is_dir())
         found = os.statvfs(there)
         free, inodes = found.f_bavail * found.f_frsize, found.f_favail if found.f_files else None
-    size = f"it needs {format_bytes(needed)}" if needed else "nothing more can be written there"
+    needs = f"it needs {format_bytes(needed)}" if needed else "nothing more can be written there"
     if error.errno == errno.EDQUOT:  # what is free on the disk is not free for this user
-        reason, remedy = f"your disk quota is used up; {size}", "make room, and run the same command again"
-    elif error.errno == errno.ENOSPC:
+        reason, remedy = f"your disk quota is used up; {needs}", "make room, and run the same command again"
+    elif error.errno in (errno.ENOSPC, errno.EFBIG):
         remedy = "make room, and run the same command again"
-        if inodes == 0:
-            reason = "no inodes are free there for another file"
+        if error.errno == errno.ENOSPC and inodes == 0:
+            reason = "no inode is free there for another file"
         else:
-            reason = f"the disk is full; {size}{'' if free is None else f', {format_bytes(free)} are free there'}"
-    return f"{path} could not be written ({reason}): {remedy}"
+            full = "the disk is full" if error.errno == errno.ENOSPC else reason.lower()
+            reason = f"{full}; {needs}{'' if free is None else f' and {format_bytes(free)} are free there'}"
+    return WriteError(f"{path} could not be written ({reason}): {remedy}")
 
 
 def format_bytes(count: int) -> str:

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from sfrik.errors import SfrikError
-from sfrik.files import read_json, write_json
+from sfrik.files import write_json
+from sfrik.records import WandbPlace, read_record
 
 __all__ = ["Loggers", "check_loggers"]
 
@@ -97,7 +98,7 @@ class _Wandb:
 
         self.place = folder / "wandb" / "sfrik.json"
         self.place.parent.mkdir(parents=True, exist_ok=True)
-        known = read_json(self.place) if step and self.place.is_file() else {}
+        known = read_record(self.place, WandbPlace) if step and self.place.is_file() else {}
         self.told = known or {"id": secrets.token_hex(4), "step": -1, "epoch": -1}
         write_json(self.place, self.told)
         self.run = wandb.init(

@@ -7,21 +7,20 @@ stem is one 3 x 3 convolution and no pooling. `resnet8` is the desk profile's ne
 
 from __future__ import annotations
 
-import json
 import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sfrik.architectures import ARCHITECTURES, parse_mlp
 from sfrik.errors import SfrikError, nearest
+from sfrik.files import WriteError, check_regular, file_hash, read_text, write_text
+from sfrik.tensor_files import check_weights, read_pickle, read_safetensors, write_safetensors
 
 __all__ = ["Backbone", "build_backbone", "build_projector", "load_backbone", "pretrained", "save_weights"]
 
@@ -143,14 +142,15 @@ def build_projector(num_features: int, mlp: str) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(inside, widths[-1], bias=False))
 
 
-def save_weights(module: nn.Module, path: str | Path, **about: str) -> None:
-    """The weights as safetensors, complete or not at all. The same weights and `about` give the same file, byte for byte."""
-    path = Path(path)
-    state = {key: value.detach().contiguous().cpu() for key, value in module.state_dict().items()}
-    aside = path.with_name(path.name + ".tmp")
-    # one entry: safetensors writes several in no fixed order
-    save_file(state, aside, metadata={"about": json.dumps(about, sort_keys=True)})
-    aside.replace(path)
+def save_weights(module: nn.Module, path: str | Path, **about: str) -> str:
+    """Write a module's weights as safetensors, complete or not at all; the SHA-256 of the file.
+
+    The same weights and `about` give the same file, byte for byte.
+
+    Raises:
+        WriteError: the file cannot be written; it names the file, what it needs and what is free.
+    """
+    return write_safetensors(path, module.state_dict(), about)
 
 
 def load_backbone(path: str | Path, arch: str, stem: str = "imagenet", channels: int = 3) -> Backbone:
@@ -192,7 +192,9 @@ def pretrained(name: str = "resnet50-sfrik-200ep", progress: bool = True) -> nn.
     """The authors' backbone, downloaded on first use to torch.hub's cache (`TORCH_HOME`), in evaluation mode.
 
     Raises:
-        SfrikError: an unknown name, or the file could not be downloaded; a download that broke off leaves nothing behind.
+        SfrikError: an unknown name, or the file could not be downloaded; a download that broke off leaves nothing behind. Or the
+            file has changed since its first use: the authors publish no checksum, so the first download's SHA-256 is kept beside
+            it and compared from then on.
     """
     if name not in PRETRAINED:
         raise SfrikError(f"unknown weights {name!r}{nearest(name, PRETRAINED)}: there is {', '.join(PRETRAINED)}")
@@ -204,26 +206,30 @@ def pretrained(name: str = "resnet50-sfrik-200ep", progress: bool = True) -> nn.
             torch.hub.download_url_to_file(f"{RELEASE}/{file}", str(path), progress=progress)
         except (OSError, RuntimeError) as error:
             raise SfrikError(f"{RELEASE}/{file} could not be downloaded ({error}): fetch it yourself to {path}") from None
-    return load_backbone(path, arch)
+    backbone = load_backbone(path, arch)
+    record, digest = path.with_name(f"{file}.sha256"), file_hash(path)
+    known = read_text(record).strip() if record.is_file() else ""
+    if known and known != digest:
+        raise SfrikError(f"{path} has changed since it was downloaded: its SHA-256 is not the one in {record}. Delete both files")
+    if not known:
+        with suppress(WriteError):  # a cache that is read-only
+            write_text(record, digest + "\n")
+    return backbone
 
 
 def backbone_state(path: Path) -> dict[str, Tensor]:
     """The backbone's state dict in any file that `load_backbone` reads. Pickles are read with `weights_only`."""
-    if not path.is_file():
+    if not path.exists():
         raise SfrikError(f"there is no weights file {path}: check --pretrained, or pretrain first")
     if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise SfrikError(f"{path} is not a complete safetensors file ({error}): copy or make it again") from error
+        check_weights(path)
+        return read_safetensors(path)[0]
     try:
+        check_regular(path)
         with _whole_file(path) as whole:
-            content = torch.load(whole, map_location="cpu", weights_only=True)
-    except SfrikError:
-        raise
-    except Exception as error:  # torch raises several kinds for a file that is cut short or no checkpoint
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SfrikError(f"{path} is not a complete PyTorch weights file ({first}): copy or download it again") from error
+            content = read_pickle(whole, path)
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise SfrikError(f"{path} cannot be read ({error}): copy or download it again") from None
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]
     if not isinstance(content, dict) or not all(

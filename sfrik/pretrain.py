@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sfrik.accumulate import backward, micro_batches
 from sfrik.build import Encoder, build_encoder, build_objective, compile_failure_told, distribute, training_precision
-from sfrik.checkpoints import random_state, restore_random_state
+from sfrik.checkpoints import random_state, restore_random_state, restoring
 from sfrik.collectives import all_objects, largest_over_processes, rank, rank_zero_says, world_size
 from sfrik.datasets import Images, batches, deaths_told, derived_seed, load_images
 from sfrik.devices import autocast, channels_last, pick_device
@@ -34,7 +34,8 @@ from sfrik.optim import LARS, learning_rate
 from sfrik.preemption import StopRequests, stop, stop_requests
 from sfrik.progress import Progress
 from sfrik.provenance import now, provenance
-from sfrik.runs import Run
+from sfrik.records import VERSION, TrainingCheckpoint, parse_record
+from sfrik.runs import Run, settings_differences
 from sfrik.settings import PretrainSettings
 from sfrik.views import Views, build_views
 
@@ -68,14 +69,14 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any
     with run.lock() if rank() == 0 else nullcontext():
         if rank() == 0:
             run.start(settings)
-        if rank_zero_says(run.backbone.is_file()):
+        if rank_zero_says(run.finished):
             _say(progress, f"{run.folder}: pretrained already")
             if rank() == 0:
                 run.checkpoints.drop()  # of a process that was killed when it had just written the weights
             return (run.epochs() or [{}])[-1]
         if settings.ssl_method == "none":
             if rank() == 0:
-                run.record(**provenance(device.type, precision, world_size()), finished=now())
+                run.record_start(**provenance(device.type, precision, world_size()))
                 _finish(run, encoder, settings)
             _barrier()
             return {}
@@ -127,7 +128,7 @@ class _Training:
         if rank() == 0:
             origin = provenance(self.device.type, self.precision, world_size())
             if self._global_step() == 0:
-                self.run.record(**origin)
+                self.run.record_start(**origin)
             else:
                 self.run.record_resumption(step=self._global_step(), **origin)
             self.run.truncate_log(self.at.epoch, self._global_step())
@@ -147,9 +148,7 @@ class _Training:
             if rank() == 0:
                 self.loggers.close()
         if rank() == 0:
-            self.run.record(finished=now())
             _finish(self.run, self.encoder, self.settings)
-            self.run.checkpoints.drop()
             self.run.say_done()
         _barrier()
         return line
@@ -274,8 +273,10 @@ class _Training:
     def _save(self) -> None:
         random_states = all_objects(random_state(self.device))
         if rank() == 0:
+            self.run.sync_log()  # a checkpoint counts the lines that were written before it
+            about = {"version": VERSION, "settings": self.settings.what()}
             place = {"place": asdict(self.at), "processes": world_size(), "random": random_states}
-            self.run.checkpoints.save({**self._weights(), **place})
+            self.run.checkpoints.save({**about, **self._weights(), **place})
         self.saved = time.monotonic()
 
     def _weights(self) -> dict[str, Any]:
@@ -289,13 +290,19 @@ class _Training:
             return _Place()
         if checkpoint is None:
             checkpoint = self.run.checkpoints.load()
-        assert checkpoint is not None  # rank 0 found it
-        for name, part in (("model", self.encoder), ("optimizer", self.optimizer), ("scaler", self.scaler)):
-            part.load_state_dict(checkpoint[name])
+        path = self.run.checkpoints.paths[0]
+        parse_record(checkpoint, TrainingCheckpoint, str(path), "finish the run with the release that wrote it, or move it away")
+        assert checkpoint is not None  # as it was parsed
+        if differences := settings_differences(checkpoint["settings"], self.settings.what()):
+            raise SfrikError(f"{path} is of a run with other settings ({differences}): move it away, or choose another --exp-dir")
+        with restoring(path):
+            for name, part in (("model", self.encoder), ("optimizer", self.optimizer), ("scaler", self.scaler)):
+                part.load_state_dict(checkpoint[name])
         place = _Place(**checkpoint["place"])
         _say(progress, f"{self.run.folder}: going on after epoch {place.epoch}, step {place.step} of {self.steps_per_epoch}")
         if checkpoint["processes"] == world_size():
-            restore_random_state(checkpoint["random"][rank()], self.device)
+            with restoring(path):
+                restore_random_state(checkpoint["random"][rank()], self.device)
         else:
             _say(
                 progress,
@@ -337,11 +344,14 @@ def _order(n: int, settings: PretrainSettings, epoch: int, steps_per_epoch: int)
 
 
 def _finish(run: Run, encoder: Encoder, settings: PretrainSettings) -> None:
-    about = {"arch": settings.arch, "stem": settings.stem, "settings": settings.hash()}
+    """Write the weights and record them; the checkpoints go once all of that is on disk."""
+    about, weights = {"arch": settings.arch, "stem": settings.stem, "settings": settings.hash()}, {}
     if settings.ssl_method != "none" and list(encoder.projector.parameters()):  # else nothing was trained, or there is none
-        save_weights(encoder.projector, run.projector, mlp=settings.mlp, **about)
-    save_weights(encoder.backbone, run.backbone, **about)  # last: being there means that the run is done
+        weights[run.projector.name] = save_weights(encoder.projector, run.projector, mlp=settings.mlp, **about)
+    weights[run.backbone.name] = save_weights(encoder.backbone, run.backbone, **about)
+    run.record(finished=now(), weights=weights)  # last: with it the run is done
     run.forget_other_scores()
+    run.checkpoints.drop()
 
 
 def _say(progress: bool, text: str) -> None:

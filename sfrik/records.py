@@ -15,8 +15,10 @@ from sfrik.files import read_json
 
 __all__ = [
     "VERSION",
+    "Checkpoint",
     "Choice",
     "Costs",
+    "EvaluationCheckpoint",
     "FeatureOrigin",
     "LogLine",
     "Provenance",
@@ -24,6 +26,8 @@ __all__ = [
     "RunSettings",
     "Score",
     "State",
+    "TrainingCheckpoint",
+    "WandbPlace",
     "parse_record",
     "read_record",
 ]
@@ -78,7 +82,57 @@ class LogLine(Record):
     """A line of metrics.jsonl, of a step or of an epoch."""
 
     epoch: int
-    step: int | None = None
+    step: int = 0
+
+
+class Checkpoint(Record):
+    """What all checkpoints hold: the states of what is trained. They are of a release that writes a version."""
+
+    version: Literal[1]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+
+
+class TrainingPlace(BaseModel):
+    """Where a pretraining is: the next step of an epoch."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    epoch: int
+    step: int
+    seconds: float
+    broken: list[str]
+
+
+class TrainingCheckpoint(Checkpoint):
+    """checkpoint.pt of a pretraining; `random` has the states of each process's generators."""
+
+    settings: dict[str, Any]
+    model: dict[str, Any]
+    place: TrainingPlace
+    processes: int
+    random: list[dict[str, Any]]
+
+
+class EvaluationPlace(BaseModel):
+    """Where the training of a head is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    epoch: int
+    step: int
+    loss: float
+
+
+class EvaluationCheckpoint(Checkpoint):
+    """checkpoint_<protocol>.pt; `of` names settings, weights, images and precision."""
+
+    of: dict[str, str]
+    models: dict[str, Any]
+    place: EvaluationPlace
+    tops: list[list[tuple[float, float]]]
+    diverged: dict[int, str]
+    random: dict[str, Any]
 
 
 class Score(Record):
@@ -117,24 +171,35 @@ class Costs(Record):
     """table5.json, table6.json: what the losses cost, an object for each entry."""
 
 
-def parse_record(content: Any, kind: type[Record], source: str) -> dict[str, Any]:
-    """The content as `kind` has it, without what it leaves unset.
+class WandbPlace(Record):
+    """wandb/sfrik.json: the id of a run at Weights & Biases, and the last steps that were sent."""
+
+    id: str
+    step: int
+    epoch: int
+
+
+def parse_record(content: Any, kind: type[Record], source: str, remedy: str = "move it away and run again") -> Any:
+    """The content, once it is known to be what `kind` says.
 
     Raises:
         SfrikError: a key is missing or has the wrong type, or the version is another one; source and key are named.
     """
     try:
-        return kind.model_validate(content).model_dump(exclude_unset=True)
+        kind.model_validate(content, strict=True)
     except ValidationError as error:
         problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"]) or "its content"
-        if key == "version":
-            raise SfrikError(
-                f"{source} has version {problem['input']!r}, this release reads version {VERSION}: use the release that wrote it"
-            ) from None
+        key = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "missing":
-            raise SfrikError(f'{source} has no key "{key}": move it away and run again') from None
-        raise SfrikError(f"{source}: {key}: {problem['msg']}, got {problem['input']!r:.80}: move it away and run again") from None
+            reason = f'{source} has no key "{key}"'
+        elif key == "version":
+            reason = f"{source} has version {problem['input']!r}, and this release of sfrik reads version {VERSION}"
+        else:
+            got = repr(problem["input"])
+            got = got if len(got) <= 60 else f"{got[:60]}..."
+            reason = f"{source}: {key}: {problem['msg']}, got {got}" if key else f"{source} holds no such record, but {got}"
+        raise SfrikError(f"{reason}: {remedy}") from None
+    return content
 
 
 def read_record(path: str | Path, kind: type[Record]) -> dict[str, Any]:

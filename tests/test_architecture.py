@@ -16,10 +16,13 @@ PACKAGE = ROOT / "sfrik"
 # From the bottom up. A module imports from the layers below its own, never from beside or above.
 LAYERS = [
     ["sfrik", "sfrik.architectures", "sfrik.errors", "sfrik.evaluate"],
+    ["sfrik.files"],
+    ["sfrik.records"],
+    ["sfrik.tensor_files"],
     ["sfrik.colour", "sfrik.crops", "sfrik.decoding", "sfrik.listing", "sfrik.closed_form", "sfrik.pairs", "sfrik.accumulate"],
     ["sfrik.photographs"],
     ["sfrik.kernels", "sfrik.collectives", "sfrik.devices", "sfrik.networks", "sfrik.optim", "sfrik.views"],
-    ["sfrik.checkpoints", "sfrik.files", "sfrik.preemption", "sfrik.progress", "sfrik.provenance", "sfrik.slurm"],
+    ["sfrik.checkpoints", "sfrik.preemption", "sfrik.progress", "sfrik.provenance", "sfrik.slurm"],
     ["sfrik.loggers", "sfrik.terminal"],
     ["sfrik.mmd", "sfrik.loss_terms", "sfrik.sliced", "sfrik.diagnostics", "sfrik.datasets", "sfrik.settings", "sfrik.calls"],
     ["sfrik.worker"],

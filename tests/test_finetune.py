@@ -23,6 +23,7 @@ from sfrik.evaluate.protocols import evaluate
 from sfrik.files import file_hash, read_json
 from sfrik.networks import build_backbone, save_weights
 from sfrik.pretrain import pretrain
+from sfrik.runs import Run
 from sfrik.settings import EvaluateSettings, PretrainSettings
 from sfrik.views import probe_views
 
@@ -261,7 +262,10 @@ def test_a_head_of_other_pretrained_weights_is_refused(run):
     evaluate(of(run), progress=False)
     evaluate(of(run, weights="finetune"), progress=False)
     torch.manual_seed(9)
-    save_weights(build_backbone("resnet8", "small", 1), run / "backbone.safetensors")
+    digest = save_weights(build_backbone("resnet8", "small", 1), run / "backbone.safetensors")
+    with pytest.raises(SfrikError, match="is not the file that was trained"):
+        evaluate(of(run, only_inference=True), progress=False)
+    Run(run).record(weights={"backbone.safetensors": digest})  # as of a training of its own
     for weights in ("freeze", "finetune"):
         with pytest.raises(SfrikError, match="trained on other weights"):
             evaluate(of(run, weights=weights, only_inference=True), progress=False)
@@ -275,8 +279,8 @@ def test_a_file_that_is_no_head_is_named(run, tmp_path):
     for name, message in [
         ("none.pth", "holds no linear head"),
         ("broken.safetensors", "not a complete safetensors file"),
-        ("broken.pth", "not a complete PyTorch checkpoint"),
-        ("code.pth", "not a complete PyTorch checkpoint"),
+        ("broken.pth", "not a complete PyTorch weights file"),
+        ("code.pth", "holds Python objects besides tensors"),
         ("missing.pth", "there is no head"),
     ]:
         with pytest.raises(SfrikError, match=message) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from sfrik.errors import SfrikError
-from sfrik.files import file_hash, read_json, write_json, write_text
+from sfrik.files import WriteError, file_hash, read_json, write_json, write_text
+from sfrik.networks import save_weights
 from sfrik.provenance import provenance
 from sfrik.runs import Run
 from sfrik.settings import KnnSettings, PretrainSettings
@@ -56,7 +59,7 @@ def test_settings_are_written_with_their_hash_and_without_places(run):
 @pytest.mark.parametrize("evidence", ["backbone.safetensors", "checkpoint.pt", "checkpoint.previous.pt"])
 def test_other_settings_are_refused_naming_each_difference(run, evidence):
     if evidence == "backbone.safetensors":
-        run.backbone.touch()
+        save_weights(nn.Linear(2, 2), run.backbone)
     else:
         torch.save({"epoch": 1}, run.folder / evidence)
     before = (run.folder / "settings.json").read_text()
@@ -67,7 +70,7 @@ def test_other_settings_are_refused_naming_each_difference(run, evidence):
 
 @pytest.mark.parametrize("evidence", ["backbone.safetensors", "checkpoint.pt"])
 def test_the_same_settings_at_another_place_go_on(run, evidence):
-    (run.folder / evidence).touch()
+    save_weights(nn.Linear(2, 2), run.folder / evidence)
     run.log({"epoch": 0})
     run.start(changed(workers=9, data_dir="elsewhere", device="cpu", exp_dir="there"))
     assert run.metrics() == [{"epoch": 0}]
@@ -123,7 +126,7 @@ def test_a_full_disk_is_an_error_that_names_the_space_and_leaves_the_checkpoint_
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))  # the system then refuses to write more, as a full disk does
     try:
-        with pytest.raises(SfrikError, match=r"it needs 4 MiB and \d+ MiB are free.*checkpoint\.pt is kept"):
+        with pytest.raises(SfrikError, match=r"it needs 4 MiB and \d+ [GM]iB are free.*checkpoint\.pt is kept"):
             run.checkpoints.save(large)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -169,7 +172,7 @@ def test_a_file_system_that_does_not_answer_costs_no_checkpoint(run, monkeypatch
 def test_where_no_checkpoint_can_be_read_a_person_decides(run, capsys):
     assert run.checkpoints.load() is None
     (run.folder / "checkpoint.pt").write_text("nothing")
-    with pytest.raises(SfrikError, match=r"no checkpoint in .* can be read \(.*checkpoint\.broken\); run again to begin anew"):
+    with pytest.raises(SfrikError, match=r"no checkpoint in .* can be read \(.*checkpoint\.broken\); run again to start"):
         run.checkpoints.load()
     assert (run.folder / "checkpoint.broken").read_text() == "nothing"
     assert run.checkpoints.load() is None
@@ -197,21 +200,21 @@ def test_a_run_says_what_it_does_until_it_is_done(run):
 
 def test_a_score_counts_only_with_the_weights_it_was_measured_on(run):
     settings = KnnSettings()
-    run.backbone.write_bytes(b"first")
-    saved = run.save_result("knn", settings, {"top1": 50.0}, file_hash(run.backbone))
-    assert saved["backbone_sha256"] == hashlib.sha256(b"first").hexdigest()
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    digest = save_weights(first, run.backbone)
+    saved = run.save_result("knn", settings, {"top1": 50.0}, digest)
+    assert saved["backbone_sha256"] == hashlib.sha256(run.backbone.read_bytes()).hexdigest()
     assert run.result("knn", settings) == saved
-    run.backbone.write_bytes(b"second")
+    save_weights(second, run.backbone)
     assert run.result("knn", settings) is None
-    run.backbone.write_bytes(b"first")
+    save_weights(first, run.backbone)
     assert run.result("knn", settings) == saved
     run.backbone.unlink()
     assert run.result("knn", settings) is None
 
 
 def test_a_score_counts_only_with_its_settings_wherever_it_was_computed(run):
-    run.backbone.write_bytes(b"weights")
-    run.save_result("knn", KnnSettings(), {"top1": 50.0}, file_hash(run.backbone))
+    run.save_result("knn", KnnSettings(), {"top1": 50.0}, save_weights(nn.Linear(2, 2), run.backbone))
     assert run.result("knn", KnnSettings(temperature=0.1)) is None
     assert run.result("knn", KnnSettings(workers=7, exp_dir="there"))["top1"] == 50.0
     assert run.result("knn")["top1"] == 50.0
@@ -356,13 +359,14 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     path = tmp_path / "file.json"
     write_json(path, {"a": 1})
 
-    def full(self, text):
-        raise OSError("no space left on device")
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(WriteError, match=r"file\.json could not be written \(the disk is full; it needs 4 bytes and .* are free"):
         write_text(path, "half")
     assert read_json(path) == {"a": 1}
+    assert [found.name for found in tmp_path.iterdir()] == ["file.json"]
 
 
 def test_json_that_was_cut_short_is_refused_naming_the_file(tmp_path):

@@ -7,11 +7,13 @@ from typing import Any
 
 from sfrik.datasets import Images, load_images
 from sfrik.errors import SfrikError
-from sfrik.files import read_json
+from sfrik.files import set_aside
 from sfrik.labels import labelled_share
 from sfrik.networks import Backbone, build_pixels, load_backbone
+from sfrik.records import Choice, read_record
 from sfrik.runs import Run
 from sfrik.settings import EvaluateSettings, FrozenSettings
+from sfrik.tensor_files import check_weights
 
 __all__ = ["evaluation_split", "finished_score", "frozen_backbone", "scored_images", "training_images", "weights_path"]
 
@@ -22,6 +24,7 @@ def frozen_backbone(settings: FrozenSettings, channels: int) -> Backbone:
     if settings.arch == "pixels":
         if not path.is_file():
             raise SfrikError(f"there is no weights file {path}: pretrain the recipe first (arch pixels writes an empty one)")
+        check_weights(path)
         return build_pixels(settings.size, channels)
     return load_backbone(path, settings.arch, settings.stem, channels)
 
@@ -54,9 +57,7 @@ def _check_choice(settings: FrozenSettings) -> None:
             f"the choice of grid {settings.choice} is not written down yet (there is no {written}): "
             "score the grid on the tuning split first: make table9"
         )
-    record = read_json(written)
-    if not isinstance(record, dict) or "chosen" not in record:
-        raise SfrikError(f'{written} has no key "chosen": move it away and score the grid on the tuning split again: make table9')
+    record = read_record(written, Choice)
     if record["chosen"] != recipe:
         raise SfrikError(
             f"the choice of grid {settings.choice} is {record['chosen']}, not {recipe}: only the chosen one is scored on the "
@@ -84,9 +85,15 @@ def scored_images(settings: FrozenSettings) -> Images:
 def finished_score(protocol: str, settings: FrozenSettings) -> tuple[Run, str, dict[str, Any] | None]:
     """The run, the name of the score (with _tune for the tuning split), and the score where it is there already.
 
-    A score of weights, features or a head from elsewhere is computed anew each time: the file does not say where from.
+    A score of weights, features or a head from elsewhere is computed again each time: the file does not say where from. A score
+    that cannot be read is renamed and measured again.
     """
     run = Run(settings.exp_dir)
     name = protocol if evaluation_split(settings) == "test" else f"{protocol}_tune"
-    elsewhere = settings.pretrained or getattr(settings, "extraction_dir", "") or getattr(settings, "ckp_path", "")
-    return run, name, None if elsewhere else run.result(name, settings)
+    if settings.pretrained or getattr(settings, "extraction_dir", "") or getattr(settings, "ckp_path", ""):
+        return run, name, None
+    try:
+        return run, name, run.result(name, settings)
+    except SfrikError as error:
+        set_aside(run.folder / f"{name}.json", str(error))
+        return run, name, None

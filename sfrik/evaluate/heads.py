@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sfrik.errors import SfrikError
 from sfrik.networks import Backbone, build_backbone
+from sfrik.tensor_files import read_pickle, read_safetensors, write_safetensors
 
 __all__ = ["SavedHead", "load_head", "save_head"]
 
@@ -56,18 +52,11 @@ class SavedHead:
         return backbone.eval()
 
 
-def save_head(path: Path, head: nn.Linear, backbone: nn.Module | None = None, **about: Any) -> None:
-    """Head and, after fine-tuning, backbone as safetensors, complete or not at all."""
+def save_head(path: Path, head: nn.Linear, backbone: nn.Module | None = None, **about: Any) -> str:
+    """Write a head and, after fine-tuning, its backbone as safetensors, complete or not at all; the SHA-256 of the file."""
     parts = {"head": head} | ({"backbone": backbone} if backbone is not None else {})
-    state = {
-        f"{name}.{key}": value.detach().contiguous().cpu()
-        for name, module in parts.items()
-        for key, value in module.state_dict().items()
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".tmp")
-    save_file(state, aside, metadata={"about": json.dumps(about, sort_keys=True)})
-    aside.replace(path)
+    state = {f"{name}.{key}": value for name, module in parts.items() for key, value in module.state_dict().items()}
+    return write_safetensors(path, state, about)
 
 
 def load_head(path: str | Path) -> SavedHead:
@@ -84,7 +73,7 @@ def load_head(path: str | Path) -> SavedHead:
         raise SfrikError(
             f"there is no head {path}: run evaluate without --only-inference (a finished score moved away), or check --ckp-path"
         )
-    state, about = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_checkpoint(path), {})
+    state, about = read_safetensors(path) if path.suffix == ".safetensors" else (_read_checkpoint(path), {})
     state = {key.removeprefix("module."): value for key, value in state.items()}
     for name in NAMES:
         dot = f"{name}." if name else ""
@@ -103,23 +92,9 @@ def load_head(path: str | Path) -> SavedHead:
     return SavedHead(path, head.eval(), rest or None, about)
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("about", "{}"))
-            return {key: file.get_tensor(key) for key in file.keys()}, about  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise SfrikError(f"{path} is not a complete safetensors file ({error}): evaluate again") from None
-
-
 def _read_checkpoint(path: Path) -> dict[str, Tensor]:
     """The state dict of a checkpoint, a pickle that is read with `weights_only`."""
-    torch.serialization.add_safe_globals([argparse.Namespace])  # the authors keep the best accuracies in one
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises several kinds for a file that is cut short or no checkpoint
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SfrikError(f"{path} is not a complete PyTorch checkpoint ({first}): copy it again") from None
+    content = read_pickle(path)
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

@@ -23,6 +23,7 @@ from sfrik.evaluate.logistic import logistic_lbfgs, logistic_sgd, logistic_sweep
 from sfrik.evaluate.resume import EvaluationCheckpoint
 from sfrik.files import file_hash
 from sfrik.networks import Backbone
+from sfrik.records import Score, read_record
 from sfrik.runs import Run
 from sfrik.settings import EvaluateSettings, FeatureSettings, FrozenSettings, KnnSettings, LogisticSettings
 from sfrik.views import resize_for_test
@@ -63,7 +64,7 @@ def evaluate(settings: EvaluateSettings, progress: bool = True) -> dict[str, Any
     digest = file_hash(weights_path(settings))
     with EvaluationCheckpoint(run, name, settings, digest, train, precision) as checkpoint:
         score, head = method(backbone, *images, settings, device, precision, progress, checkpoint)
-        save_head(
+        saved = save_head(
             run.folder / f"head_{name}.safetensors",
             head,
             backbone if settings.weights == "finetune" else None,
@@ -73,7 +74,8 @@ def evaluate(settings: EvaluateSettings, progress: bool = True) -> dict[str, Any
             settings=settings.hash(),
             backbone_sha256=digest,
         )
-        return run.save_result(name, settings, {"images": len(test), "train_images": len(train), **score}, digest)
+        score = {"images": len(test), "train_images": len(train), **score, "head_sha256": saved}
+        return run.save_result(name, settings, score, digest)
 
 
 def _inference(settings: EvaluateSettings) -> dict[str, Any]:
@@ -116,6 +118,8 @@ def class_scores(settings: EvaluateSettings) -> Split:
 
 def _saved_model(settings: EvaluateSettings, images: Images) -> tuple[SavedHead, Backbone, str]:
     """A saved head, the backbone that it goes with, in evaluation mode, and the SHA-256 of the pretrained weights."""
+    if not settings.ckp_path:
+        _check_own_head(_own_head(settings))
     saved = load_head(settings.ckp_path or _own_head(settings))
     weights, trained_on = weights_path(settings), saved.about.get("backbone_sha256")
     if saved.backbone is None:
@@ -138,6 +142,15 @@ def _own_head(settings: EvaluateSettings) -> Path:
     if settings.only_inference:
         return tuned if tuned.is_file() else plain
     return plain if evaluation_split(settings) == "test" else tuned
+
+
+def _check_own_head(path: Path) -> None:
+    """Compare a head with the SHA-256 in the score that was measured with it; raises SfrikError where they differ."""
+    score = path.with_name(f"{path.stem.removeprefix('head_')}.json")
+    if path.is_file() and score.is_file():
+        recorded = read_record(score, Score).get("head_sha256")
+        if recorded is not None and file_hash(path) != recorded:
+            raise SfrikError(f"{path} is not the head whose score is in {score}: evaluate again, with that score moved away")
 
 
 def knn_eval(settings: KnnSettings) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from sfrik import records
 from sfrik.checkpoints import Checkpoints
 from sfrik.datasets import Images
 from sfrik.files import file_hash
@@ -52,17 +53,23 @@ class EvaluationCheckpoint:
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if kind is None:
             self._file.drop()
-            self._file.paths[0].with_suffix(".pt.tmp").unlink(missing_ok=True)  # was being written by one that was killed
             (self.run.folder / f"{self.name}.lock").unlink(missing_ok=True)
         self._lock.close()
 
+    @property
+    def path(self) -> Path:
+        """The newest one."""
+        return self._file.paths[0]
+
     def save(self, state: dict[str, Any]) -> None:
         """Write a state; raises SfrikError as `sfrik.checkpoints.Checkpoints` does."""
-        self._file.save({"of": self._of, **state})
+        self._file.save({"version": records.VERSION, "of": self._of, **state})
 
     def load(self) -> dict[str, Any] | None:
         """The state that was saved last; None where there is none of this evaluation, and a line on stderr if of another."""
         state = self._file.load()
+        if state is not None:
+            records.parse_record(state, records.EvaluationCheckpoint, str(self.path))
         if state is None or state["of"] == self._of:
             return state
         other = ", ".join(name for name, value in self._of.items() if state["of"].get(name) != value)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sfrik.checkpoints import random_state, restore_random_state
+from sfrik.checkpoints import random_state, restore_random_state, restoring
 from sfrik.datasets import Images, batches, deaths_told
 from sfrik.errors import SfrikError
 from sfrik.evaluate.classifier import rate_groups, set_cosine_rates
@@ -246,11 +246,12 @@ class Training:
         state = checkpoint.load()
         if state is None:
             return
-        for name, part in (("models", self.trained), ("optimizer", self.optimizer), ("scaler", self.scaler)):
-            part.load_state_dict(state[name])
+        with restoring(checkpoint.path):
+            for name, part in (("models", self.trained), ("optimizer", self.optimizer), ("scaler", self.scaler)):
+                part.load_state_dict(state[name])
+            restore_random_state(state["random"], self.device)
         self.at, self.tops, self.diverged = _Place(**state["place"]), state["tops"], state["diverged"]
         self._forget_losses()
-        restore_random_state(state["random"], self.device)
         if self.progress:
             print(f"{self._name}: going on after epoch {self.at.epoch}, step {self.at.step} of {self.steps}", flush=True)
 
