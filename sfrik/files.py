@@ -25,6 +25,11 @@ from typing import Any, BinaryIO, cast
 
 from sfrik.errors import SfrikError
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 __all__ = [
     "WriteError",
     "atomic_write",
@@ -35,6 +40,7 @@ __all__ = [
     "read_bytes",
     "read_json",
     "read_text",
+    "read_toml",
     "set_aside",
     "sync_file",
     "write_error",
@@ -214,6 +220,19 @@ def read_json(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise SfrikError(f"{path} holds {_json_kind(content)} where a JSON object is expected: move it away and run again")
     return content
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The content of a TOML file.
+
+    Raises:
+        SfrikError: as `read_text`, and where it is not TOML.
+    """
+    text = read_text(path)
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: a number of 5,000 digits
+        raise SfrikError(f"{path} is not valid TOML: {error}") from None
 
 
 def file_hash(path: str | Path) -> str:

@@ -19,14 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sfrik.errors import SfrikError, nearest
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from sfrik.files import read_toml
 
 try:
     import fcntl
@@ -51,7 +47,7 @@ class Site(BaseModel):
     constraint: str = ""
     time: str = ""  # as sbatch reads it: minutes, H:MM:SS, D-HH
     mem: str = ""  # of each node, as sbatch reads it
-    cpus_per_task: PositiveInt | None = None
+    cpus_per_task: Annotated[int, Field(gt=0, le=65535)] | None = None
     signal_seconds: Annotated[int, Field(ge=1, le=65535)] = 120
     setup: tuple[str, ...] = ()  # shell lines before the command
     prefix: str = ""  # shell words before the command
@@ -142,12 +138,9 @@ def read_site(path: str | Path | None = None, **overrides: str) -> Site:
     """
     named = path or os.environ.get("SFRIK_SLURM")
     path = Path(named or SITE)
-    try:
-        content = tomllib.loads(path.read_text()) if named or path.is_file() else {}
-    except OSError as error:
-        raise SfrikError(f"the settings of SLURM cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise SfrikError(f"{path} is not valid TOML: {error}") from None
+    if named and not path.exists():
+        raise SfrikError(f"the settings of SLURM cannot be read: there is no file {path}")
+    content = read_toml(path) if path.exists() else {}
     for name in content:
         if name not in Site.model_fields:
             known = ", ".join(Site.model_fields)
