@@ -9,14 +9,18 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from sfrik.errors import Preempted, SfrikError, nearest
+from sfrik.files import make_folder, read_json, write_text
 from sfrik.preemption import GRACE, place_reached, stop, stop_requests
+from sfrik.provenance import hide_paths
 
 __all__ = ["Kernel", "execute", "notebook_path"]
 
@@ -27,7 +31,9 @@ FORGET = (  # the names, the outputs, the count of the cells; PyTorch's default 
     "del torch"
 )
 LINK = re.compile(r"\]\(([^)#:\s]+)")  # to a file of the checkout, in Markdown
-ANSWER = 20.0  # seconds that a kernel has to do so
+BINARY = re.compile(r"(image|audio|video)/(?!svg)|application/pdf")  # outputs that are base64 and not text
+ANSWER = 20.0  # seconds that a kernel has to answer
+SCHEME = "sfrik:"  # before the path of a copy that papermill writes
 
 
 class Kernel:
@@ -116,11 +122,11 @@ def execute(name: str, parameters: dict[str, Any], output: Path, kernel: Kernel 
     """
     papermill = _papermill()
     source = notebook_path(name)
-    known = papermill.inspect_notebook(str(source))
+    known = papermill.inspect_notebook(_literal(source))
     for parameter in parameters:
         if parameter not in known:
             raise SfrikError(f"notebook {name} has no parameter {parameter}{nearest(parameter, known)}")
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output.parent)
     partial = output.with_suffix(".partial.ipynb")
     with stop_requests() as requests:
         manager = kernel.manager() if kernel else None
@@ -148,12 +154,12 @@ def execute(name: str, parameters: dict[str, Any], output: Path, kernel: Kernel 
                 where = place_reached(str(error)) if isinstance(error, Preempted) else ""
                 stop(requests.number, where or f"in notebook {name}")
             raise
-        _publish(partial, output.parent)
-        partial.replace(output)
+        _publish(partial, output, parameters)
         if requests.number:  # it came too late to stop this notebook; what would follow it must not begin
             stop(requests.number, f"notebook {name} is done")
 
 
+@cache
 def _papermill() -> ModuleType:
     """papermill, without a package of jsonschema that builds grammars for a second while it is imported, and is not needed here.
 
@@ -161,10 +167,24 @@ def _papermill() -> ModuleType:
     """
     sys.modules.setdefault("rfc3987_syntax", None)  # pyrefly: ignore[no-matching-overload] None: not to be imported
     import papermill
+    from papermill.iorw import papermill_io
 
     if sys.modules["rfc3987_syntax"] is None:
         del sys.modules["rfc3987_syntax"]
+    papermill_io.register(SCHEME, _Copy)
     return papermill
+
+
+class _Copy:
+    """How papermill writes a copy, after each cell: complete or not at all, and an error names the file."""
+
+    @staticmethod
+    def write(text: str, path: str) -> None:
+        write_text(path.removeprefix(SCHEME), text)
+
+    @staticmethod
+    def pretty_path(path: str) -> str:
+        return path
 
 
 def _run(name: str, source: Path, partial: Path, parameters: dict[str, Any], manager: Any) -> None:
@@ -174,8 +194,8 @@ def _run(name: str, source: Path, partial: Path, parameters: dict[str, Any], man
 
     try:
         papermill.execute_notebook(
-            str(source),
-            str(partial),
+            _literal(source),
+            SCHEME + _literal(partial),
             parameters,
             progress_bar=False,
             cwd=str(Path.cwd()),
@@ -186,12 +206,17 @@ def _run(name: str, source: Path, partial: Path, parameters: dict[str, Any], man
     except PapermillExecutionError as error:
         if error.ename in ("Preempted", "KeyboardInterrupt"):
             raise Preempted(error.evalue) from None
-        raise SfrikError(f"notebook {name} failed with {error.ename}: {error.evalue} (see {partial})") from None
+        raise SfrikError(f"notebook {name} failed with {error.ename} (see {partial}): {error.evalue}") from None
     except DeadKernelError:
         raise SfrikError(
             f"notebook {name}: its kernel was ended before it could say why; where nobody ended it, memory most likely ran out "
             f"(see {partial}); the same command goes on from the last checkpoint"
         ) from None
+
+
+def _literal(path: Path) -> str:
+    """A path of which papermill must not take `{name}` for one of its parameters."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _signal_kernels(number: int) -> bool:
@@ -216,9 +241,9 @@ def _ignores(pid: int, number: int) -> bool:
     return False
 
 
-def _publish(path: Path, folder: Path) -> None:
-    """Make a copy fit to be read in `folder`: without papermill's record of places, with links that lead from there."""
-    content = json.loads(path.read_text())
+def _publish(partial: Path, output: Path, parameters: dict[str, Any]) -> None:
+    """Write a whole copy to `output`, to be read by anyone: links lead from there, no path names the user or the machine."""
+    content, folder = read_json(partial), output.parent
     record = content["metadata"].get("papermill", {})
     for key in ("input_path", "output_path", "environment_variables"):
         record.pop(key, None)
@@ -226,7 +251,29 @@ def _publish(path: Path, folder: Path) -> None:
         for cell in content["cells"]:
             if cell["cell_type"] == "markdown":
                 cell["source"] = LINK.sub(lambda link: f"]({_from(folder, link[1])}", "".join(cell["source"]))
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    content = _with_texts(content, hide_paths(_texts(parameters)))
+    write_text(output, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    partial.unlink()
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a value that JSON can hold."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
+
+
+def _with_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """A value of JSON with every text changed, but for the data of pictures."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_with_texts(part, change) for part in value]
+    if isinstance(value, dict):
+        return {key: part if BINARY.match(key) else _with_texts(part, change) for key, part in value.items()}
+    return value
 
 
 def _from(folder: Path, target: str) -> str:

@@ -1,20 +1,31 @@
-"""Where a number comes from: commit, versions, hardware, command."""
+"""Where a number comes from: commit, versions, hardware, command; and paths made fit to be published."""
 
 from __future__ import annotations
 
+import getpass
+import html
+import json
 import os
 import platform
 import re
 import subprocess
 import sys
+import tempfile
+import urllib.parse
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import datetime, timezone
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import sfrik
 
-__all__ = ["commit", "now", "processor", "provenance", "version"]
+__all__ = ["commit", "hide_paths", "now", "processor", "provenance", "version"]
+
+CHECKOUT = Path(__file__).parents[1]
+BEFORE = r"(?:(?<![\w.~-])|(?<=\dm|\\n))"  # where a path may begin: no part of a name, or the end of a colour or of a line
 
 
 def provenance(device: str, precision: str, processes: int) -> dict[str, Any]:
@@ -41,11 +52,69 @@ def provenance(device: str, precision: str, processes: int) -> dict[str, Any]:
 
 
 def _command() -> str:
-    """The command line, with absolute paths left out; "notebook" in a kernel."""
+    """The command line, its paths by `hide_paths`; "notebook" in a kernel."""
     if "ipykernel" in sys.argv[0]:
         return "notebook"
-    arguments = [re.sub(r"(^|=)(/|~|[A-Za-z]:\\).*", r"\1<path>", argument) for argument in sys.argv[1:]]
-    return " ".join([Path(sys.argv[0]).name, *arguments])
+    hide = hide_paths(argument.split("=", 1)[-1] for argument in sys.argv[1:])
+    return " ".join([Path(sys.argv[0]).name, *map(hide, sys.argv[1:])])
+
+
+def hide_paths(given: Iterable[str] = ()) -> Callable[[str], str]:
+    """A function of a text that replaces the paths in it which name the user or folders of the machine.
+
+    The checkout and the working directory become `.`, the home folder `~`. Of every other path that was given, `.../imagenet` is
+    left, and so it is of the folders of Python and of temporary files. Any other absolute path is cut up to the user's name.
+
+    Args:
+        given: what the user gave, such as the parameters of a notebook; a text that is no path has no effect. A relative path
+            counts where it leads out of the working directory.
+    """
+    inside = {form: short for short, place in (("~", Path.home()), (".", CHECKOUT), (".", Path.cwd())) for form in _forms(place)}
+    inside.pop(os.sep, None)  # a container may start there
+    places = dict(inside)
+    ours = (sys.prefix, sys.base_prefix, tempfile.gettempdir())
+    for text in (*ours, *(text for text in given if text.startswith("~") or "/" in text or os.sep in text)):
+        expanded = os.path.expanduser(text)
+        for form in _forms(Path(expanded)):
+            folder = Path(form)
+            if folder.parent != folder and not any(folder.is_relative_to(known) for known in inside):
+                places |= {str(above): "..." for above in folder.parents if len(above.parts) > 2}
+                places |= {form: f".../{folder.name}"} if text not in ours or len(folder.parts) > 2 else {}
+        if not os.path.isabs(text) and (".." in Path(text).parts or expanded != text):
+            places[text] = _replacing(places)(os.path.abspath(expanded))
+    replace = _replacing(places)
+    return lambda text: _without_user(replace(text))
+
+
+def _forms(path: Path) -> set[str]:
+    """An absolute path as it is written, and without symbolic links."""
+    forms = {os.path.abspath(path)}
+    with suppress(OSError, RuntimeError, ValueError):
+        forms.add(os.path.realpath(path))
+    return forms
+
+
+def _replacing(places: dict[str, str]) -> Callable[[str], str]:
+    """Replace each folder that occurs in a text, the longest first; also as HTML, JSON, Python and URLs spell it."""
+    spelt: dict[str, str] = {}
+    for place, short in places.items():
+        for form in (place, html.escape(place), json.dumps(place)[1:-1], repr(place)[1:-1], urllib.parse.quote(place)):
+            spelt.setdefault(form, short)
+    # /root is not the end of /mnt/root; a path of several parts is found wherever it begins, as in -I/home/me/include
+    forms = (
+        rf"{'' if form.count('/') > 1 else BEFORE}{re.escape(form)}(?![\w-])" for form in sorted(spelt, key=len, reverse=True)
+    )
+    pattern = re.compile("|".join(forms))
+    return lambda text: pattern.sub(lambda found: spelt[found[0]], text) if spelt else text
+
+
+def _without_user(text: str) -> str:
+    """Cut an absolute path up to a part that is the user's name, as in /scratch/NAME/results. Web addresses stay."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container that has no entry for the user
+        return text
+    return re.sub(rf"{BEFORE}(?<![<:/])(?:/[\w.+-]+)*/{re.escape(user)}(?![\w-])", "...", text) if user in text else text
 
 
 def version(package: str) -> str | None:
@@ -63,6 +132,7 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
+@cache
 def commit() -> str:
     """The commit of the code that runs, with "-dirty" where files of it differ; "unknown" outside a checkout."""
     here = Path(__file__).parent

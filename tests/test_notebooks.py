@@ -165,8 +165,9 @@ def test_the_links_of_a_copy_lead_from_where_it_lies_and_to_the_copies_beside_it
     def published(folder):
         folder.mkdir(parents=True)
         cells = [{"cell_type": "markdown", "source": text}]
-        (folder / "copy.ipynb").write_text(json.dumps({"cells": cells, "metadata": {}}))
-        notebooks._publish(folder / "copy.ipynb", folder)
+        (folder / "copy.partial.ipynb").write_text(json.dumps({"cells": cells, "metadata": {}}))
+        notebooks._publish(folder / "copy.partial.ipynb", folder / "copy.ipynb", {})
+        assert not (folder / "copy.partial.ipynb").exists()
         return re.findall(r"\(([^)]+)\)", json.loads((folder / "copy.ipynb").read_text())["cells"][0]["source"])
 
     others = ["https://x.org/02.ipynb", "not_there.md"]
