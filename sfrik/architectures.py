@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["ARCHITECTURES", "parse_mlp"]
+import re
+
+__all__ = ["ARCHITECTURES", "LARGEST_WIDTH", "parse_mlp"]
 
 ARCHITECTURES = ("resnet8", "resnet18", "resnet34", "resnet50")
+LARGEST_WIDTH = 65536  # of the projector; twice the paper's, whose last layer alone then has 17 GB of weights
+MOST_LAYERS = 16
 
 
 def parse_mlp(mlp: str) -> list[int]:
@@ -14,6 +18,11 @@ def parse_mlp(mlp: str) -> list[int]:
     [8192, 8192, 32768]
     """
     parts = mlp.split("-")
-    if not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise ValueError(f"mlp must be widths joined by hyphens, such as 8192-8192-8192, got {mlp!r}")
-    return [int(part) for part in parts]
+    if len(parts) > MOST_LAYERS:
+        raise ValueError(f"mlp must have at most {MOST_LAYERS} widths, got {len(parts)}")
+    if not all(re.fullmatch("0*[1-9][0-9]{0,17}", part) for part in parts):
+        raise ValueError(f"mlp must be widths joined by hyphens, such as 8192-8192-8192, got {mlp[:100]!r}")
+    widths = [int(part) for part in parts]
+    if max(widths) > LARGEST_WIDTH:
+        raise ValueError(f"mlp must have widths of at most {LARGEST_WIDTH}, got {mlp[:100]!r}")
+    return widths

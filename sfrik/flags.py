@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import Any, get_origin
 
 from sfrik.errors import SfrikError
 from sfrik.settings import SECTIONS, FeatureSettings, Settings
 
 __all__ = ["DEFAULT_EXP_DIR", "PROFILES", "add_processes", "add_recipe", "add_settings", "processes", "resolve", "whole"]
+
+# The largest value of each flag that is a whole number and no setting.
+LARGEST = {
+    "--seeds": 1000,
+    "--jobs": 1024,
+    "--nodes": 10_000,
+    "--gpus": 64,
+    "--procs": 1024,
+    "--nproc-per-node": 1024,
+    "--seed": 2**32 - 1,  # as the setting
+}
+LARGEST_OTHER = 10**6
 
 PROFILES = ("smoke", "desk", "cifar10", "paper")
 DEFAULT_EXP_DIR = "exp"  # as in the original commands
@@ -68,8 +81,9 @@ def whole(text: str, flag: str, least: int) -> int:
     """The whole number that a flag was given.
 
     Raises:
-        SfrikError: it is none, or under `least`.
+        SfrikError: it is none, under `least`, or above what `LARGEST` has for the flag.
     """
-    if not text.isdigit() or int(text) < least:
-        raise SfrikError(f"{flag} must be a whole number >= {least}, got {text!r}")
+    most = LARGEST.get(flag, LARGEST_OTHER)
+    if not re.fullmatch("0*[0-9]{1,18}", text) or not least <= int(text) <= most:
+        raise SfrikError(f"{flag} must be a whole number >= {least} and <= {most}, got {text[:100]!r}")
     return int(text)

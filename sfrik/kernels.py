@@ -178,7 +178,7 @@ class RotationInvariantKernel:
         _check_dim(dim)
         _check_degree(degree)
         _check_whole("nodes", nodes, degree + 1, LARGEST_NODES)
-        t, weight = _gauss_gegenbauer(int(nodes), dim)
+        t, weight = _gauss_gegenbauer(nodes, dim)
         value = np.asarray(phi(t), dtype=np.float64)
         if value.shape != t.shape or not np.isfinite(value).all():
             raise ValueError("phi must return one finite value for every inner product in (-1, 1)")
@@ -249,7 +249,7 @@ def legendre(t: Tensor, degree: int, dim: int) -> Tensor:
     """
     _check_dim(dim)
     _check_degree(degree, least=0)
-    return _series(t, [0.0] * int(degree) + [1.0], dim)
+    return _series(t, [0.0] * degree + [1.0], dim)
 
 
 def harmonics(degree: int, dim: int) -> int:

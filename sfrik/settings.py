@@ -9,33 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
-import sys
+import re
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import Self
 
-from sfrik.architectures import ARCHITECTURES, parse_mlp
+from sfrik.architectures import ARCHITECTURES, LARGEST_WIDTH, parse_mlp
 from sfrik.errors import SfrikError, nearest
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from sfrik.files import read_toml
 
 __all__ = [
     "EvaluateSettings",
@@ -66,21 +52,50 @@ CROPS = {
 # The original commands write ImageNet, VICReg, SFRIK.
 _lower = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
 Datasets = Annotated[Literal["mnist5k", "cifar10", "stl10", "imagenet", "image_folder"], _lower]
-Rates = tuple[PositiveFloat, ...]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-NotNegative = Annotated[float, Field(ge=0)]
+
+
+def _number(value: Any) -> Any:
+    """What may become a number. True and false may not, though Python counts with them."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# Every number is finite and has two bounds: what can be computed, else what nobody means.
+Int = Annotated[int, BeforeValidator(_number)]
+Real = Annotated[float, BeforeValidator(_number)]
+LARGEST = 1e7  # float32 has 7 digits: beside a larger term of a loss one of size 1 is lost
+SCALES = {"truncated": 80.0, "rbf": 40.0, "heat": 80.0, "power": 2.0}  # beyond, the coefficients are 0 in float32
+MOST_DEGREES = 64  # N(65536, 64) is 1e219, which float64 holds
+Count = Annotated[Int, Field(ge=1, le=10**9)]
+Epochs = Annotated[Int, Field(ge=0, le=10**6)]
+Batch = Annotated[Int, Field(ge=2, le=2**20)]
+Pixels = Annotated[Int, Field(ge=1, le=4096)]
+Slices = Annotated[Int, Field(ge=1, le=LARGEST_WIDTH)]  # as many as the largest embedding has dimensions
+Fraction = Annotated[Real, Field(ge=0, le=1)]
+NotNegative = Annotated[Real, Field(ge=0, le=LARGEST)]
+Rate = Annotated[Real, Field(gt=0, le=1e38)]  # what float32 holds
+Temperature = Annotated[Real, Field(ge=1e-6, le=1e6)]  # of similarities, which float32 has to 1e-7
+Penalty = Annotated[Real, Field(ge=1e-12, le=1e12)]
+Rates = Annotated[tuple[Rate, ...], Field(max_length=100)]
+Penalties = Annotated[tuple[Penalty, ...], Field(min_length=1, max_length=100)]
 
 
 def _weights(text: str) -> str:
     """Check of the kernel weights "1.0-40.0-40.0"."""
+    parts = text.split("-")
     try:
-        values = [float(part) for part in text.split("-")]
+        values = [float(part) for part in parts if part.isascii()]
     except ValueError:
-        raise ValueError(f"must be numbers >= 0 joined by hyphens, such as 1.0-40.0-40.0, got {text!r}") from None
-    if not all(math.isfinite(value) for value in values):
-        raise ValueError(f"must be finite numbers, got {text!r}")
+        values = []
+    if len(values) < len(parts):
+        raise ValueError(f"must be numbers >= 0 joined by hyphens, such as 1.0-40.0-40.0, got {text[:100]!r}")
+    if len(values) > MOST_DEGREES:
+        raise ValueError(f"must be at most {MOST_DEGREES} numbers, one for each degree, got {len(values)}")
+    if not all(value <= LARGEST for value in values):
+        raise ValueError(f"must be finite numbers, each at most {LARGEST:g}, got {text[:100]!r}")
     if not any(values):
-        raise ValueError(f"at least one weight must be above 0, got {text!r}")
+        raise ValueError(f"at least one weight must be above 0, got {text[:100]!r}")
     return text
 
 
@@ -98,22 +113,22 @@ def _arch(name: str) -> str:
 class Settings(BaseModel):
     """What all commands share."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     dataset: Datasets = Field("imagenet", description="images to read")
     data_dir: str = Field("data", description="folder of the images; ImageNet: with train/ and val/")
-    subset: PositiveInt | None = Field(None, description="the first so many training images of each class; all when unset")
-    size: PositiveInt = Field(224, description="side of the views and of the test images, in pixels")
+    subset: Count | None = Field(None, description="the first so many training images of each class; all when unset")
+    size: Pixels = Field(224, description="side of the views and of the test images, in pixels")
     arch: Annotated[str, AfterValidator(_arch)] = Field(
         "resnet18", description=f"backbone: {', '.join(ARCHITECTURES)}, or pixels (none)"
     )
     stem: Literal["imagenet", "small"] = Field("imagenet", description="first layers of the ResNet; small is for 32 pixels")
-    batch_size: Annotated[int, Field(ge=2)] = Field(256, description="images a step, over all processes")
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="of initialisation, order and augmentation")
+    batch_size: Batch = Field(256, description="images a step, over all processes")
+    seed: Int = Field(0, ge=0, le=2**32 - 1, description="of initialisation, order and augmentation")
     exp_dir: str = Field("", description="the run's folder; results/<profile>/<recipe>/seed<k> when a recipe is given")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to compute")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="of the network; losses are in fp32")
-    workers: Annotated[int, Field(ge=0)] = Field(4, description="processes that decode images, for each training process")
+    workers: Int = Field(4, ge=0, le=1024, description="processes that decode images, for each training process")
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], source: str = "") -> Self:
@@ -121,15 +136,17 @@ class Settings(BaseModel):
         where = f" in {source}" if source else ""
         for name in values:
             if name not in cls.model_fields:
-                raise SfrikError(f"unknown setting {name}{where}{nearest(name, cls.model_fields)}")
+                shown = name if name.isidentifier() else repr(name)
+                raise SfrikError(f"unknown setting {shown}{where}{nearest(name, cls.model_fields)}")
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
             problem = error.errors()[0]
             name = ".".join(str(part) for part in problem["loc"]) or "settings"
             message = problem["msg"].removeprefix("Value error, ")
-            got = repr(problem["input"]) if problem["loc"] else ""
-            got = "" if got in message else f", got {got}"
+            got = f"{problem['input']!r:.100}" if problem["loc"] else ""
+            own = problem["type"] == "value_error" and ", got " in message  # of ours, which names the value itself
+            got = "" if not got or own else f", got {got}"
             raise SfrikError(f"{name}{where}: {message}{got}") from None
 
     @classmethod
@@ -173,22 +190,28 @@ class PretrainSettings(Settings):
     input_pipeline: Literal["tensor", "pil"] = Field(
         "tensor", description="colours of photographs: tensor in batches on the device, pil one by one where they are decoded"
     )
-    num_img_crops: Annotated[int, Field(ge=0)] = Field(2, description="OBoW: crops beside the whole image")
-    image_crop_size: PositiveInt = Field(160, description="OBoW: side of a crop, in pixels")
-    num_img_patches: Annotated[int, Field(ge=0, le=9)] = Field(5, description="OBoW: patches of a 3 x 3 grid")
-    img_patch_size: PositiveInt = Field(96, description="OBoW: side of a patch, in pixels")
-    nmb_crops: tuple[PositiveInt, ...] = Field((2, 6), description="SwAV: crops of each size")
-    size_crops: tuple[PositiveInt, ...] = Field((224, 96), description="SwAV: the sizes, in pixels")
-    min_scale_crops: tuple[Fraction, ...] = Field((0.14, 0.05), description="SwAV: least share of the image's area, each size")
-    max_scale_crops: tuple[Fraction, ...] = Field((1.0, 0.14), description="SwAV: largest share of the image's area, each size")
-    general_indices: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (0, 1), description="SwAV: views that the others are aligned to"
+    num_img_crops: Int = Field(2, ge=0, le=100, description="OBoW: crops beside the whole image")
+    image_crop_size: Pixels = Field(160, description="OBoW: side of a crop, in pixels")
+    num_img_patches: Int = Field(5, ge=0, le=9, description="OBoW: patches of a 3 x 3 grid")
+    img_patch_size: Pixels = Field(96, description="OBoW: side of a patch, in pixels")
+    nmb_crops: tuple[Annotated[Int, Field(ge=1, le=100)], ...] = Field(
+        (2, 6), max_length=10, description="SwAV: crops of each size"
+    )
+    size_crops: tuple[Pixels, ...] = Field((224, 96), max_length=10, description="SwAV: the sizes, in pixels")
+    min_scale_crops: tuple[Fraction, ...] = Field(
+        (0.14, 0.05), max_length=10, description="SwAV: least share of the image's area, each size"
+    )
+    max_scale_crops: tuple[Fraction, ...] = Field(
+        (1.0, 0.14), max_length=10, description="SwAV: largest share of the image's area, each size"
+    )
+    general_indices: tuple[Annotated[Int, Field(ge=0, le=999)], ...] = Field(
+        (0, 1), max_length=1000, description="SwAV: views that the others are aligned to"
     )
     reg_small: bool = Field(False, description="multi-crop: regularise all views, not the anchors alone")
     mlp: Annotated[str, AfterValidator(_mlp)] = Field("8192-8192-8192", description="widths of the projector; the last is q")
-    epochs: Annotated[int, Field(ge=0)] = Field(100, description="passes over the images")
+    epochs: Epochs = Field(100, description="passes over the images")
     warmup_epochs: NotNegative = Field(10, description="epochs of linear warm-up of the rate")
-    base_lr: PositiveFloat = Field(1.2, description="learning rate at 256 images; the peak is base_lr * batch_size / 256")
+    base_lr: Rate = Field(1.2, description="learning rate at 256 images; the peak is base_lr * batch_size / 256")
     wd: NotNegative = Field(1e-6, description="weight decay")
     ssl_method: Annotated[Literal["sfrik", "auh", "simclr", "vicreg", "sigreg", "none"], _lower] = Field(
         "sfrik", description="objective; none leaves the weights as initialised"
@@ -199,33 +222,35 @@ class PretrainSettings(Settings):
     sfrik_kernel: Literal["truncated", "rbf", "heat", "power"] = Field(
         "truncated", description="SFRIK: truncated, rbf exp(-s |u - v|^2), heat, or power C - |u - v|^s"
     )
-    sfrik_kernel_scale: PositiveFloat = Field(
-        1.0, description="SFRIK: s of rbf and power (under 2); of heat, the time times q - 1"
+    sfrik_kernel_scale: Real = Field(
+        1.0, ge=1e-6, le=max(SCALES.values()), description="SFRIK: s of rbf and power (under 2); of heat, the time times q - 1"
     )
-    sfrik_kernel_degree: PositiveInt = Field(4, description="SFRIK: degrees of the series of rbf, heat and power")
-    sfrik_slices: PositiveInt | None = Field(
+    sfrik_kernel_degree: Int = Field(4, ge=1, le=MOST_DEGREES, description="SFRIK: degrees of the series of rbf, heat and power")
+    sfrik_slices: Slices | None = Field(
         None, description="SFRIK: estimate the MMD by so many random directions a step; exact when unset"
     )
     auh_sim_coeff: NotNegative = Field(3000.0, description="AUH: weight of the alignment")
     auh_unif_coeff: NotNegative = Field(1.0, description="AUH: weight of the uniformity")
-    auh_scale: PositiveFloat = Field(2.5, description="AUH: scale of the Gaussian kernel")
-    simclr_temp: PositiveFloat = Field(0.15, description="SimCLR: temperature")
+    auh_scale: Real = Field(2.5, ge=1e-6, le=1e4, description="AUH: scale of the Gaussian kernel")
+    simclr_temp: Temperature = Field(0.15, description="SimCLR: temperature")
     vicreg_sim_coeff: NotNegative = Field(10.0, description="VICReg: weight of the invariance")
     vicreg_std_coeff: NotNegative = Field(10.0, description="VICReg: weight of the variance")
     vicreg_cov_coeff: NotNegative = Field(1.0, description="VICReg: weight of the covariance")
-    micro_batch: Annotated[int, Field(ge=2)] | None = Field(
+    micro_batch: Batch | None = Field(
         None, description="most images that pass the network at a time, on each process; the loss is that of the whole batch"
     )
     compile: bool = Field(False, description="compile the network by torch.compile, which needs a C++ compiler")
     sigreg_weight: Fraction = Field(0.05, description="SIGReg: lambda, the share of the regulariser in the loss")
-    sigreg_slices: PositiveInt = Field(1024, description="SIGReg: random directions a step")
-    checkpoint_minutes: PositiveFloat = Field(10.0, description="most minutes between checkpoints; each epoch ends with one")
+    sigreg_slices: Slices = Field(1024, description="SIGReg: random directions a step")
+    checkpoint_minutes: Real = Field(
+        10.0, gt=0, le=366 * 24 * 60, description="most minutes between checkpoints; each epoch ends with one"
+    )
     skip_broken: bool = Field(False, description="put the next image in the place of one that cannot be read, and count it")
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
-        (), description="curves beside metrics.jsonl: tensorboard, wandb (Weights & Biases), or both"
+        (), max_length=2, description="curves beside metrics.jsonl: tensorboard, wandb (Weights & Biases), or both"
     )
-    log_every: PositiveInt = Field(10, description="steps between lines of metrics.jsonl")
-    knn_every: Annotated[int, Field(ge=0)] = Field(5, description="epochs between kNN scores on training images; 0: never")
+    log_every: Count = Field(10, description="steps between lines of metrics.jsonl")
+    knn_every: Epochs = Field(5, description="epochs between kNN scores on training images; 0: never")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -242,8 +267,10 @@ class PretrainSettings(Settings):
             raise ValueError("augmentations obow need num_img_crops or num_img_patches above 0")
         if self.augmentations == "swav":
             self._check_swav()
-        if self.sfrik_kernel == "power" and self.sfrik_kernel_scale >= 2:
-            raise ValueError(f"sfrik_kernel power is a kernel for sfrik_kernel_scale under 2, got {self.sfrik_kernel_scale}")
+        scale, most = self.sfrik_kernel_scale, SCALES[self.sfrik_kernel]
+        if scale >= most if self.sfrik_kernel == "power" else scale > most:
+            bound = "under" if self.sfrik_kernel == "power" else "of at most"
+            raise ValueError(f"sfrik_kernel {self.sfrik_kernel} is a kernel for sfrik_kernel_scale {bound} {most:g}, got {scale}")
         return self
 
     def _check_swav(self) -> None:
@@ -316,7 +343,7 @@ class FrozenSettings(Settings):
 
     pretrained: str = Field("", description="weights file; backbone.safetensors in the run's folder when unset")
     val_dataset: Literal["val", "train"] = Field("val", description="val: the test images; train: the tuning split")
-    val_subset: PositiveInt | None = Field(None, description="images a class of the tuning split")
+    val_subset: Count | None = Field(None, description="images a class of the tuning split")
     choice: str = Field("", description="name of a grid of settings; its test images are barred until the choice is made")
 
     def without_effect(self) -> set[str]:
@@ -329,12 +356,12 @@ class EvaluateSettings(FrozenSettings):
     weights: Literal["freeze", "finetune"] = Field(
         "freeze", description="freeze: the backbone stays as it is; finetune: it learns"
     )
-    train_percent: PositiveInt = Field(100, description="share of the training labels: 1, 10 or 100 %")
+    train_percent: Int = Field(100, ge=1, le=100, description="share of the training labels: 1, 10 or 100 %")
     label_list: str = Field("", description="file of the 1 or 10 % of ImageNet, one file name a line; downloaded when unset")
-    epochs: PositiveInt = Field(100, description="passes over the labelled images")
-    lr_head: PositiveFloat = Field(0.4, description="learning rate of the linear head")
+    epochs: Epochs = Field(100, ge=1, description="passes over the labelled images")
+    lr_head: Rate = Field(0.4, description="learning rate of the linear head")
     lr_sweep: Rates = Field((), description="rates of heads trained side by side; the tuning split chooses one; freeze alone")
-    lr_backbone: PositiveFloat = Field(0.01, description="learning rate of the backbone; finetune alone")
+    lr_backbone: Rate = Field(0.01, description="learning rate of the backbone; finetune alone")
     weight_decay: NotNegative = Field(1e-6, description="of what is trained")
     only_inference: bool = Field(False, description="train nothing: score the head and backbone of ckp_path once")
     ckp_path: str = Field("", description="file of a head, as an evaluation saves it; the run's own when unset")
@@ -379,8 +406,8 @@ class FeatureSettings(FrozenSettings):
 class KnnSettings(FeatureSettings):
     """`sfrik knn-eval`: DINO's weighted kNN."""
 
-    nb_knn: tuple[PositiveInt, ...] = Field((10, 20, 100, 200), description="numbers of neighbours")
-    temperature: PositiveFloat = Field(0.07, description="of the votes exp(similarity / temperature)")
+    nb_knn: tuple[Count, ...] = Field((10, 20, 100, 200), min_length=1, max_length=100, description="numbers of neighbours")
+    temperature: Temperature = Field(0.07, description="of the votes exp(similarity / temperature)")
 
 
 class LogisticSettings(FeatureSettings):
@@ -389,11 +416,11 @@ class LogisticSettings(FeatureSettings):
     solver: Literal["lbfgs", "sgd"] = Field(
         "sgd", description="sgd: the paper's; lbfgs: scikit-learn's, C chosen on the tuning split"
     )
-    epochs: PositiveInt = Field(100, description="sgd: passes over the features")
-    lr_head: PositiveFloat = Field(0.4, description="sgd: learning rate")
+    epochs: Epochs = Field(100, ge=1, description="sgd: passes over the features")
+    lr_head: Rate = Field(0.4, description="sgd: learning rate")
     lr_sweep: Rates = Field((), description="sgd: rates of heads trained side by side; the tuning split chooses one")
     weight_decay: NotNegative = Field(1e-6, description="sgd: weight decay")
-    inverse_penalties: tuple[PositiveFloat, ...] = Field((0.01, 0.1, 1.0, 10.0), description="lbfgs: values of C to choose from")
+    inverse_penalties: Penalties = Field((0.01, 0.1, 1.0, 10.0), description="lbfgs: values of C to choose from")
 
     def without_effect(self) -> set[str]:
         return super().without_effect() | ({"lr_sweep"} if not self.lr_sweep else {"lr_head"})
@@ -406,12 +433,12 @@ class TransferSettings(FrozenSettings):
         "places205", description="the images: Places205 and VOC07, or scikit-learn's digits of 8 x 8 pixels"
     )
     target_dir: str = Field("", description="folder of the target's images; data_dir when unset")
-    svm_costs: tuple[PositiveFloat, ...] = Field(
+    svm_costs: Penalties = Field(
         (0.001, 0.01, 0.1, 1.0, 10.0),
         description="costs of the linear SVMs, chosen class by class by cross-validation on training images",
     )
-    epochs: PositiveInt = Field(28, description="Places205: passes over the training images")
-    lr_head: PositiveFloat = Field(0.4, description="Places205: learning rate of the linear head")
+    epochs: Epochs = Field(28, ge=1, description="Places205: passes over the training images")
+    lr_head: Rate = Field(0.4, description="Places205: learning rate of the linear head")
     weight_decay: NotNegative = Field(1e-6, description="Places205: of the head")
 
 
@@ -445,32 +472,52 @@ def recipe_names(profile: str | None = None) -> list[str]:
 
 
 def load_recipe(name: str, command: str = "pretrain") -> dict[str, Any]:
-    """Settings of recipe PROFILE/NAME for one command, not yet checked.
+    """Settings of recipe PROFILE/NAME for one command; those of all commands are checked, whichever it is.
 
     `profile.toml` in the profile's folder holds what its recipes share. An evaluation inherits the images and the
-    network from the top level, where the settings of pretraining stand.
+    network from the top level, where the settings of pretraining stand. Files are read again when they have changed.
+
+    Raises:
+        SfrikError: there is no such recipe; a file cannot be read; a section or a setting is unknown, or a value is wrong.
     """
-    if name not in recipe_names():
+    profile, _, own = name.partition("/")
+    signatures = [_signature(RECIPES / f"{part}.toml") for part in (f"{profile}/profile", name)]
+    if not re.fullmatch(r"[^/\\]+/[^/\\]+", name) or profile in (".", "..") or own == "profile" or signatures[1] is None:
         raise SfrikError(f"unknown recipe {name!r}{nearest(name, recipe_names())}: the recipes are in sfrik/recipes")
+    return dict(_checked_recipe(RECIPES, name, *signatures)[command])
+
+
+def _signature(path: Path) -> tuple[int, ...] | None:
+    """What changes with a file; None where there is none."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a name with a zero byte
+        return None
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
+
+
+@lru_cache(maxsize=1024)
+def _checked_recipe(root: Path, name: str, *signatures: tuple[int, ...] | None) -> dict[str, dict[str, Any]]:
+    """The settings of each section; `signatures` are of the profile's file and of the recipe's."""
     merged: dict[str, Any] = {}
-    for part in (f"{name.split('/')[0]}/profile", name):
-        path = RECIPES / f"{part}.toml"
-        try:
-            content = tomllib.loads(path.read_text())
-        except FileNotFoundError:
+    for part, signature in zip((f"{name.split('/')[0]}/profile", name), signatures, strict=True):
+        if signature is None:
             continue
-        except tomllib.TOMLDecodeError as error:
-            raise SfrikError(f"recipe {part}.toml is not valid TOML: {error}") from None
-        for key, value in content.items():
-            if isinstance(value, dict):
-                if key not in SECTIONS:
-                    raise SfrikError(f"unknown section [{key}] in recipe {part}.toml{nearest(key, SECTIONS)}")
-                merged[key] = {**merged.get(key, {}), **value}
-            else:
+        for key, value in read_toml(root / f"{part}.toml").items():
+            if not isinstance(value, dict):
                 merged[key] = value
+            elif key == "pretrain":
+                raise SfrikError(f"section [pretrain] in recipe {part}.toml: move its settings to the top, above all sections")
+            elif key not in SECTIONS:
+                raise SfrikError(f"unknown section [{key}] in recipe {part}.toml{nearest(key, SECTIONS)}")
+            else:
+                merged[key] = {**merged.get(key, {}), **value}
     top = {key: value for key, value in merged.items() if not isinstance(value, dict)}
     PretrainSettings.parse(top, f"recipe {name}")
-    if command == "pretrain":
-        return top
     shared = {key: value for key, value in top.items() if key in Settings.model_fields and key != "batch_size"}
-    return {**shared, **merged.get(command, {})}
+    found = {"pretrain": top}
+    for section, kind in SECTIONS.items():
+        if section != "pretrain":
+            found[section] = {**shared, **merged.get(section, {})}
+            kind.parse(found[section], f"recipe {name}, section [{section}]")
+    return found

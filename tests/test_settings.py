@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import os
 import re
 import sys
+import time
+import warnings
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
@@ -14,6 +19,7 @@ from packaging.version import Version
 
 from sfrik import settings as module
 from sfrik.errors import SfrikError
+from sfrik.flags import whole
 from sfrik.settings import (
     CROPS,
     SECTIONS,
@@ -130,7 +136,10 @@ def test_an_unknown_recipe_is_refused_naming_the_nearest(kind):
         kind.from_recipe("smoke/sfrik_l2_q17")
 
 
-@pytest.mark.parametrize("name", ["smoke/profile", "../recipes/smoke/sfrik_l2_q64", "", "smoke"])
+@pytest.mark.parametrize(
+    "name",
+    ["smoke/profile", "../recipes/smoke/sfrik_l2_q64", "", "smoke", "../smoke", "smoke/", "/sfrik_l2_q64", "a\0/b", "x/" * 999],
+)
 def test_what_is_not_a_recipe_is_not_read_as_one(name):
     with pytest.raises(SfrikError, match="unknown recipe"):
         load_recipe(name)
@@ -140,6 +149,92 @@ def test_a_recipe_that_is_not_toml_is_refused_naming_the_file(recipes):
     recipes("toy/one", "epochs = = 3\n")
     with pytest.raises(SfrikError, match=r"toy/one\.toml is not valid TOML"):
         load_recipe("toy/one")
+
+
+@pytest.mark.parametrize("section", [name for name in SECTIONS if name != "pretrain"])
+@pytest.mark.parametrize("asked", ["pretrain", "evaluate", "knn_eval"])
+def test_every_section_is_checked_whichever_command_asks(recipes, section, asked):
+    for k, (line, words) in enumerate(
+        {
+            "epoks = 3": "unknown setting epoks in recipe toy/{name}, section [{section}]",
+            "batch_size = 1": "batch_size in recipe toy/{name}, section [{section}]: Input should be greater than or equal to 2",
+            "seed = inf": "seed in recipe toy/{name}, section [{section}]: Input should be a finite number, got inf",
+            'precision = "half"': "precision in recipe toy/{name}, section [{section}]: Input should be",
+        }.items()
+    ):
+        recipes(f"toy/{k}", f"epochs = 2\n[{section}]\n{line}\n")
+        with pytest.raises(SfrikError) as caught:
+            load_recipe(f"toy/{k}", asked)
+        assert str(caught.value).startswith(words.format(name=k, section=section))
+
+
+def test_what_must_fit_together_is_checked_in_every_section_and_with_the_profile(recipes):
+    recipes("toy/profile", '[semi1]\nweights = "finetune"\n')
+    recipes("toy/one", 'arch = "pixels"\nssl_method = "none"\n')
+    with pytest.raises(SfrikError, match=r"recipe toy/one, section \[semi1\]: arch pixels has nothing to fine-tune"):
+        load_recipe("toy/one")
+    recipes("toy/two", '[evaluate]\nweights = "finetune"\nlr_sweep = [0.1]\n')
+    with pytest.raises(SfrikError, match=r"recipe toy/two, section \[evaluate\]: lr_sweep trains many heads"):
+        PretrainSettings.from_recipe("toy/two")
+
+
+def test_a_section_of_pretraining_is_refused_with_the_remedy(recipes):
+    recipes("toy/one", "[pretrain]\nepochs = 3\n")
+    with pytest.raises(SfrikError, match=r"section \[pretrain\] in recipe toy/one\.toml: move its settings to the top"):
+        EvaluateSettings.from_recipe("toy/one")
+
+
+@pytest.mark.parametrize("part", ["profile", "one"])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"epochs = 3 # caf\xe9\n", r"is not UTF-8 text \(byte 16 is 0xe9\)"),
+        (b"epochs = = 3\n", "is not valid TOML"),
+        (b"epochs = " + b"9" * 5000, "is not valid TOML"),
+        (b"epochs = " + b"[" * 100_000, "is not valid TOML"),
+        (b"\x00", "is not valid TOML"),
+        (None, "is a FIFO and not a regular file"),
+    ],
+)
+def test_a_recipe_that_cannot_be_read_is_refused_in_one_line_with_its_file(recipes, tmp_path, part, content, words):
+    recipes("toy/one", "epochs = 2\n")
+    path = tmp_path / "recipes" / "toy" / f"{part}.toml"
+    path.unlink(missing_ok=True)
+    if content is None:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(SfrikError, match=rf"toy/{part}\.toml {words}") as caught:
+        load_recipe("toy/one")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_with_a_byte_order_mark_is_read(recipes):
+    recipes("toy/one", "\ufeffepochs = 3\n")
+    assert PretrainSettings.from_recipe("toy/one").epochs == 3
+
+
+def test_a_recipe_is_read_again_when_it_or_its_profile_has_changed(recipes, tmp_path):
+    recipes("toy/one", "epochs = 3\n")
+    assert load_recipe("toy/one") == {"epochs": 3}
+    load_recipe("toy/one")["epochs"] = 4
+    assert load_recipe("toy/one") == {"epochs": 3}, "what is returned may be changed"
+    recipes("toy/one", "epochs = 5\n")
+    assert load_recipe("toy/one") == {"epochs": 5}
+    recipes("toy/profile", "batch_size = 64\n")
+    assert load_recipe("toy/one") == {"epochs": 5, "batch_size": 64}
+    (tmp_path / "recipes" / "toy" / "profile.toml").unlink()
+    assert load_recipe("toy/one") == {"epochs": 5}
+    (tmp_path / "recipes" / "toy" / "one.toml").unlink()
+    with pytest.raises(SfrikError, match="unknown recipe"):
+        load_recipe("toy/one")
+
+
+def test_recipes_are_read_once(recipes, monkeypatch):
+    recipes("toy/one", "epochs = 3\n")
+    load_recipe("toy/one")
+    monkeypatch.setattr(module, "read_toml", lambda path: pytest.fail(f"{path} was read again"))
+    assert [load_recipe("toy/one", section) for section in SECTIONS]
 
 
 ILL_TYPED = [
@@ -199,6 +294,88 @@ def test_an_ill_typed_value_of_an_evaluation_is_refused_naming_setting(kind, nam
         kind.parse({name: value})
 
 
+# Every field of every command that takes numbers: a whole number, a number, or several of either.
+NUMERIC = [
+    (kind, name, get_origin(field.annotation) is tuple)
+    for kind in sorted(set(SECTIONS.values()), key=lambda kind: kind.__name__)
+    for name, field in kind.model_fields.items()
+    if re.search(r"\b(int|float)\b", repr(field.annotation))
+]
+NEVER = [math.inf, -math.inf, math.nan, 1e300, -1e300, "inf", "nan", "1e400", "1e300", True, "٣", "3x", ""]
+
+
+def refusal(kind, values) -> str:
+    with pytest.raises(SfrikError) as caught:
+        kind.parse(values, "recipe toy/one")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "name", "several"), NUMERIC, ids=[f"{kind.__name__}-{name}" for kind, name, _ in NUMERIC])
+def test_every_number_is_finite_and_bounded(kind, name, several):
+    whole = re.search(r"\bint\b", repr(kind.model_fields[name].annotation))
+    for value in [*NEVER, *([10**30, -(10**30), "9" * 30, 1e30, 2.5] if whole else [10**40, "9" * 5000])]:
+        given = (getattr(kind(), name) or (1,)) + (value,) if several else value
+        assert refusal(kind, {name: given}).startswith(f"{name}{f'.{len(given) - 1}' if several else ''} in recipe toy/one: ")
+    if several:
+        default = getattr(kind(), name) or (1,)
+        assert refusal(kind, {name: default[:1] * 1001}).startswith(f"{name} in recipe toy/one: Tuple should have at most 10")
+
+
+def test_the_walk_over_the_settings_meets_those_that_are_numbers():
+    names = {name for _, name, _ in NUMERIC}
+    assert {"epochs", "base_lr", "seed", "subset", "nb_knn", "lr_sweep", "min_scale_crops", "temperature"} <= names
+    assert len(NUMERIC) > 60
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("mlp", "8-70000", "at most 65536"),
+        ("mlp", "-".join(["8"] * 17), "at most 16 widths"),
+        ("mlp", "9" * 5000, "widths joined by hyphens"),
+        ("mlp", "٣-٣", "widths joined by hyphens"),
+        ("sfrik_weights", "1-1e300", r"at most 1e\+07"),
+        ("sfrik_weights", "1-1e400", r"at most 1e\+07"),
+        ("sfrik_weights", "٣", "numbers >= 0"),
+        ("sfrik_weights", "-".join(["1"] * 65), "at most 64 numbers"),
+        ("seed", 2**32, "4294967295"),
+        ("sfrik_kernel_scale", 1e6, "80"),
+    ],
+)
+def test_a_value_beyond_its_bound_is_refused_with_the_bound(name, value, words):
+    assert re.match(f"{name} in recipe toy/one: .*{words}", refusal(PretrainSettings, {name: value}))
+
+
+@pytest.mark.parametrize(("kernel", "most"), [("rbf", 40), ("heat", 80), ("power", 1.999)])
+def test_every_kernel_that_the_settings_accept_is_built_at_once(kernel, most):
+    from sfrik.build import build_objective
+
+    started = time.process_time()
+    for scale, q, degree in itertools.product((1e-6, 1.0, most), (2, 256, 65536), (1, 64)):
+        given = {"sfrik_kernel": kernel, "sfrik_kernel_scale": scale, "sfrik_kernel_degree": degree, "mlp": f"8-{q}"}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "the coefficient of degree")
+            build_objective(PretrainSettings(**given))
+    assert time.process_time() - started < 18 * 0.5
+    refusal(PretrainSettings, {"sfrik_kernel": kernel, "sfrik_kernel_scale": most + 0.01})
+
+
+@pytest.mark.parametrize(
+    ("flag", "text"),
+    [
+        *((flag, "99999999999") for flag in ("--seeds", "--jobs", "--nodes", "--gpus", "--nproc-per-node", "--images", "--seed")),
+        *(("--seeds", text) for text in ("99999999", "0", "-1", "1.5", "", "١٢", "²", " 3", "3\n", "9" * 5000, "1e3", "inf")),
+    ],
+)
+def test_a_flag_is_a_whole_number_within_its_bounds(flag, text):
+    assert whole("3", flag, 1) == 3
+    with pytest.raises(SfrikError, match=rf"^{flag} must be a whole number >= 1 and <= \d+, got ") as caught:
+        whole(text, flag, 1)
+    assert "\n" not in str(caught.value)
+
+
 def test_text_from_the_command_line_becomes_the_settings_type():
     settings = KnnSettings.parse({"nb_knn": ["10", "20"], "temperature": "0.1", "seed": "4"})
     assert settings.nb_knn == (10, 20)
@@ -218,7 +395,23 @@ def another_value(kind, name, choice):
     """Settings with a valid value of the one named that is not its default."""
     field, default = kind.model_fields[name], getattr(kind(), name)
     choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-    pool = [*choices, 3, 0.5, True, "64-32", "1.0-2.0", "resnet34", "elsewhere", (1, 2), (0.14, 0.14), (3,), (0.5,), "2", "swav"]
+    pool = [
+        *choices,
+        3,
+        0.5,
+        10,
+        True,
+        "64-32",
+        "1.0-2.0",
+        "resnet34",
+        "elsewhere",
+        (1, 2),
+        (0.14, 0.14),
+        (3,),
+        (0.5,),
+        "2",
+        "swav",
+    ]
     pool.append(("wandb",))
     for value in pool:
         try:
