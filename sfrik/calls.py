@@ -1,41 +1,117 @@
-"""A function call as JSON: what travels from `sfrik.launch` to a worker.
+"""What travels between `sfrik.launch` and its workers: the call on a worker's stdin, its reports on its stdout.
 
-Not pickle, since the store that carries it has no authentication. The function is named and imported, its arguments are
-numbers, strings, lists, dicts or pydantic settings.
+Both are pipes, or the streams of `srun`, which nobody but the launching user can write to. No socket of ours carries either, so
+nothing from the network decides what is imported, what is returned, or that a run stops. The call is JSON: the function is named
+and imported, its arguments are numbers, strings, lists, dicts or pydantic settings.
+
+A report is sent in lines of at most `PIECE` characters, so that those of several processes in one pipe do not mix:
+
+    <token> <rank> <number of the report> <1 for its last piece, else 0> <piece of JSON>
+
+The token is random and part of the call. It tells a report from what a container or a module printed before Python started.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from pydantic import BaseModel
 
 from sfrik.errors import SfrikError
 
-__all__ = ["importable_name", "pack", "pack_call", "resolve", "unpack_call"]
+__all__ = ["Reporter", "Reports", "importable_name", "pack", "pack_call", "resolve", "unpack_call"]
+
+PIECE = 512  # a pipe takes lines of up to 4096 bytes whole, srun of up to 1024
 
 
-def pack_call(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """The call of the function `name`."""
-    return json.dumps({"function": name, "args": [pack(a) for a in args], "kwargs": {k: pack(v) for k, v in kwargs.items()}})
+class Reporter:
+    """A worker's side: what it has to say, to a descriptor that nothing else in the process writes to."""
+
+    def __init__(self, descriptor: int, token: str, rank: int) -> None:
+        self._descriptor, self._token, self._rank, self._count = descriptor, token, rank, 0
+
+    def send(self, kind: str, content: Any) -> None:
+        """Send "result", "failure", "stopped" or "progress"; a caller that is gone is no error."""
+        text = json.dumps([kind, content], default=str)  # a path comes back as text
+        self._count += 1
+        pieces = [text[at : at + PIECE] for at in range(0, len(text), PIECE)]
+        with suppress(OSError):
+            for index, piece in enumerate(pieces, 1):
+                line = f"{self._token} {self._rank} {self._count} {int(index == len(pieces))} {piece}\n"
+                os.write(self._descriptor, line.encode())
 
 
-def unpack_call(text: str) -> tuple[Callable, list[Any], dict[str, Any]]:
+class Reports:
+    """The caller's side: what the workers have said.
+
+    Attributes:
+        result: of rank 0, in a list; empty where there is none yet. failure: the first; rank, host and traceback.
+        stopped: the text of the first worker that was asked to stop. first: "failure" or "stopped", whichever came first.
+        progress: the newest of rank 0.
+    """
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+        self._pieces: dict[tuple[str, str], list[str]] = {}
+        self.result: list[Any] = []
+        self.failure: dict[str, Any] | None = None
+        self.stopped: str | None = None
+        self.first = ""
+        self.progress: dict[str, Any] | None = None
+
+    def read(self, line: str) -> bool:
+        """Take in a line; whether it was part of a report."""
+        token, *rest = line.rstrip("\n").split(" ", 4)
+        if token != self._token or len(rest) != 4:
+            return False
+        rank, number, last, piece = rest
+        pieces = self._pieces.setdefault((rank, number), [])
+        pieces.append(piece)
+        if last == "1":
+            self._take(rank, *json.loads("".join(self._pieces.pop((rank, number)))))
+        return True
+
+    def _take(self, rank: str, kind: str, content: Any) -> None:
+        if kind == "result" and rank == "0":
+            self.result = [content]
+        elif kind == "progress":
+            self.progress = content
+        elif kind == "failure":
+            self.failure = self.failure or content
+            self.first = self.first or kind
+        elif kind == "stopped":
+            self.stopped = self.stopped or content
+            self.first = self.first or kind
+
+
+def pack_call(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], **about: Any) -> str:
+    """The call of the function `name`, and what a worker needs besides, as a line of JSON."""
+    arguments = {"args": [pack(a) for a in args], "kwargs": {k: pack(v) for k, v in kwargs.items()}}
+    return json.dumps({"function": name, **arguments, **about}) + "\n"
+
+
+def unpack_call(call: dict[str, Any]) -> tuple[Callable, list[Any], dict[str, Any]]:
     """The function and its arguments."""
-    call = json.loads(text)
     arguments = [_unpack(value) for value in call["args"]]
     return resolve(call["function"]), arguments, {name: _unpack(value) for name, value in call["kwargs"].items()}
 
 
 def importable_name(function: str | Callable) -> str:
+    """ "module:name" of a function that a fresh process can import.
+
+    Raises:
+        SfrikError: it cannot.
+    """
     if callable(function):
         if function.__module__ == "__main__" or "<" in function.__qualname__:
             raise SfrikError(
                 f"launch cannot start {function.__qualname__}: a worker is a fresh process and imports its function, so it "
-                "must stand in a module, not in a notebook or another function"
+                "must be in a module, not in a notebook or another function"
             )
         return f"{function.__module__}:{function.__qualname__}"
     if ":" not in function:
@@ -45,6 +121,11 @@ def importable_name(function: str | Callable) -> str:
 
 
 def resolve(name: str) -> Any:
+    """The object that "module:name" names.
+
+    Raises:
+        SfrikError: it cannot be imported.
+    """
     module, _, qualname = name.partition(":")
     try:
         found: Any = importlib.import_module(module)
@@ -56,6 +137,11 @@ def resolve(name: str) -> Any:
 
 
 def pack(value: Any) -> Any:
+    """An argument as JSON holds it.
+
+    Raises:
+        SfrikError: JSON cannot.
+    """
     if isinstance(value, BaseModel):
         return {"__settings__": importable_name(type(value)), "values": value.model_dump(mode="json")}
     try:

@@ -10,6 +10,7 @@ same. `sfrik.pretrain` never makes such a batch (it drops what does not fill one
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,20 +41,24 @@ def rank() -> int:
 
 
 def rank_zero_says(value: Any) -> Any:
-    """The value that rank 0 has, on every process."""
-    said = [value]
-    if world_size() > 1:
-        dist.broadcast_object_list(said, src=0)
-    return said[0]
+    """The value that rank 0 has, on every process; one that JSON can hold."""
+    return all_objects(value if rank() == 0 else None)[0]
 
 
-def all_objects(value: Any) -> list[Any]:
-    """The values of all processes, in the order of their ranks."""
+def all_objects(value: Any, device: torch.device | None = None) -> list[Any]:
+    """The values of all processes, in the order of their ranks; values that JSON can hold.
+
+    They travel as JSON and not, as PyTorch's own functions have it, as pickles: what comes over a socket must not name what is
+    imported.
+    """
     if world_size() == 1:
         return [value]
-    values = [None] * world_size()
-    dist.all_gather_object(values, value)
-    return values
+    device = device or (
+        torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    )
+    text = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=device)
+    counts = row_counts(len(text), device)
+    return [json.loads(bytes(part.view(-1).tolist())) for part in _together([text[:, None]], counts).split(counts)]
 
 
 def largest_over_processes(numbers: list[int], device: torch.device) -> list[int]:

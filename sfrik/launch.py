@@ -3,9 +3,11 @@
     launch("sfrik.pretrain:pretrain", settings, nproc_per_node=2)
 
 starts fresh processes (never forks, so a kernel that has used CUDA is fine): plain subprocesses on one machine, one
-`srun` step over the whole allocation inside a SLURM job. A `TCPStore` of the caller carries the call, the result, the
-progress and the first traceback. The call travels as JSON, since a TCPStore has no authentication; what a worker runs must
-be importable by name.
+`srun` step over the whole allocation inside a SLURM job. The call, the result, the progress and the first traceback travel
+through the workers' own pipes (`sfrik.calls`); what a worker runs must be importable by name.
+
+The workers of one machine meet in a private folder and exchange tensors over its loopback interface. Those of several nodes
+meet at a store of PyTorch's on the caller's node, which anyone on the network can reach; SECURITY.md says what follows.
 
 How it ends: a worker that fails ends all of them, and its traceback is the caller's error. A signal to the caller (SIGINT,
 SIGTERM, SIGUSR1), or its death, asks the workers to stop (SIGTERM); SLURM asks them directly (SIGUSR1 before the limit,
@@ -14,17 +16,17 @@ SIGTERM). `pretrain` then saves a checkpoint; a worker that has not ended after 
 
 from __future__ import annotations
 
-import json
 import os
-import queue
 import re
+import secrets
+import selectors
 import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import threading
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -33,15 +35,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from sfrik.calls import importable_name, pack_call, resolve
+from sfrik.calls import Reports, importable_name, pack_call, resolve
 from sfrik.devices import cores
 from sfrik.errors import WorkerError
 from sfrik.preemption import GRACE, SIGNALS, StopRequests, place_reached, stop, stop_requests
 from sfrik.progress import Bar, wants_bar
 
-__all__ = ["WorkerError", "launch"]
+__all__ = ["launch"]
 
 SIBLINGS = 2.0  # seconds in which the first failing worker may still report why
+DRAIN = 5.0  # seconds of output of a process that the workers left behind, at most
 LOST = 3.0  # seconds that the others have to end when one has failed: without it they cannot save
 KILLED = re.compile(r"srun: error: (\S+): tasks? ([\d,-]+): (Killed|Segmentation fault|Aborted|Bus error|Out Of Memory)")
 
@@ -70,14 +73,10 @@ def launch(
     nodes = nodes or _slurm_nodes()
     if nproc * nodes == 1 and not _starts_steps():
         return resolve(name)(*args, **kwargs)
-    call = pack_call(name, args, kwargs)
-    here = nodes == 1 and (not _starts_steps() or "SLURMD_NODENAME" in os.environ)  # all workers on the caller's machine
-    address = "127.0.0.1" if here else os.environ.get("SLURM_LAUNCH_NODE_IPADDR", socket.gethostname())
-    store = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False)
-    store.set("call", call)
+    pack_call(name, args, kwargs)  # what cannot travel is refused before anything is started
+    token = secrets.token_hex(16)
     environment = {
         **os.environ,
-        "SFRIK_STORE": f"{address}:{store.port}",
         "WORLD_SIZE": str(nproc * nodes),
         "LOCAL_WORLD_SIZE": str(nproc),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(_threads(nproc))),
@@ -85,32 +84,69 @@ def launch(
     }
     if wants_bar():
         environment["SFRIK_BAR"] = "1"  # the workers hand over their progress, and it is drawn here
-    if nodes == 1:
-        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    with stop_requests() as requests:
-        _watch(_start(nproc, nodes, environment), store, requests)
-    if store.check(["result"]):
-        return json.loads(store.get("result"))
-    saved = place_reached(store.get("stopped").decode()) if store.check(["stopped"]) else "nothing new to save"
+    if nodes == 1 and (loopback := _loopback()):  # nothing listens beyond this machine, whatever the user's variables say
+        environment |= {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
+    reports = Reports(token)
+    # a folder of mode 0700
+    with tempfile.TemporaryDirectory(prefix="sfrik-") as folder, stop_requests() as requests:
+        meeting, _store = _meeting(nodes, folder)
+        call = pack_call(name, args, kwargs, token=token, meeting=meeting)
+        reading, writing = os.pipe()
+        try:
+            workers = _start(nproc, nodes, environment, writing)
+        except BaseException:
+            os.close(reading)
+            raise
+        finally:
+            os.close(writing)
+        _watch(workers, call, _Screen(reading, workers, reports), requests)
+    if reports.result:
+        return reports.result[0]
+    saved = place_reached(reports.stopped) if reports.stopped is not None else "nothing new to save"
     if requests.number:
         stop(requests.number, saved)
     raise WorkerError("rank 0 ended with exit status 0 before the function returned")
 
 
-def _start(nproc: int, nodes: int, environment: dict[str, str]) -> list[subprocess.Popen]:
-    """The workers: one subprocess each on this machine, or one srun that starts them on every node."""
+def _meeting(nodes: int, folder: str) -> tuple[str, Any]:
+    """Where the workers meet to form a process group, and the store that must live as long.
+
+    On the caller's machine a file in a private folder, or, where a container may not show them that folder, a store that listens
+    on the loopback interface. Else PyTorch's store on this node.
+    """
+    here = nodes == 1 and (not _starts_steps() or "SLURMD_NODENAME" in os.environ)
+    if here and not os.environ.get("SFRIK_PREFIX"):
+        return f"file:{folder}/rendezvous", None
+    if here:
+        server = socket.create_server(("127.0.0.1", 0))
+        port = server.getsockname()[1]
+        store = dist.TCPStore("127.0.0.1", port, None, True, wait_for_workers=False, master_listen_fd=server.detach())
+        return f"tcp:127.0.0.1:{port}", store
+    address = os.environ.get("SLURM_LAUNCH_NODE_IPADDR", socket.gethostname())
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    return f"tcp:{address}:{store.port}", store
+
+
+def _loopback() -> str | None:
+    """The name of the loopback interface: lo on Linux, lo0 on macOS."""
+    return next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
+
+
+def _start(nproc: int, nodes: int, environment: dict[str, str], reports: int) -> list[subprocess.Popen]:
+    """The workers: one subprocess each on this machine, or one srun that starts them on every node.
+
+    Their stdout is the descriptor `reports`, and what they print comes through stderr.
+    """
     worker = [sys.executable, "-m", "sfrik.worker"]
     options: dict[str, Any] = {
-        "stdin": subprocess.PIPE,  # its end tells a worker that the caller is gone
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.STDOUT,
-        "text": True,
-        "errors": "replace",
-        "start_new_session": True,  # an interrupt reaches the caller alone, which then stops them in order
+        "stdin": subprocess.PIPE,  # the call, and then its end tells a worker that the caller is gone
+        "stdout": reports,
+        "stderr": subprocess.PIPE,
+        "start_new_session": True,  # an interrupt reaches only the caller, which then stops them in order
     }
     if _starts_steps():
         step = ["srun", "--overlap", f"--nodes={nodes}", f"--ntasks={nproc * nodes}", f"--ntasks-per-node={nproc}"]
-        step += ["--kill-on-bad-exit=1", "--unbuffered"]
+        step.append("--kill-on-bad-exit=1")
         if nodes == 1 and "SLURMD_NODENAME" in environment:  # of an allocation of several, the one where the caller is
             step.append(f"--nodelist={environment['SLURMD_NODENAME']}")
         if cpus := environment.get("SLURM_CPUS_PER_TASK"):
@@ -123,36 +159,31 @@ def _start(nproc: int, nodes: int, environment: dict[str, str]) -> list[subproce
     ]
 
 
-def _watch(workers: list[subprocess.Popen], store: dist.TCPStore, requests: StopRequests) -> None:
-    """Print what the workers print, draw their progress; return when all ended well or were asked to stop, else raise.
+def _watch(workers: list[subprocess.Popen], call: str, screen: _Screen, requests: StopRequests) -> None:
+    """Hand the workers their call, show what they print; return when all ended well or were asked to stop, else raise.
 
     A request that a worker received is put into `requests`.
     """
-    lines: queue.Queue[str] = queue.Queue()
-    readers = [threading.Thread(target=_read, args=(worker, lines), daemon=True) for worker in workers]
-    for reader in readers:
-        reader.start()
-    screen = _Screen(lines, store)
+    reports = screen.reports
     killed: list[int] = []
     grace = GRACE
     try:
+        for worker in workers:
+            _hand_over(worker, call)
         while _some_run(workers) and not any(worker.returncode for worker in workers):
-            if requests.number or store.check(["stopped"]):
+            if requests.number or reports.stopped is not None:
                 break
             screen.refresh(wait=0.1)
         if any(worker.returncode for worker in workers) and not requests.number:
             deadline = time.monotonic() + SIBLINGS
-            while time.monotonic() < deadline and not (store.check(["failure"]) or screen.killed):
+            while time.monotonic() < deadline and not (reports.failure or screen.killed):
                 screen.refresh(wait=0.1)
             killed = [rank for rank, worker in enumerate(workers) if (worker.poll() or 0) < 0 and not _request(worker)]
             grace = LOST
         if not (requests.number or killed or screen.killed):
-            requests.number = _asked(workers, store)
+            requests.number = _asked(workers, reports)
     finally:
-        _stop(workers, grace)
-        for reader in readers:
-            reader.join(timeout=1)
-        screen.refresh(wait=0)
+        _stop(workers, grace, screen)
         screen.close()
     if requests.number:
         return
@@ -165,8 +196,8 @@ def _watch(workers: list[subprocess.Popen], store: dist.TCPStore, requests: Stop
     if screen.killed:
         node, ranks, how = screen.killed.groups()
         raise WorkerError(f"rank {ranks} on {node} was ended ({how}) before it could say why; {screen.killed.group()}")
-    if store.check(["failure"]):
-        failure = json.loads(store.get("failure"))
+    if reports.failure:
+        failure = reports.failure
         raise WorkerError(f"rank {failure['rank']} on {failure['host']} failed:\n{failure['traceback']}")
     for rank, worker in enumerate(workers):
         if worker.returncode:
@@ -174,47 +205,92 @@ def _watch(workers: list[subprocess.Popen], store: dist.TCPStore, requests: Stop
             raise WorkerError(f"{who} {_how(worker.returncode)} before it could say why{screen.errors()}")
 
 
-class _Screen:
-    """Where the workers' lines and progress are shown; it remembers what srun says of a step that ended badly."""
+def _hand_over(worker: subprocess.Popen, call: str) -> None:
+    """Write the call to a worker's stdin, which stays open: its end tells the worker that this process is gone."""
+    assert worker.stdin is not None  # as it was started
+    with suppress(BrokenPipeError):  # it has ended already, and its exit status says how
+        worker.stdin.write(call.encode())
+        worker.stdin.flush()
 
-    def __init__(self, lines: queue.Queue[str], store: dist.TCPStore) -> None:
-        self.lines, self.store = lines, store
+
+class _Screen:
+    """Where the workers' output and progress are shown, and their reports read.
+
+    It reads without blocking, so that all that an ended worker wrote is there once it has been read dry. It remembers what srun
+    prints of a step that ended badly.
+    """
+
+    def __init__(self, reading: int, workers: list[subprocess.Popen], reports: Reports) -> None:
+        self.reports = reports
         self.bar = Bar() if wants_bar() else None
         self.killed: re.Match | None = None
         self._errors: list[str] = []
+        self._shown: dict[str, Any] | None = None
         self._drawn = 0.0
+        self._selector = selectors.DefaultSelector()
+        self._rest: dict[int, bytes] = {}  # of each pipe what has come of a line
+        self._reports = open(reading, "rb", buffering=0)  # noqa: SIM115  closed in `close`
+        for pipe in (self._reports, *(worker.stderr for worker in workers)):
+            assert pipe is not None  # as they were started
+            os.set_blocking(pipe.fileno(), False)
+            self._selector.register(pipe, selectors.EVENT_READ)
+            self._rest[pipe.fileno()] = b""
 
-    def refresh(self, wait: float) -> None:
-        """Show what has come and what comes in the next `wait` seconds; workers that never fall silent do not prolong them."""
-        deadline = time.monotonic() + wait
-        with suppress(queue.Empty):
-            while (left := deadline - time.monotonic()) > 0:
-                self._line(self.lines.get(timeout=left))
-            while not wait:  # the last time: all that there is
-                self._line(self.lines.get_nowait())
-        if self.bar is not None and (not wait or time.monotonic() - self._drawn > 0.5):
-            self._drawn = time.monotonic()
-            if self.store.check(["progress"]):
-                self.bar.show(**json.loads(self.store.get("progress")))
+    def refresh(self, wait: float) -> bool:
+        """Show what has come, or what comes first in the next `wait` seconds; whether something came."""
+        if not self._selector.get_map():  # all pipes have ended
+            time.sleep(wait)
+        ready = self._selector.select(wait)
+        for key, _ in ready:
+            self._read(key)
+        if self.bar is not None and self.reports.progress not in (None, self._shown) and time.monotonic() - self._drawn > 0.5:
+            self._drawn, self._shown = time.monotonic(), self.reports.progress
+            self.bar.show(**self._shown)
+        return bool(ready)
+
+    def drain(self) -> None:
+        """Read all that the workers, which have ended, wrote; a process that they left behind may go on writing."""
+        deadline = time.monotonic() + DRAIN
+        while self.refresh(wait=0) and time.monotonic() < deadline:
+            pass
 
     def errors(self) -> str:
         return f": {'; '.join(self._errors)}" if self._errors else ""
 
     def close(self) -> None:
+        self.drain()
+        for descriptor, rest in self._rest.items():
+            if rest:
+                self._line(descriptor, rest)
         if self.bar is not None:
+            if self.reports.progress not in (None, self._shown):
+                self.bar.show(**self.reports.progress)
             self.bar.close()
+        self._selector.close()
+        self._reports.close()
 
-    def _line(self, line: str) -> None:
+    def _read(self, key: selectors.SelectorKey) -> None:
+        chunk = os.read(key.fd, 1 << 16)
+        if not chunk:
+            self._selector.unregister(key.fileobj)
+        *lines, self._rest[key.fd] = (self._rest[key.fd] + chunk).split(b"\n")
+        for line in lines:
+            self._line(key.fd, line)
+
+    def _line(self, descriptor: int, content: bytes) -> None:
+        line = content.decode(errors="replace")
+        if descriptor == self._reports.fileno() and self.reports.read(line):
+            return
         if line.startswith("srun: error: "):
             self.killed = self.killed or KILLED.match(line)
             self._errors = [*self._errors, line.strip()][:5]
         if self.bar is None:
-            print(line, end="", flush=True)
+            print(line, flush=True)
         else:
-            self.bar.write(line.rstrip("\n"))
+            self.bar.write(line)
 
 
-def _stop(workers: list[subprocess.Popen], grace: float) -> None:
+def _stop(workers: list[subprocess.Popen], grace: float, screen: _Screen) -> None:
     """TERM, some seconds' grace, KILL; a second interrupt shortens the grace and leaves no worker behind."""
     try:
         for worker in workers:
@@ -222,7 +298,7 @@ def _stop(workers: list[subprocess.Popen], grace: float) -> None:
                 _signal_group(worker, signal.SIGTERM)
         deadline = time.monotonic() + grace
         while _some_run(workers) and time.monotonic() < deadline:
-            time.sleep(0.05)
+            screen.refresh(wait=0.05)
     finally:
         for worker in workers:
             _signal_group(worker, signal.SIGKILL)  # of one that has ended, too: the processes that decoded images for it
@@ -239,22 +315,16 @@ def _some_run(workers: list[subprocess.Popen]) -> bool:
     return None in codes
 
 
-def _asked(workers: list[subprocess.Popen], store: dist.TCPStore) -> int:
+def _asked(workers: list[subprocess.Popen], reports: Reports) -> int:
     """The number of the signal by which somebody else asked a worker to stop, 0 where none was."""
-    if store.check(["stopped"]) and store.get("first") == b"stopped":  # else the failure of another was the reason
-        text = store.get("stopped").decode()
-        return next((number for number in SIGNALS if f"by {signal.Signals(number).name} " in text), signal.SIGTERM)
+    if reports.stopped is not None and reports.first == "stopped":  # else the failure of another was the reason
+        return next((n for n in SIGNALS if f"by {signal.Signals(n).name} " in reports.stopped), signal.SIGTERM)
     return next((_request(worker) for worker in workers if _request(worker)), 0)
 
 
 def _request(worker: subprocess.Popen) -> int:
     """The signal that ended a worker, if it was a request that came before the worker looked for it, as while it started."""
     return next((number for number in SIGNALS if worker.returncode in (-number, 128 + number)), 0)  # srun adds 128
-
-
-def _read(worker: subprocess.Popen, lines: queue.Queue[str]) -> None:
-    for line in worker.stdout or ():
-        lines.put(line)
 
 
 def _starts_steps() -> bool:

@@ -1,10 +1,12 @@
-"""A worker of `sfrik.launch`, `python -m sfrik.worker`: fetch the call, join the process group, call, report.
+"""A worker of `sfrik.launch`, `python -m sfrik.worker`: read the call, join the process group, call, report.
 
 `process_group` serves torchrun's processes too.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import importlib
 import json
 import os
@@ -15,26 +17,28 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 import sfrik.progress
-from sfrik.calls import unpack_call
+from sfrik.calls import Reporter, unpack_call
+from sfrik.collectives import all_objects
 from sfrik.devices import pick_device
-from sfrik.errors import Preempted
+from sfrik.errors import Preempted, SfrikError
 from sfrik.preemption import GRACE, SIGNALS
 
 __all__ = ["process_group"]
 
 
 @contextmanager
-def process_group(device: str = "auto", store: dist.Store | None = None) -> Iterator[None]:
+def process_group(device: str = "auto", store: dist.Store | None = None, token: str = "") -> Iterator[None]:
     """Join the process group that the environment describes; nothing for a single process.
 
-    NCCL on GPUs, gloo on CPU. Without `store`, torchrun's variables tell where to meet.
+    NCCL on GPUs, gloo on CPU. Without `store`, torchrun's variables say where to meet; with it the processes prove to each other
+    that they know the token of the call.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
@@ -47,7 +51,8 @@ def process_group(device: str = "auto", store: dist.Store | None = None) -> Iter
         dist.init_process_group(backend)
     else:
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank, world_size=size)
+        dist.init_process_group(backend, store=dist.PrefixStore(_proof(token, "group"), store), rank=rank, world_size=size)
+        _check_proofs(token, chosen)
     if backend == "gloo":  # a process that is done at once would leave while others still connect to it
         dist.barrier()
     try:
@@ -56,25 +61,47 @@ def process_group(device: str = "auto", store: dist.Store | None = None) -> Iter
         dist.destroy_process_group()
 
 
+def _proof(token: str, text: str) -> str:
+    """What only a process that knows the token can say."""
+    return hmac.new(token.encode(), text.encode(), hashlib.sha256).hexdigest()
+
+
+def _check_proofs(token: str, device: torch.device) -> None:
+    """Each process shows that it has read the call, which came through its stdin and not through a socket.
+
+    Raises:
+        SfrikError: one does not: another program has joined the group.
+    """
+    proofs = all_objects(_proof(token, str(dist.get_rank())), device)
+    for rank, proof in enumerate(proofs):
+        if not hmac.compare_digest(str(proof), _proof(token, str(rank))):
+            raise SfrikError(f"rank {rank} is no process of this launch: another program answered in its place")
+
+
 class _Stopped(KeyboardInterrupt):
     """A signal came while a function ran that does not look for it; no `except Exception` on its way takes it for a fault."""
 
 
 def _work() -> int:
-    """The life of a worker: fetch the call, join the group, call, report."""
+    """The life of a worker: read the call, join the group, call, report."""
+    reports = os.dup(1)  # stdout is for reports: what is printed goes to stderr
+    os.dup2(2, 1)
     os.environ.setdefault("RANK", os.environ.get("SLURM_PROCID", "0"))
     os.environ.setdefault("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller decides; `pretrain` sets its own handlers
+    line = _first_line()
+    if not line:  # the caller is gone
+        return 1
+    call = json.loads(line)
     threading.Thread(target=_end_with_caller, daemon=True).start()
-    host, _, port = os.environ["SFRIK_STORE"].rpartition(":")
-    store = dist.TCPStore(host, int(port), is_master=False, timeout=timedelta(seconds=60))
-    rank = os.environ["RANK"]
-    if rank == "0" and "SFRIK_BAR" in os.environ:
-        sfrik.progress.hand_over = lambda facts: store.set("progress", json.dumps(facts))
+    rank = int(os.environ["RANK"])
+    reporter = Reporter(reports, call["token"], rank)
+    if rank == 0 and "SFRIK_BAR" in os.environ:
+        sfrik.progress.hand_over = lambda facts: reporter.send("progress", facts)
     try:
-        function, args, kwargs = unpack_call(store.get("call").decode())
+        function, args, kwargs = unpack_call(call)
         device = getattr(args[0], "device", "auto") if args else "auto"
-        with process_group(device, store):
+        with process_group(device, _meet(call["meeting"]), call["token"]):
             # before, a signal ends this process at once: waiting for the others it could not look at one
             for number in SIGNALS:
                 if number != signal.SIGINT:
@@ -82,34 +109,49 @@ def _work() -> int:
             try:
                 result = function(*args, **kwargs)
             except BaseException as end:
-                _tell_why(end, store, rank)  # before the group is left: the others then fail for want of this partner
+                _report_end(end, reporter, rank)  # before the group is left: the others then fail for want of this partner
                 raise
-        if rank == "0":
-            store.set("result", json.dumps(result, default=str))  # a path comes back as text
+        if rank == 0:
+            reporter.send("result", result)
     except BaseException as end:
-        return _tell_why(end, store, rank)
+        return _report_end(end, reporter, rank)
     return 0
 
 
-def _tell_why(end: BaseException, store: dist.Store, rank: str) -> int:
-    """What ended this worker; its exit status."""
+def _first_line() -> str:
+    """The call: one line of stdin, of which no more is read."""
+    parts = []
+    while not (parts and parts[-1].endswith(b"\n")):
+        if not (part := os.read(0, 1 << 16)):
+            return ""
+        parts.append(part)
+    return b"".join(parts).decode()
+
+
+def _meet(meeting: str) -> dist.Store | None:
+    """The store at which the workers of several processes find each other."""
+    size = int(os.environ["WORLD_SIZE"])
+    kind, _, place = meeting.partition(":")
+    if size == 1:
+        return None
+    if kind == "file":
+        return dist.FileStore(place, size)
+    host, _, port = place.rpartition(":")
+    if host != "127.0.0.1":  # within a step SLURM gives the address of the caller's node, whose name may not resolve
+        host = os.environ.get("SLURM_LAUNCH_NODE_IPADDR", host)
+    return dist.TCPStore(host, int(port), is_master=False, timeout=timedelta(seconds=60))
+
+
+def _report_end(end: BaseException, reporter: Reporter, rank: int) -> int:
+    """Report what ended this worker; its exit status."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # it is ending already
     if isinstance(end, Preempted | KeyboardInterrupt):
-        _tell(store, "stopped", str(end))
+        reporter.send("stopped", str(end))
         return 0  # no failure: an exit status would have srun end the others, which may still be saving
     text = "".join(traceback.format_exception(end))
-    _tell(store, "failure", json.dumps({"rank": int(rank), "host": socket.gethostname(), "traceback": text}))
+    reporter.send("failure", {"rank": rank, "host": socket.gethostname(), "traceback": text})
     return 1
-
-
-def _tell(store: dist.Store, key: str, text: str) -> None:
-    """Of each key the first word is kept, and which key came first; nobody is there to hear it where the caller is gone."""
-    with suppress(RuntimeError):
-        if store.add("ends", 1) == 1:
-            store.set("first", key)
-        if store.add(f"{key}s", 1) == 1:
-            store.set(key, text)
 
 
 def _end_with_caller() -> None:

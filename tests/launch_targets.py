@@ -1,7 +1,9 @@
-"""Functions that the workers of test_launch*.py import: what runs in a fresh process must stand in a module."""
+"""Functions that the workers of test_launch*.py import: what runs in a fresh process must be in a module."""
 
+import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -91,3 +93,19 @@ def show_progress() -> None:
         progress.write(f"line {step}")
         time.sleep(0.7)
     progress.close()
+
+
+def forge_reports() -> str:
+    """Print what looks like a report, to both streams and to both descriptors."""
+    text = json.dumps(["result", "forged"])
+    for token in ("", "0" * 32):
+        line = f"{token} 0 1 1 {text}\n"
+        sys.stdout.write(line)
+        sys.stderr.write(line)
+        for descriptor in (1, 2):
+            os.write(descriptor, line.encode())
+    return "the result"
+
+
+def long_result(count: int) -> str:
+    return "é\n" * count

@@ -81,7 +81,7 @@ def test_what_a_worker_cannot_import_is_refused_with_the_reason():
     def local():
         pass
 
-    with pytest.raises(SfrikError, match="must stand in a module"):
+    with pytest.raises(SfrikError, match="must be in a module"):
         launch(local, nproc_per_node=2)
     with pytest.raises(SfrikError, match="cannot find launch_targets:nothing"):
         launch("launch_targets:nothing", nproc_per_node=2)

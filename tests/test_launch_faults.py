@@ -98,6 +98,16 @@ def test_a_signal_to_the_caller_stops_the_workers_and_leaves_its_handlers_as_the
         signal.signal(number, before)
 
 
+def step_words(nproc: int, nodes: int, environment: dict[str, str]) -> list[str]:
+    """What srun, which is a script that prints its arguments, was given."""
+    reading, writing = os.pipe()
+    (step,) = _start(nproc, nodes, environment, writing)
+    os.close(writing)
+    step.communicate()
+    with open(reading) as file:
+        return file.read().splitlines()
+
+
 def test_the_step_of_one_node_is_on_the_node_of_the_caller_and_in_the_sites_container(tmp_path, monkeypatch):
     srun = tmp_path / "srun"
     srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
@@ -106,10 +116,8 @@ def test_the_step_of_one_node_is_on_the_node_of_the_caller_and_in_the_sites_cont
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.delenv("SLURM_STEP_ID", raising=False)
     environment = {**os.environ, "SLURMD_NODENAME": "node2", "SFRIK_PREFIX": "apptainer exec 'an image.sif'"}
-    (step,) = _start(1, 1, environment)
-    words = step.communicate()[0].splitlines()
+    words = step_words(1, 1, environment)
     assert words[:4] == ["--overlap", "--nodes=1", "--ntasks=1", "--ntasks-per-node=1"]
     assert "--nodelist=node2" in words
     assert words[-6:] == ["apptainer", "exec", "an image.sif", sys.executable, "-m", "sfrik.worker"]
-    (step,) = _start(2, 2, environment)
-    assert not any(word.startswith("--nodelist") for word in step.communicate()[0].splitlines())
+    assert not any(word.startswith("--nodelist") for word in step_words(2, 2, environment))
