@@ -192,7 +192,7 @@ def on_processes(function: Callable, processes: int, *args) -> list:
         return [function(*args)]
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_work, args=(function, processes, folder, args), nprocs=processes)
-        return [torch.load(Path(folder) / f"{k}.pt") for k in range(processes)]
+        return [torch.load(Path(folder) / f"{k}.pt", weights_only=True) for k in range(processes)]
 
 
 def _work(own_rank: int, function: Callable, processes: int, folder: str, args: tuple) -> None:

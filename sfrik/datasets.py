@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from sfrik.decoding import as_tensor, decode_image, read_image
 from sfrik.devices import cores
 from sfrik.errors import SfrikError
+from sfrik.files import check_regular, read_text
 from sfrik.listing import class_folders, images_below, list_images
 from sfrik.preemption import GRACE, SIGNALS
 from sfrik.views import Views
@@ -376,9 +377,12 @@ def _torchvision_arrays(name: str, data_dir: str | Path, **arguments) -> Images:
     """CIFAR-10 or STL10 from torchvision, as PIL images made on demand from its array."""
     import torchvision.datasets
 
-    there = Path(data_dir).exists()
+    kind, there = getattr(torchvision.datasets, name), Path(data_dir).exists()
+    for path in (Path(data_dir) / kind.filename, *(Path(data_dir) / kind.base_folder).glob("*")):
+        if path.exists() and not path.is_dir():  # torchvision would write what it downloads into a FIFO
+            (read_text if path.suffix == ".txt" else check_regular)(path)
     try:
-        content = getattr(torchvision.datasets, name)(str(data_dir), **arguments)
+        content = kind(str(data_dir), **arguments)
     except (RuntimeError, OSError) as error:
         if not there:  # torchvision makes the folder before it downloads
             shutil.rmtree(data_dir, ignore_errors=True)

@@ -16,26 +16,31 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from sfrik.errors import SfrikError
+from sfrik.files import check_regular
 
 __all__ = ["as_tensor", "decode_image", "read_image"]
 
+# What sfrik.listing.EXTENSIONS stand for. PIL's other parsers are never reached, whatever a file's name says it is.
+FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP")
 PLAIN = ("RGB", "L")  # kinds of JPEG that libjpeg itself turns into RGB as PIL does
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """An image file in RGB, 8 bits a channel, whatever its name says it is.
+    """An image file in RGB, 8 bits a channel, whatever its name says it is: one of `FORMATS`.
 
     Grey becomes three equal channels; CMYK is converted as PIL does, without a colour profile; transparency is dropped;
     of 16 bits the upper 8 are kept, where PIL alone would make white of all above 255. An EXIF orientation is not
     applied: the image is as it is stored, as in torchvision's ImageFolder and so in the published figures.
 
     Raises:
-        SfrikError: the file is missing, empty, truncated, no image, or of a kind without a conversion; it is named.
+        SfrikError: the file is missing, empty, truncated, no image, no regular file, or of a kind without a conversion; it is
+            named.
     """
     try:
+        check_regular(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # broken EXIF data beside sound pixels
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 return _eight_bits(image).convert("RGB")
     except MemoryError:
         raise
@@ -60,6 +65,7 @@ def as_tensor(image: Image.Image) -> Tensor:
 
 def _plain_jpeg(path: Path) -> Tensor | None:
     try:
+        check_regular(path)
         content = bytearray(path.read_bytes())
         if not content.startswith(b"\xff\xd8"):
             return None
@@ -68,7 +74,7 @@ def _plain_jpeg(path: Path) -> Tensor | None:
             warnings.simplefilter("ignore")
             from torchvision.io import ImageReadMode, decode_jpeg
 
-            with Image.open(io.BytesIO(content)) as header:  # no pixels yet; PIL's limit on their number
+            with Image.open(io.BytesIO(content), formats=FORMATS[:1]) as header:  # no pixels yet; PIL's limit on their number
                 if header.mode not in PLAIN:
                     return None
             return cast(Tensor, decode_jpeg(torch.frombuffer(content, dtype=torch.uint8), ImageReadMode.RGB))
@@ -89,12 +95,14 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def _why_unreadable(path: Path, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "the file is gone since its folder was listed; start again, and if that fails delete ~/.cache/sfrik/listings"
+    if isinstance(error, SfrikError):
+        return f"it {str(error).removeprefix(f'{path} ')}"
     if isinstance(error, OSError) and error.strerror:  # of the file system, not of what the file holds
         return error.strerror
     if path.stat().st_size == 0:
         what = "the file is empty"
     elif isinstance(error, UnidentifiedImageError):
-        what = "not an image file"
+        what = f"not an image file ({', '.join(FORMATS[:-1])} and {FORMATS[-1]} are read)"
     else:
         what = str(error) or type(error).__name__
     return f"{what}; copy it again from the data set's archive, or delete it"

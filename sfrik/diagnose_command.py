@@ -76,12 +76,11 @@ def _draw(found: Diagnosis, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("agg")  # a file is all that is wanted: no display is needed
-    from sfrik.figures import style
+    from sfrik.figures import style, write
     from sfrik.run_figures import draw_diagnosis
 
     style()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draw_diagnosis(found).savefig(path)
+    write(draw_diagnosis(found), path)
 
 
 def _in_words(found: Diagnosis, folder: Path) -> list[str]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sfrik.collectives import rank
 from sfrik.errors import SfrikError
+from sfrik.files import WriteError, atomic_write
 from sfrik.loss_terms import NotFinite
 
 __all__ = ["not_finite"]
@@ -33,9 +34,10 @@ def not_finite(
     path = folder / f"fault.rank{rank()}.pt"
     record = {**where, "message": str(error), "images": list(names), "views": [view.detach().cpu() for view in views]}
     try:
-        torch.save({**record, **(state if rank() == 0 else {})}, path)
+        with atomic_write(path) as file:
+            torch.save({**record, **(state if rank() == 0 else {})}, file)
         kept = f"the state is in {path}"
-    except (OSError, RuntimeError) as failure:
+    except (WriteError, RuntimeError) as failure:
         kept = f"the state could not be saved ({str(failure).splitlines()[0]})"
     guilty = [names[row] for row in error.rows] or list(names)
     shown = ", ".join(guilty[:NAMED]) + (", ..." if len(guilty) > NAMED else "")

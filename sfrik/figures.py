@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -12,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sfrik.cost_rows import PLAIN
+from sfrik.files import atomic_write
 from sfrik.tables import Measured, Table
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "rows_as_points",
     "save",
     "style",
+    "write",
 ]
 
 # Okabe and Ito's palette: told apart by colour-blind readers; markers tell the same in grey.
@@ -226,7 +229,14 @@ def _sizes(axis: Axes, sizes: list[int], title: str) -> None:
 
 def save(figure: Figure, stem: Path) -> None:
     """As PNG and SVG, without a date, so that the same figure gives the same file."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(stem.with_suffix(".png"), dpi=150, metadata={"Software": None})
+    write(figure, stem.with_suffix(".png"), dpi=150, metadata={"Software": None})
     with plt.rc_context({"svg.hashsalt": "sfrik"}):
-        figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
+        write(figure, stem.with_suffix(".svg"), metadata={"Date": None})
+
+
+def write(figure: Figure, path: Path, **options: Any) -> None:
+    """Write a figure in the format of the path's suffix, complete or not at all; `options` as of `Figure.savefig`."""
+    content = BytesIO()
+    figure.savefig(content, format=path.suffix[1:], **options)
+    with atomic_write(path, len(content.getbuffer())) as file:
+        file.write(content.getbuffer())

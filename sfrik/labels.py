@@ -11,13 +11,13 @@ import contextlib
 import hashlib
 import http.client
 import urllib.request
-from pathlib import Path
 
 import numpy as np
 
 from sfrik.datasets import Images, class_members
 from sfrik.errors import SfrikError
-from sfrik.listing import cache_folder, write_aside
+from sfrik.files import WriteError, atomic_write, read_bytes, read_text
+from sfrik.listing import cache_folder
 
 __all__ = ["labelled_share", "simclr_list"]
 
@@ -53,8 +53,8 @@ def labelled_share(images: Images, dataset: str, percent: int, label_list: str =
         return images
     if label_list:
         try:
-            text = Path(label_list).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_text(label_list)
+        except SfrikError as error:
             raise SfrikError(f"cannot read the label list {label_list}: {error}") from None
         return images.select(_listed(images, text, label_list))
     if dataset == "imagenet":
@@ -74,8 +74,8 @@ def simclr_list(percent: int) -> str:
     if percent not in SHA256:
         raise SfrikError(f"there is no list of {percent} % of ImageNet's labels, only of 1 and 10 %: {remedy}")
     url, kept = SIMCLR.format(percent=percent), cache_folder() / "label_lists" / f"imagenet-{percent}percent.txt"
-    with contextlib.suppress(OSError):
-        content = kept.read_bytes()
+    with contextlib.suppress(SfrikError):
+        content = read_bytes(kept)
         if hashlib.sha256(content).hexdigest() == SHA256[percent]:
             return content.decode()
     try:
@@ -87,8 +87,8 @@ def simclr_list(percent: int) -> str:
     found = hashlib.sha256(content).hexdigest()
     if found != SHA256[percent]:
         raise SfrikError(f"the label list {url} is not the known one (SHA-256 {found[:12]}... of {len(content)} bytes): {remedy}")
-    with contextlib.suppress(OSError):  # a cache that cannot be written: downloaded again next time
-        write_aside(kept, lambda file: file.write(content))
+    with contextlib.suppress(WriteError), atomic_write(kept, len(content)) as file:  # else downloaded again next time
+        file.write(content)
     return content.decode()
 
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from sfrik.errors import SfrikError
+from sfrik.files import WriteError, atomic_write, check_regular
 
-__all__ = ["EXTENSIONS", "Listing", "Names", "cache_folder", "class_folders", "images_below", "list_images", "write_aside"]
+__all__ = ["EXTENSIONS", "Listing", "Names", "cache_folder", "class_folders", "images_below", "list_images"]
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's ImageFolder's
 
@@ -135,24 +135,6 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sfrik"
 
 
-def write_aside(path: Path, write: Callable) -> None:
-    """A file that is there complete or not at all, whoever else writes it: `write(file)` to a name of our own, renamed.
-
-    Raises:
-        OSError: it cannot be written; nothing is left behind.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            write(file)
-            file.close()
-            os.replace(file.name, path)
-        except BaseException:
-            file.close()
-            os.unlink(file.name)
-            raise
-
-
 def _walk(folder: Path, name: str) -> tuple[list[str], dict[str, int]]:
     """Images below the class folder `name`, in ImageFolder's order, and when each folder on the way was last modified."""
     images, times = {}, {}
@@ -189,13 +171,15 @@ def _keep(path: Path, classes: list[str], counts: np.ndarray, names: Names, time
         "folders": Names.pack(times).text,
         "times": np.array(list(times.values()), dtype=np.int64),
     }
-    with contextlib.suppress(OSError):  # a home that is full or read-only: the folder is listed again next time
-        write_aside(path, lambda file: np.savez_compressed(file, **arrays))
+    # a home that is full or read-only: the folder is listed again next time
+    with contextlib.suppress(WriteError), atomic_write(path) as file:
+        np.savez_compressed(file, **arrays)
 
 
 def _kept_listing(path: Path, folder: Path, classes: list[str]) -> Listing | None:
     """The listing as it was kept, or None where there is none, it is damaged, or a folder has changed since."""
     try:
+        check_regular(path)
         with np.load(path, allow_pickle=False) as file:
             record = {name: file[name] for name in file.files}
         counts, names, folders = record["counts"], Names(record["names"]), list(Names(record["folders"]))

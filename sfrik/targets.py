@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from sfrik.datasets import Images, class_members, image_files, load_images
 from sfrik.errors import SfrikError, nearest
+from sfrik.files import read_text
 from sfrik.listing import Names
 
 __all__ = ["VOC_CLASSES", "load_target"]
@@ -89,10 +90,9 @@ def _voc07(split: str, data_dir: Path) -> Images:
     columns: list[list[int]] = []
     for name in VOC_CLASSES:
         path = root / "ImageSets" / "Main" / f"{name}_{part}.txt"
-        try:
-            rows = [line.split() for line in path.read_text().splitlines() if line.strip()]
-        except FileNotFoundError:
-            raise SfrikError(f"voc07: there is no {path}: {remedy}") from None
+        if not path.exists():
+            raise SfrikError(f"voc07: there is no {path}: {remedy}")
+        rows = [line.split() for line in read_text(path).splitlines() if line.strip()]
         for row in rows:
             if len(row) != 2 or row[1] not in ("-1", "0", "1"):
                 raise SfrikError(f"voc07: {path}: a line must be an image and -1, 0 or 1, got {' '.join(row)!r}: {remedy}")
@@ -130,12 +130,12 @@ def _places205(split: str, data_dir: Path) -> Images:
     folder = next((root for root in roots if root.is_dir()), None)
     if folder is None:
         raise SfrikError(f"places205: there is no folder {roots[0]}: unpack imagesPlaces205_resize.tar.gz in {data_dir}")
+    if not path.exists():
+        raise SfrikError(f"places205: there is no {path}: unpack trainvalsplit_places205.tar.gz in {data_dir}")
+    rows = [line.rsplit(None, 1) for line in read_text(path).splitlines() if line.strip()]
     try:
-        rows = [line.rsplit(None, 1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         targets = np.array([int(row[1]) for row in rows], dtype=np.int64)
-    except FileNotFoundError:
-        raise SfrikError(f"places205: there is no {path}: unpack trainvalsplit_places205.tar.gz in {data_dir}") from None
-    except (IndexError, ValueError):
+    except (IndexError, ValueError, OverflowError):
         raise SfrikError(f"places205: {path}: a line must be an image's path and its class, a whole number") from None
     if not rows or targets.min() < 0 or targets.max() >= PLACES_CLASSES:
         raise SfrikError(f"places205: {path}: the classes must be 0 to {PLACES_CLASSES - 1}, and there must be some")

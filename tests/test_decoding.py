@@ -133,10 +133,12 @@ def test_an_empty_file_text_and_a_missing_file_are_reported_by_name(tmp_path):
     (tmp_path / "empty.JPEG").touch()
     assert reason(tmp_path / "empty.JPEG") == "the file is empty; copy it again from the data set's archive, or delete it"
     (tmp_path / "page.JPEG").write_text("<html>404</html>")
-    assert reason(tmp_path / "page.JPEG").startswith("not an image file; copy it again")
+    assert reason(tmp_path / "page.JPEG").startswith(
+        "not an image file (JPEG, PNG, BMP, PPM, TIFF and WEBP are read); copy it again"
+    )
     assert reason(tmp_path / "gone.JPEG").startswith("the file is gone since its folder was listed; start again")
     (tmp_path / "folder.JPEG").mkdir()
-    assert reason(tmp_path / "folder.JPEG") == "Is a directory"
+    assert reason(tmp_path / "folder.JPEG") == "it is a folder and not a regular file"
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "png", "webp", "tiff", "bmp", "ppm"])

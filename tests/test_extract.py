@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import resource
 import shutil
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from sfrik.errors import SfrikError
 from sfrik.evaluate import features as features_module
 from sfrik.evaluate.features import extract, extract_features, features_hash, features_here, load_features
 from sfrik.evaluate.frozen import frozen_backbone, scored_images
-from sfrik.files import file_hash, read_json
+from sfrik.files import WriteError, file_hash, read_json
 from sfrik.networks import build_backbone, save_weights
 from sfrik.settings import FeatureSettings, KnnSettings, LogisticSettings
 from sfrik.views import resize_for_test
@@ -128,7 +131,100 @@ def test_weights_json_is_written_last(folder, tmp_path, monkeypatch):
     assert not record.exists(), "features that were half made do not count"
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"", b'{"backbone', b"\xff\xfe", b"[1]", b"{}", b'{"backbone_sha256": 3}', b'{"version": 2, "backbone_sha256": "0"}'],
+)
+def test_a_broken_weights_json_means_extract_again_unless_the_folder_was_given(folder, tmp_path, content):
+    record = extract_features(settings_of(folder, tmp_path)) / "weights.json"
+    whole = record.read_bytes()
+    record.write_bytes(content)
+    given = settings_of(folder, tmp_path).model_copy(update={"extraction_dir": str(record.parent)})
+    for read in (extract_features, features_hash):
+        with pytest.raises(SfrikError, match=r"weights\.json") as caught:
+            read(given)
+        assert "\n" not in str(caught.value)
+    (record.parent / "val_features.npy").write_bytes(b"older")
+    assert extract_features(settings_of(folder, tmp_path)) == record.parent
+    assert record.read_bytes() == whole
+    for name in NAMES:
+        assert (record.parent / f"{name}.npy").read_bytes() == (folder / "many1" / "features" / f"{name}.npy").read_bytes()
+
+
+def test_all_features_are_on_disk_before_weights_json_is(folder, tmp_path, monkeypatch):
+    synced, sync = [], os.fsync
+
+    def watched(descriptor):
+        sync(descriptor)
+        synced.append(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    features = extract_features(settings_of(folder, tmp_path))
+    places = [synced.index((features / f"{name}.npy").stat().st_ino) for name in NAMES]
+    assert max(places) < synced.index((features / "weights.json").stat().st_ino)
+    between = synced[max(places) + 1 : synced.index((features / "weights.json").stat().st_ino)]
+    assert features.stat().st_ino in between, "and so are their names"
+
+
+@pytest.mark.parametrize("where", ["features", "labels"])
+def test_a_full_disk_is_one_line_with_the_file_and_what_it_needs_and_leaves_nothing(folder, tmp_path, monkeypatch, where):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(*((features_module, "_write_all", full) if where == "features" else (np, "save", full)))
+    with pytest.raises(
+        WriteError, match=rf"val_{where}.*npy could not be written \(the disk is full; it needs .* free there"
+    ) as caught:
+        extract_features(settings_of(folder, tmp_path))
+    assert "\n" not in str(caught.value)
+    left = {path.name for path in (tmp_path / "features").iterdir()}
+    assert left <= {"val_features.npy", "train_features.tmp.npy"}, "no weights.json: they do not count"
+
+
+def test_a_limit_of_the_system_is_met_before_any_image_is_read(folder, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(WriteError, match=r"val_features\.tmp\.npy could not be written \(file too large; it needs 50 KiB"):
+            extract_features(settings_of(folder, tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 # --- where features are read
+
+
+@pytest.mark.parametrize("part", ["features", "labels"])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is not a complete .npy file"),
+        (b"\x93NUMPY\x01\x00", "is not a complete .npy file"),
+        (b"PK\x03\x04 an archive", "is not a complete .npy file"),
+        (np.array([{"pickled": 1}], dtype=object), "is not a complete .npy file"),
+        (np.ones((20, 2), dtype=">f4"), "is not a complete .npy file"),
+        (np.array(["text"] * 20), "is not a complete .npy file"),
+        (np.ones(20), "holds float64 of shape"),
+        (np.ones((20, 2, 2)), "holds float64 of shape"),
+        (np.ones((20, 2), dtype=bool), "holds bool of shape"),
+        ("fifo", "is a FIFO and not a regular file"),
+        ("device", "is a device and not a regular file"),
+        ("folder", "is a folder and not a regular file"),
+    ],
+)
+def test_what_are_no_features_is_refused_in_one_line_with_the_file(folder, tmp_path, part, content, words):
+    shutil.copytree(folder / "many1" / "features", tmp_path / "given")
+    path = tmp_path / "given" / f"train_{part}.npy"
+    path.unlink()
+    if isinstance(content, np.ndarray):
+        np.save(path, content)
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        {"fifo": os.mkfifo, "folder": Path.mkdir, "device": lambda path: path.symlink_to("/dev/zero")}[content](path)
+    with pytest.raises(SfrikError, match=f"^{path} {words}") as caught:
+        load_features(tmp_path / "given", "train")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("inside", ["", "features"])

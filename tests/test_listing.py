@@ -13,7 +13,7 @@ import pytest
 from sfrik import listing
 from sfrik.datasets import load_images
 from sfrik.errors import SfrikError
-from sfrik.listing import EXTENSIONS, Names, cache_folder, list_images, write_aside
+from sfrik.listing import EXTENSIONS, Names, cache_folder, list_images
 
 ROOT = Path(__file__).parents[1]
 
@@ -266,22 +266,6 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache" / "sfrik"
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-    def fail(file):
-        file.write(b"half")
-        raise OSError("disk full")
-
-    path = tmp_path / "new" / "file"
-    with pytest.raises(OSError, match="disk full"):
-        write_aside(path, fail)
-    assert list(path.parent.iterdir()) == []
-    write_aside(path, lambda file: file.write(b"whole"))
-    with pytest.raises(OSError, match="disk full"):
-        write_aside(path, fail)
-    assert path.read_bytes() == b"whole"
-    assert list(path.parent.iterdir()) == [path]
 
 
 def test_the_benchmark_runs_and_prints_the_three_ways(tmp_path):

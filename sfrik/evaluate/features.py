@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,15 @@ from sfrik.datasets import Images, batches, load_images
 from sfrik.devices import autocast, channels_last, pick_device, pick_precision
 from sfrik.errors import SfrikError
 from sfrik.evaluate.frozen import evaluation_split, frozen_backbone, scored_images, weights_path
-from sfrik.files import file_hash, read_json, write_json
+from sfrik.files import atomic_write, check_regular, file_hash, make_folder, write_error, write_json
 from sfrik.progress import told
+from sfrik.records import FeatureOrigin, read_record
 from sfrik.settings import FeatureSettings
 from sfrik.views import Views, resize_for_test
 
 __all__ = ["extract", "extract_features", "features_hash", "features_here", "load_features"]
+
+FILES = tuple(f"{split}_{part}.npy" for split in ("train", "val") for part in ("features", "labels"))
 
 
 def extract(
@@ -81,8 +86,11 @@ def extract_features(settings: FeatureSettings) -> Path:
     number of processes; `batch_size` is therefore that of each process here. Memory: a batch; features are never held whole.
     The folder must be one that all processes see.
 
-    weights.json beside them names the weights by their SHA-256, and what was extracted; it is written last. Features that are
-    there already, of the same weights and images, are left as they are.
+    weights.json beside them names the weights by their SHA-256, and what was extracted; it is written last, when the features are
+    on disk. Features that are there already, of the same weights and images, are left as they are.
+
+    Raises:
+        WriteError: the features cannot be written; no part of them is left.
     """
     evaluation_split(settings)  # features of the test images are not handed out before the choice either
     folder = features_folder(settings)
@@ -96,29 +104,44 @@ def extract_features(settings: FeatureSettings) -> Path:
     }
     backbone = channels_last(frozen_backbone(settings, splits["train"].channels), device)
     views = resize_for_test(settings.size, settings.dataset)
-    names = [f"{split}_{part}" for split in splits for part in ("features", "labels")]
     if rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         (folder / "weights.json").unlink(missing_ok=True)
         for split, images in splits.items():
-            shape = (len(images), backbone.num_features)
-            np.lib.format.open_memmap(_aside(folder, f"{split}_features"), mode="w+", dtype=np.float32, shape=shape).flush()
-            np.save(_aside(folder, f"{split}_labels"), images.targets)
+            _make_empty(_aside(folder, split), (len(images), backbone.num_features))
     _barrier()
     for split, images in splits.items():
         indices = _share(len(images), settings.batch_size)
         parts = _batches(backbone, images, indices, views, settings.batch_size, device, precision, settings.workers)
         parts = told(parts, -(-len(indices) // settings.batch_size), f"features of {split}", show=rank() == 0)
-        _write_rows(_aside(folder, f"{split}_features"), int(indices[0]) if len(indices) else 0, (some for some, _ in parts))
+        _write_rows(_aside(folder, split), int(indices[0]) if len(indices) else 0, (some for some, _ in parts))
     _barrier()
     if rank() == 0:
-        for name in names:  # a process that is ended among the renames must not leave old and new files side by side
-            (folder / f"{name}.npy").unlink(missing_ok=True)
-        for name in names:
-            _aside(folder, name).replace(folder / f"{name}.npy")
+        for name in FILES:  # a process that is ended here must not leave old and new files side by side
+            (folder / name).unlink(missing_ok=True)
+        for split, images in splits.items():
+            _aside(folder, split).replace(folder / f"{split}_features.npy")
+            with atomic_write(folder / f"{split}_labels.npy", images.targets.nbytes) as file:  # flushes the folder too
+                np.save(file, images.targets)
         write_json(folder / "weights.json", _origin(settings))
     _barrier()
     return folder
+
+
+@contextmanager
+def _writing(path: Path, needed: int) -> Iterator[None]:
+    """Within it a file that cannot be written is removed, and the error names it, what it needs and what is free."""
+    try:
+        yield
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise write_error(path, error, needed) from None
+
+
+def _make_empty(path: Path, shape: tuple[int, int]) -> None:
+    """A .npy file of float32 with its whole length, which takes no room on the disk yet."""
+    with _writing(path, 4 * shape[0] * shape[1]):
+        np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape).flush()
 
 
 def _share(n: int, batch_size: int) -> np.ndarray:
@@ -136,15 +159,26 @@ def _write_rows(path: Path, start: int, parts: Iterable[Tensor]) -> None:
     """
     rows = np.load(path, mmap_mode="r")
     place = rows.offset + start * rows.shape[1] * rows.itemsize
+    needed = rows.nbytes
     del rows
-    with path.open("r+b") as file:
+    with path.open("r+b", buffering=0) as file:
         file.seek(place)
-        for features in parts:
-            file.write(features.contiguous().numpy().data.cast("B"))
+        for features in parts:  # an error of theirs is none of this file
+            with _writing(path, needed):
+                _write_all(file, features.contiguous().numpy().data.cast("B"))
+        with _writing(path, needed):
+            os.fsync(file.fileno())
 
 
-def _aside(folder: Path, name: str) -> Path:
-    return folder / f"{name}.tmp.npy"
+def _write_all(file: RawIOBase, content: memoryview) -> None:
+    """Write all bytes; a call writes only some where the disk is nearly full, or of more than 2 GiB."""
+    while content:
+        content = content[file.write(content) :]
+
+
+def _aside(folder: Path, split: str) -> Path:
+    """The features of a split while they are written, by all processes."""
+    return folder / f"{split}_features.tmp.npy"
 
 
 def _barrier() -> None:
@@ -164,10 +198,15 @@ def features_here(settings: FeatureSettings) -> Path:
 
 
 def _are_there(folder: Path, settings: FeatureSettings) -> bool:
-    """Whether the folder holds the features that would be extracted."""
-    files = [f"{split}_{part}.npy" for split in ("train", "val") for part in ("features", "labels")]
-    complete = all((folder / name).is_file() for name in (*files, "weights.json"))
-    return complete and weights_path(settings).is_file() and read_json(folder / "weights.json") == _origin(settings)
+    """Whether the folder holds the features that would be extracted. Of a run's own folder a broken weights.json means no."""
+    if not all((folder / name).is_file() for name in (*FILES, "weights.json")) or not weights_path(settings).is_file():
+        return False
+    try:
+        return read_record(folder / "weights.json", FeatureOrigin) == _origin(settings)
+    except SfrikError:
+        if settings.extraction_dir:
+            raise
+        return False
 
 
 def _origin(settings: FeatureSettings) -> dict[str, Any]:
@@ -180,7 +219,7 @@ def features_hash(settings: FeatureSettings) -> str | None:
     """SHA-256 of the weights that the features are of; None where the extraction folder does not say."""
     folder = _given_folder(settings) if settings.extraction_dir else features_folder(settings)
     path = folder / "weights.json"
-    return read_json(path)["backbone_sha256"] if path.is_file() else None
+    return read_record(path, FeatureOrigin)["backbone_sha256"] if path.exists() else None
 
 
 def features_folder(settings: FeatureSettings) -> Path:
@@ -200,12 +239,18 @@ def load_features(folder: Path, name: str) -> tuple[Tensor, Tensor]:
     arrays = []
     for part in ("features", "labels"):
         path = folder / f"{name}_{part}.npy"
-        if not path.is_file():
+        if not path.exists():
             raise SfrikError(f"there are no features {path}: run extract-features first, or check --extraction-dir")
+        check_regular(path)
         try:
-            arrays.append(torch.from_numpy(np.load(path, mmap_mode="c")))  # read as needed: ImageNet has 10 GiB
-        except (ValueError, EOFError) as error:
+            array = np.lib.format.open_memmap(path, mode="c")  # read as needed: ImageNet has 10 GiB
+            tensor = torch.from_numpy(array)
+        except (TypeError, ValueError, EOFError, OSError, OverflowError) as error:
             raise SfrikError(f"{path} is not a complete .npy file ({error}): extract the features again") from None
+        kinds, ndim = ("f", 2) if part == "features" else ("iu", 1)
+        if array.dtype.kind not in kinds or array.ndim != ndim:
+            raise SfrikError(f"{path} holds {array.dtype} of shape {array.shape}, which are no {part}: extract them again")
+        arrays.append(tensor)
     if len(arrays[0]) != len(arrays[1]):
         raise SfrikError(f"{folder} has {len(arrays[0])} {name} features but {len(arrays[1])} labels: extract them again")
     return arrays[0], arrays[1]
