@@ -4,7 +4,7 @@
 #   tests/matrix.sh oldest|newest [FLAGS OF PYTEST]      PYTHON=python3.11, what makes the environment; ENVS=.matrix, where it is kept
 #
 # oldest: each dependency at its lower bound, what they need themselves as new as fits. Not the tools alone: ruff, pre-commit, the
-# type checker and what only builds the documentation. The oldest NumPy and PyTorch have no wheels for Python 3.13.
+# type checker and what only builds the documentation. The oldest NumPy has no wheel for Python 3.13.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 which=${1:?oldest or newest}

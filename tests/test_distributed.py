@@ -9,16 +9,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.distributed.tensor.debug import CommDebugMode
 
 from sfrik import pairs
 from sfrik.kernels import RotationInvariantKernel
 from sfrik.mmd import mmd_to_uniform
 from sfrik.objectives import AUH, SFRIK, SIGReg, SimCLR, VICReg
-
-try:
-    from torch.distributed.tensor.debug import CommDebugMode
-except ModuleNotFoundError:  # PyTorch 2.4
-    from torch.distributed._tensor.debug import CommDebugMode
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))  # the processes that are started inherit it
 

@@ -508,3 +508,9 @@ def test_the_python_of_environment_yml_is_in_the_range_of_pyproject():
 def test_environment_yml_pins_nothing_that_pyproject_does_not_ask_for():
     asked = {requirement.name.lower() for requirement in requirements()}
     assert set(exact_versions()) - {"python"} <= asked
+
+
+@pytest.mark.parametrize(("name", "vulnerable"), [("torch", "2.9.1"), ("torchvision", "0.24.1"), ("pillow", "12.2.0")])
+def test_no_version_with_a_hole_that_a_users_file_reaches_is_accepted(name, vulnerable):
+    (requirement,) = [requirement for requirement in requirements() if requirement.name == name]
+    assert not requirement.specifier.contains(vulnerable)
