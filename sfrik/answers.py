@@ -11,6 +11,8 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
+from sfrik.errors import SfrikError
+
 __all__ = ["Answer", "add_json", "answer"]
 
 
@@ -39,6 +41,9 @@ def answer(run: Callable[[argparse.Namespace], Answer], options: argparse.Namesp
     if text and os.environ.get("RANK", "0") == "0":
         try:
             print(text, flush=True)
-        except BrokenPipeError:  # `| head` has read enough; what is left in the buffer must not fail at the end of Python
+        except OSError as error:
+            # what is left in the buffer must not fail again at the end of Python, which would set the exit status
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if not isinstance(error, BrokenPipeError):  # `| head` has read enough
+                raise SfrikError(f"the answer could not be printed: {error.strerror or error}") from None
     return found.status

@@ -5,11 +5,13 @@ A mean of a table leads here, and from here to the run: <root>/<profile>/<recipe
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from sfrik.experiments import EXPERIMENTS
-from sfrik.files import read_json, write_text
+from sfrik.files import write_text
+from sfrik.records import Provenance, read_record
 from sfrik.settings import results_root
 from sfrik.table_rows import Column, Row
 from sfrik.tables import MISSING, build_table, seeds_there
@@ -63,7 +65,8 @@ class Card:
         lines += [_row(header), _row(["---"] * len(header))]
         for seed in seeds_there(self.row.recipe, folder.parents[1]):
             run = folder / f"seed{seed}"
-            origin = read_json(run / "provenance.json") if (run / "provenance.json").is_file() else {}
+            record = run / "provenance.json"
+            origin = read_record(record, Provenance) if os.path.lexists(record) else {}
             cells = [f"[{seed}]({run.name})", *(_number(*self.scores[column.name], run.name, seed) for column in columns)]
             lines.append(_row([*cells, origin.get("commit", MISSING)[:12], origin.get("started", MISSING), _files(run)]))
         lines += ["", "A number leads to the file that it stands in, which names the weights, the settings and the commit.", ""]

@@ -8,25 +8,30 @@ from __future__ import annotations
 
 import argparse
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from sfrik.answers import Answer, add_json
+from sfrik.campaign import rendering, stop_at_once
 from sfrik.errors import SfrikError, nearest
 from sfrik.flags import PROFILES
 from sfrik.notebooks import Kernel, execute
+from sfrik.runs import folder_lock
 from sfrik.settings import load_recipe, results_root
 from sfrik.table_rows import DIMS
 
 __all__ = ["add_chapters", "execute_chapters"]
 
+RENDERED = ("01_kernel_theory", "07_tables")  # those that `sfrik table` executes too
 WORDS = "Execute every notebook, from 01 to 07, with what it shows for the reader."
 
 
 def execute_chapters(profile: str = "desk", root: str | Path | None = None) -> dict[str, float]:
     """Execute the notebooks with their defaults; seconds by notebook.
 
-    A finished run in <root>/<profile>/chapters is shown as it is; remove that folder to train anew.
+    A finished run in <root>/<profile>/chapters is shown as it is; remove that folder to train again. It waits for another process
+    that executes the notebooks of this profile.
 
     Args:
         root: the folder of the results.
@@ -46,10 +51,11 @@ def execute_chapters(profile: str = "desk", root: str | Path | None = None) -> d
         "07_tables": {"profile": profile, "root": str(folder.parent)},
     }
     seconds = {}
-    with Kernel() as kernel:
+    with stop_at_once(), folder_lock(folder / "chapters", "run.lock", wait=True), Kernel() as kernel:
         for name, values in parameters.items():
-            started = time.monotonic()
-            execute(name, values, folder / "notebooks" / f"{name}.ipynb", kernel)
+            with rendering(profile, folder.parent) if name in RENDERED else nullcontext():
+                started = time.monotonic()
+                execute(name, values, folder / "notebooks" / f"{name}.ipynb", kernel)
             seconds[name] = time.monotonic() - started
             print(f"{name}: {seconds[name]:.0f} s", flush=True)
     return seconds

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfrik.experiments import grids
-from sfrik.files import read_json, write_text
+from sfrik.experiments import grids, read_choice
+from sfrik.files import write_text
 from sfrik.settings import results_root
 from sfrik.table_rows import paper_figures
 from sfrik.tables import Measured, Table, build_table
@@ -210,9 +210,8 @@ def _choices_at_an_edge(profile: str, root: str | Path | None) -> str:
     """The recipes that table 9 chose and that are the first or last of their grid."""
     found = []
     for grid, recipes in grids(profile).items():
-        path = Path(root or results_root()) / profile / "tuning" / f"{grid}.json"
-        chosen = read_json(path)["chosen"] if path.is_file() else None
-        found += [chosen] if chosen in (recipes[0].split("/")[-1], recipes[-1].split("/")[-1]) else []
+        chosen = read_choice(profile, grid, root)
+        found += [chosen.split("/")[-1]] if chosen in (recipes[0], recipes[-1]) else []
     return ", ".join(found) or "none"
 
 

@@ -1,8 +1,11 @@
 """`python -m sfrik COMMAND FLAGS`: the library's settings as flags.
 
 A flag has its setting's name, with hyphens or underscores. `--recipe PROFILE/NAME` starts from a recipe, the other flags
-override it. `--json` prints the result as JSON. A mistake ends in one line on stderr and exit status 2; `--debug` shows the
-traceback instead.
+override it. `--json` prints the result as JSON.
+
+The exit status is 0 where the work is done, 1 where the answer is no (a run is collapsed, a table is not complete), 75 after
+SIGTERM or SIGUSR1, 130 after Ctrl-C, and 2 after every failure. A mistake in the input is one line on stderr, the failure of a
+worker what that worker reported, anything else a traceback; `--debug` shows the traceback of every error.
 """
 
 from __future__ import annotations
@@ -10,13 +13,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
 from sfrik.answers import answer
 from sfrik.chapters import add_chapters
 from sfrik.diagnose_command import add_diagnose
-from sfrik.errors import STOPPED, Preempted, SfrikError, nearest
+from sfrik.errors import STOPPED, Preempted, SfrikError, WorkerError, nearest
 from sfrik.shell_commands import add_completion, add_env
 from sfrik.table_commands import add_run, add_status, add_table
 from sfrik.terminal import paint
@@ -40,10 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if first:
             print(f"sfrik: {error}", file=sys.stderr)
         return STOPPED
-    except (SfrikError, ValueError, OSError) as error:
-        if debug:
-            raise
-        if first:
+    except Exception as error:
+        if debug or not isinstance(error, ValueError | OSError | WorkerError):  # SfrikError is a ValueError
+            traceback.print_exc()
+        elif first:
             print(f"{paint('sfrik: error:', 'red', sys.stderr)} {error}", file=sys.stderr)
         return 2
 

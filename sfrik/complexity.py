@@ -29,17 +29,18 @@ import torch
 from torch import Tensor
 
 from sfrik.build import Encoder
-from sfrik.cost_rows import BASELINE, PLAIN, STEP_BATCH
+from sfrik.cost_rows import BASELINE, PLAIN, STEP_BATCH, read_costs
 from sfrik.devices import autocast, channels_last, pick_device, pick_precision
 from sfrik.errors import SfrikError
 from sfrik.experiments import experiment
-from sfrik.files import read_json, write_json
+from sfrik.files import write_json
 from sfrik.loss_terms import Objective
 from sfrik.networks import build_backbone, build_projector
 from sfrik.objectives import AUH, SFRIK, SIGReg, SimCLR, VICReg
 from sfrik.optim import LARS
 from sfrik.plain import plain_loss
 from sfrik.provenance import commit, now, processor, provenance
+from sfrik.records import VERSION
 from sfrik.runs import Run
 
 __all__ = ["complexity", "growth", "hardware", "loss_calls", "measure", "measured_here", "resident_peaks", "step_calls"]
@@ -105,21 +106,24 @@ def measure(table: str, profile: str, device: str = "auto", rounds: int = 5, pro
 
 
 def complexity(table: str, profile: str, exp_dir: str, device: str = "auto", rounds: int = 5) -> dict[str, Any]:
-    """Measure a table and write it to `exp_dir` as <table>.json; one that was measured on this hardware is returned at once."""
+    """Measure a table and write it to `exp_dir` as <table>.json; one that was measured on this hardware is returned at once.
+
+    It waits for another process that measures into this folder.
+    """
     run = Run(exp_dir)
     path, where = run.folder / f"{table}.json", pick_device(device)
-    if measured_here(path, table, profile, device):
-        return read_json(path)
-    measured = measure(table, profile, device, rounds)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    run.record(**provenance(where.type, "fp32", 1), finished=now())
-    write_json(path, {**measured, "commit": commit()})
+    with run.lock(wait=True):
+        if measured_here(path, table, profile, device):
+            return read_costs(path)
+        measured = measure(table, profile, device, rounds)
+        run.record(version=VERSION, **provenance(where.type, "fp32", 1), finished=now())
+        write_json(path, {"version": VERSION, **measured, "commit": commit()})
     return measured
 
 
 def measured_here(path: Path, table: str, profile: str, device: str = "auto") -> bool:
     """Whether a file of `complexity` is there, of this hardware, with all rows that the table has."""
-    found = read_json(path) if path.is_file() else {}
+    found = read_costs(path)
     entries = {row.entry for row in experiment(table, profile).rows(profile)}
     return entries <= set(found) and found.get("hardware") == hardware(pick_device(device))
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+from sfrik.errors import SfrikError
+from sfrik.records import Costs, read_record
 from sfrik.table_rows import Column, Row, paper_figures
 
-__all__ = ["BASELINE", "PLAIN", "STEP_BATCH", "complexity_columns", "table5_rows", "table6_rows"]
+__all__ = ["BASELINE", "PLAIN", "STEP_BATCH", "complexity_columns", "read_costs", "table5_rows", "table6_rows"]
 
 
 def _rows(profile: str, sizes: dict[str, tuple], with_paper: Callable[[str, int, int], dict]) -> list[Row]:
@@ -19,7 +24,7 @@ def _rows(profile: str, sizes: dict[str, tuple], with_paper: Callable[[str, int,
             f"{profile}/complexity",
             with_paper(method, q, n),
             labels={"batch size": str(n)},
-            entry=f"{method} q={q} n={n}",
+            entry=f"{method}{ENTRY}{q} n={n}",
         )
         for q in dims
         for n in batches
@@ -30,6 +35,7 @@ def _rows(profile: str, sizes: dict[str, tuple], with_paper: Callable[[str, int,
 # images of a step, where those of the loss would take minutes or more memory than one GPU has
 STEP_BATCH = {"smoke": 16, "desk": 256, "paper": 256}
 PLAIN = " plain"  # the end of a method's name: the formula of its paper by autograd, as in the authors' code
+ENTRY = " q="  # in the name of every entry of a file of costs
 BASELINE = "VICReg plain"  # what ratios are to
 BOTH = ("VICReg plain", "SFRIK L=3 plain", "VICReg", "SFRIK L=3", "SIGReg")
 ALL = (
@@ -57,6 +63,20 @@ TABLE6 = {
     "cifar10": (ALL, (512, 1024, 2048, 4096, 8192), (512,)),
     "paper": (ALL, (2048, 4096, 8192, 16384, 32768), (2048,)),
 }
+
+
+def read_costs(path: Path) -> dict[str, Any]:
+    """What was measured for a table of costs: an object for each entry, and the hardware; empty where nothing was.
+
+    Raises:
+        SfrikError: the file cannot be read or holds something else; it is named.
+    """
+    found = read_record(path, Costs) if os.path.lexists(path) else {}
+    for name, value in found.items():
+        expected = str if name in ("hardware", "commit") else dict if ENTRY in name else object
+        if not isinstance(value, expected):
+            raise SfrikError(f"{path}: {name} is {str(value)[:60]!r} and no record of costs: move the file away and run again")
+    return found
 
 
 def table5_rows(profile: str) -> list[Row]:

@@ -23,8 +23,9 @@ from sfrik.datasets import Images, batches, load_images
 from sfrik.devices import channels_last, pick_device
 from sfrik.diagnostics import Measures, measure
 from sfrik.errors import SfrikError
-from sfrik.files import file_hash, read_json
+from sfrik.files import file_hash
 from sfrik.networks import build_pixels, build_projector, load_backbone
+from sfrik.records import RunSettings, read_record
 from sfrik.runs import Run
 from sfrik.settings import PretrainSettings
 from sfrik.views import build_views
@@ -139,7 +140,7 @@ def _settings(run: Run, data_dir: str | None) -> PretrainSettings:
     path = run.folder / "settings.json"
     if not path.is_file():
         raise SfrikError(f"{run.folder} is no folder of a run: there is no settings.json; give PROFILE/NAME or a run's folder")
-    kept = read_json(path).get("settings", {})
+    kept = read_record(path, RunSettings)["settings"]
     if "ssl_method" not in kept:
         raise SfrikError(f"{run.folder} holds no pretraining, its settings.json has no ssl_method: give the folder of one")
     there = {"data_dir": data_dir} if data_dir else {}
@@ -225,7 +226,9 @@ def _by_log(run: Run, settings: PretrainSettings, why: str) -> Diagnosis:
     if not lines:
         raise SfrikError(f"{run.folder} has neither weights nor an epoch in metrics.jsonl: pretrain it first")
     line = lines[-1]
-    told = {name: line[name] for name in ("alignment", "uniformity", "effective_rank")}
+    told = {name: line.get(name) for name in ("alignment", "uniformity", "effective_rank")}
+    if wrong := [name for name, value in told.items() if type(value) not in (int, float)]:
+        raise SfrikError(f"{run.folder / 'metrics.jsonl'} has no number {wrong[0]} in its last epoch: pretrain it again")
     measures = Measures(settings.batch_size, settings.dim, **told)
     verdict, reasons = judge(measures)
     missing = (

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from sfrik.cost_rows import complexity_columns, table5_rows, table6_rows
 from sfrik.errors import SfrikError, nearest
-from sfrik.settings import load_recipe
+from sfrik.records import Choice, read_record
+from sfrik.settings import load_recipe, results_root
 from sfrik.table_rows import (
     KNN,
     LINEAR,
@@ -25,7 +28,7 @@ from sfrik.table_rows import (
     transfer_columns,
 )
 
-__all__ = ["EXPERIMENTS", "Experiment", "experiment", "grids", "rows_of"]
+__all__ = ["EXPERIMENTS", "Experiment", "experiment", "grids", "read_choice", "rows_of"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,21 @@ def grids(profile: str) -> dict[str, list[str]]:
     for row in rows_of("table9", profile):
         found.setdefault(load_recipe(row.recipe, "evaluate")["choice"], []).append(row.recipe)
     return found
+
+
+def read_choice(profile: str, grid: str, root: str | Path | None = None) -> str | None:
+    """The recipe of a grid of table 9 that was chosen on the tuning split; None where none is yet.
+
+    Raises:
+        SfrikError: the file of the choice is broken, or names no recipe of the grid; it is named.
+    """
+    path = Path(root or results_root()) / profile / "tuning" / f"{grid}.json"
+    if not os.path.lexists(path):
+        return None
+    recipe = f"{profile}/{read_record(path, Choice)['chosen']}"
+    if recipe not in grids(profile)[grid]:
+        raise SfrikError(f"{path} names {recipe}, which is no recipe of the grid {grid}: move it away and run again")
+    return recipe
 
 
 def _always(*columns: Column) -> Callable[[str], list[Column]]:

@@ -12,9 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -24,16 +22,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sfrik.errors import SfrikError, nearest
 from sfrik.files import read_toml
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
-__all__ = ["Job", "Layout", "QueuedJob", "Site", "job_name", "queued_jobs", "read_site", "scontrol", "submit", "submitting"]
+__all__ = ["Job", "Layout", "QueuedJob", "Site", "job_name", "queued_jobs", "read_site", "scontrol", "submit"]
 
 SCRIPT = Path(__file__).with_name("slurm_job.sh")
 SITE = Path(__file__).parents[1] / "slurm.toml"
-LONGEST_WAIT = 600.0  # seconds for another process that is submitting
 
 
 class Site(BaseModel):
@@ -198,31 +190,6 @@ def scontrol(*arguments: str) -> bool:
     except SfrikError:
         return False
     return True
-
-
-@contextmanager
-def submitting(root: str | Path) -> Iterator[None]:
-    """Keep two processes that submit for the same results folder apart: the second one waits, then sees the first one's jobs."""
-    Path(root).mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
-        yield
-        return
-    with (Path(root) / "lock").open("w") as file:
-        deadline, said = time.monotonic() + LONGEST_WAIT, False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise SfrikError(
-                        f"another process has been submitting for {root} for {LONGEST_WAIT:.0f} s: stop it"
-                    ) from None
-                if not said:
-                    print(f"another process is submitting for {root}: waiting for it", flush=True)
-                said = True
-                time.sleep(0.1)
-        yield
 
 
 def _options(job: Job, site: Site, root: str | Path, log: Path) -> list[str]:

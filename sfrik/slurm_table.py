@@ -10,15 +10,17 @@ time; a repeated `make` does.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from sfrik.campaign import make_table, missing_stages, table_runs
+from sfrik.campaign import make_table, missing_stages, stop_at_once, table_runs
 from sfrik.errors import SfrikError
 from sfrik.experiments import experiment
 from sfrik.notebooks import notebook_path
+from sfrik.runs import folder_lock
 from sfrik.settings import PretrainSettings, results_root, run_folder
-from sfrik.slurm import Job, Layout, QueuedJob, Site, queued_jobs, read_site, scontrol, submit, submitting
+from sfrik.slurm import Job, Layout, QueuedJob, Site, queued_jobs, read_site, scontrol, submit
 from sfrik.status import run_status
 
 __all__ = ["Wanted", "submit_runs", "submit_table"]
@@ -48,7 +50,7 @@ def submit_table(
     root = root or results_root()
     experiment(name, profile)
     notebook_path("07_tables")
-    with submitting(root):
+    with _submitting(root):
         submission = _Submission(layout or Layout(), site or read_site(), root, data_dir)
         if name in ("table5", "table6"):  # costs: measured where the job runs, and rendered there
             submission.table(name, profile, seeds, part=0, after=[], local=True)
@@ -78,9 +80,16 @@ def submit_runs(
 ) -> list[str]:
     """Submit the jobs of what runs miss; the ids, also of those that are in the queue already."""
     root = root or results_root()
-    with submitting(root):
+    with _submitting(root):
         submission = _Submission(layout or Layout(), site or read_site(), root, data_dir)
         return submission.runs(submission.missing(wanted))
+
+
+@contextmanager
+def _submitting(root: str | Path) -> Iterator[None]:
+    """Keep two processes that submit for one results folder apart: the second waits, then finds the first one's jobs."""
+    with stop_at_once(), folder_lock(root, wait=True):
+        yield
 
 
 class _Submission:

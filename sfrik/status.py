@@ -5,19 +5,23 @@ It reads the runs' folders and, where there is SLURM, the queue; it changes noth
 
 from __future__ import annotations
 
+import math
+import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sfrik.campaign import missing_stages
+from sfrik.campaign import STAGES, last_attempt, missing_stages, one_line
+from sfrik.cost_rows import read_costs
 from sfrik.errors import SfrikError
-from sfrik.experiments import EXPERIMENTS, experiment, grids, rows_of
-from sfrik.files import read_json
+from sfrik.experiments import EXPERIMENTS, experiment, grids, read_choice, rows_of
 from sfrik.progress import duration
+from sfrik.records import Provenance, RunSettings, Score, State, read_record
 from sfrik.runs import Run
 from sfrik.settings import results_root, run_folder
 from sfrik.slurm import QueuedJob, queued_jobs
@@ -27,9 +31,14 @@ __all__ = ["STATES", "RunStatus", "needed_runs", "run_status", "state_counts", "
 
 COLOURS = {
     **{"done": "green", "running": "blue", "queued": "yellow", "preempted": "yellow"},
-    **{"stopped": "red", "failed": "red", "missing": "dim"},
+    **{"stopped": "red", "failed": "red", "broken": "red", "missing": "dim"},
 }
 STATES = tuple(COLOURS)
+# the files of a run that are read back, and what each of them holds
+RECORDS = {
+    **{f"{score}.json": Score for stage in STAGES.values() for score in stage.scores},
+    **{"settings.json": RunSettings, "provenance.json": Provenance, "state.json": State},
+}
 ENDED = re.compile(r"sfrik job \d+ ended with status \d+")  # the batch script's last line
 TOLD = re.compile(r"(sfrik: |slurmstepd|srun: |.*\bKilled\b|\w*Error\b)")  # lines of a log that say why
 
@@ -38,8 +47,10 @@ TOLD = re.compile(r"(sfrik: |slurmstepd|srun: |.*\bKilled\b|\w*Error\b)")  # lin
 class RunStatus:
     """One run: its state is one of `STATES`, `missing` are the stages that are still to be executed.
 
+    A run is broken where one of its files cannot be read: then it is not known which stages are missing, and all are listed.
+
     Attributes:
-        detail: what there is to say of the state, in one line.
+        detail: what there is to say of the state, in one line; of a broken run which file, and what is wrong with it.
         jobs: the ids of its jobs in SLURM's queue.
         facts: what the run wrote last: stage, epoch, loss, seconds left.
     """
@@ -56,7 +67,7 @@ class RunStatus:
 def needed_runs(tables: Sequence[str], profile: str, seeds: int, root: str | Path) -> dict[tuple[str, int], tuple[str, ...]]:
     """The runs of the tables (of all tables of the profile when none is named): (recipe, seed) -> stages.
 
-    A table of costs has one run without stages for each seed.
+    A table of costs has one run without stages for each seed; so has the choice of a grid that cannot be read.
     """
     names = tables or [name for name, found in EXPERIMENTS.items() if profile in found.profiles]
     needed: dict[tuple[str, int], dict[str, None]] = {}
@@ -69,21 +80,38 @@ def needed_runs(tables: Sequence[str], profile: str, seeds: int, root: str | Pat
         for row in rows_of(name, profile):
             for seed in range(1 if name == "table9" else seeds):
                 needed.setdefault((row.recipe, seed), {}).update(dict.fromkeys(stages))
-        if name == "table9":  # what is chosen of each grid is run on, once that is written down
-            for path in (Path(root) / profile / "tuning" / f"{grid}.json" for grid in grids(profile)):
-                if path.is_file():
-                    recipe = f"{profile}/{read_json(path)['chosen']}"
-                    for seed in range(seeds):
-                        needed.setdefault((recipe, seed), {}).update(dict.fromkeys((*stages, "inference")))
+        for grid in grids(profile) if name == "table9" else ():  # what is chosen of each grid, once that is written down
+            try:
+                recipe = read_choice(profile, grid, root)
+            except SfrikError:  # `run_status` reports it
+                needed.setdefault((f"{profile}/tuning/{grid}", 0), {})
+                continue
+            for seed in range(seeds if recipe else 0):
+                needed.setdefault((str(recipe), seed), {}).update(dict.fromkeys((*stages, "inference")))
     return {run: tuple(stages) for run, stages in needed.items()}
 
 
 def run_status(recipe: str, seed: int, stages: Sequence[str], root: str | Path, jobs: Iterable[QueuedJob] = ()) -> RunStatus:
-    """How far a run is; `jobs` is the queue."""
-    if recipe.split("/")[1] == "complexity":
+    """How far a run is; `jobs` is the queue. What cannot be read makes the run broken, and is no error."""
+    try:
+        return _run_status(recipe, seed, stages, root, list(jobs))
+    except (ValueError, OSError) as error:
+        ids = tuple(job.id for job in jobs if job.run and job.run[:2] == (recipe, seed))
+        return RunStatus(recipe, seed, "broken", one_line(str(error)), tuple(stages), ids, {})
+
+
+def _run_status(recipe: str, seed: int, stages: Sequence[str], root: str | Path, jobs: list[QueuedJob]) -> RunStatus:
+    profile, kind, *name = recipe.split("/")
+    if kind == "complexity":
         return _cost_status(recipe, seed, root, jobs)
-    missing = tuple(missing_stages(recipe, seed, root, stages))
+    if kind == "tuning":
+        chosen = read_choice(profile, name[0], root)
+        return RunStatus(recipe, seed, "done", f"{chosen}", (), (), {})
     run = Run(run_folder(recipe, seed, root))
+    missing = tuple(missing_stages(recipe, seed, root, stages))
+    # of a finished run these have just been read
+    read = set() if missing else {"provenance.json", *(f"{score}.json" for stage in stages for score in STAGES[stage].scores)}
+    _check_records(run.folder, read)
     facts = (run.state() or {}) if missing else {}
     ours = [job for job in jobs if job.run and job.run[:2] == (recipe, seed)]
 
@@ -106,7 +134,7 @@ def run_status(recipe: str, seed: int, stages: Sequence[str], root: str | Path, 
         return status("queued", f"{', '.join(stages)}: {waits}")
     reason = _reason(run.folder)
     if said == "failed":
-        return status("failed", _one_line(f"{facts.get('stage', '')}: {facts.get('error') or reason}"))
+        return status("failed", f"{facts.get('stage', '')}: {one_line(facts.get('error') or reason)}")
     if said == "preempted":
         return status("preempted", f"{_reached(facts)}; the same command goes on")
     if said == "running":
@@ -150,6 +178,22 @@ def state_counts(found: Iterable[RunStatus]) -> dict[str, int]:
     return {state: counts[state] for state in STATES}
 
 
+def _check_records(folder: Path, but: Collection[str] = ()) -> None:
+    """Read the files of a run that are read back, but for some.
+
+    Raises:
+        SfrikError, OSError: one of them is broken, or the folder cannot be listed; it is named.
+    """
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return
+    for name in names:
+        kind = RECORDS.get(name, Score if name.startswith("transfer_") and name.endswith(".json") else None)
+        if kind is not None and name not in but:
+            read_record(folder / name, kind)
+
+
 def _cost_status(recipe: str, seed: int, root: str | Path, jobs: Iterable[QueuedJob]) -> RunStatus:
     """Of a table of costs, recipe being PROFILE/complexity/TABLE; the figures say on which hardware they were measured."""
     profile, _, name = recipe.split("/")
@@ -160,18 +204,27 @@ def _cost_status(recipe: str, seed: int, root: str | Path, jobs: Iterable[Queued
         job = ours[0]
         detail = f"job {job.id} {f'waits ({job.reason})' if job.waits else f'on {job.nodes}'}"
         return RunStatus(recipe, seed, "queued" if job.waits else "running", detail, (name,), ids, {})
-    if path.is_file() and {row.entry for row in rows_of(name, profile)} <= read_json(path).keys():
-        return RunStatus(recipe, seed, "done", str(read_json(path).get("hardware", "")), (), ids, {})
+    _check_records(path.parent)
+    found = read_costs(path)
+    if _entries(name, profile) <= found.keys():
+        return RunStatus(recipe, seed, "done", found.get("hardware", ""), (), ids, {})
     return RunStatus(recipe, seed, "missing", name, (name,), ids, {})
+
+
+@cache
+def _entries(name: str, profile: str) -> frozenset[str | None]:
+    """What a table of costs needs of each seed."""
+    return frozenset(row.entry for row in rows_of(name, profile))
 
 
 def _reached(facts: dict[str, Any]) -> str:
     """How far a run says it is: `pretrain: epoch 3/20, loss 1.2345, 12 min left`."""
     parts = []
-    if facts.get("stage") == "pretrain" and "epoch" in facts:  # what is left of it in the state of a later stage is stale
-        parts.append(f"epoch {min(facts['epoch'] + 1, facts['epochs'])}/{facts['epochs']}")
+    epoch, epochs, left = (facts.get(name) for name in ("epoch", "epochs", "seconds_left"))
+    if facts.get("stage") == "pretrain" and epoch is not None and epochs is not None:  # in the state of a later stage it is stale
+        parts.append(f"epoch {min(epoch + 1, epochs)}/{epochs}")
         parts += [f"loss {facts['loss']:.4f}"] if facts.get("loss") is not None else []
-        parts += [f"{duration(facts['seconds_left'])} left"] if facts.get("seconds_left") is not None else []
+        parts += [f"{duration(left)} left"] if left is not None and math.isfinite(left) else []
     stage = facts.get("stage", "starting")
     return f"{stage}: {', '.join(parts)}" if parts else stage
 
@@ -183,15 +236,9 @@ def _reason(folder: Path) -> str:
         return ""
     with max(logs, key=lambda path: path.stat().st_mtime).open("rb") as file:
         file.seek(max(0, file.seek(0, 2) - 8192))
-        lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+        lines = [line.strip() for line in last_attempt(file.read().decode(errors="replace")).splitlines() if line.strip()]
     ended = bool(lines) and ENDED.fullmatch(lines[-1])
     last = [line for line in lines[-6:] if TOLD.match(line)]
     if ended:
         return last[-1] if last else (lines[-2] if len(lines) > 1 else lines[-1])
     return last[-1] if last and last[-1] == lines[-1] else ""
-
-
-def _one_line(text: str) -> str:
-    """The first and the last line of an error: what happened, and the exception of a traceback."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"

@@ -59,13 +59,13 @@ def score_in_words(score: dict[str, Any]) -> str:
     """The figures of a score file: `top-1 93.40 %, top-5 99.70 %, 1000 images`."""
     words = []
     for key, label in (("top1", "top-1"), ("top5", "top-5"), ("map", "mean average precision")):
-        if key in score:
+        if score.get(key) is not None:
             words.append(f"{label} {score[key]:.2f} %")
-    if "top1_at" in score:
+    if score.get("top1_at"):
         words.append("top-1 " + ", ".join(f"{value:.2f} % at k = {k}" for k, value in score["top1_at"].items()))
-    if "lr_head" in score:
+    if score.get("lr_head") is not None:
         words.append(f"rate {score['lr_head']:g}")
-    if "images" in score:
+    if score.get("images") is not None:
         words.append(f"{score['images']} images")
     return ", ".join(words)
 

@@ -6,19 +6,22 @@ import argparse
 import csv
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sfrik.answers import Answer, add_json
 from sfrik.errors import SfrikError, nearest
 from sfrik.flags import PROFILES, add_processes, add_recipe, processes, whole
 from sfrik.summaries import run_summary, table_summary
 
+if TYPE_CHECKING:
+    from sfrik.status import RunStatus
+
 __all__ = ["add_run", "add_status", "add_table"]
 
 LAUNCHES = ("local", "slurm")
 PLACES = ("partition", "nodes", "gpus", "procs", "time")  # flags that only a cluster has a use for
 TABLE = "Compute what a table misses, and render it."
-STATUS = "Every run of the tables: done, running, queued, preempted, stopped, failed or missing."
+STATUS = "Every run of the tables: done, running, queued, preempted, stopped, failed, broken or missing."
 RUN = "Run the notebooks of one recipe and seed by papermill; what is finished is skipped."
 
 
@@ -124,46 +127,59 @@ def _status(options: argparse.Namespace) -> Answer:
 
 
 def _run(options: argparse.Namespace) -> Answer:
-    from sfrik.campaign import DEFAULT_STAGES, STAGES, check_run, missing_stages, run_recipe
-    from sfrik.files import read_json
+    from sfrik.campaign import DEFAULT_STAGES, check_run, run_recipe, scores_there
     from sfrik.settings import results_root, run_folder
+    from sfrik.status import run_status
 
     root, seed = options.exp_dir or results_root(), whole(options.seed, "--seed", 0)
-    stages = options.stages or DEFAULT_STAGES
+    stages = tuple(options.stages or DEFAULT_STAGES)
     if options.dry_run:
         check_run(options.recipe, stages)
-        missing = missing_stages(options.recipe, seed, root, stages)
-        return _planned([(options.recipe, seed, tuple(stages), tuple(missing))], root)
+        return _planned([(run_status(options.recipe, seed, stages, root), stages)], root)
     run_recipe(options.recipe, seed, root, stages, options.data_dir, processes(options))
     folder = run_folder(options.recipe, seed, root)
-    names = [name for stage in stages for name in STAGES[stage].scores if (folder / f"{name}.json").is_file()]
     content = {"recipe": options.recipe, "seed": seed, "folder": str(folder)}
-    scores = {name: read_json(folder / f"{name}.json") for name in names}
+    scores = scores_there(options.recipe, seed, root, stages)
     return Answer({**content, "scores": scores}, run_summary(options.recipe, folder, scores, root))
 
 
 def _plan(name: str, profile: str, seeds: int, root: str | Path) -> Answer:
     """What the runs of a table still lack. Of table 9, the runs of the choices are known once these are written down."""
+    from sfrik.experiments import EXPERIMENTS
     from sfrik.status import needed_runs, run_status
-    from sfrik.tables import tables_with_scores
+    from sfrik.tables import has_scores
 
     if name == "all":
-        names = tables_with_scores(profile, root)
-        return Answer({"would_render": names}, [f"would render {', '.join(names) or 'nothing'}; trains nothing"])
+        names, broken = [], {}
+        for table in (table for table, found in EXPERIMENTS.items() if profile in found.profiles):
+            try:
+                names += [table] if has_scores(table, profile, root) else []
+            except SfrikError as error:
+                broken[table] = str(error)
+        lines = [f"{table}: broken: {reason}" for table, reason in broken.items()]
+        content = {"would_render": names, **({"broken": broken} if broken else {})}
+        return Answer(content, [*lines, f"would render {', '.join(names) or 'nothing'}; trains nothing"])
     needed = needed_runs([name], profile, seeds, root)
-    return _planned([(*run, stages, run_status(*run, stages, root).missing) for run, stages in needed.items()], root)
+    return _planned([(run_status(*run, stages, root), stages) for run, stages in needed.items()], root)
 
 
-def _planned(runs: list[tuple[str, int, tuple[str, ...], tuple[str, ...]]], root: str | Path) -> Answer:
-    """Of each run (recipe, seed, its stages, those that are missing) what would be done; nothing is touched."""
+def _planned(runs: list[tuple[RunStatus, tuple[str, ...]]], root: str | Path) -> Answer:
+    """Of each run, with its stages, what would be done; nothing is touched."""
     lines, content = [], []
-    for recipe, seed, stages, missing in runs:
-        done = [stage for stage in stages if stage not in missing]
-        words = [f"would run {', '.join(missing)}"] if missing else []
-        words += [f"finished {', '.join(done)}" if done else "finished"] if done or not missing else []
-        lines.append(f"{recipe} seed {seed}: {'; '.join(words)}")
-        entry: dict[str, Any] = {"recipe": recipe, "seed": seed, "would_run": list(missing), "finished": done}
+    broken = [status for status, _ in runs if status.state == "broken"]
+    for status, stages in runs:
+        entry: dict[str, Any] = {"recipe": status.recipe, "seed": status.seed}
         content.append(entry)
-    count = sum(1 for *_, missing in runs if missing)
-    summary = f"{'1 run' if len(runs) == 1 else f'{len(runs)} runs'} in {root}: {len(runs) - count} finished, {count} to run"
-    return Answer({"root": str(root), "runs": content}, [*lines, summary])
+        if status in broken:
+            lines.append(f"{status.recipe} seed {status.seed}: broken: {status.detail}")
+            entry |= {"would_run": [], "finished": [], "broken": status.detail}
+            continue
+        done = [stage for stage in stages if stage not in status.missing]
+        words = [f"would run {', '.join(status.missing)}"] if status.missing else []
+        words += [f"finished {', '.join(done)}" if done else "finished"] if done or not status.missing else []
+        lines.append(f"{status.recipe} seed {status.seed}: {'; '.join(words)}")
+        entry |= {"would_run": list(status.missing), "finished": done}
+    count = sum(1 for status, _ in runs if status.missing and status not in broken)
+    finished = len(runs) - count - len(broken)
+    summary = f"{'1 run' if len(runs) == 1 else f'{len(runs)} runs'} in {root}: {finished} finished, {count} to run"
+    return Answer({"root": str(root), "runs": content}, [*lines, summary + (f", {len(broken)} broken" if broken else "")])

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sfrik.cost_rows import read_costs
+from sfrik.errors import SfrikError
 from sfrik.experiments import EXPERIMENTS, Experiment, experiment
-from sfrik.files import read_json, write_text
+from sfrik.files import write_text
+from sfrik.records import Score, read_record
 from sfrik.runs import Run
 from sfrik.settings import results_root, run_folder
 from sfrik.table_rows import IMAGES, Column, Row, paper_figures
@@ -27,6 +31,7 @@ __all__ = [
     "as_latex",
     "as_markdown",
     "build_table",
+    "has_scores",
     "seeds_there",
     "tables_with_scores",
     "write_table",
@@ -105,20 +110,24 @@ def build_table(name: str, profile: str, root: str | Path | None = None, seeds: 
 def seeds_there(recipe: str, root: str | Path | None = None) -> list[int]:
     """The seeds that a recipe has a folder for."""
     parent = run_folder(recipe, 0, root).parent
-    return sorted(int(path.name.removeprefix("seed")) for path in parent.glob("seed*") if path.name[4:].isdigit())
+    return sorted(int(path.name.removeprefix("seed")) for path in parent.glob("seed*") if path.name[4:].isdecimal())
 
 
 def tables_with_scores(profile: str, root: str | Path | None = None) -> list[str]:
     """The tables of which at least one cell has been measured."""
     there = [name for name, found in EXPERIMENTS.items() if profile in found.profiles]
-    return [name for name in there if any(m.seeds for m in build_table(name, profile, root).measured)]
+    return [name for name in there if has_scores(name, profile, root)]
+
+
+def has_scores(name: str, profile: str, root: str | Path | None = None) -> bool:
+    """Whether at least one cell of a table has been measured."""
+    return any(m.seeds for m in build_table(name, profile, root).measured)
 
 
 def write_table(name: str, profile: str, root: str | Path | None = None, seeds: int | None = None) -> Table:
     """Build a table and write it as CSV, Markdown and LaTeX to <root>/<profile>/tables."""
     table = build_table(name, profile, root, seeds)
     folder = Path(root or results_root()) / profile / "tables"
-    folder.mkdir(parents=True, exist_ok=True)
     for suffix, render in (("csv", as_csv), ("md", as_markdown), ("tex", as_latex)):
         write_text(folder / f"{name}.{suffix}", render(table))
     return table
@@ -198,12 +207,28 @@ def _measure(row: Row, columns: list[Column], root: str | Path | None, seeds: in
                 continue
             if column.score not in files:
                 files[column.score] = _score(run_folder(row.recipe, seed, root), column.score)
-            value: Any = files[column.score]
-            for key in (row.entry, *column.key) if row.entry else column.key:
-                value = value.get(key) if isinstance(value, dict) else None
+            keys = (row.entry, *column.key) if row.entry else column.key
+            value = _number(files[column.score], keys, run_folder(row.recipe, seed, root) / column.score)
             if value is not None:
                 measured.scores.setdefault(column.name, {})[seed] = value
     return measured
+
+
+def _number(score: dict[str, Any], keys: Sequence[str], path: Path) -> float | None:
+    """What the keys lead to in a score; None where one of them is missing.
+
+    Raises:
+        SfrikError: it is no number; the score and the key are named.
+    """
+    value: Any = score
+    for key in keys:
+        if not isinstance(value, dict):
+            break
+        if (value := value.get(key)) is None:
+            return None
+    if type(value) not in (int, float):
+        raise SfrikError(f"{path}: {'.'.join(keys)} is {str(value)[:60]!r} and no number: move the file away and run again")
+    return value
 
 
 def _score(folder: Path, name: str) -> dict[str, Any]:
@@ -212,7 +237,9 @@ def _score(folder: Path, name: str) -> dict[str, Any]:
         epochs = Run(folder).epochs()
         return epochs[-1] if epochs else {}
     path = folder / f"{name}.json"
-    return read_json(path) if path.is_file() else {}
+    if name in ("table5", "table6"):
+        return read_costs(path)
+    return read_record(path, Score) if os.path.lexists(path) else {}
 
 
 def _note(table: Table) -> str:

@@ -24,7 +24,7 @@ def tuned(root, scores):
     for recipe, score in {"smoke/tune_vicreg_5": 60.0, "smoke/tune_vicreg_10": 60.0, **scores}.items():
         folder = run_folder(recipe, 0, root)
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "linear_tune.json", {"top1": score})
+        write_json(folder / "linear_tune.json", {"protocol": "linear_tune", "top1": score})
 
 
 def test_a_run_without_weights_misses_every_stage_and_an_unknown_stage_is_refused(tmp_path):

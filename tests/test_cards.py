@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 def score(root, recipe, seed, protocol, facts):
     folder = root / "desk" / recipe / f"seed{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"{protocol}.json", facts)
+    write_json(folder / f"{protocol}.json", {"protocol": protocol, **facts})
 
 
 def links(page):

@@ -15,7 +15,7 @@ def linear(root, recipe, *values):
     for seed, value in enumerate(values):
         folder = root / "desk" / recipe / f"seed{seed}"
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "linear.json", {"top1": value})
+        write_json(folder / "linear.json", {"protocol": "linear", "top1": value})
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ import pytest
 from sfrik import slurm, slurm_table
 from sfrik.cli import main
 from sfrik.errors import SfrikError
-from sfrik.runs import Run
+from sfrik.runs import Run, folder_lock
 from sfrik.settings import run_folder
-from sfrik.slurm import Job, Layout, Site, job_name, queued_jobs, read_site, submit, submitting
+from sfrik.slurm import Job, Layout, Site, job_name, queued_jobs, read_site, submit
 from sfrik.slurm_table import submit_runs, submit_table
 from sfrik.status import needed_runs, run_status, tables_status
 
@@ -246,20 +246,20 @@ def test_two_makes_at_the_same_moment_submit_once(cluster, root):
     assert len(cluster.jobs) == 2
 
 
-def test_the_second_process_waits_for_the_first_and_says_so(root, capsys):
+def test_the_second_process_waits_for_the_first_and_says_so(cluster, root, capsys):
     inside = threading.Event()
 
     def second():
-        with submitting(root):
-            inside.set()
+        submit_runs([RUN], Layout(), Site(), root)
+        inside.set()
 
-    with submitting(root):
+    with folder_lock(root):
         thread = threading.Thread(target=second)
         thread.start()
         assert not inside.wait(0.3)
     assert inside.wait(5)
     thread.join()
-    assert "another process is submitting" in capsys.readouterr().out
+    assert f"waiting for pid {os.getpid()} on " in capsys.readouterr().out
 
 
 # --- the table's last job

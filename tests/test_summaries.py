@@ -193,7 +193,7 @@ def test_a_run_of_notebooks_ends_with_its_scores_their_place_and_the_table(here,
     def run(recipe, seed, root, stages, data_dir, nproc):
         folder = run_folder(recipe, seed, root)
         folder.mkdir(parents=True)
-        write_json(folder / "linear.json", {"top1": 91.25, "images": 1000})
+        write_json(folder / "linear.json", {"protocol": "linear", "top1": 91.25, "images": 1000})
 
     monkeypatch.setattr(campaign, "run_recipe", run)
     lines = called(capsys, "run", "--recipe", RECIPE, "--exp-dir", "out").out.splitlines()

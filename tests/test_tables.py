@@ -33,7 +33,8 @@ MEASURED = [f"{protocol}_top1_{part}" for protocol in ("linear", "logistic", "kn
 def score(root, recipe, seed, protocol, top1):
     folder = root / "desk" / recipe / f"seed{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"{protocol}.json", {"top1_at": {"10": 1.0, "20": top1}} if protocol == "knn" else {"top1": top1})
+    found = {"top1_at": {"10": 1.0, "20": top1}} if protocol == "knn" else {"top1": top1}
+    write_json(folder / f"{protocol}.json", {"protocol": protocol, **found})
 
 
 @pytest.fixture
@@ -238,7 +239,7 @@ def test_a_score_file_that_was_cut_short_is_named(root):
 
 
 def test_a_knn_score_without_twenty_neighbours_is_a_missing_cell_and_no_crash(root):
-    write_json(root / "desk" / "vicreg_q256" / "seed0" / "knn.json", {"top1_at": {"10": 50.0}})
+    write_json(root / "desk" / "vicreg_q256" / "seed0" / "knn.json", {"protocol": "knn", "top1_at": {"10": 50.0}})
     assert csv_rows(build_table("table1", "desk", root))["VICReg", "256"]["knn_top1_mean"] == ""
 
 
@@ -254,7 +255,7 @@ def with_scores(root, name, profile="desk", value=50.0):
         for column in EXPERIMENTS[name].columns(profile):
             path = folder / f"{column.score}.json"
             known = json.loads(path.read_text()) if path.is_file() and row.entry else {}
-            measured = {column.key[0]: value, **everything}
+            measured = {"protocol": column.score, column.key[0]: value, **everything}
             write_json(path, {**known, row.entry: {**known.get(row.entry, {}), **measured}} if row.entry else measured)
 
 
@@ -348,8 +349,8 @@ def test_table9_compares_the_grid_by_the_first_seed_alone(tmp_path):
     for seed, value in enumerate((90.0, 10.0)):
         folder = tmp_path / "desk" / "tune_sfrik_2048" / f"seed{seed}"
         folder.mkdir(parents=True)
-        write_json(folder / "linear_tune.json", {"top1": value})
-        write_json(folder / "linear_inference.json", {"top1": value})
+        for name in ("linear_tune", "linear_inference"):
+            write_json(folder / f"{name}.json", {"protocol": name, "top1": value})
     (row,) = [m for m in build_table("table9", "desk", tmp_path).measured if m.row.recipe == "desk/tune_sfrik_2048"]
     assert (row.mean("tune_top1"), row.mean("test_top1")) == (90.0, 50.0)
 
