@@ -236,9 +236,36 @@ def test_a_weights_file_that_cannot_be_used_is_named_with_the_remedy(here, tmp_p
 # --- debug, spelling, help
 
 
-def test_debug_shows_the_traceback(here):
-    with pytest.raises(ValueError, match="batch_size"):
-        main([*SMOKE, "--batch-size", "0", "--debug"])
+def test_debug_shows_the_traceback_and_the_exit_status_is_the_same(here, capsys):
+    assert main([*SMOKE, "--batch-size", "0", "--debug"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("Traceback (most recent call last):\n")
+    assert re.search(r"^sfrik\.errors\.SfrikError: batch_size", error, re.MULTILINE)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom"), KeyError("boom"), AssertionError("boom"), MemoryError("boom")])
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_an_unexpected_error_shows_its_traceback_and_is_no_answer(here, capsys, monkeypatch, error, rank):
+    """Exit status 1, as Python would end with, means of `diagnose` that the run is collapsed."""
+
+    def fails(*arguments, **keywords):
+        raise error
+
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr("sfrik.diagnose.diagnose", fails)
+    assert main(["diagnose", "."]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("Traceback (most recent call last):\n")
+    assert printed.splitlines()[-1].startswith(type(error).__name__)
+
+
+def test_an_answer_that_cannot_be_printed_is_a_failure(tmp_path):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "sfrik", "status", "table8", "--profile", "smoke", "--exp-dir", str(tmp_path)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "sfrik: error: the answer could not be printed: No space left on device"
 
 
 def test_an_interruption_says_how_to_go_on(here, capsys, monkeypatch):
@@ -363,13 +390,20 @@ def test_a_mistake_on_several_processes_ends_in_one_line_too(here, capsys, monke
     assert fails_in_one_line(capsys, [*SMOKE, "--nproc-per-node", "2"]) == "sfrik: error: no images: lower it"
 
 
-def test_a_failure_of_a_worker_that_is_no_mistake_keeps_its_traceback(here, monkeypatch):
+@pytest.mark.parametrize(
+    "text",
+    [
+        "rank 0 on host failed:\nTraceback (most recent call last):\n  File x\nRuntimeError: out of memory",
+        "rank 1 on host was ended by SIGKILL before it could say why; where nobody killed it, memory most likely ran out",
+    ],
+)
+def test_a_failure_of_a_worker_is_shown_as_the_worker_reported_it(here, capsys, monkeypatch, text):
     def launch(function, settings, nproc_per_node):
-        raise launching.WorkerError("rank 0 on host failed:\nTraceback\nRuntimeError: out of memory")
+        raise launching.WorkerError(text)
 
     monkeypatch.setattr(launching, "launch", launch)
-    with pytest.raises(launching.WorkerError, match="out of memory"):
-        main([*SMOKE, "--nproc-per-node", "2"])
+    assert main([*SMOKE, "--nproc-per-node", "2"]) == 2
+    assert capsys.readouterr().err == f"sfrik: error: {text}\n", "without the traceback of this process"
 
 
 # --- dry runs
