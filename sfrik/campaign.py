@@ -490,7 +490,7 @@ def last_attempt(log: str) -> str:
 
 def one_line(text: str) -> str:
     """What went wrong, of the text of an error: its first line, and of a traceback in it the line that names the exception."""
-    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    lines = [line.rstrip() for line in text.removeprefix("sfrik: error: ").splitlines() if line.strip()]
     if not lines:
         return "no output"
     frames = [number for number, line in enumerate(lines) if FRAME.match(line)]

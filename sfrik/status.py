@@ -132,7 +132,7 @@ def _run_status(recipe: str, seed: int, stages: Sequence[str], root: str | Path,
             return status("preempted", f"{_reached(facts)}; requeued, {waits}")
         stages = first.run[2] if first.run else ()
         return status("queued", f"{', '.join(stages)}: {waits}")
-    reason = _reason(run.folder)
+    reason = _reason(run.folder).removeprefix("sfrik: error: ")
     if said == "failed":
         return status("failed", f"{facts.get('stage', '')}: {one_line(facts.get('error') or reason)}")
     if said == "preempted":

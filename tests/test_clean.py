@@ -21,6 +21,7 @@ clean = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(clean)
 
 GOES = ["sfrik/__pycache__/a.pyc", ".pytest_cache/x", ".ruff_cache/x", "site/index.html", ".coverage", "coverage.xml"]
+GOES += ["results/desk/a/seed0/.settings.json.host-1-0a1b2c3d.tmp"]
 GOES += ["results/desk/a/seed0/02_pretraining.partial.ipynb", "notebooks/.ipynb_checkpoints/01.ipynb"]
 STAYS = ["sfrik/a.py", "results/desk/a/seed0/settings.json", "results/desk/a/seed0/backbone.safetensors", "data/cifar10/x"]
 STAYS += [
@@ -75,8 +76,9 @@ def test_caches_and_builds_go_and_everything_else_stays(checkout, capsys):
     assert capsys.readouterr().out.startswith("0 caches")
 
 
-def test_a_notebook_that_is_being_written_stays(checkout):
-    path = checkout / "results/desk/a/seed0/02_pretraining.partial.ipynb"
+@pytest.mark.parametrize("name", ["02_pretraining.partial.ipynb", ".settings.json.host-1-0a1b2c3d.tmp"])
+def test_what_is_being_written_stays(checkout, name):
+    path = checkout / "results/desk/a/seed0" / name
     os.utime(path)
     clean.main([], checkout)
     assert path.exists()
@@ -108,9 +110,22 @@ def test_results_that_git_tracks_go_when_their_profile_is_typed(checkout, person
     assert "git tracks 1 of the files" in capsys.readouterr().out
 
 
-def test_results_of_a_run_that_is_under_way_stay(checkout, person, capsys):
+@pytest.mark.parametrize(
+    "lock",
+    [
+        "desk/a/seed0/lock",
+        "desk/a/seed0/run.lock",
+        "desk/a/seed0/linear.lock",
+        "desk/complexity/seed0/lock",
+        "desk/render.lock",
+        "lock",
+    ],
+)
+def test_results_that_a_process_is_writing_stay(checkout, person, capsys, lock):
     person("yes")
-    with (checkout / "results/desk/a/seed0/lock").open("w") as file:
+    path = checkout / "results" / lock
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert clean.main(["--results", str(checkout / "results/desk")]) == 1
     assert "is being written by another process" in capsys.readouterr().err

@@ -330,7 +330,7 @@ TRACE = 'Traceback (most recent call last):\n  File "a.py", line 3, in f\nRuntim
             "boom",
         ),
         (f"02_pretraining\n{TRACE}", 2, None, "RuntimeError: boom"),
-        ("\x1b[31msfrik: error:\x1b[0m in colour\n", 2, None, "sfrik: error: in colour"),
+        ("\x1b[31msfrik: error:\x1b[0m in colour\n", 2, None, "in colour"),
         ("02_pretraining\n", -9, None, "ended by SIGKILL, and "),
         ("", 3, None, "ended with status 3, and "),
         ("", 2, {"state": "failed", "error": f"rank 0 failed:\n{TRACE}"}, "rank 0 failed: RuntimeError: boom"),
@@ -362,8 +362,8 @@ def test_a_run_that_ended_well_with_a_broken_score_is_reported_as_failed(root):
         (["02\nsfrik: error: old\n", "02\nknn: top-1 50 %\nnext: python\n"], ""),
         (["02\nsfrik: error: old\n", "waiting for pid 3 on a\n"], ""),
         (["02\nsfrik: error: old\n", ""], ""),
-        (["02\nsfrik: error: old\n", "02\nsfrik: error: new\n"], "sfrik: error: new"),
-        (["\x1b[31msfrik: error:\x1b[0m in colour\n"], "sfrik: error: in colour"),
+        (["02\nsfrik: error: old\n", "02\nsfrik: error: new\n"], "new"),
+        (["\x1b[31msfrik: error:\x1b[0m in colour\n"], "in colour"),
     ],
 )
 def test_an_older_attempts_error_is_not_that_of_the_last(tmp_path, attempts, detail):

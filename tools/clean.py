@@ -20,9 +20,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("__pycache__", ".pytest_cache", ".ruff_cache", ".mypy_cache", ".ipynb_checkpoints", "htmlcov")  # anywhere
 BUILT = ("site", "build", "dist", "docs/_build", "jupyter_execute")  # at these places
-FILES = (".coverage", ".coverage.*", "coverage.xml", "*.pyc", "*.partial.ipynb")
+UNFINISHED = ("*.partial.ipynb", ".*.tmp")  # what a process that is gone was writing
+FILES = (".coverage", ".coverage.*", "coverage.xml", "*.pyc", *UNFINISHED)
 KEPT = (".git", ".venv", "node_modules")  # not looked into; an environment of another name is known by its pyvenv.cfg
-YOUNG = 3600.0  # seconds: papermill may still be writing a younger notebook
+YOUNG = 3600.0  # seconds: a younger one may still be written
 
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
@@ -64,8 +65,10 @@ def _clean_results(folder: Path) -> int:
     if not folder.is_dir():
         print(f"there are no results in {folder}")
         return 0
-    runs = sorted({path.parent for path in folder.rglob("settings.json")})
-    busy = [run for run in runs if _is_locked(run)]
+    runs = {path.parent for path in folder.rglob("settings.json")}
+    # of runs, of what is rendered, and above them of what is submitted to a cluster
+    locks = [path for path in (folder.parent / "lock", *folder.rglob("*lock")) if path.name == "lock" or path.suffix == ".lock"]
+    busy = sorted(path.parent for path in locks if _is_locked(path))
     if busy:
         print(f"{busy[0]} is being written by another process: stop it first", file=sys.stderr)
         return 1
@@ -91,22 +94,23 @@ def _looked_into(folder: Path) -> bool:
 
 
 def _old(path: Path) -> bool:
-    return not path.name.endswith(".partial.ipynb") or time.time() - path.stat().st_mtime > YOUNG
+    unfinished = any(fnmatch.fnmatch(path.name, pattern) for pattern in UNFINISHED)
+    return not unfinished or time.time() - path.lstat().st_mtime > YOUNG
 
 
-def _is_locked(run: Path) -> bool:
-    """Whether a living process writes a run's folder (`sfrik.runs.Run.lock`)."""
+def _is_locked(path: Path) -> bool:
+    """Whether a living process holds a lock (`sfrik.runs.folder_lock`)."""
     try:
         import fcntl
     except ImportError:  # Windows
         return False
-    for path in (run / "lock", run / "run.lock"):
-        if path.is_file():
-            with path.open("a+") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    return True
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
     return False
 
 
