@@ -211,7 +211,7 @@ def _choices_at_an_edge(profile: str, root: str | Path | None) -> str:
     found = []
     for grid, recipes in grids(profile).items():
         chosen = read_choice(profile, grid, root)
-        found += [chosen.split("/")[-1]] if chosen in (recipes[0], recipes[-1]) else []
+        found += [chosen.split("/")[-1]] if chosen and chosen in (recipes[0], recipes[-1]) else []
     return ", ".join(found) or "none"
 
 

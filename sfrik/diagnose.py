@@ -226,7 +226,7 @@ def _by_log(run: Run, settings: PretrainSettings, why: str) -> Diagnosis:
     if not lines:
         raise SfrikError(f"{run.folder} has neither weights nor an epoch in metrics.jsonl: pretrain it first")
     line = lines[-1]
-    told = {name: line.get(name) for name in ("alignment", "uniformity", "effective_rank")}
+    told: dict[str, Any] = {name: line.get(name) for name in ("alignment", "uniformity", "effective_rank")}
     if wrong := [name for name, value in told.items() if type(value) not in (int, float)]:
         raise SfrikError(f"{run.folder / 'metrics.jsonl'} has no number {wrong[0]} in its last epoch: pretrain it again")
     measures = Measures(settings.batch_size, settings.dim, **told)

@@ -110,17 +110,10 @@ def test_results_that_git_tracks_go_when_their_profile_is_typed(checkout, person
     assert "git tracks 1 of the files" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "lock",
-    [
-        "desk/a/seed0/lock",
-        "desk/a/seed0/run.lock",
-        "desk/a/seed0/linear.lock",
-        "desk/complexity/seed0/lock",
-        "desk/render.lock",
-        "lock",
-    ],
-)
+LOCKS = ["desk/a/seed0/lock", "desk/a/seed0/run.lock", "desk/a/seed0/linear.lock", "desk/render.lock", "lock"]
+
+
+@pytest.mark.parametrize("lock", [*LOCKS, "desk/complexity/seed0/lock"])
 def test_results_that_a_process_is_writing_stay(checkout, person, capsys, lock):
     person("yes")
     path = checkout / "results" / lock

@@ -167,7 +167,10 @@ def test_a_run_that_trained_nothing_shows_its_features_without_a_verdict(tmp_pat
     ("change", "words"),
     [
         (lambda run: (run.folder / "settings.json").unlink(), "no settings.json"),
-        (lambda run: write_json(run.folder / "settings.json", {"settings": {"size": 28}}), "no ssl_method"),
+        (lambda run: write_json(run.folder / "settings.json", {"hash": "", "settings": {"size": 28}}), "no ssl_method"),
+        (lambda run: write_json(run.folder / "settings.json", {"settings": {"size": 28}}), r"settings\.json has no key .hash."),
+        (lambda run: (run.folder / "settings.json").write_text("[]"), r"settings\.json holds a list"),
+        (lambda run: [run.backbone.unlink(), run.log(line(alignment=None))], r"metrics\.jsonl has no number alignment"),
         (lambda run: [run.backbone.unlink(), run.projector.unlink()], "neither weights nor an epoch"),
         (lambda run: save_weights(nn.Linear(3, 3), run.projector), "does not fit the settings"),
         (lambda run: run.projector.write_bytes(b"cut short"), "not a complete safetensors file"),
