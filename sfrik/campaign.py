@@ -413,6 +413,8 @@ def _start(recipe: str, seed: int, stages: tuple[str, ...], where: Where) -> _Ch
     threads = str(max(1, cores() // where.jobs))
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **os.environ, "SFRIK_PARENT": str(os.getpid())}
     try:
+        if Run(folder).is_locked():
+            print(f"{recipe} seed {seed}: waiting for another process that works on it", flush=True)
         if log.exists():
             check_regular(log)
         with log.open("a", encoding="utf-8") as file:  # what an earlier attempt, or another process, wrote there stays

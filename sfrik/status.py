@@ -109,8 +109,10 @@ def _run_status(recipe: str, seed: int, stages: Sequence[str], root: str | Path,
         return RunStatus(recipe, seed, "done", f"{chosen}", (), (), {})
     run = Run(run_folder(recipe, seed, root))
     missing = tuple(missing_stages(recipe, seed, root, stages))
-    # of a finished run these have just been read
-    read = set() if missing else {"provenance.json", *(f"{score}.json" for stage in stages for score in STAGES[stage].scores)}
+    read: set[str] = set()
+    if not missing:  # these have just been read, but for a provenance.json that is no file, and counts as none
+        read = {f"{score}.json" for stage in stages for score in STAGES[stage].scores}
+        read |= {"provenance.json"} if (run.folder / "provenance.json").is_file() else set()
     _check_records(run.folder, read)
     facts = (run.state() or {}) if missing else {}
     ours = [job for job in jobs if job.run and job.run[:2] == (recipe, seed)]

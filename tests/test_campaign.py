@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -13,7 +14,7 @@ from sfrik.devices import pick_device
 from sfrik.errors import Preempted, SfrikError
 from sfrik.evaluate.protocols import evaluate
 from sfrik.experiments import experiment, grids
-from sfrik.files import write_json
+from sfrik.files import WriteError, write_json
 from sfrik.pretrain import pretrain
 from sfrik.runs import Run
 from sfrik.settings import EvaluateSettings, PretrainSettings, run_folder
@@ -97,6 +98,42 @@ def test_a_cost_that_was_measured_on_other_hardware_is_measured_again(tmp_path, 
     write_json(folder / "table5.json", {**rows, "hardware": "cuda: another"})
     campaign._measure_complexity("table5", "smoke", 0, tmp_path)
     assert executed == ["table5"]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (SfrikError("no images"), "no images"),
+        (WriteError("x could not be written"), "x could not be written"),
+        (OSError(28, "No space left on device", "x.ipynb"), "[Errno 28] No space left on device: 'x.ipynb'"),
+        (RuntimeError("boom"), "RuntimeError: boom"),
+        (MemoryError(), "MemoryError: "),
+    ],
+)
+def test_the_state_of_a_run_that_fails_says_why_whatever_the_error(tmp_path, monkeypatch, error, reason):
+    def fails(*arguments):
+        raise error
+
+    monkeypatch.setattr(campaign, "execute", fails)
+    with pytest.raises(type(error)):
+        run_recipe("smoke/sfrik_l3_q64", 0, tmp_path, ("pretrain",))
+    state = Run(tmp_path / "smoke" / "sfrik_l3_q64" / "seed0").state()
+    assert (state["state"], state["stage"], state["error"]) == ("failed", "pretrain", reason)
+
+
+def test_runs_whose_log_cannot_be_written_fail_and_the_others_go_on(tmp_path):
+    folder = tmp_path / "smoke" / "random_weights" / "seed0"
+    (folder / "run.log").mkdir(parents=True)
+    (tmp_path / "smoke" / "raw_pixels").write_text("")
+    third = tmp_path / "smoke" / "sfrik_l3_q64" / "seed0"
+    third.mkdir(parents=True)
+    os.mkfifo(third / "run.log")
+    runs = [(f"smoke/{name}", 0, ("pretrain",)) for name in ("random_weights", "raw_pixels", "sfrik_l3_q64")]
+    failed = campaign._side_by_side(runs, campaign.Where(tmp_path, 1, ""))
+    assert [recipe for recipe, _, _ in failed] == [recipe for recipe, _, _ in runs]
+    assert "run.log is a folder" in failed[0][2]
+    assert "raw_pixels" in failed[1][2]
+    assert "run.log is a FIFO" in failed[2][2]
 
 
 @pytest.mark.parametrize("done", [False, True])

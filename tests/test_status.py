@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sfrik import campaign
+from sfrik import campaign, files
 from sfrik.campaign import one_line, write_choices
 from sfrik.cards import write_cards
 from sfrik.claims import write_claims
@@ -20,21 +21,21 @@ from sfrik.errors import SfrikError
 from sfrik.experiments import grids, rows_of
 from sfrik.files import write_json
 from sfrik.runs import Run
-from sfrik.settings import run_folder
-from sfrik.status import run_status
+from sfrik.settings import Settings, load_recipe, run_folder
+from sfrik.status import run_status, tables_status
 from sfrik.tables import build_table
 
 STAGES = ("pretrain", "linear", "knn")
 RECIPE = "smoke/sfrik_l3_q64"
-SHA = "0" * 64
+WEIGHTS = (2).to_bytes(8, "little") + b"{}"  # a safetensors file without tensors
+SHA = hashlib.sha256(WEIGHTS).hexdigest()
 
 
 def finished_run(root, recipe, seed=0, stages=STAGES):
-    """A run of which every stage counts as done: its records, its scores, weights without tensors, empty notebooks."""
+    """A run of which every stage counts as done: its records, its scores, weights, empty notebooks."""
     run = Run(run_folder(recipe, seed, root))
     run.folder.mkdir(parents=True)
-    header = b"{}"
-    run.backbone.write_bytes(len(header).to_bytes(8, "little") + header)
+    run.backbone.write_bytes(WEIGHTS)
     write_json(run.folder / "settings.json", {"version": 1, "hash": "", "settings": {}})
     write_json(run.folder / "provenance.json", {"version": 1, "weights": {run.backbone.name: SHA}})
     for stage in stages:
@@ -185,6 +186,26 @@ def test_a_broken_file_of_costs_is_named(root, capsys, way):
     assert captured.out.splitlines()[-1] == "6 done, 1 broken, 2 missing"
     (line,) = [line for line in captured.out.splitlines() if line.startswith("smoke/complexity/table5 ")]
     assert str(path) in line
+
+
+def test_the_listing_hashes_no_weights_reads_few_files_and_checks_a_recipe_once(tmp_path, monkeypatch):
+    """It is to take seconds for thousands of runs."""
+    seeds = range(3)
+    for seed in seeds:
+        for row in rows_of("table1", "smoke"):
+            finished_run(tmp_path, row.recipe, seed)
+    read, parsed = [], []
+    read_bytes, parse = files.read_bytes, Settings.parse.__func__
+    monkeypatch.setattr(files, "read_bytes", lambda path: read.append(path) or read_bytes(path))
+    monkeypatch.setattr(Settings, "parse", classmethod(lambda kind, *given: parsed.append(kind) or parse(kind, *given)))
+    monkeypatch.setattr("sfrik.runs.file_hash", lambda path: pytest.fail(f"{path} is hashed"))
+    campaign._parsed.cache_clear()
+    load_recipe.cache_clear() if hasattr(load_recipe, "cache_clear") else None
+    found, _ = tables_status(["table1"], "smoke", len(seeds), tmp_path)
+    assert {status.state for status in found} == {"done"}
+    records = [path for path in read if Path(path).is_relative_to(tmp_path)]
+    assert len(records) <= 6 * len(found), "settings, provenance twice, three scores"
+    assert len(parsed) <= 12 * len({status.recipe for status in found}), "however many seeds there are"
 
 
 def test_numbers_that_no_time_is_made_of_do_not_end_the_listing(root):
