@@ -8,6 +8,7 @@ At every moment, a power cut included, one of the first two is complete.
 
 from __future__ import annotations
 
+import base64
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,26 +102,34 @@ def restoring(path: Path) -> Iterator[None]:
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """This process's generators, in lists and numbers that JSON can hold."""
+    """This process's generators, as JSON can hold them."""
     kind, key, *rest = cast("tuple[str, np.ndarray, int, int, float]", np.random.get_state())
     version, internal, gauss = random.getstate()
     return {
-        "torch": torch.get_rng_state().tolist(),
-        "cuda": torch.cuda.get_rng_state(device).tolist() if device.type == "cuda" else None,
-        "numpy": [kind, key.tolist(), *rest],
+        "torch": _as_text(torch.get_rng_state().numpy()),
+        "cuda": _as_text(torch.cuda.get_rng_state(device).numpy()) if device.type == "cuda" else None,
+        "numpy": [kind, _as_text(key), *rest],
         "python": [version, list(internal), gauss],
     }
 
 
 def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
     """Set this process's generators as `random_state` found them."""
-    torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
+    torch.set_rng_state(torch.from_numpy(_from_text(state["torch"], np.uint8)))
     if state["cuda"] is not None and device.type == "cuda":
-        torch.cuda.set_rng_state(torch.tensor(state["cuda"], dtype=torch.uint8), device)
+        torch.cuda.set_rng_state(torch.from_numpy(_from_text(state["cuda"], np.uint8)), device)
     kind, key, *rest = state["numpy"]
-    np.random.set_state((kind, np.array(key, dtype=np.uint32), *rest))
+    np.random.set_state((kind, _from_text(key, np.uint32), *rest))
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
+
+
+def _as_text(numbers: np.ndarray) -> str:
+    return base64.b64encode(numbers.tobytes()).decode()
+
+
+def _from_text(text: str, kind: type) -> np.ndarray:
+    return np.frombuffer(bytearray(base64.b64decode(text)), dtype=kind)
 
 
 def _tensors(state: Any, name: str = "") -> list[tuple[str, Tensor]]:

@@ -299,16 +299,17 @@ def write_error(path: str | Path, error: OSError, needed: int = 0) -> WriteError
         there = next(folder for folder in Path(path).absolute().parents if folder.is_dir())
         found = os.statvfs(there)
         free, inodes = found.f_bavail * found.f_frsize, found.f_favail if found.f_files else None
-    needs = f"it needs {format_bytes(needed)}" if needed else "nothing more can be written there"
+    needs = [f"it needs {format_bytes(needed)}"] if needed else []
     if error.errno == errno.EDQUOT:  # what is free on the disk is not free for this user
-        reason, remedy = f"your disk quota is used up; {needs}", "make room, and run the same command again"
+        reason, remedy = "; ".join(["your disk quota is used up", *needs]), "make room, and run the same command again"
     elif error.errno in (errno.ENOSPC, errno.EFBIG):
         remedy = "make room, and run the same command again"
+        full = "the disk is full" if error.errno == errno.ENOSPC else reason.lower()
         if error.errno == errno.ENOSPC and inodes == 0:
-            reason = "no inode is free there for another file"
-        else:
-            full = "the disk is full" if error.errno == errno.ENOSPC else reason.lower()
-            reason = f"{full}; {needs}{'' if free is None else f' and {format_bytes(free)} are free there'}"
+            full, needs = "no inode is free there for another file", []
+        elif free is not None:
+            needs.append(f"{format_bytes(free)} are free there")
+        reason = "; ".join([full, " and ".join(needs)] if needs else [full])
     return WriteError(f"{path} could not be written ({reason}): {remedy}")
 
 

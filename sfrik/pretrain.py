@@ -71,16 +71,23 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any
             run.start(settings)
         if rank_zero_says(run.finished):
             _say(progress, f"{run.folder}: pretrained already")
-            if rank() == 0:
-                run.checkpoints.drop()  # of a process that was killed when it had just written the weights
+            if rank() == 0:  # after a process that was killed when it had just recorded the weights
+                _clean_up(run)
             return (run.epochs() or [{}])[-1]
-        if settings.ssl_method == "none":
-            if rank() == 0:
-                run.record_start(**provenance(device.type, precision, world_size()))
-                _finish(run, encoder, settings)
-            _barrier()
-            return {}
-        return _Training(settings, run, images, views, encoder, device, precision, steps_per_epoch, progress).work()
+        if rank() == 0:
+            run.say("running", stage="pretrain")
+        try:
+            if settings.ssl_method == "none":
+                if rank() == 0:
+                    run.record_start(**provenance(device.type, precision, world_size()))
+                    _finish(run, encoder, settings)
+                _barrier()
+                return {}
+            return _Training(settings, run, images, views, encoder, device, precision, steps_per_epoch, progress).work()
+        except Exception as error:
+            if not isinstance(error, Preempted):
+                _say_failed(run, error)
+            raise
 
 
 @dataclass
@@ -139,17 +146,12 @@ class _Training:
             with stop_requests() as requests:
                 while self.at.epoch < self.settings.epochs:
                     line = self._epoch(requests)
-        except Exception as error:
-            if not isinstance(error, Preempted):
-                self._say_failed(error)
-            raise
         finally:
             self.progress.close()
             if rank() == 0:
                 self.loggers.close()
         if rank() == 0:
             _finish(self.run, self.encoder, self.settings)
-            self.run.say_done()
         _barrier()
         return line
 
@@ -317,11 +319,12 @@ class _Training:
     def _say_running(self, state: str = "running", **facts: Any) -> None:
         self.run.say(state, stage="pretrain", **{"epoch": self.at.epoch, "epochs": self.settings.epochs, **facts})
 
-    def _say_failed(self, error: Exception) -> None:
-        """The first process that fails says why: the others then fail for want of it."""
-        with suppress(OSError):  # two that write at once; the error itself is what counts
-            if (self.run.state() or {}).get("state") != "failed":
-                self._say_running("failed", error=str(error))
+
+def _say_failed(run: Run, error: Exception) -> None:
+    """The first process that fails says why: the others then fail for want of it."""
+    with suppress(OSError, SfrikError):  # two that write at once; the error itself is what counts
+        if (run.state() or {}).get("state") != "failed":
+            run.say_at_last("failed", stage="pretrain", error=str(error))
 
 
 def _check_sizes(settings: PretrainSettings, images: Images) -> int:
@@ -351,7 +354,13 @@ def _finish(run: Run, encoder: Encoder, settings: PretrainSettings) -> None:
     weights[run.backbone.name] = save_weights(encoder.backbone, run.backbone, **about)
     run.record(finished=now(), weights=weights)  # last: with it the run is done
     run.forget_other_scores()
+    _clean_up(run)
+
+
+def _clean_up(run: Run) -> None:
+    """Remove what a finished run does not need."""
     run.checkpoints.drop()
+    run.say_done()
 
 
 def _say(progress: bool, text: str) -> None:

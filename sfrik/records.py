@@ -157,7 +157,6 @@ class Score(Record):
 class Choice(Record):
     """tuning/<grid>.json: which recipe of a grid the tuning split preferred."""
 
-    grid: str = ""
     chosen: str
 
 

@@ -120,7 +120,9 @@ def extract_features(settings: FeatureSettings) -> Path:
         for name in FILES:  # a process that is ended here must not leave old and new files side by side
             (folder / name).unlink(missing_ok=True)
         for split, images in splits.items():
-            _aside(folder, split).replace(folder / f"{split}_features.npy")
+            target = folder / f"{split}_features.npy"
+            with _writing(target, 0):
+                _aside(folder, split).replace(target)
             with atomic_write(folder / f"{split}_labels.npy", images.targets.nbytes) as file:  # flushes the folder too
                 np.save(file, images.targets)
         write_json(folder / "weights.json", _origin(settings))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sfrik.checkpoints import Checkpoints
 from sfrik.datasets import Images, load_images
 from sfrik.errors import SfrikError
 from sfrik.files import set_aside
@@ -93,7 +94,10 @@ def finished_score(protocol: str, settings: FrozenSettings) -> tuple[Run, str, d
     if settings.pretrained or getattr(settings, "extraction_dir", "") or getattr(settings, "ckp_path", ""):
         return run, name, None
     try:
-        return run, name, run.result(name, settings)
+        known = run.result(name, settings)
     except SfrikError as error:
         set_aside(run.folder / f"{name}.json", str(error))
-        return run, name, None
+        known = None
+    if known is not None:  # after a process that was killed when it had just written the score
+        Checkpoints(run.folder, f"checkpoint_{name}").drop()
+    return run, name, known

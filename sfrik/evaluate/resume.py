@@ -53,7 +53,6 @@ class EvaluationCheckpoint:
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if kind is None:
             self._file.drop()
-            (self.run.folder / f"{self.name}.lock").unlink(missing_ok=True)
         self._lock.close()
 
     @property
