@@ -222,8 +222,9 @@ def backbone_state(path: Path) -> dict[str, Tensor]:
     if not path.exists():
         raise SfrikError(f"there is no weights file {path}: check --pretrained, or pretrain first")
     if path.suffix == ".safetensors":
+        state, _ = read_safetensors(path)
         check_weights(path)
-        return read_safetensors(path)[0]
+        return state
     try:
         check_regular(path)
         with _whole_file(path) as whole:
