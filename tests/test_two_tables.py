@@ -67,8 +67,10 @@ def holds():
         process.wait()
 
 
-def waits(log):
-    wait_for(lambda: "waiting for pid" in log.read_text(), LONG, "it waits")
+def waits(log, process):
+    """Return when the process that writes the log, or one that it started, waits for another."""
+    wait_for(lambda: "waiting for pid" in log.read_text() or process.poll() is not None, LONG, "it waits")
+    assert "waiting for pid" in log.read_text(), log.read_text()
 
 
 def executed(results):
@@ -154,7 +156,7 @@ def test_the_lock_of_a_process_that_was_killed_does_not_hold_the_one_that_waits(
     worker = holds(folder, "lock")  # what a killed run leaves for some seconds: a worker that saves
     command = ["run", "--recipe", RUN[0], "--exp-dir", str(tmp_path / "results"), "--stages", "pretrain"]
     second = sfrik(*command, log=log)
-    waits(log)
+    waits(log, second)
     first.send_signal(signal.SIGKILL)
     wait_for(lambda: f"waiting for pid {worker.pid} " in log.read_text(), LONG, "it waits for the worker too")
     assert "02_pretraining" not in log.read_text()
@@ -185,7 +187,7 @@ def test_one_that_waits_ends_at_once_when_it_is_asked_to(tmp_path, holds, number
     results, log = tmp_path / "results", tmp_path / "log"
     holder = holds(results / place, lock)
     process = sfrik(*arguments, "--exp-dir", str(results), log=log)
-    waits(log)
+    waits(log, process)
     begun = time.monotonic()
     process.send_signal(number)
     assert ended(process, log)[0] == status
@@ -205,7 +207,7 @@ def test_a_table_that_is_stopped_while_its_runs_wait_leaves_none_of_them(tmp_pat
     process = sfrik("table", "table8", "--profile", "smoke", "--jobs", "4", "--exp-dir", str(results), log=log)
     wait_for(lambda: all((folder / "run.log").is_file() for folder in folders), LONG, "its runs are started")
     for folder in folders:
-        waits(folder / "run.log")
+        waits(folder / "run.log", process)
     family = psutil.Process(process.pid).children(recursive=True)
     assert len(family) == 4
     process.send_signal(signal.SIGTERM)
@@ -220,7 +222,7 @@ def test_a_command_that_is_killed_while_its_runs_wait_takes_them_with_it(tmp_pat
     holds(folder, "run.lock")
     process = sfrik("table", "table8", "--profile", "smoke", "--jobs", "1", "--exp-dir", str(results), log=log)
     wait_for(lambda: (folder / "run.log").is_file(), LONG, "its run is started")
-    waits(folder / "run.log")
+    waits(folder / "run.log", process)
     family = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()
