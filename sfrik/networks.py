@@ -166,7 +166,7 @@ def load_backbone(path: str | Path, arch: str, stem: str = "imagenet", channels:
         SfrikError: the file is missing, is not a weights file, is cut short, or is for another architecture.
 
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save_weights(build_backbone("resnet8"), f"{folder}/backbone.safetensors", of="an untrained network")
+    ...     digest = save_weights(build_backbone("resnet8"), f"{folder}/backbone.safetensors", of="an untrained network")
     ...     load_backbone(f"{folder}/backbone.safetensors", "resnet8").training
     False
     """

@@ -74,7 +74,7 @@ Pixels = Annotated[Int, Field(ge=1, le=4096)]
 Slices = Annotated[Int, Field(ge=1, le=LARGEST_WIDTH)]  # as many as the largest embedding has dimensions
 Fraction = Annotated[Real, Field(ge=0, le=1)]
 NotNegative = Annotated[Real, Field(ge=0, le=LARGEST)]
-Rate = Annotated[Real, Field(gt=0, le=1e38)]  # what float32 holds
+Rate = Annotated[Real, Field(gt=0, le=3.4e38)]  # what float32 holds
 Temperature = Annotated[Real, Field(ge=1e-6, le=1e6)]  # of similarities, which float32 has to 1e-7
 Penalty = Annotated[Real, Field(ge=1e-12, le=1e12)]
 Rates = Annotated[tuple[Rate, ...], Field(max_length=100)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -98,16 +99,17 @@ def test_features_whose_extraction_is_ended_among_its_renames_are_not_read(place
         for k in (0, 1)
     )
     extract_features(before)
-    replace, calls = Path.replace, []
+    replace, calls = os.replace, []
 
-    def ended(self, target):
-        calls.append(target)
-        if len(calls) == failing:
-            raise Fault
-        return replace(self, target)
+    def ended(source, target):
+        if Path(target).parent == Path(folder):  # and not the listing that is kept
+            calls.append(target)
+            if len(calls) == failing:
+                raise Fault
+        return replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", ended)
+        patch.setattr(os, "replace", ended)
         with pytest.raises(Fault):
             extract_features(now)
     with pytest.raises(SfrikError, match="there are no features"):
