@@ -208,7 +208,8 @@ def _measure(row: Row, columns: list[Column], root: str | Path | None, seeds: in
             if column.score not in files:
                 files[column.score] = _score(run_folder(row.recipe, seed, root), column.score)
             keys = (row.entry, *column.key) if row.entry else column.key
-            value = _number(files[column.score], keys, run_folder(row.recipe, seed, root) / column.score)
+            name = "metrics.jsonl" if column.score == "metrics" else f"{column.score}.json"
+            value = _number(files[column.score], keys, run_folder(row.recipe, seed, root) / name)
             if value is not None:
                 measured.scores.setdefault(column.name, {})[seed] = value
     return measured
@@ -218,7 +219,7 @@ def _number(score: dict[str, Any], keys: Sequence[str], path: Path) -> float | N
     """What the keys lead to in a score; None where one of them is missing.
 
     Raises:
-        SfrikError: it is no number; the score and the key are named.
+        SfrikError: it is no number; the file and the key are named.
     """
     value: Any = score
     for key in keys:

@@ -288,10 +288,10 @@ def test_costs_and_epochs_that_are_no_numbers_are_no_cells_of_a_table(root):
     path.parent.mkdir(parents=True)
     entry = rows_of("table6", "smoke")[0].entry
     write_json(path, {entry: {"loss_ms": "fast"}, "hardware": "cpu"})
-    with pytest.raises(SfrikError, match=f"table6: {entry}.loss_ms is 'fast'"):
+    with pytest.raises(SfrikError, match=f"table6.json: {entry}.loss_ms is 'fast'"):
         build_table("table6", "smoke", root)
     Run(run_folder(RECIPE, 0, root)).log({"epoch": 0, "effective_rank": 3.0, "alignment": {}})
-    with pytest.raises(SfrikError, match="metrics: alignment is"):
+    with pytest.raises(SfrikError, match=r"metrics\.jsonl: alignment is"):
         build_table("table2", "smoke", root)
 
 
