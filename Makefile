@@ -83,7 +83,7 @@ tables: $(READY)  ## render every table from the scores that are there; trains n
 notebooks: $(READY)  ## execute every notebook whole, 01 to 07, with outputs, to results/PROFILE/notebooks
 	$(BIN)python -m sfrik chapters --profile $(PROFILE) --exp-dir $(RESULTS)
 
-status: $(READY)  ## every run of the tables: done, running, queued, preempted, failed or missing
+status: $(READY)  ## every run of the tables: done, running, queued, preempted, failed, broken or missing
 	$(BIN)python -m sfrik status --profile $(PROFILE) --seeds $(SEEDS) --exp-dir $(RESULTS)
 
 test: $(READY)  ## the whole check: ruff, types, then every test (COVERAGE=1: with the lines of sfrik/ that they run)

@@ -19,7 +19,15 @@ class Preempted(SfrikError):
 
 
 class WorkerError(RuntimeError):
-    """A worker of `sfrik.launch` failed; the text holds its rank, its host and, where it raised, its traceback."""
+    """A worker of `sfrik.launch` failed; the text holds its rank, its host and, where it raised, its traceback.
+
+    Attributes:
+        mistake: the text of the `SfrikError` that it raised; None of another error.
+    """
+
+    def __init__(self, text: str, mistake: str | None = None) -> None:
+        super().__init__(text)
+        self.mistake = mistake
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

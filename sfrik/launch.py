@@ -198,7 +198,7 @@ def _watch(workers: list[subprocess.Popen], call: str, screen: _Screen, requests
         raise WorkerError(f"rank {ranks} on {node} was ended ({how}) before it could say why; {screen.killed.group()}")
     if reports.failure:
         failure = reports.failure
-        raise WorkerError(f"rank {failure['rank']} on {failure['host']} failed:\n{failure['traceback']}")
+        raise WorkerError(f"rank {failure['rank']} on {failure['host']} failed:\n{failure['traceback']}", failure["mistake"])
     for rank, worker in enumerate(workers):
         if worker.returncode:
             who = f"rank {rank} on {socket.gethostname()}" if len(workers) > 1 else "the step of workers"
@@ -243,9 +243,7 @@ class _Screen:
         ready = self._selector.select(wait)
         for key, _ in ready:
             self._read(key)
-        if self.bar is not None and self.reports.progress not in (None, self._shown) and time.monotonic() - self._drawn > 0.5:
-            self._drawn, self._shown = time.monotonic(), self.reports.progress
-            self.bar.show(**self._shown)
+        self._draw(every=0.5)
         return bool(ready)
 
     def drain(self) -> None:
@@ -262,12 +260,19 @@ class _Screen:
         for descriptor, rest in self._rest.items():
             if rest:
                 self._line(descriptor, rest)
+        self._draw(every=0)
         if self.bar is not None:
-            if self.reports.progress not in (None, self._shown):
-                self.bar.show(**self.reports.progress)
             self.bar.close()
         self._selector.close()
         self._reports.close()
+
+    def _draw(self, every: float) -> None:
+        """Show the newest progress, unless it is shown or the last one was so few seconds ago."""
+        progress = self.reports.progress
+        if self.bar is None or progress is None or progress is self._shown or time.monotonic() - self._drawn < every:
+            return
+        self._drawn, self._shown = time.monotonic(), progress
+        self.bar.show(**progress)
 
     def _read(self, key: selectors.SelectorKey) -> None:
         chunk = os.read(key.fd, 1 << 16)

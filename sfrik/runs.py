@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from sfrik.errors import SfrikError
 from sfrik.files import (
     WriteError,
+    check_regular,
     file_hash,
     make_folder,
     read_json,
@@ -156,7 +157,11 @@ class Run:
 
     def _provenance(self) -> dict[str, Any]:
         path = self.folder / "provenance.json"
-        return read_record(path, Provenance) if path.is_file() else {}
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            return {}
+        return _remembered_provenance(str(path), found.st_mtime_ns, found.st_size)
 
     def record_start(self, **facts: Any) -> None:
         """Write where a run that starts comes from, in place of an older run's provenance.json."""
@@ -252,9 +257,11 @@ class Run:
         if fcntl is None:
             return False
         for path in (self.folder / "lock", self.folder / "run.lock"):
-            with suppress(FileNotFoundError), path.open("rb") as file:
-                if not _take(file, fcntl.LOCK_SH):
-                    return True
+            with suppress(FileNotFoundError):
+                check_regular(path)
+                with path.open("rb") as file:
+                    if not _take(file, fcntl.LOCK_SH):
+                        return True
         return False
 
     def forget_other_scores(self) -> None:
@@ -313,14 +320,16 @@ def folder_lock(folder: str | Path, name: str = "lock", wait: bool = False) -> I
         return
     path = Path(folder) / name
     try:
-        file = path.open("a+", encoding="utf-8")
+        if path.exists():
+            check_regular(path)
+        file = path.open("ab+", buffering=0)  # a name that the disk has no room for must not fail when the file is closed
     except OSError as error:
         raise write_error(path, error) from None
     with file:
         reported = False
         while not _take(file, fcntl.LOCK_EX):
             file.seek(0)
-            holder = file.read().strip() or "unknown"
+            holder = file.read().decode(errors="replace").strip() or "unknown"
             if not wait:
                 raise SfrikError(f"{folder} is being written by another process ({holder}): wait for it, or stop it")
             if not reported:
@@ -330,8 +339,7 @@ def folder_lock(folder: str | Path, name: str = "lock", wait: bool = False) -> I
         job = f", SLURM job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
         with suppress(OSError):  # on a full disk the lock holds without its holder's name
             file.truncate(0)
-            file.write(f"pid {os.getpid()} on {socket.gethostname()}{job}")
-            file.flush()
+            file.write(f"pid {os.getpid()} on {socket.gethostname()}{job}".encode())
         _held.add(file)
         try:
             yield
@@ -347,8 +355,12 @@ def settings_differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> 
 
 def _why_not_opened(path: Path) -> str:
     """Why a file of weights does not open; nothing where its header fits its length."""
-    found = path.stat()
-    return _checked_header(str(path), found.st_mtime_ns, found.st_size)
+    try:
+        check_regular(path)
+        found = path.stat()
+        return _checked_header(str(path), found.st_mtime_ns, found.st_size)
+    except (SfrikError, OSError) as error:
+        return str(error)
 
 
 @cache
@@ -364,6 +376,11 @@ def _checked_header(path: str, modified: int, size: int) -> str:
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             return "its header is damaged"
     return "" if 8 + length + end == size else f"it has {size} bytes and should have {8 + length + end}"
+
+
+@cache
+def _remembered_provenance(path: str, modified: int, size: int) -> dict[str, Any]:
+    return read_record(path, Provenance)
 
 
 @cache

@@ -131,7 +131,8 @@ def _why_not_read(error: Exception) -> str:
     """What is wrong with a pickle. PyTorch's own text advises to load without `weights_only`, and is not passed on."""
     text = str(error)
     if found := re.search(r"GLOBAL ([\w.]+)|class ([\w.]+)", text):
-        return f"holds Python objects besides tensors ({found[1] or found[2]}), which could run code, so it is not read: get its state dict"
+        named = found[1] or found[2]
+        return f"holds Python objects besides tensors ({named}), which could run code, so it is not read: get its state dict"
     if "weights" in text.lower():
         return "is not a complete PyTorch weights file: copy or download it again"
     first = (text.splitlines() or [type(error).__name__])[0]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sfrik.answers import Answer, add_json
-from sfrik.errors import SfrikError
+from sfrik.errors import SfrikError, WorkerError
 from sfrik.flags import add_processes, add_recipe, add_settings, processes, resolve
 from sfrik.settings import SECTIONS, PretrainSettings, Settings
 from sfrik.summaries import summary
@@ -77,7 +77,7 @@ def _command(section: str, work: Callable[[Any], dict[str, Any]]) -> Callable[[a
 
 def _on_processes(work: Callable[[Any], dict[str, Any]], settings: Settings, nproc: int | None) -> dict[str, Any]:
     """Work in this process, which may be one of torchrun's, or on processes that are started here."""
-    from sfrik.launch import WorkerError, launch
+    from sfrik.launch import launch
     from sfrik.worker import process_group
 
     if nproc is None:
@@ -85,10 +85,9 @@ def _on_processes(work: Callable[[Any], dict[str, Any]], settings: Settings, npr
             return work(settings)
     try:
         return launch(work, settings, nproc_per_node=nproc)
-    except WorkerError as error:  # a mistake in the input is told in one line here too
-        kind, _, message = str(error).strip().splitlines()[-1].partition(": ")
-        if kind == f"{SfrikError.__module__}.{SfrikError.__name__}":
-            raise SfrikError(message) from error
+    except WorkerError as error:
+        if error.mistake is not None:  # in the input: one line, as on one process
+            raise SfrikError(error.mistake) from error
         raise
 
 

@@ -150,7 +150,8 @@ def _report_end(end: BaseException, reporter: Reporter, rank: int) -> int:
         reporter.send("stopped", str(end))
         return 0  # no failure: an exit status would have srun end the others, which may still be saving
     text = "".join(traceback.format_exception(end))
-    reporter.send("failure", {"rank": rank, "host": socket.gethostname(), "traceback": text})
+    mistake = str(end) if isinstance(end, SfrikError) else None
+    reporter.send("failure", {"rank": rank, "host": socket.gethostname(), "traceback": text, "mistake": mistake})
     return 1
 
 
