@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from sfrik.files import write_text
 from sfrik.progress import Progress
 
 
@@ -109,3 +110,7 @@ def forge_reports() -> str:
 
 def long_result(count: int) -> str:
     return "é\n" * count
+
+
+def cannot_write(path: str) -> None:
+    write_text(path, "text")

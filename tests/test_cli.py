@@ -384,7 +384,9 @@ def test_a_mistake_on_several_processes_ends_in_one_line_too(here, capsys, monke
         assert launching.importable_name(function) == "sfrik.training_commands:_pretrain", (
             "a worker imports the function by its name"
         )
-        raise launching.WorkerError("rank 0 on host failed:\nTraceback\n  File\nsfrik.errors.SfrikError: no images: lower it\n")
+        raise launching.WorkerError(
+            "rank 0 on host failed:\nTraceback\n  File\nsfrik.files.WriteError: ...", "no images: lower it"
+        )
 
     monkeypatch.setattr(launching, "launch", launch)
     assert fails_in_one_line(capsys, [*SMOKE, "--nproc-per-node", "2"]) == "sfrik: error: no images: lower it"

@@ -72,6 +72,15 @@ def test_a_worker_that_raises_is_the_callers_error_with_its_rank_and_traceback()
     assert "launch_targets.py" in str(error.value)
 
 
+def test_a_mistake_in_the_input_that_a_worker_finds_is_known_as_one():
+    with pytest.raises(WorkerError, match=r"rank \d on .* failed") as error:
+        launch("launch_targets:cannot_write", "/proc/none/file", nproc_per_node=2)
+    assert error.value.mistake.startswith("/proc/none/file could not be written")
+    with pytest.raises(WorkerError) as error:
+        launch("launch_targets:fail_on", 1, nproc_per_node=2)
+    assert error.value.mistake is None
+
+
 def test_a_worker_that_is_killed_is_reported_by_its_signal():
     with pytest.raises(WorkerError, match=r"rank 1 on .* was ended by SIGKILL"):
         launch("launch_targets:die_on", 1, nproc_per_node=2)
