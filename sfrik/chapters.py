@@ -15,7 +15,7 @@ from typing import Any
 from sfrik.answers import Answer, add_json
 from sfrik.campaign import rendering, stop_at_once
 from sfrik.errors import SfrikError, nearest
-from sfrik.flags import PROFILES
+from sfrik.flags import PROFILES, add_command
 from sfrik.notebooks import Kernel, execute
 from sfrik.runs import folder_lock
 from sfrik.settings import load_recipe, results_root
@@ -62,7 +62,7 @@ def execute_chapters(profile: str = "desk", root: str | Path | None = None) -> d
 
 
 def add_chapters(commands) -> None:
-    chapters = commands.add_parser("chapters", help=f"{WORDS[0].lower()}{WORDS[1:-1]}", description=WORDS)
+    chapters = add_command(commands, "chapters", WORDS)
     chapters.add_argument("--profile", default="desk", help=f"whose recipes and images: one of {', '.join(PROFILES)}")
     chapters.add_argument("--exp-dir", "--exp_dir", default=None, help="root of the results folder")
     add_json(chapters)

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
+import sfrik
 from sfrik.answers import answer
 from sfrik.chapters import add_chapters
 from sfrik.diagnose_command import add_diagnose
@@ -35,7 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     first = os.environ.get("RANK", "0") == "0"
     try:
-        options = build_parser().parse_args([argument for argument in arguments if argument != "--debug"])
+        parser = build_parser()
+        options = parser.parse_args([argument for argument in arguments if argument != "--debug"])
+        if options.command is None:
+            parser.print_help()
+            return 0
         return answer(options.run, options)
     except KeyboardInterrupt as error:
         print(f"sfrik: {error if str(error) else 'interrupted; the same command goes on'}", file=sys.stderr)
@@ -75,7 +80,8 @@ class _Parser(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; each sets `run`, a function of the parsed options that returns an `Answer`."""
     parser = _Parser(prog="sfrik", description="Self-supervised learning with rotation-invariant kernels.")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=_Parser)
+    parser.add_argument("--version", action="version", version=f"sfrik {sfrik.__version__}")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", parser_class=_Parser)
     add_training(commands)
     add_memory(commands)
     add_table(commands)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sfrik.answers import Answer, add_json
 from sfrik.errors import SfrikError, nearest
-from sfrik.flags import whole
+from sfrik.flags import add_command, whole
 from sfrik.settings import recipe_names, run_folder
 from sfrik.terminal import paint
 
@@ -32,7 +32,7 @@ COLOURS = {"healthy": "green", "dimensional collapse": "red", "full collapse": "
 
 
 def add_diagnose(commands) -> None:
-    parser = commands.add_parser("diagnose", help=f"{WORDS[0].lower()}{WORDS[1:-1]}", description=WORDS)
+    parser = add_command(commands, "diagnose", WORDS)
     parser.add_argument("name", metavar="RUN", help="a run's folder, or a recipe PROFILE/NAME")
     parser.add_argument("--seed", default="0", help="of the recipe's run, and of the views")
     parser.add_argument("--images", default="2048", help="training images to measure; fewer than q limit every rank")

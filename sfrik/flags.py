@@ -9,7 +9,17 @@ from typing import Any, get_origin
 from sfrik.errors import SfrikError
 from sfrik.settings import SECTIONS, FeatureSettings, Settings
 
-__all__ = ["DEFAULT_EXP_DIR", "PROFILES", "add_processes", "add_recipe", "add_settings", "processes", "resolve", "whole"]
+__all__ = [
+    "DEFAULT_EXP_DIR",
+    "PROFILES",
+    "add_command",
+    "add_processes",
+    "add_recipe",
+    "add_settings",
+    "processes",
+    "resolve",
+    "whole",
+]
 
 # The largest value of each flag that is a whole number and no setting.
 LARGEST = {
@@ -25,6 +35,12 @@ LARGEST_OTHER = 10**6
 
 PROFILES = ("smoke", "desk", "cifar10", "paper")
 DEFAULT_EXP_DIR = "exp"  # as in the original commands
+
+
+def add_command(commands, name: str, words: str) -> argparse.ArgumentParser:
+    """A command's parser; `words` is a sentence, which is its description and, in the list of commands, its help."""
+    short = f"{words[0].lower()}{words[1:-1]}".replace("%", "%%")  # argparse formats the help, and not the description
+    return commands.add_parser(name, help=short, description=words)
 
 
 def add_recipe(parser: argparse.ArgumentParser, required: bool = False) -> None:

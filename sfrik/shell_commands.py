@@ -9,7 +9,7 @@ from sfrik.answers import Answer, add_json
 from sfrik.environment import environment, environment_in_words
 from sfrik.errors import SfrikError, nearest
 from sfrik.experiments import EXPERIMENTS
-from sfrik.flags import PROFILES
+from sfrik.flags import PROFILES, add_command
 from sfrik.settings import SECTIONS, recipe_names
 
 __all__ = ["add_completion", "add_env"]
@@ -22,13 +22,13 @@ FILES = ("pretrained", "ckp_path", "label_list")
 
 
 def add_env(commands) -> None:
-    env = commands.add_parser("env", help=f"{ENV[0].lower()}{ENV[1:-1]}", description=ENV)
+    env = add_command(commands, "env", ENV)
     add_json(env)
     env.set_defaults(run=_env)
 
 
 def add_completion(commands, parser: argparse.ArgumentParser) -> None:
-    completion = commands.add_parser("completion", help=f"{COMPLETION[0].lower()}{COMPLETION[1:-1]}", description=COMPLETION)
+    completion = add_command(commands, "completion", COMPLETION)
     completion.add_argument("shell", help="bash, zsh or tcsh")
     completion.set_defaults(run=lambda options: _completion(options.shell, parser), json=False)
 

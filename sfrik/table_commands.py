@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfrik.answers import Answer, add_json
 from sfrik.errors import SfrikError, nearest
-from sfrik.flags import PROFILES, add_processes, add_recipe, processes, whole
+from sfrik.flags import PROFILES, add_command, add_processes, add_recipe, processes, whole
 from sfrik.summaries import run_summary, table_summary
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ RUN = "Run the notebooks of one recipe and seed by papermill; what is finished i
 
 
 def add_table(commands) -> None:
-    table = commands.add_parser("table", help=f"{TABLE[0].lower()}{TABLE[1:-1]}", description=TABLE)
+    table = add_command(commands, "table", TABLE)
     table.add_argument("name", help="table1 to table9, or all: render what is there, train nothing")
     table.add_argument("--profile", default="desk", help=f"one of {', '.join(PROFILES)}")
     table.add_argument("--seeds", default="1", help="number of seeds, from 0")
@@ -47,7 +47,7 @@ def add_table(commands) -> None:
 
 
 def add_status(commands) -> None:
-    status = commands.add_parser("status", help=f"{STATUS[0].lower()}{STATUS[1:-1]}", description=STATUS)
+    status = add_command(commands, "status", STATUS)
     status.add_argument("names", nargs="*", metavar="TABLE", help="table1 to table9; all of the profile when none is named")
     status.add_argument("--profile", default="desk", help=f"one of {', '.join(PROFILES)}")
     status.add_argument("--seeds", default="1", help="number of seeds, from 0")
@@ -57,7 +57,7 @@ def add_status(commands) -> None:
 
 
 def add_run(commands) -> None:
-    run = commands.add_parser("run", help="run the notebooks of one recipe and seed", description=RUN)
+    run = add_command(commands, "run", RUN)
     add_recipe(run, required=True)
     run.add_argument("--seed", default="0")
     run.add_argument(

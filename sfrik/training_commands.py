@@ -9,7 +9,7 @@ from typing import Any
 
 from sfrik.answers import Answer, add_json
 from sfrik.errors import SfrikError, WorkerError
-from sfrik.flags import add_processes, add_recipe, add_settings, processes, resolve
+from sfrik.flags import add_command, add_processes, add_recipe, add_settings, processes, resolve
 from sfrik.settings import SECTIONS, PretrainSettings, Settings
 from sfrik.summaries import summary
 
@@ -29,8 +29,7 @@ WORDS = {
 def add_training(commands) -> None:
     """A command for each kind of settings."""
     for section, work in COMMANDS.items():
-        words = WORDS[section]
-        command = commands.add_parser(section.replace("_", "-"), help=f"{words[0].lower()}{words[1:-1]}", description=words)
+        command = add_command(commands, section.replace("_", "-"), WORDS[section])
         add_recipe(command)
         command.add_argument("--dry-run", "--dry_run", action="store_true", help="print what would run, touch no data")
         add_json(command)
@@ -45,7 +44,7 @@ def add_training(commands) -> None:
 
 def add_memory(commands) -> None:
     words = "The memory that a pretraining will need, by part; touches no data."
-    memory = commands.add_parser("memory", help=f"{words[0].lower()}{words[1:-1]}", description=words)
+    memory = add_command(commands, "memory", words)
     add_recipe(memory)
     add_json(memory)
     add_processes(memory, "processes that share the batch; 1, 2, 4 and 8 when unset")

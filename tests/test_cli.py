@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
+import struct
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
+import sfrik
 from sfrik import launch as launching
-from sfrik.cli import main
+from sfrik.cli import build_parser, main
+from sfrik.flags import add_command
 from sfrik.memory import expected_images, expected_memory, expected_steps
 from sfrik.networks import build_backbone, save_weights
 from sfrik.settings import SECTIONS, EvaluateSettings, FeatureSettings, LogisticSettings, PretrainSettings, TransferSettings
@@ -64,7 +69,6 @@ MISTAKES = {
     "an mlp of no widths": ([*SMOKE, "--mlp", ""], ["mlp", "8192-8192-8192"]),
     "an unknown architecture": ([*SMOKE, "--arch", "resnet19"], ["arch", "did you mean resnet18?"]),
     "an unknown command": (["pretain", "--epochs", "3"], ["pretain", "pretrain"]),
-    "no command": ([], ["COMMAND"]),
     "a flag without its value": ([*SMOKE, "--epochs"], ["--epochs", "expected one argument"]),
     "an unknown recipe": (
         ["pretrain", "--recipe", "smoke/sfrik_l2_q1"],
@@ -546,3 +550,56 @@ def test_a_process_of_its_own_ends_with_status_2_and_one_line(tmp_path):
     assert len(done.stderr.splitlines()) == 1
     assert "did you mean --epochs?" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+# --- the program itself
+
+PROGRAMS = {"sfrik": [str(Path(sys.executable).with_name("sfrik"))], "python -m sfrik": [sys.executable, "-m", "sfrik"]}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], []])
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_help_lists_every_command_with_what_it_does(program, arguments):
+    if program == "sfrik" and not Path(PROGRAMS[program][0]).is_file():
+        pytest.skip("the program is not installed beside this Python")
+    environment = {**os.environ, "COLUMNS": "80"}
+    done = subprocess.run([*PROGRAMS[program], *arguments], capture_output=True, text=True, env=environment, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    listed = re.findall(r"^    ([a-z-]+)", done.stdout, re.MULTILINE)
+    commands = next(action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)).choices
+    assert listed == list(commands)
+    assert "1, 10 or 100 % of the labels" in " ".join(done.stdout.split())
+
+
+def test_the_help_fits_a_terminal_of_80_columns(monkeypatch):
+    pty = pytest.importorskip("pty", reason="not on Windows")
+    fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    monkeypatch.delenv("COLUMNS", raising=False)
+    done = subprocess.Popen(PROGRAMS["python -m sfrik"], stdout=theirs, stderr=theirs, stdin=theirs)
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # Linux ends a terminal so
+        while chunk := os.read(ours, 1 << 16):
+            shown += chunk
+    os.close(ours)
+    assert done.wait(timeout=120) == 0
+    lines = shown.decode().splitlines()
+    assert lines[0].startswith("usage: sfrik ")
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_version_is_the_packages(program):
+    if program == "sfrik" and not Path(PROGRAMS[program][0]).is_file():
+        pytest.skip("the program is not installed beside this Python")
+    done = subprocess.run([*PROGRAMS[program], "--version"], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, f"sfrik {sfrik.__version__}\n")
+
+
+def test_a_sign_of_percent_in_the_words_of_a_command_is_shown_as_it_is():
+    parser = argparse.ArgumentParser(prog="x")
+    add_command(parser.add_subparsers(), "half", "Half: 50 % and 50%s of %(it)s.")
+    assert "half: 50 % and 50%s of %(it)s" in parser.format_help()
