@@ -20,7 +20,15 @@ html_title = f"sfrik {version}"
 
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_nb", "mathml", "docstrings", "repository"]
 root_doc = "docs/index"
-include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs/*.md", "docs/api/*.rst", "notebooks/*.ipynb"]
+include_patterns = [
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "docs/*.md",
+    "docs/api/*.rst",
+    "notebooks/*.ipynb",
+]
 include_patterns += ["results/README.md", "results/desk/README.md", "results/desk/*/README.md", "results/desk/tables/*.md"]
 exclude_patterns = [".*", "site", "build", "data", "sfrik", "tests", "benchmarks", "*.egg-info", "docs/_*", "results/smoke"]
 nitpicky = False
