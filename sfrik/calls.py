@@ -108,13 +108,15 @@ def importable_name(function: str | Callable) -> str:
         SfrikError: it cannot.
     """
     if callable(function):
+        if not hasattr(function, "__qualname__") or getattr(function, "__self__", None) is not None:
+            raise SfrikError(f"launch cannot start {function!r}: a worker imports a function of a module by its name")
         if function.__module__ == "__main__" or "<" in function.__qualname__:
             raise SfrikError(
                 f"launch cannot start {function.__qualname__}: a worker is a fresh process and imports its function, so it "
                 "must be in a module, not in a notebook or another function"
             )
         return f"{function.__module__}:{function.__qualname__}"
-    if ":" not in function:
+    if not isinstance(function, str) or not all(function.partition(":")):
         raise SfrikError(f'launch needs "module:function", got {function!r}')
     resolve(function)
     return function
@@ -131,8 +133,10 @@ def resolve(name: str) -> Any:
         found: Any = importlib.import_module(module)
         for part in qualname.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise SfrikError(f"launch cannot find {name}: {error}") from None
+    if not callable(found):
+        raise SfrikError(f"launch cannot call {name}: it is no function")
     return found
 
 
@@ -146,7 +150,7 @@ def pack(value: Any) -> Any:
         return {"__settings__": importable_name(type(value)), "values": value.model_dump(mode="json")}
     try:
         json.dumps(value)
-    except TypeError as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise SfrikError(
             f"an argument of launch must be settings, or made of numbers, strings, lists and dicts: {error}"
         ) from None

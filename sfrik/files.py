@@ -31,6 +31,7 @@ else:
     import tomli as tomllib
 
 __all__ = [
+    "UnreadableError",
     "WriteError",
     "atomic_write",
     "check_regular",
@@ -61,6 +62,10 @@ KINDS = {
 
 class WriteError(SfrikError):
     """A file could not be written; the text names it, what it needs and what is free."""
+
+
+class UnreadableError(SfrikError):
+    """A file could not be read for a reason that is not its content: permissions, or the file system. It may be whole."""
 
 
 @contextmanager
@@ -188,7 +193,7 @@ def read_bytes(path: str | Path) -> bytes:
     except FileNotFoundError:
         raise SfrikError(f"there is no file {path}") from None
     except OSError as error:
-        raise SfrikError(f"cannot read {path}: {error.strerror or error}") from None
+        raise UnreadableError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def read_text(path: str | Path) -> str:
@@ -320,6 +325,6 @@ def format_bytes(count: int) -> str:
     '3 MiB'
     """
     for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if count >= 10 * size or (count >= size and unit != "GiB"):
-            return f"{count / size:.0f} {unit}"
+        if count >= size:
+            return f"{count / size:.3g} {unit}" if count < 1000 * size else f"{count / size:.0f} {unit}"
     return f"{count} bytes"

@@ -27,6 +27,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -37,7 +38,7 @@ import torch.distributed as dist
 
 from sfrik.calls import Reports, importable_name, pack_call, resolve
 from sfrik.devices import cores
-from sfrik.errors import WorkerError
+from sfrik.errors import SfrikError, WorkerError
 from sfrik.preemption import GRACE, SIGNALS, StopRequests, place_reached, stop, stop_requests
 from sfrik.progress import Bar, wants_bar
 
@@ -71,6 +72,11 @@ def launch(
     name = importable_name(function)
     nproc = nproc_per_node or max(1, torch.cuda.device_count())
     nodes = nodes or _slurm_nodes()
+    for count, what in ((nproc, "nproc_per_node"), (nodes, "nodes")):
+        if not isinstance(count, int) or count < 1:
+            raise SfrikError(f"{what} of launch must be a whole number of at least 1, got {count!r}")
+    if nodes > 1 and not _starts_steps():
+        raise SfrikError(f"launch on {nodes} nodes needs a SLURM job: on this machine leave nodes out")
     if nproc * nodes == 1 and not _starts_steps():
         return resolve(name)(*args, **kwargs)
     pack_call(name, args, kwargs)  # what cannot travel is refused before anything is started
@@ -168,8 +174,8 @@ def _watch(workers: list[subprocess.Popen], call: str, screen: _Screen, requests
     killed: list[int] = []
     grace = GRACE
     try:
-        for worker in workers:
-            _hand_over(worker, call)
+        for worker in workers:  # in threads: a pipe takes so much, and the worker may never read
+            threading.Thread(target=_hand_over, args=(worker, call), daemon=True).start()
         while _some_run(workers) and not any(worker.returncode for worker in workers):
             if requests.number or reports.stopped is not None:
                 break
@@ -208,7 +214,7 @@ def _watch(workers: list[subprocess.Popen], call: str, screen: _Screen, requests
 def _hand_over(worker: subprocess.Popen, call: str) -> None:
     """Write the call to a worker's stdin, which stays open: its end tells the worker that this process is gone."""
     assert worker.stdin is not None  # as it was started
-    with suppress(BrokenPipeError):  # it has ended already, and its exit status says how
+    with suppress(OSError, ValueError):  # it has ended already, and its exit status says how
         worker.stdin.write(call.encode())
         worker.stdin.flush()
 

@@ -252,6 +252,7 @@ def _whole_file(path: Path) -> Iterator[Path]:
             path = Path(folder) / "joined"
             with path.open("wb") as whole:
                 for part in parts:
+                    check_regular(part)
                     with part.open("rb") as piece:
                         shutil.copyfileobj(piece, whole)
         if tarfile.is_tarfile(path):

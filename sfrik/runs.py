@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfrik.errors import SfrikError
 from sfrik.files import (
+    UnreadableError,
     WriteError,
     check_regular,
     file_hash,
@@ -53,6 +54,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Run", "folder_lock", "settings_differences"]
 
+WRITTEN = (
+    *("settings.json", "provenance.json", "state.json", "metrics.jsonl"),
+    *("projector.safetensors", "backbone.safetensors"),
+)
 NOT_SCORES = ("settings.json", "provenance.json", "state.json")
 
 
@@ -87,6 +92,9 @@ class Run:
         """
         from sfrik.tensor_files import check_weights, read_header
 
+        for name in (*WRITTEN, *(checkpoint.name for checkpoint in self.checkpoints.paths)):
+            if (self.folder / name).is_dir():
+                raise SfrikError(f"{self.folder / name} is a folder, where a file is to be written: move it away")
         path, ours = self.folder / "settings.json", settings.what()
         known = self._known_settings()
         differences = settings_differences(known, ours) if known is not None else ""
@@ -118,6 +126,8 @@ class Run:
         try:
             if path.exists():
                 return read_record(path, RunSettings)["settings"]
+        except UnreadableError:
+            raise
         except SfrikError as error:
             set_aside(path, str(error))
         if not self.checkpoints.exist:
@@ -151,8 +161,11 @@ class Run:
         if _why_not_opened(self.backbone):
             return None
         record = self._provenance().get("weights", {}).get(self.backbone.name)
-        if record and weights.st_mtime_ns <= (self.folder / "provenance.json").stat().st_mtime_ns:
-            return record
+        if record:
+            written = (self.folder / "provenance.json").stat()
+            # a file that was moved or copied here keeps the time of its content, and not that of its name
+            if max(weights.st_mtime_ns, weights.st_ctime_ns) <= max(written.st_mtime_ns, written.st_ctime_ns):
+                return record
         return _remembered_hash(str(self.backbone), weights.st_mtime_ns, weights.st_size)
 
     def _provenance(self) -> dict[str, Any]:
@@ -354,13 +367,13 @@ def settings_differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> 
 
 
 def _why_not_opened(path: Path) -> str:
-    """Why a file of weights does not open; nothing where its header fits its length."""
+    """Why a file of weights does not open; nothing where its header fits its length. An OSError says nothing about the file."""
     try:
         check_regular(path)
-        found = path.stat()
-        return _checked_header(str(path), found.st_mtime_ns, found.st_size)
-    except (SfrikError, OSError) as error:
+    except SfrikError as error:
         return str(error)
+    found = path.stat()
+    return _checked_header(str(path), found.st_mtime_ns, found.st_size)
 
 
 @cache

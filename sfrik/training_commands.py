@@ -66,6 +66,7 @@ def _command(section: str, work: Callable[[Any], dict[str, Any]]) -> Callable[[a
             raise SfrikError("--nproc-per-node starts processes, and torchrun has done so already: leave one of them out")
         if options.dry_run:
             return _plan(settings, several, nproc or (there if there > 1 else None))
+        _check_shares(settings, nproc)
         if not (options.recipe or hasattr(options, "exp_dir")) and os.environ.get("RANK", "0") == "0":
             print(f"results go to {settings.exp_dir} (--exp-dir)", flush=True)
         outcome = _on_processes(work, settings, nproc)

@@ -114,3 +114,7 @@ def long_result(count: int) -> str:
 
 def cannot_write(path: str) -> None:
     write_text(path, "text")
+
+
+def length(text: str) -> int:
+    return len(text)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import json
 import os
 import re
@@ -15,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sfrik import runs
 from sfrik.checkpoints import Checkpoints
 from sfrik.errors import SfrikError
 from sfrik.evaluate.protocols import evaluate, knn_eval
@@ -118,6 +121,78 @@ def test_an_evaluation_refuses_weights_with_a_flipped_bit_wherever_they_are_give
             score(finished, seed=5)
         with pytest.raises(SfrikError, match="is not the file that was trained"):
             score(tmp_path / "elsewhere", pretrained=str(finished / "backbone.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["backbone.safetensors", "settings.json", "linear.json", "provenance.json"])
+def test_a_file_system_that_does_not_give_a_file_costs_no_file_and_no_training(finished, name, monkeypatch):
+    before = {path.name: path.read_bytes() for path in finished.iterdir() if path.is_file()}
+    real = (io.open, os.open)
+
+    def unreadable(function):
+        def call(path, *arguments, **keywords):
+            if isinstance(path, str | os.PathLike) and os.path.basename(path) == name:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return function(path, *arguments, **keywords)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(io, "open", unreadable(real[0]))
+        patch.setattr("builtins.open", unreadable(real[0]))
+        runs._checked_header.cache_clear()
+        runs._remembered_provenance.cache_clear()
+        for work in (train, probe):
+            if (work, name) not in ((train, "linear.json"), (probe, "settings.json")):
+                with pytest.raises((SfrikError, OSError), match=rf"{name}|Permission denied"):
+                    work(finished)
+    assert {path.name: path.read_bytes() for path in finished.iterdir() if path.is_file()} == before
+
+
+def test_a_broken_record_costs_no_score(finished):
+    before = (finished / "linear.json").read_bytes()
+    (finished / "provenance.json").write_text("")
+    with pytest.raises(SfrikError, match=r"provenance\.json is not valid JSON"):
+        probe(finished)
+    assert (finished / "linear.json").read_bytes() == before
+    assert not list(finished.glob("*.broken"))
+
+
+@pytest.mark.parametrize("name", ["backbone.safetensors", "checkpoint.pt", "state.json", "metrics.jsonl"])
+def test_a_folder_in_the_place_of_a_file_is_found_before_the_work(tmp_path, name):
+    (tmp_path / "run" / name).mkdir(parents=True)
+    with pytest.raises(SfrikError, match=rf"{name} is a folder, where a file is to be written"):
+        train(tmp_path / "run")
+
+
+def test_older_weights_that_keep_their_time_do_not_keep_the_score(finished, tmp_path):
+    train(tmp_path / "other", seed=1)
+    os.utime(tmp_path / "other" / "backbone.safetensors", (1, 1))
+    shutil.copy2(tmp_path / "other" / "backbone.safetensors", finished / "backbone.safetensors")
+    assert Run(finished).result("linear") is None
+
+
+def test_two_that_extract_into_one_folder_do_so_one_after_the_other(finished, tmp_path):
+    script = (
+        "import sys\nfrom sfrik.evaluate import features\nfrom sfrik.settings import FeatureSettings\n"
+        "real = features._extract\n"
+        "def told(*a):\n    print('extracting', flush=True)\n    real(*a)\n"
+        "features._extract = told\n"
+        f"features.extract_features(FeatureSettings.from_recipe({RECIPE!r}, exp_dir=sys.argv[1], **{SMALL!r}))\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", script, str(finished)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sum(text.count("extracting") for text in said) == 1
+
+
+def test_features_that_were_cut_short_are_extracted_again(finished):
+    top1 = neighbours(finished)["top1_at"]
+    path = finished / "features" / "val_features.npy"
+    path.write_bytes(path.read_bytes()[:-1000])
+    (finished / "knn.json").unlink()
+    assert neighbours(finished)["top1_at"] == top1
 
 
 def test_a_head_with_a_flipped_bit_is_refused(finished):

@@ -1,5 +1,6 @@
 """A function on N processes: results, output, failures, interrupts, and no process left behind."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -98,6 +99,42 @@ def test_what_a_worker_cannot_import_is_refused_with_the_reason():
         launch("nothing", nproc_per_node=2)
     with pytest.raises(SfrikError, match="settings, or made of numbers"):
         launch(launch_targets.fail_on, object(), nproc_per_node=2)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (None, "module:function"),
+        (5, "module:function"),
+        (":f", "module:function"),
+        ("launch_targets:", "module:function"),
+        ("..:f", "cannot find"),
+        ("launch_targets:__name__", "is no function"),
+        (functools.partial(launch_targets.fail_on, 1), "imports a function of a module by its name"),
+        ("text".upper, "imports a function of a module by its name"),
+    ],
+)
+def test_what_is_no_function_of_a_module_is_refused_before_anything_starts(function, message):
+    with pytest.raises(SfrikError, match=message):
+        launch(function, nproc_per_node=2)
+
+
+@pytest.mark.parametrize("counts", [{"nproc_per_node": -1}, {"nproc_per_node": 1.5}, {"nproc_per_node": "2"}, {"nodes": 2}])
+def test_numbers_of_processes_and_nodes_that_cannot_be_are_refused(counts, monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    with pytest.raises(SfrikError, match="launch"):
+        launch("os:getpid", **{"nproc_per_node": 1, **counts})
+
+
+def test_an_argument_that_json_cannot_hold_is_refused():
+    circular: list = []
+    circular.append(circular)
+    with pytest.raises(SfrikError, match="an argument of launch must be"):
+        launch("launch_targets:fail_on", circular, nproc_per_node=2)
+
+
+def test_a_call_larger_than_a_pipe_arrives_whole():
+    assert launch("launch_targets:length", "x" * 3_000_000, nproc_per_node=2) == 3_000_000
 
 
 # The handler is set anew: a shell that runs the tests in the background has its children ignore interrupts.

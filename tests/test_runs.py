@@ -126,7 +126,7 @@ def test_a_full_disk_is_an_error_that_names_the_space_and_leaves_the_checkpoint_
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))  # the system then refuses to write more, as a full disk does
     try:
-        with pytest.raises(SfrikError, match=r"it needs 4 MiB and \d+ [GM]iB are free.*checkpoint\.pt is kept"):
+        with pytest.raises(SfrikError, match=r"it needs 4 MiB and [\d.]+ [GM]iB are free.*checkpoint\.pt is kept"):
             run.checkpoints.save(large)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

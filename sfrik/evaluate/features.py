@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from io import RawIOBase
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ from sfrik.datasets import Images, batches, load_images
 from sfrik.devices import autocast, channels_last, pick_device, pick_precision
 from sfrik.errors import SfrikError
 from sfrik.evaluate.frozen import evaluation_split, frozen_backbone, scored_images, weights_path
-from sfrik.files import atomic_write, check_regular, file_hash, make_folder, write_error, write_json
+from sfrik.files import atomic_write, check_regular, file_hash, write_error, write_json
+from sfrik.networks import Backbone
 from sfrik.progress import told
 from sfrik.records import FeatureOrigin, read_record
+from sfrik.runs import folder_lock
 from sfrik.settings import FeatureSettings
 from sfrik.views import Views, resize_for_test
 
@@ -103,9 +105,18 @@ def extract_features(settings: FeatureSettings) -> Path:
         "train": load_images(settings.dataset, "train", settings.data_dir, settings.subset),
     }
     backbone = channels_last(frozen_backbone(settings, splits["train"].channels), device)
+    # two that extract into one folder would write to the same files
+    with folder_lock(folder, "features.lock", wait=True) if rank() == 0 else nullcontext():
+        if not rank_zero_says(_are_there(folder, settings)):
+            _extract(folder, settings, splits, backbone, device, precision)
+    return folder
+
+
+def _extract(
+    folder: Path, settings: FeatureSettings, splits: dict[str, Images], backbone: Backbone, device: torch.device, precision: str
+) -> None:
     views = resize_for_test(settings.size, settings.dataset)
     if rank() == 0:
-        make_folder(folder)
         (folder / "weights.json").unlink(missing_ok=True)
         for split, images in splits.items():
             _make_empty(_aside(folder, split), (len(images), backbone.num_features))
@@ -127,7 +138,6 @@ def extract_features(settings: FeatureSettings) -> Path:
                 np.save(file, images.targets)
         write_json(folder / "weights.json", _origin(settings))
     _barrier()
-    return folder
 
 
 @contextmanager
@@ -204,6 +214,8 @@ def _are_there(folder: Path, settings: FeatureSettings) -> bool:
     if not all((folder / name).is_file() for name in (*FILES, "weights.json")) or not weights_path(settings).is_file():
         return False
     try:
+        for split in ("train", "val"):
+            load_features(folder, split)  # as far as header and length show
         return read_record(folder / "weights.json", FeatureOrigin) == _origin(settings)
     except SfrikError:
         if settings.extraction_dir:
@@ -247,7 +259,9 @@ def load_features(folder: Path, name: str) -> tuple[Tensor, Tensor]:
         try:
             array = np.lib.format.open_memmap(path, mode="c")  # read as needed: ImageNet has 10 GiB
             tensor = torch.from_numpy(array)
-        except (TypeError, ValueError, EOFError, OSError, OverflowError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # NumPy reads the header as Python, and raises anything where it is damaged
             raise SfrikError(f"{path} is not a complete .npy file ({error}): extract the features again") from None
         kinds, ndim = ("f", 2) if part == "features" else ("iu", 1)
         if array.dtype.kind not in kinds or array.ndim != ndim:

@@ -8,10 +8,10 @@ from typing import Any
 from sfrik.checkpoints import Checkpoints
 from sfrik.datasets import Images, load_images
 from sfrik.errors import SfrikError
-from sfrik.files import set_aside
+from sfrik.files import UnreadableError, set_aside
 from sfrik.labels import labelled_share
 from sfrik.networks import Backbone, build_pixels, load_backbone
-from sfrik.records import Choice, read_record
+from sfrik.records import Choice, Score, read_record
 from sfrik.runs import Run
 from sfrik.settings import EvaluateSettings, FrozenSettings
 from sfrik.tensor_files import check_weights
@@ -93,11 +93,17 @@ def finished_score(protocol: str, settings: FrozenSettings) -> tuple[Run, str, d
     name = protocol if evaluation_split(settings) == "test" else f"{protocol}_tune"
     if settings.pretrained or getattr(settings, "extraction_dir", "") or getattr(settings, "ckp_path", ""):
         return run, name, None
+    path = run.folder / f"{name}.json"
+    if path.is_dir():
+        raise SfrikError(f"{path} is a folder, where the score is to be written: move it away")
     try:
-        known = run.result(name, settings)
+        if path.exists():
+            read_record(path, Score)
+    except UnreadableError:
+        raise
     except SfrikError as error:
-        set_aside(run.folder / f"{name}.json", str(error))
-        known = None
+        set_aside(path, str(error))
+    known = run.result(name, settings)
     if known is not None:  # after a process that was killed when it had just written the score
         Checkpoints(run.folder, f"checkpoint_{name}").drop()
     return run, name, known
