@@ -7,7 +7,10 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import signal
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -81,12 +84,12 @@ def settings_of(place: Path, folder: Path, protocol: str, **overrides) -> Evalua
 
 
 def contents(folder: Path) -> dict[str, object]:
-    """Every file of a run: weights by their hash, the score as it is read, but for the commit, which may change meanwhile."""
+    """Every file of a run but its locks: weights by their hash, the score as it is read, without the commit, which may change."""
 
     def read(path: Path) -> object:
         return {**read_json(path), "commit": ""} if path.suffix == ".json" else file_hash(path)
 
-    return {path.name: read(path) for path in folder.iterdir()}
+    return {path.name: read(path) for path in folder.iterdir() if path.suffix != ".lock"}
 
 
 def after_steps(number: int, action) -> None:
@@ -250,7 +253,11 @@ def test_a_checkpoint_that_was_cut_short_gives_way_to_the_one_before(place, whol
             evaluate(settings, progress=False)
     newest = tmp_path / "checkpoint_finetune.pt"
     newest.write_bytes(newest.read_bytes()[:-1000])
-    (tmp_path / "checkpoint_finetune.pt.tmp").write_bytes(b"one that was being written")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    host = re.sub(r"\W", "_", socket.gethostname())
+    left = tmp_path / f".checkpoint_finetune.pt.{host}-{gone.pid}-0123abcd.tmp"
+    left.write_bytes(b"one that was being written")
     evaluate(settings, progress=False)
     (tmp_path / "checkpoint_finetune.broken").unlink()
     assert contents(tmp_path) == whole["finetune"]
@@ -286,8 +293,10 @@ def test_a_checkpoint_of_other_labels_or_another_precision_is_not_used(place, tm
     settings = settings_of(place, tmp_path, "linear", label_list=str(tmp_path / "list.txt"))
     images, run = squares(8, 0), Run(tmp_path)
     (tmp_path / "list.txt").write_text("one")
-    EvaluationCheckpoint(run, "linear", settings, "digest", images, "fp32").save({"step": 3})
-    assert EvaluationCheckpoint(run, "linear", settings, "digest", images, "fp32").load()["step"] == 3
+    parts = {"models": {}, "optimizer": {}, "scaler": {}, "tops": [], "diverged": {}, "random": {}}
+    place = {"epoch": 0, "step": 3, "loss": 0.5}
+    EvaluationCheckpoint(run, "linear", settings, "digest", images, "fp32").save({**parts, "place": place})
+    assert EvaluationCheckpoint(run, "linear", settings, "digest", images, "fp32").load()["place"] == place
     assert EvaluationCheckpoint(run, "linear", settings, "digest", images, "bf16").load() is None
     assert EvaluationCheckpoint(run, "linear", settings, "digest", squares(9, 0), "fp32").load() is None
     (tmp_path / "list.txt").write_text("another")
