@@ -239,7 +239,7 @@ def test_a_signalled_job_saves_requeues_itself_and_goes_on(tmp_path, undisturbed
 
 
 def test_a_job_that_nears_its_limit_is_signalled_by_slurm_and_goes_on(tmp_path, undisturbed):
-    job = pretraining(tmp_path, time="2", signal_seconds=45)  # SLURM looks every 30 s, and may be a minute early
+    job = pretraining(tmp_path, time="3", signal_seconds=45)  # SLURM looks every 30 s, and may be a minute early
     first = halted_in_training(job, tmp_path)
 
     def told() -> bool:
@@ -248,7 +248,7 @@ def test_a_job_that_nears_its_limit_is_signalled_by_slurm_and_goes_on(tmp_path, 
         pending = re.findall(r"^(?:Sig|Shd)Pnd:\s*(\w+)", text, re.MULTILINE)
         return "State:\tT" not in text or any(int(mask, 16) >> (signal.SIGUSR1 - 1) & 1 for mask in pending)
 
-    wait_for(told, 120, "the signal before the limit")
+    wait_for(told, 200, "the signal before the limit")
     with suppress(psutil.NoSuchProcess):
         first.resume()
     requeued(job)
