@@ -89,10 +89,9 @@ class Reports:
             self.first = self.first or kind
 
 
-def pack_call(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], **about: Any) -> str:
-    """The call of the function `name`, and what a worker needs besides, as a line of JSON."""
-    arguments = {"args": [pack(a) for a in args], "kwargs": {k: pack(v) for k, v in kwargs.items()}}
-    return json.dumps({"function": name, **arguments, **about}) + "\n"
+def pack_call(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The call of the function `name`, as JSON holds it."""
+    return {"function": name, "args": [pack(a) for a in args], "kwargs": {k: pack(v) for k, v in kwargs.items()}}
 
 
 def unpack_call(call: dict[str, Any]) -> tuple[Callable, list[Any], dict[str, Any]]:

@@ -29,7 +29,7 @@ from sfrik.claims import write_claims
 from sfrik.devices import cores
 from sfrik.errors import Preempted, SfrikError, nearest
 from sfrik.experiments import experiment, grids, rows_of
-from sfrik.files import check_regular, make_folder, read_text, write_error, write_json
+from sfrik.files import check_regular, is_there, make_folder, read_text, write_error, write_json
 from sfrik.notebooks import Kernel, execute, notebook_path
 from sfrik.preemption import SIGNALS, stop, stop_requests
 from sfrik.progress import duration
@@ -201,7 +201,7 @@ def write_choices(profile: str, root: str | Path) -> dict[str, str]:
             path = Path(root) / profile / "tuning" / f"{grid}.json"
             name = chosen[grid].split("/")[-1]
             choice = {"grid": grid, "protocol": "linear_tune", "seed": 0, "tune_top1": scores, "chosen": name}
-            known = read_record(path, Choice) if os.path.lexists(path) else {}
+            known = read_record(path, Choice) if is_there(path) else {}
             if any(known.get(key) != value for key, value in choice.items()):
                 write_json(path, {"version": VERSION, **choice, "commit": commit()})
     return chosen
@@ -347,7 +347,7 @@ def scores_there(recipe: str, seed: int, root: str | Path, stages: Sequence[str]
         SfrikError: one is broken; its file is named.
     """
     paths = {name: run_folder(recipe, seed, root) / f"{name}.json" for stage in stages for name in STAGES[stage].scores}
-    return {name: read_record(path, Score) for name, path in paths.items() if os.path.lexists(path)}
+    return {name: read_record(path, Score) for name, path in paths.items() if is_there(path)}
 
 
 def _render(name: str, profile: str, root: str | Path, seeds: int | None) -> None:

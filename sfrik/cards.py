@@ -5,12 +5,11 @@ A mean of a table leads here, and from here to the run: <root>/<profile>/<recipe
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from sfrik.experiments import EXPERIMENTS
-from sfrik.files import write_text
+from sfrik.files import is_there, write_text
 from sfrik.records import Provenance, read_record
 from sfrik.settings import results_root
 from sfrik.table_rows import Column, Row
@@ -66,7 +65,7 @@ class Card:
         for seed in seeds_there(self.row.recipe, folder.parents[1]):
             run = folder / f"seed{seed}"
             record = run / "provenance.json"
-            origin = read_record(record, Provenance) if os.path.lexists(record) else {}
+            origin = read_record(record, Provenance) if is_there(record) else {}
             cells = [f"[{seed}]({run.name})", *(_number(*self.scores[column.name], run.name, seed) for column in columns)]
             lines.append(_row([*cells, origin.get("commit", MISSING)[:12], origin.get("started", MISSING), _files(run)]))
         lines += ["", "A number leads to the file that it stands in, which names the weights, the settings and the commit.", ""]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sfrik.errors import SfrikError
+from sfrik.files import is_there
 from sfrik.records import Costs, read_record
 from sfrik.table_rows import Column, Row, paper_figures
 
@@ -71,7 +71,7 @@ def read_costs(path: Path) -> dict[str, Any]:
     Raises:
         SfrikError: the file cannot be read or holds something else; it is named.
     """
-    found = read_record(path, Costs) if os.path.lexists(path) else {}
+    found = read_record(path, Costs) if is_there(path) else {}
     for name, value in found.items():
         expected = str if name in ("hardware", "commit") else dict if ENTRY in name else object
         if not isinstance(value, expected):

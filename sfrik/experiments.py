@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from sfrik.cost_rows import complexity_columns, table5_rows, table6_rows
 from sfrik.errors import SfrikError, nearest
+from sfrik.files import is_there
 from sfrik.records import Choice, read_record
 from sfrik.settings import load_recipe, results_root
 from sfrik.table_rows import (
@@ -82,7 +82,7 @@ def read_choice(profile: str, grid: str, root: str | Path | None = None) -> str 
         SfrikError: the file of the choice is broken, or names no recipe of the grid; it is named.
     """
     path = Path(root or results_root()) / profile / "tuning" / f"{grid}.json"
-    if not os.path.lexists(path):
+    if not is_there(path):
         return None
     recipe = f"{profile}/{read_record(path, Choice)['chosen']}"
     if recipe not in grids(profile)[grid]:

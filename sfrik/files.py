@@ -37,6 +37,7 @@ __all__ = [
     "check_regular",
     "file_hash",
     "format_bytes",
+    "is_there",
     "make_folder",
     "read_bytes",
     "read_json",
@@ -168,6 +169,21 @@ def set_aside(path: Path, why: str) -> Path:
     os.replace(path, aside)
     print(f"{path} is broken ({why}); renamed to {aside.name}", file=sys.stderr, flush=True)
     return aside
+
+
+def is_there(path: str | Path) -> bool:
+    """Whether a name is taken, also by a link that leads nowhere. `Path.exists` takes a folder that may not be read for none.
+
+    Raises:
+        UnreadableError: the file system does not say.
+    """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise UnreadableError(f"cannot read {path}: {error.strerror or error}") from None
+    return True
 
 
 def check_regular(path: str | Path) -> None:

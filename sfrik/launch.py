@@ -16,6 +16,7 @@ SIGTERM). `pretrain` then saves a checkpoint; a worker that has not ended after 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -45,6 +46,7 @@ from sfrik.progress import Bar, wants_bar
 __all__ = ["launch"]
 
 SIBLINGS = 2.0  # seconds in which the first failing worker may still report why
+LONGEST_LINE = 1 << 16  # bytes of output that are kept back until their line ends
 DRAIN = 5.0  # seconds of output of a process that the workers left behind, at most
 LOST = 3.0  # seconds that the others have to end when one has failed: without it they cannot save
 KILLED = re.compile(r"srun: error: (\S+): tasks? ([\d,-]+): (Killed|Segmentation fault|Aborted|Bus error|Out Of Memory)")
@@ -79,7 +81,7 @@ def launch(
         raise SfrikError(f"launch on {nodes} nodes needs a SLURM job: on this machine leave nodes out")
     if nproc * nodes == 1 and not _starts_steps():
         return resolve(name)(*args, **kwargs)
-    pack_call(name, args, kwargs)  # what cannot travel is refused before anything is started
+    call = pack_call(name, args, kwargs)
     token = secrets.token_hex(16)
     environment = {
         **os.environ,
@@ -96,7 +98,7 @@ def launch(
     # a folder of mode 0700
     with tempfile.TemporaryDirectory(prefix="sfrik-") as folder, stop_requests() as requests:
         meeting, _store = _meeting(nodes, folder)
-        call = pack_call(name, args, kwargs, token=token, meeting=meeting)
+        call |= {"token": token, "meeting": meeting}
         reading, writing = os.pipe()
         try:
             workers = _start(nproc, nodes, environment, writing)
@@ -105,7 +107,7 @@ def launch(
             raise
         finally:
             os.close(writing)
-        _watch(workers, call, _Screen(reading, workers, reports), requests)
+        _watch(workers, json.dumps(call) + "\n", _Screen(reading, workers, reports), requests)
     if reports.result:
         return reports.result[0]
     saved = place_reached(reports.stopped) if reports.stopped is not None else "nothing new to save"
@@ -284,7 +286,11 @@ class _Screen:
         chunk = os.read(key.fd, 1 << 16)
         if not chunk:
             self._selector.unregister(key.fileobj)
-        *lines, self._rest[key.fd] = (self._rest[key.fd] + chunk).split(b"\n")
+        *lines, rest = [*(self._rest[key.fd] + chunk).splitlines(keepends=True), b""]
+        # a line that goes on is shown when it ends, or when much of it has come
+        if lines and not lines[-1].endswith((b"\n", b"\r")) and len(lines[-1]) < LONGEST_LINE:
+            rest = lines.pop()
+        self._rest[key.fd] = rest
         for line in lines:
             self._line(key.fd, line)
 
@@ -296,9 +302,9 @@ class _Screen:
             self.killed = self.killed or KILLED.match(line)
             self._errors = [*self._errors, line.strip()][:5]
         if self.bar is None:
-            print(line, flush=True)
+            print(line, end="", flush=True)
         else:
-            self.bar.write(line)
+            self.bar.write(line.rstrip("\r\n"))
 
 
 def _stop(workers: list[subprocess.Popen], grace: float, screen: _Screen) -> None:

@@ -53,7 +53,7 @@ class RunSettings(Record):
 class Provenance(Record):
     """provenance.json. `weights`: SHA-256 of each finished weights file, by its name."""
 
-    commit: str = ""
+    commit: str
     started: str = ""
     finished: str = ""
     resumed: list[dict[str, Any]] = Field(default_factory=list)

@@ -43,6 +43,7 @@ from sfrik.files import (
 from sfrik.provenance import commit, now
 from sfrik.records import VERSION, LogLine, Provenance, RunSettings, Score, State, parse_record, read_record
 from sfrik.settings import Settings
+from sfrik.tensor_files import check_weights, read_header
 
 try:
     import fcntl
@@ -90,8 +91,6 @@ class Run:
             SfrikError: the folder holds a run with other settings; each difference is named. Or weights that were finished and
                 have changed since.
         """
-        from sfrik.tensor_files import check_weights, read_header
-
         for name in (*WRITTEN, *(checkpoint.name for checkpoint in self.checkpoints.paths)):
             if (self.folder / name).is_dir():
                 raise SfrikError(f"{self.folder / name} is a folder, where a file is to be written: move it away")
@@ -367,28 +366,24 @@ def settings_differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> 
 
 
 def _why_not_opened(path: Path) -> str:
-    """Why a file of weights does not open; nothing where its header fits its length. An OSError says nothing about the file."""
-    try:
-        check_regular(path)
-    except SfrikError as error:
-        return str(error)
+    """Why a file of weights does not open; nothing where its header fits its length.
+
+    Raises:
+        UnreadableError, OSError: of the file system: the file may be whole.
+    """
     found = path.stat()
     return _checked_header(str(path), found.st_mtime_ns, found.st_size)
 
 
 @cache
 def _checked_header(path: str, modified: int, size: int) -> str:
-    """Of a safetensors file: eight bytes of length, a JSON header, as many bytes of tensors as it says. PyTorch is not needed."""
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= size - 8:
-            return "it is empty, cut short or no safetensors file"
-        try:
-            header = json.loads(file.read(length))
-            end = max((part["data_offsets"][1] for name, part in header.items() if name != "__metadata__"), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-            return "its header is damaged"
-    return "" if 8 + length + end == size else f"it has {size} bytes and should have {8 + length + end}"
+    try:
+        read_header(path)
+    except UnreadableError:
+        raise
+    except SfrikError as error:
+        return str(error)
+    return ""
 
 
 @cache

@@ -109,7 +109,9 @@ def command(section: str, recipe: str | None, settings: Settings) -> str:
 
 def _last_epoch(settings: PretrainSettings, line: dict[str, Any]) -> list[str]:
     if not line:
-        return ["nothing was trained: the weights are as they were initialised"]
+        if settings.ssl_method == "none" or settings.epochs == 0:
+            return ["nothing was trained: the weights are as they were initialised"]
+        return ["pretrained; metrics.jsonl has no epoch to show"]
     knn = f", 20-NN on training images {line['knn']:.1f} %" if "knn" in line else ""
     epochs = "1 epoch" if line["epoch"] == 0 else f"{line['epoch'] + 1} epochs"
     return [

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from typing import Any
 from sfrik.cost_rows import read_costs
 from sfrik.errors import SfrikError
 from sfrik.experiments import EXPERIMENTS, Experiment, experiment
-from sfrik.files import write_text
+from sfrik.files import is_there, write_text
 from sfrik.records import Score, read_record
 from sfrik.runs import Run
 from sfrik.settings import results_root, run_folder
@@ -240,7 +239,7 @@ def _score(folder: Path, name: str) -> dict[str, Any]:
     path = folder / f"{name}.json"
     if name in ("table5", "table6"):
         return read_costs(path)
-    return read_record(path, Score) if os.path.lexists(path) else {}
+    return read_record(path, Score) if is_there(path) else {}
 
 
 def _note(table: Table) -> str:

@@ -1,4 +1,7 @@
-"""Files of tensors: safetensors, which hold nothing else, and PyTorch's pickles, which are read with `weights_only`."""
+"""Files of tensors: safetensors, which hold nothing else, and PyTorch's pickles, which are read with `weights_only`.
+
+PyTorch is imported where tensors are made: `sfrik status` looks at headers only, and does without.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,18 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
 
 from sfrik.errors import SfrikError
-from sfrik.files import atomic_write, check_regular, file_hash
+from sfrik.files import UnreadableError, atomic_write, check_regular, file_hash
 from sfrik.records import Provenance, read_record
 
-__all__ = ["check_weights", "opens", "read_header", "read_pickle", "read_safetensors", "write_safetensors"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["check_weights", "read_header", "read_pickle", "read_safetensors", "write_safetensors"]
 
 
 def write_safetensors(path: str | Path, state: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
@@ -32,6 +35,8 @@ def write_safetensors(path: str | Path, state: Mapping[str, Tensor], about: Mapp
     Raises:
         WriteError: the file cannot be written. SfrikError: what was read back is not what was written.
     """
+    from safetensors.torch import save
+
     tensors = {key: value.detach().contiguous().cpu() for key, value in state.items()}
     # one entry: safetensors writes several in no fixed order
     content = save(tensors, metadata={"about": json.dumps(about, sort_keys=True)})
@@ -58,25 +63,19 @@ def read_header(path: str | Path) -> dict[str, Any]:
     """The facts about the tensors of a safetensors file; its header must fit its length, its tensors are not read.
 
     Raises:
-        SfrikError: the file is missing, cut short or of another format.
+        SfrikError: the file is missing, cut short or of another format. UnreadableError: the file system does not give it.
     """
     try:
         check_regular(path)
-        with safe_open(path, framework="pt") as file:
+        open(path, "rb").close()  # safetensors says of a file that may not be read that there is none
+        with safe_open(path, framework="np") as file:
             return _about(file.metadata(), path)
     except FileNotFoundError:
         raise SfrikError(f"there is no file {path}") from None
-    except (SafetensorError, OSError, ValueError) as error:
+    except OSError as error:
+        raise UnreadableError(f"cannot read {path}: {error.strerror or error}") from None
+    except (SafetensorError, ValueError) as error:
         raise SfrikError(f"{path} is not a complete safetensors file ({error}): copy or make it again") from None
-
-
-def opens(path: str | Path) -> bool:
-    """Whether a file is a complete safetensors file, by its header and its length."""
-    try:
-        read_header(path)
-    except SfrikError:
-        return False
-    return True
 
 
 def check_weights(path: str | Path) -> None:
@@ -105,6 +104,8 @@ def read_pickle(path: str | Path, shown: str | Path | None = None) -> Any:
         SfrikError: the file is missing, cut short, not PyTorch's, or holds other objects, which could run code.
         OSError, MemoryError: of the file system or the machine.
     """
+    import torch
+
     shown = shown or path
     try:
         check_regular(path)

@@ -10,6 +10,7 @@ import hmac
 import importlib
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -93,7 +94,7 @@ def _work() -> int:
     if not line:  # the caller is gone
         return 1
     call = json.loads(line)
-    threading.Thread(target=_end_with_caller, daemon=True).start()
+    threading.Thread(target=_end_with_caller, args=(call["meeting"],), daemon=True).start()
     rank = int(os.environ["RANK"])
     reporter = Reporter(reports, call["token"], rank)
     if rank == 0 and "SFRIK_BAR" in os.environ:
@@ -155,10 +156,13 @@ def _report_end(end: BaseException, reporter: Reporter, rank: int) -> int:
     return 1
 
 
-def _end_with_caller() -> None:
+def _end_with_caller(meeting: str) -> None:
     """The caller holds the other end of stdin; when it is gone, even by kill -9, this process saves what it can and ends."""
     while os.read(0, 1024):
         pass
+    kind, _, place = meeting.partition(":")
+    if kind == "file":  # the caller can no longer remove its temporary folder
+        shutil.rmtree(os.path.dirname(place), ignore_errors=True)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):  # what is printed now would raise BrokenPipeError
         os.dup2(nowhere, descriptor)

@@ -118,3 +118,13 @@ def cannot_write(path: str) -> None:
 
 def length(text: str) -> int:
     return len(text)
+
+
+def print_without_newlines(size: int) -> str:
+    """A progress bar's returns, then much of a line that never ends."""
+    for step in range(3):
+        sys.stdout.write(f"step {step}\r")
+    sys.stdout.flush()
+    sys.stdout.write("x" * size)
+    sys.stdout.flush()
+    return "done"

@@ -1,4 +1,4 @@
-"""A run and a table on a full disk: one line that names the file, the state says why, and the same command goes on with room."""
+"""A run and a table on a full disk: one line names the file, the state says why, and with room the same command resumes."""
 
 from __future__ import annotations
 

@@ -57,6 +57,14 @@ def test_three_processes_compute_together_and_rank_zero_returns(capfd):
     assert all(f"rank {rank} of 3 was here" in printed for rank in range(3))
 
 
+def test_output_without_newlines_is_shown_whole_and_as_it_comes(capfd):
+    size = 20_000_000  # a search from its start at each chunk would take minutes
+    assert launch("launch_targets:print_without_newlines", size, nproc_per_node=2) == "done"
+    printed = capfd.readouterr().out
+    assert printed.count("x") == 2 * size
+    assert all(printed.count(f"step {step}\r") == 2 for step in range(3))
+
+
 def test_settings_travel_whole():
     settings = PretrainSettings(epochs=7, ssl_method="auh")
     assert launch("launch_targets:method_of", settings, nproc_per_node=2) == "PretrainSettings auh 7"

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -121,3 +122,19 @@ def test_the_step_of_one_node_is_on_the_node_of_the_caller_and_in_the_sites_cont
     assert "--nodelist=node2" in words
     assert words[-6:] == ["apptainer", "exec", "an image.sif", sys.executable, "-m", "sfrik.worker"]
     assert not any(word.startswith("--nodelist") for word in step_words(2, 2, environment))
+
+
+def test_no_temporary_folder_is_left_by_a_caller_that_was_killed(tmp_path):
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    (tmp_path / "there").mkdir()
+    script = "import sys; from sfrik.launch import launch; launch('launch_targets:wait', sys.argv[1], nproc_per_node=2)"
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    caller = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "there")], env=environment)
+    wait_for(lambda: len(list((tmp_path / "there").iterdir())) == 2, START, "the workers")
+    assert len(list(folder.glob("sfrik-*"))) == 1
+    workers = named("sfrik.worker", caller.pid)
+    caller.kill()
+    caller.wait()
+    seconds_to_end(workers, 2 * GRACE)
+    assert not list(folder.glob("sfrik-*"))

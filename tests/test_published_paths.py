@@ -22,11 +22,11 @@ USER = "annabel"
 def user(tmp_path, monkeypatch):
     """A user with a home folder, whose working directory is in it: the home folder."""
     home = tmp_path / "home" / USER
-    (home / "work").mkdir(parents=True)
+    (home / "projects").mkdir(parents=True)
     monkeypatch.setenv("HOME", str(home))
     for name in ("LOGNAME", "USER"):
         monkeypatch.setenv(name, USER)
-    monkeypatch.chdir(home / "work")
+    monkeypatch.chdir(home / "projects")
     return home
 
 
@@ -38,7 +38,7 @@ def user(tmp_path, monkeypatch):
         ("file://{home}/x", "file://~/x"),
         ("-I{home}/include", "-I~/include"),
         ("\x1b[32m{home}/x.py\x1b[0m", "\x1b[32m~/x.py\x1b[0m"),
-        ("{home}/work/results/smoke", "./results/smoke"),
+        ("{home}/projects/results/smoke", "./results/smoke"),
         (f"{CHECKOUT}/sfrik/runs.py", "./sfrik/runs.py"),
         (
             "cannot read /scratch/annabel/sets/imagenet/train/n01/1.JPEG: broken",
@@ -78,7 +78,7 @@ def test_a_path_is_found_as_html_json_and_addresses_spell_it(user):
 def test_a_folder_behind_a_symbolic_link_is_hidden_too(user, tmp_path):
     real = tmp_path / "pool" / "group" / "sets"
     real.mkdir(parents=True)
-    (user / "work" / "data").symlink_to(real)
+    (user / "projects" / "data").symlink_to(real)
     assert hide_paths(["data/imagenet"])(f"{real}/imagenet/train") == ".../imagenet/train"
 
 
@@ -91,7 +91,7 @@ def test_a_short_home_folder_is_no_part_of_another_path(user, monkeypatch):
 PLACES = {
     "home": "{home}/data",
     "a folder of the group": "/scratch/annabel/sets/imagenet",
-    "a relative one": "../../annabel/work/../sets",
+    "a relative one": "../../annabel/projects/../sets",
     "of another user": "/home/bernard/sets/imagenet",
 }
 CELLS = (
@@ -119,7 +119,7 @@ def test_an_executed_notebook_names_no_folder_of_the_user_anywhere(user, tmp_pat
     pytest.importorskip("papermill", reason="comes with the extra notebooks")
     (tmp_path / "cells.ipynb").write_text(json.dumps(notebook("data_dir = ''", *CELLS)))
     monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
-    output = user / "work" / "run" / "copy.ipynb"
+    output = user / "projects" / "run" / "copy.ipynb"
     execute("cells", {"data_dir": place.format(home=user)}, output)
     text = output.read_text()
     copy = json.loads(text)

@@ -37,7 +37,7 @@ def finished_run(root, recipe, seed=0, stages=STAGES):
     run.folder.mkdir(parents=True)
     run.backbone.write_bytes(WEIGHTS)
     write_json(run.folder / "settings.json", {"version": 1, "hash": "", "settings": {}})
-    write_json(run.folder / "provenance.json", {"version": 1, "weights": {run.backbone.name: SHA}})
+    write_json(run.folder / "provenance.json", {"version": 1, "commit": "abc", "weights": {run.backbone.name: SHA}})
     for stage in stages:
         (run.folder / campaign.STAGES[stage].copy).write_text("{}")
         for name, settings in campaign._scores_of(recipe, seed, stage):

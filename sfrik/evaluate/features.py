@@ -108,7 +108,11 @@ def extract_features(settings: FeatureSettings) -> Path:
     # two that extract into one folder would write to the same files
     with folder_lock(folder, "features.lock", wait=True) if rank() == 0 else nullcontext():
         if not rank_zero_says(_are_there(folder, settings)):
-            _extract(folder, settings, splits, backbone, device, precision)
+            try:
+                _extract(folder, settings, splits, backbone, device, precision)
+            finally:
+                for split in splits:
+                    _aside(folder, split).unlink(missing_ok=True)
     return folder
 
 
@@ -142,11 +146,10 @@ def _extract(
 
 @contextmanager
 def _writing(path: Path, needed: int) -> Iterator[None]:
-    """Within it a file that cannot be written is removed, and the error names it, what it needs and what is free."""
+    """Within it the error of a file that cannot be written names it, what it needs and what is free."""
     try:
         yield
     except OSError as error:
-        path.unlink(missing_ok=True)
         raise write_error(path, error, needed) from None
 
 
