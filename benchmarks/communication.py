@@ -34,9 +34,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from sfrik.collectives import rank, world_size
-from sfrik.loss_terms import Objective
 from sfrik.objectives import AUH, SFRIK, SIGReg, SimCLR, VICReg
+from sfrik.objectives.base import Objective
+from sfrik.ops.collectives import rank, world_size
 
 WEIGHTS, SIM_COEFF = (1.0, 40.0, 40.0), 4000.0  # of the paper's SFRIK
 FLOAT = 4  # bytes
@@ -280,7 +280,7 @@ def main() -> None:
         return
     if options.quick:
         options.n, options.q, options.processes, options.repetitions = 12, 32, [1, 2], 1
-    from sfrik.complexity import hardware
+    from sfrik.cost.measure import hardware
 
     torch.set_num_threads(1)
     print(f"n = {options.n}, q = {options.q}, two views, median of {options.repetitions}; {os.cpu_count()} cores,", end=" ")

@@ -27,14 +27,14 @@ from unittest import mock
 import torch
 from torch import Generator
 
-from sfrik.build import build_encoder, build_objective
-from sfrik.datasets import batches, load_images
-from sfrik.devices import autocast, pick_device, pick_precision
-from sfrik.pretrain import pretrain
-from sfrik.provenance import processor
-from sfrik.runs import Run
+from sfrik.datasets.images import batches, load_images
+from sfrik.pretrain.distributed import build_encoder, build_objective
+from sfrik.pretrain.loop import pretrain
+from sfrik.runs.folder import Run
+from sfrik.runs.provenance import processor
 from sfrik.settings import PretrainSettings, run_folder
-from sfrik.views import build_views
+from sfrik.system.devices import autocast, pick_device, pick_precision
+from sfrik.views.base import build_views
 
 
 def bare_passes(settings: PretrainSettings) -> dict[str, Callable[[], None]]:

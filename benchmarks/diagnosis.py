@@ -27,16 +27,16 @@ matplotlib.use("agg")
 
 import ranking
 
-from sfrik.diagnose import Diagnosis, diagnose
 from sfrik.diagnostics import Measures
+from sfrik.evaluate.collapse import Diagnosis, diagnose
 from sfrik.evaluate.features import extract_features
 from sfrik.evaluate.protocols import knn_eval
-from sfrik.figures import save, style
-from sfrik.files import read_json, write_json
-from sfrik.pretrain import pretrain
-from sfrik.run_figures import draw_diagnosis
-from sfrik.runs import Run
+from sfrik.plots.runs import draw_diagnosis
+from sfrik.plots.tables import save, style
+from sfrik.pretrain.loop import pretrain
+from sfrik.runs.folder import Run
 from sfrik.settings import FeatureSettings, KnnSettings, PretrainSettings
+from sfrik.system.files import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
 PAGE, NUMBERS, FIGURES = ROOT / "docs/diagnosis.md", ROOT / "results/desk/diagnosis", ROOT / "results/desk/figures"

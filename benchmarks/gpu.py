@@ -26,16 +26,16 @@ from input import make_photographs
 from losses import PLAIN, in_turns, low_precision, memory, of, share, speed
 from torch import Tensor
 
-from sfrik.build import Encoder
-from sfrik.complexity import hardware
-from sfrik.datasets import batches, image_files
-from sfrik.devices import autocast, pick_device, pick_precision
-from sfrik.listing import list_images
+from sfrik.cost.measure import hardware
+from sfrik.datasets.images import batches, image_files
+from sfrik.datasets.listing import list_images
 from sfrik.networks import build_backbone, build_projector
 from sfrik.objectives import SFRIK, VICReg
+from sfrik.objectives.reference import plain_loss
 from sfrik.optim import LARS
-from sfrik.plain import plain_loss
-from sfrik.views import build_views
+from sfrik.pretrain.distributed import Encoder
+from sfrik.system.devices import autocast, pick_device, pick_precision
+from sfrik.views.base import build_views
 
 MIB = 2**20
 DIMS = (8192, 16384, 32768)

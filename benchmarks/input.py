@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sfrik.datasets import Images, batches, image_files
+from sfrik.datasets.images import Images, batches, image_files
 from sfrik.settings import PretrainSettings
-from sfrik.views import Views, build_views
+from sfrik.views.base import Views, build_views
 
 AUGMENTATIONS = ("vicreg", "obow", "swav")  # two views of 224 pixels; eight views each at the default sizes
 BATCH = 32

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sfrik.listing import list_images
+from sfrik.datasets.listing import list_images
 
 
 def seconds(action: Callable[[], object], repetitions: int) -> float:

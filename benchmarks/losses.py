@@ -26,13 +26,13 @@ import torch
 from evaluation_memory import Peak
 from torch import Tensor
 
-from sfrik.complexity import hardware
-from sfrik.devices import pick_device
+from sfrik.cost.measure import hardware
 from sfrik.kernels import RotationInvariantKernel
 from sfrik.mmd import MMD, mmd_to_uniform
 from sfrik.objectives import AUH, SFRIK, SIGReg, SimCLR, VICReg
-from sfrik.pairs import pair_sum
-from sfrik.plain import plain_loss, plain_mmd
+from sfrik.objectives.reference import plain_loss, plain_mmd
+from sfrik.ops.pairwise import pair_sum
+from sfrik.system.devices import pick_device
 
 MIB = 2**20
 PLAIN = "plain formula by autograd"

@@ -25,9 +25,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 from scipy.stats import rankdata
 
-from sfrik.figures import COLOURS, MARKERS
-from sfrik.files import read_json
-from sfrik.runs import Run
+from sfrik.plots.tables import COLOURS, MARKERS
+from sfrik.runs.folder import Run
+from sfrik.system.files import read_json
 
 ROOT = Path(__file__).parents[1] / "results/desk"
 PROBES = {"linear": "linear probing", "logistic": "logistic regression", "knn": "20-NN"}

@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import torch
 
-from sfrik import pairs
+from sfrik.ops import pairwise as pairs
 
 FLOAT, HALF_FLOAT = 4, 2  # bytes
 METHODS = ("SFRIK", "VICReg", "original")
@@ -107,7 +107,7 @@ def memory(method: str, n: int, q: int, processes: int, half: bool = False, devi
 
 
 def _tiles(own: int, n: int, q: int, made: int, device: str, half: bool = False) -> float:
-    """Bytes at the peak of `sfrik.pairs.pair_sum` beside rows and gradient.
+    """Bytes at the peak of `sfrik.ops.pairwise.pair_sum` beside rows and gradient.
 
     It makes so many tiles at a time; the slopes of own rows are kept whole where they take no more memory than the rows.
     """

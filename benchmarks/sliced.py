@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sfrik.kernels import RotationInvariantKernel
 from sfrik.mmd import MMD
-from sfrik.sliced import SlicedMMD
+from sfrik.objectives.sliced import SlicedMMD
 
 WEIGHTS = {"L=2": (1.0, 40.0), "L=3": (1.0, 40.0, 40.0)}
 SIZES = [(512, 512), (2048, 512), (512, 8192)]

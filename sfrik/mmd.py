@@ -8,7 +8,7 @@ The terms that involve the uniform law vanish since the kernel has no degree 0. 
 
 so value and gradient are computed together. There are two roads to the same numbers:
 
-- "gram", any kernel: the inner products of all pairs, tile by tile (`sfrik.pairs`): 1.5 products of n x n x q.
+- "gram", any kernel: the inner products of all pairs, tile by tile (`sfrik.ops.pairwise`): 1.5 products of n x n x q.
 - "moments", degrees 1 and 2: these depend on the rows through their sum and M = Z^T Z [q, q] alone, since
   sum_{i,j} <z_i, z_j>^2 = |M|_F^2: 1.5 products of n x q x q, and across processes no row is exchanged.
 
@@ -26,10 +26,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sfrik.closed_form import wanted, with_gradients
-from sfrik.collectives import other_rows, rank, row_counts, sum_over_processes, world_size
 from sfrik.kernels import RotationInvariantKernel
-from sfrik.pairs import LOW, Function, pair_sum, symmetric_product
+from sfrik.ops.autograd import wanted, with_gradients
+from sfrik.ops.collectives import other_rows, rank, row_counts, sum_over_processes, world_size
+from sfrik.ops.pairwise import LOW, Function, pair_sum, symmetric_product
 
 __all__ = ["MMD", "Cost", "choose_cost", "mmd_to_uniform"]
 
@@ -129,7 +129,7 @@ class MMD:
 
         Args:
             views: each [n_local, q], rows of norm 1.
-            counts: rows of each process (`sfrik.collectives.row_counts`).
+            counts: rows of each process (`sfrik.ops.collectives.row_counts`).
             gradients: of each view a tensor to which `weight` times the gradient is added, times N, as DDP's average wants it;
                 or None.
         """

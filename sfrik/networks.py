@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from sfrik.architectures import ARCHITECTURES, parse_mlp
 from sfrik.errors import SfrikError, nearest
-from sfrik.files import WriteError, check_regular, file_hash, read_text, write_text
-from sfrik.tensor_files import check_weights, read_pickle, read_safetensors, write_safetensors
+from sfrik.system.files import WriteError, check_regular, file_hash, read_text, write_text
+from sfrik.system.tensor_files import check_weights, read_pickle, read_safetensors, write_safetensors
 
 __all__ = ["Backbone", "build_backbone", "build_projector", "load_backbone", "pretrained", "save_weights"]
 

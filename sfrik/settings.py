@@ -21,7 +21,7 @@ from typing_extensions import Self
 
 from sfrik.architectures import ARCHITECTURES, LARGEST_WIDTH, parse_mlp
 from sfrik.errors import SfrikError, nearest
-from sfrik.files import read_toml
+from sfrik.system.files import read_toml
 
 __all__ = [
     "EvaluateSettings",

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from sfrik.files import write_text
-from sfrik.progress import Progress
+from sfrik.system.files import write_text
+from sfrik.system.progress import Progress
 
 
 def total(numbers: list[float], factor: float = 1.0) -> dict:

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from sfrik.experiments import rows_of
+from sfrik.tables.definitions import rows_of
 
 
 def assert_cells_are_scores(folder: Path, table: str) -> None:

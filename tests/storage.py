@@ -33,15 +33,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from sfrik.datasets import Images, load_images
+from sfrik.datasets.images import Images, load_images
 from sfrik.errors import SfrikError
-from sfrik.evaluate import features, frozen
+from sfrik.evaluate import features
+from sfrik.evaluate import inputs as frozen
 from sfrik.evaluate.protocols import evaluate, knn_eval
-from sfrik.files import file_hash, read_json
-from sfrik.pretrain import pretrain
-from sfrik.runs import Run
+from sfrik.pretrain.loop import pretrain
+from sfrik.runs.folder import Run
 from sfrik.settings import EvaluateSettings, KnnSettings, PretrainSettings
-from sfrik.tensor_files import read_pickle
+from sfrik.system.files import file_hash, read_json
+from sfrik.system.tensor_files import read_pickle
 
 RECIPE = "smoke/sfrik_l2_q64"
 PLACE = {"device": "cpu", "precision": "fp32"}

@@ -100,7 +100,7 @@ def test_the_calculator_of_memory_follows_its_inputs(page, address):
 
 def test_the_explorers_picture_is_read_where_there_is_no_kernel_and_no_widget(page, tmp_path):
     """In the notebook as it is executed and saved, shown as HTML without scripts."""
-    cell = "from sfrik.explorer import kernel_explorer\nkernel_explorer()"
+    cell = "from sfrik.plots.kernel_explorer import kernel_explorer\nkernel_explorer()"
     code = {"cell_type": "code", "id": "a", "metadata": {}, "source": cell, "outputs": [], "execution_count": None}
     content = {"cells": [code], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
     (tmp_path / "explorer.ipynb").write_text(json.dumps(content))

@@ -9,10 +9,10 @@ import torch
 from scipy.special import eval_gegenbauer
 
 from sfrik import mmd as module
-from sfrik import pairs
 from sfrik.kernels import RotationInvariantKernel, harmonics
 from sfrik.mmd import choose_cost, mmd_to_uniform
-from sfrik.plain import plain_mmd
+from sfrik.objectives.reference import plain_mmd
+from sfrik.ops import pairwise as pairs
 
 WEIGHTS = {"one": (1.0,), "two": (1.0, 40.0), "three": (1.0, 40.0, 40.0), "five": (0.5, 0.0, 2.0, 1.0, 0.25)}
 

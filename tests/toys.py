@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from sfrik.datasets import Images
+from sfrik.datasets.images import Images
 
 
 def squares(n, seed):

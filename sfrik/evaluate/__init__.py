@@ -1,1 +1,1 @@
-"""The evaluation protocols: features, weighted kNN, linear probe, logistic regression."""
+"""Evaluations of a backbone: kNN, linear probe, fine-tuning, logistic regression, transfer, collapse."""

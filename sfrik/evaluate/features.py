@@ -14,18 +14,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sfrik.collectives import rank, rank_zero_says, world_size
-from sfrik.datasets import Images, batches, load_images
-from sfrik.devices import autocast, channels_last, pick_device, pick_precision
+from sfrik.datasets.images import Images, batches, load_images
 from sfrik.errors import SfrikError
-from sfrik.evaluate.frozen import evaluation_split, frozen_backbone, scored_images, weights_path
-from sfrik.files import atomic_write, check_regular, file_hash, write_error, write_json
+from sfrik.evaluate.inputs import evaluation_split, frozen_backbone, scored_images, weights_path
 from sfrik.networks import Backbone
-from sfrik.progress import told
-from sfrik.records import FeatureOrigin, read_record
-from sfrik.runs import folder_lock
+from sfrik.ops.collectives import rank, rank_zero_says, world_size
+from sfrik.runs.folder import folder_lock
+from sfrik.runs.records import FeatureOrigin, read_record
 from sfrik.settings import FeatureSettings
-from sfrik.views import Views, resize_for_test
+from sfrik.system.devices import autocast, channels_last, pick_device, pick_precision
+from sfrik.system.files import atomic_write, check_regular, file_hash, write_error, write_json
+from sfrik.system.progress import told
+from sfrik.views.base import Views, resize_for_test
 
 __all__ = ["extract", "extract_features", "features_hash", "features_here", "load_features"]
 

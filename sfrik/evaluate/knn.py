@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfrik.progress import told
+from sfrik.system.progress import told
 
 __all__ = ["block_rows", "knn_accuracy", "scores_by_k", "weighted_knn"]
 

@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfrik.datasets import Images
-from sfrik.devices import autocast
-from sfrik.evaluate.classifier import choose_rate, last_and_best, linear_heads, score_features
+from sfrik.datasets.images import Images
+from sfrik.evaluate.checkpoint import EvaluationCheckpoint
 from sfrik.evaluate.features import extract
-from sfrik.evaluate.resume import EvaluationCheckpoint
-from sfrik.evaluate.training import Model, Training
+from sfrik.evaluate.linear_head import choose_rate, last_and_best, linear_heads, score_features
+from sfrik.evaluate.sgd_loop import Model, Training
 from sfrik.networks import Backbone
 from sfrik.settings import EvaluateSettings, TransferSettings
-from sfrik.views import resize_for_test
+from sfrik.system.devices import autocast
+from sfrik.views.base import resize_for_test
 
 __all__ = ["linear_probe", "linear_sweep"]
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfrik.evaluate.classifier import choose_rate, last_and_best, linear_heads, rate_groups, score_features, set_cosine_rates
-from sfrik.progress import told
+from sfrik.evaluate.linear_head import choose_rate, last_and_best, linear_heads, rate_groups, score_features, set_cosine_rates
+from sfrik.system.progress import told
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline

@@ -9,24 +9,24 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sfrik.datasets import Images, load_images
-from sfrik.devices import channels_last, pick_device, pick_precision
+from sfrik.datasets.images import Images, load_images
 from sfrik.errors import SfrikError
-from sfrik.evaluate.classifier import top_accuracies
+from sfrik.evaluate.checkpoint import EvaluationCheckpoint
 from sfrik.evaluate.features import extract, features_hash, features_here, load_features
 from sfrik.evaluate.finetune import finetune, score_images
-from sfrik.evaluate.frozen import evaluation_split, finished_score, frozen_backbone, scored_images, training_images, weights_path
-from sfrik.evaluate.heads import SavedHead, load_head, save_head
+from sfrik.evaluate.head_files import SavedHead, load_head, save_head
+from sfrik.evaluate.inputs import evaluation_split, finished_score, frozen_backbone, scored_images, training_images, weights_path
 from sfrik.evaluate.knn import scores_by_k
 from sfrik.evaluate.linear import linear_probe, linear_sweep
+from sfrik.evaluate.linear_head import top_accuracies
 from sfrik.evaluate.logistic import logistic_lbfgs, logistic_sgd, logistic_sweep
-from sfrik.evaluate.resume import EvaluationCheckpoint
-from sfrik.files import file_hash
 from sfrik.networks import Backbone
-from sfrik.records import Score, read_record
-from sfrik.runs import Run
+from sfrik.runs.folder import Run
+from sfrik.runs.records import Score, read_record
 from sfrik.settings import EvaluateSettings, FeatureSettings, FrozenSettings, KnnSettings, LogisticSettings
-from sfrik.views import resize_for_test
+from sfrik.system.devices import channels_last, pick_device, pick_precision
+from sfrik.system.files import file_hash
+from sfrik.views.base import resize_for_test
 
 __all__ = ["class_scores", "evaluate", "knn_eval", "logistic_regression"]
 

@@ -16,19 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfrik.datasets import Images
-from sfrik.devices import channels_last, pick_device, pick_precision
+from sfrik.datasets.images import Images
+from sfrik.datasets.transfer import load_target
 from sfrik.errors import SfrikError
+from sfrik.evaluate.checkpoint import EvaluationCheckpoint
 from sfrik.evaluate.features import extract
-from sfrik.evaluate.frozen import finished_score, frozen_backbone, weights_path
+from sfrik.evaluate.inputs import finished_score, frozen_backbone, weights_path
 from sfrik.evaluate.linear import linear_probe
-from sfrik.evaluate.resume import EvaluationCheckpoint
 from sfrik.evaluate.svm import mean_average_precision
-from sfrik.files import file_hash
 from sfrik.networks import Backbone
 from sfrik.settings import TransferSettings
-from sfrik.targets import load_target
-from sfrik.views import resize_for_test
+from sfrik.system.devices import channels_last, pick_device, pick_precision
+from sfrik.system.files import file_hash
+from sfrik.views.base import resize_for_test
 
 __all__ = ["logistic_by_cross_validation", "transfer"]
 

@@ -1,0 +1,5 @@
+"""The command line, `python -m sfrik`."""
+
+from sfrik.cli import main
+
+__all__ = ["main"]

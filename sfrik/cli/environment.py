@@ -1,0 +1,69 @@
+"""What a program runs in, for a report of a fault: versions, processor, GPUs, precision. No path, no name of a host or a user."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from typing import Any
+
+import sfrik
+from sfrik.runs.provenance import commit, processor, version
+from sfrik.system.devices import cores, pick_device, pick_precision
+
+__all__ = ["environment", "environment_in_words"]
+
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "pydantic", "safetensors")
+OPTIONAL = (
+    *("scikit-learn", "matplotlib", "pandas", "mlxtend", "jupyterlab", "ipykernel", "ipywidgets", "papermill"),
+    *("tensorboard", "wandb", "shtab"),
+)
+VARIABLES = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "WORLD_SIZE", "SLURM_JOB_ID")
+
+
+def environment() -> dict[str, Any]:
+    """Facts by name; what is not there is None. A PyTorch that cannot be imported is told and not raised."""
+    facts: dict[str, Any] = {
+        "sfrik": sfrik.__version__,
+        "commit": commit(),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "packages": {name: version(name) for name in PACKAGES},
+        "optional": {name: version(name) for name in OPTIONAL},
+        "processor": processor(),
+        "cores": cores(),
+        "slurm": shutil.which("sbatch") is not None,
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+    }
+    try:
+        facts |= _torch()
+    except (ImportError, OSError, RuntimeError) as error:  # a broken build, or a driver that does not answer
+        facts["torch_error"] = type(error).__name__
+    return facts
+
+
+def _torch() -> dict[str, Any]:
+    import torch
+
+    device = pick_device("auto")
+    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return {
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda,
+        "gpus": [f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, compute capability {gpu.major}.{gpu.minor}" for gpu in gpus],
+        "device": device.type,
+        "precision": pick_precision("auto", device),
+    }
+
+
+def environment_in_words(facts: dict[str, Any]) -> list[str]:
+    """A line for each fact, to be pasted into an issue."""
+    rows = {**facts, "gpus": facts.get("gpus") or "none", "slurm": "there" if facts["slurm"] else "not there"}
+    lines = []
+    for name, value in rows.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {'not there' if one is None else one}" for key, one in value.items()) or "none"
+        elif isinstance(value, list):
+            value = "; ".join(value)
+        lines.append(f"{name:<10} {value}")
+    return lines

@@ -1,0 +1,69 @@
+"""The commands about the shell and the machine: `sfrik env` and `sfrik completion`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import get_args
+
+from sfrik.cli.environment import environment, environment_in_words
+from sfrik.cli.flags import PROFILES, add_command
+from sfrik.cli.output import Answer, add_json
+from sfrik.errors import SfrikError, nearest
+from sfrik.settings import SECTIONS, recipe_names
+from sfrik.tables.definitions import EXPERIMENTS
+
+__all__ = ["add_completion", "add_env"]
+
+SHELLS = ("bash", "zsh", "tcsh")
+ENV = "Versions, processor, GPUs and precision, for the report of a fault; no path and no name."
+COMPLETION = "Print a script that completes commands, flags, recipes and tables in a shell."
+FOLDERS = ("exp_dir", "data_dir", "extraction_dir", "target_dir")
+FILES = ("pretrained", "ckp_path", "label_list")
+
+
+def add_env(commands) -> None:
+    env = add_command(commands, "env", ENV)
+    add_json(env)
+    env.set_defaults(run=_env)
+
+
+def add_completion(commands, parser: argparse.ArgumentParser) -> None:
+    completion = add_command(commands, "completion", COMPLETION)
+    completion.add_argument("shell", help="bash, zsh or tcsh")
+    completion.set_defaults(run=lambda options: _completion(options.shell, parser), json=False)
+
+
+def _env(options: argparse.Namespace) -> Answer:
+    facts = environment()
+    return Answer(facts, environment_in_words(facts))
+
+
+def _completion(shell: str, parser: argparse.ArgumentParser) -> Answer:
+    if shell not in SHELLS:
+        raise SfrikError(f"completion is for {', '.join(SHELLS)}, got {shell!r}{nearest(shell, SHELLS)}")
+    try:
+        import shtab
+    except ImportError:
+        raise SfrikError("completion needs the package shtab: python -m pip install shtab") from None
+
+    choices = {"recipe": recipe_names(), "profile": PROFILES, "launch": ("local", "slurm"), "shell": SHELLS}
+    choices |= {"name": (*EXPERIMENTS, "all"), "names": tuple(EXPERIMENTS)}
+    for kind in SECTIONS.values():
+        for name, field in kind.model_fields.items():
+            if words := [word for word in get_args(field.annotation) if isinstance(word, str)]:
+                choices.setdefault(name, words)
+    for action in _actions(parser):
+        if action.dest in choices:
+            action.choices = choices[action.dest]  # for the script alone: the parser is not used after it
+        elif action.dest in FOLDERS + FILES:
+            setattr(action, "complete", shtab.DIRECTORY if action.dest in FOLDERS else shtab.FILE)  # noqa: B010  shtab's own
+    return Answer({}, [shtab.complete(parser, shell)])
+
+
+def _actions(parser: argparse.ArgumentParser):
+    """All actions of a parser and of its commands."""
+    for action in parser._actions:
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from _actions(command)

@@ -1,0 +1,270 @@
+"""What a command will do and how much memory to expect of it, from its settings alone, without data.
+
+Everything is counted on PyTorch's meta device or from the sizes that the data sets are known to have. The figures are sums of
+the large parts; the true peak also holds the allocator's reserve and the library's own kernels (about 0.5 GiB with CUDA).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from sfrik.cost.loss_memory import Case, loss_peak
+from sfrik.evaluate.knn import QUERIES, block_rows
+from sfrik.networks import build_backbone, build_pixels, build_projector
+from sfrik.pretrain.accumulate import micro_batches
+from sfrik.pretrain.distributed import build_objective
+from sfrik.settings import (
+    EvaluateSettings,
+    FeatureSettings,
+    FrozenSettings,
+    KnnSettings,
+    LogisticSettings,
+    PretrainSettings,
+    Settings,
+    TransferSettings,
+)
+
+__all__ = ["expected_images", "expected_memory", "expected_steps"]
+
+# labelled training images a class (ImageNet's differ), classes, test images
+SIZES = {"mnist5k": (350, 10, 1000), "cifar10": (5000, 10, 10_000), "stl10": (500, 10, 8000), "imagenet": (None, 1000, 50_000)}
+WHOLE = {"imagenet": 1_281_167}
+UNLABELLED = {"stl10": 100_000}
+LISTED = {1: 12_811, 10: 128_116}  # lines of SimCLR's lists of ImageNet's labels
+# of transfer: classes, training images, test images
+TARGETS = {"places205": (205, 2_448_873, 20_500), "voc07": (20, 5_011, 4_952), "digits8x8": (10, 1_195, 602)}
+FLOAT = 4  # bytes
+
+
+def expected_images(settings: Settings) -> int | None:
+    """Images of an epoch, before batches are made of them; None where the folder decides.
+
+    Where nothing is trained on images (extraction, kNN, VOC07's SVMs) those that are scored count too.
+    """
+    train, scored = _train_images(settings), 0
+    if isinstance(settings, EvaluateSettings) and settings.only_inference:
+        return _scored_images(settings)
+    if type(settings) is FeatureSettings or (isinstance(settings, TransferSettings) and settings.target != "places205"):
+        assert isinstance(settings, FrozenSettings)  # both kinds are
+        scored = _scored_images(settings)
+    return None if train is None or scored is None else train + scored
+
+
+def expected_steps(settings: Settings) -> tuple[int, int] | None:
+    """Steps an epoch and epochs, of training or of extraction; None where the folder decides, or where there are none."""
+    train = _train_images(settings)
+    if train is None or isinstance(settings, KnnSettings):
+        return None
+    if isinstance(settings, PretrainSettings):  # the images that do not fill a batch wait for another epoch
+        return (train // settings.batch_size, settings.epochs) if settings.ssl_method != "none" else (0, 0)
+    steps = math.ceil(train / settings.batch_size)
+    if isinstance(settings, LogisticSettings):
+        return (steps, settings.epochs) if settings.solver == "sgd" else None
+    if isinstance(settings, EvaluateSettings):
+        return None if settings.only_inference else (steps, settings.epochs)
+    if isinstance(settings, TransferSettings):
+        return (steps, settings.epochs) if settings.target == "places205" else None
+    assert isinstance(settings, FrozenSettings)  # an extraction
+    scored = _scored_images(settings)
+    return None if scored is None else (steps + math.ceil(scored / settings.batch_size), 1)
+
+
+def expected_memory(settings: Settings, processes: int = 1) -> dict[str, float]:
+    """Memory of a process in GiB by part; of pretraining, at the moment of a step that needs most.
+
+    Args:
+        settings: of any command. Precision "auto" counts as two bytes, and device "auto" as a GPU.
+        processes: that share the batch of pretraining or of an extraction.
+    """
+    size = FLOAT if settings.precision == "fp32" else 2
+    if isinstance(settings, PretrainSettings):
+        parts = _of_pretraining(settings, processes, size)
+    else:
+        assert isinstance(settings, FrozenSettings)  # all other commands judge frozen weights
+        parts = _of_evaluation(settings, processes, size)
+    return {name: value / 2**30 for name, value in parts.items() if value}
+
+
+def _of_pretraining(settings: PretrainSettings, processes: int, size: int) -> dict[str, float]:
+    """Bytes at the moment of a step that needs most.
+
+    "parameters" are weights and momentum, and where they are there the gradients, copies in low precision, DDP's buckets, and
+    the update, which LARS makes of a copy of the gradients. "activations" is what the network keeps for the backward pass, of
+    the share of the batch or of a micro-batch. "loss" is what the objective has beside the embeddings: at its own moment all
+    of it, afterwards their gradient in float32, which it holds until the step ends.
+    """
+    networks = [_counts(settings, side, settings.mlp) for side in settings.view_sizes]
+    if settings.ssl_method == "none":
+        return {"parameters": FLOAT * networks[0].weights}
+    local, views = settings.batch_size // processes, len(networks)
+    parts = micro_batches(local, settings.micro_batch)
+    values = views * local * settings.dim  # of all embeddings
+    always = {
+        "images": FLOAT * local * _channels(settings) * sum(side**2 for side in settings.view_sizes),
+        "embeddings": size * values,
+    }
+    kept = [math.ceil(local / parts) * network.kept(size) for network in networks]
+    own, copy = 2 * FLOAT + (FLOAT if processes > 1 else 0), _copy(size)  # bytes a weight
+    loss, after = _of_loss(settings, processes, size), {"loss": FLOAT * values}
+    if parts == 1:
+        at_loss = {"parameters": own + copy, "activations": sum(kept), "loss": loss}
+        gradient = {"embeddings": (size + copy + FLOAT) * values}  # on its way to the network, in both precisions
+    else:  # the network's gradient comes later: here the loss's, and that times the gradient of the loss
+        at_loss = {"parameters": own, "loss": max(loss, 2 * FLOAT * values + copy * values / views)}
+        gradient = {"embeddings": 2 * size * values}
+    # the views' gradients of a weight meet in the network's precision, before they are added to those of micro-batches before
+    meeting = own + copy + size + (FLOAT if parts > 1 else 0)
+    largest = FLOAT * networks[0].largest_weight / networks[0].weights
+    moments = (
+        at_loss,
+        {**after, **gradient, "parameters": meeting, "activations": sum(kept)},  # the gradient enters by the last view
+        {**after, "parameters": meeting + largest, "activations": _first_pass(settings, kept)},  # it enters by the first
+        {**after, "parameters": own + 2 * FLOAT},  # the update
+    )
+    found = [{**always, **moment, "parameters": moment["parameters"] * networks[0].weights} for moment in moments]
+    most = max(found, key=lambda moment: sum(moment.values()))
+    return {name: most[name] for name in ("parameters", "activations", "images", "embeddings", "loss") if name in most}
+
+
+def _of_loss(settings: PretrainSettings, processes: int, size: int) -> float:
+    device = "cpu" if settings.device == "cpu" else "cuda"
+    views = len(settings.view_sizes), settings.anchors, settings.regularise
+    return loss_peak(
+        build_objective(settings), Case(settings.batch_size, settings.dim, processes, *views, half=size < FLOAT, device=device)
+    )
+
+
+def _first_pass(settings: PretrainSettings, kept: list[float]) -> float:
+    """Of what is kept of each view that of the first one, or in multi-crop of all views of its size, which pass together."""
+    sizes = settings.view_sizes
+    return sum(k for k, side in zip(kept, sizes, strict=True) if side == sizes[0]) if settings.multi_crop else kept[0]
+
+
+def _of_evaluation(settings: FrozenSettings, processes: int, size: int) -> dict[str, float]:
+    """Bytes of an evaluation, on the device or in main memory; what the folder decides is left out."""
+    backbone = _counts(settings, settings.size)
+    d, train, scored = backbone.features, _train_images(settings) or 0, _scored_images(settings) or 0
+    if isinstance(settings, KnnSettings):  # the training features stay in their file, a block of them is compared at a time
+        most = block_rows(torch.device("cpu" if settings.device == "cpu" else "cuda"))
+        block, neighbours = min(most, train or most), (FLOAT + 8) * scored * max(settings.nb_knn)
+        return {"features": FLOAT * d * (2 * block + scored), "similarities": FLOAT * QUERIES * block, "neighbours": neighbours}
+    if isinstance(settings, LogisticSettings):
+        if settings.solver == "lbfgs":  # scikit-learn's copies are in float64
+            return {"features": FLOAT * d * (train + scored) + 2 * 8 * d * train}
+        return {"features": FLOAT * d * (train + scored), "head": _of_head(settings, d)}
+    if isinstance(settings, EvaluateSettings) and settings.weights == "finetune" and not settings.only_inference:
+        weights = (3 * FLOAT + _copy(size)) * (backbone.weights + (d + 1) * _classes(settings))
+        return {"parameters": weights, "activations": settings.batch_size * backbone.kept(size)}
+    parts: dict[str, float] = {"parameters": (FLOAT + _copy(size)) * backbone.weights}
+    # nothing is kept for a backward pass: what goes into one layer and what comes out of it
+    parts["activations"] = 2 * size * backbone.largest * settings.batch_size / processes
+    if isinstance(settings, EvaluateSettings) or getattr(settings, "target", "") == "places205":
+        return {**parts, "features": FLOAT * d * scored, "head": _of_head(settings, d)}
+    return {**parts, "features": FLOAT * d * (train + scored)}
+
+
+def _train_images(settings: Settings) -> int | None:
+    """Images that are trained on; None where the folder decides."""
+    if isinstance(settings, TransferSettings):
+        return TARGETS[settings.target][1]
+    if isinstance(settings, PretrainSettings) and settings.dataset in UNLABELLED:
+        return UNLABELLED[settings.dataset]
+    share = settings.train_percent if isinstance(settings, EvaluateSettings) else 100
+    if settings.dataset == "imagenet" and share in LISTED:
+        return LISTED[share]
+    if settings.dataset in WHOLE and settings.subset is None:
+        return WHOLE[settings.dataset]
+    if settings.dataset not in SIZES:
+        return None
+    per_class, classes, _ = SIZES[settings.dataset]
+    images = settings.subset or per_class
+    assert images is not None  # where SIZES has none, WHOLE has all
+    return max(1, round(images * share / 100)) * classes
+
+
+def _scored_images(settings: FrozenSettings) -> int | None:
+    """Test images, or images of the tuning split; None where the folder decides."""
+    if isinstance(settings, TransferSettings):
+        return TARGETS[settings.target][2]
+    if settings.dataset not in SIZES:
+        return None
+    _, classes, test = SIZES[settings.dataset]
+    return test if settings.val_dataset == "val" else (settings.val_subset or 50) * classes
+
+
+def _classes(settings: FrozenSettings) -> int:
+    if isinstance(settings, TransferSettings):
+        return TARGETS[settings.target][0]
+    return SIZES[settings.dataset][1] if settings.dataset in SIZES else 0
+
+
+def _of_head(settings: FrozenSettings, d: int) -> int:
+    """Bytes of linear heads, one for each rate that is tried: weight, gradient, momentum."""
+    return 3 * FLOAT * (d + 1) * _classes(settings) * max(1, len(getattr(settings, "lr_sweep", ())))
+
+
+def _copy(size: int) -> int:
+    """Bytes of the copy of a weight for mixed precision."""
+    return size if size < FLOAT else 0
+
+
+class _Counts(NamedTuple):
+    """Of a network: dimension of the backbone's features, parameters; of an image, the values and the bytes of indices that are
+    kept for the backward pass; the values that the largest layer puts out, and those of the largest weight.
+    """
+
+    features: int
+    weights: int
+    values: float
+    indices: float
+    largest: float
+    largest_weight: int
+
+    def kept(self, size: int) -> float:
+        """Bytes of an image for the backward pass, at so many bytes a value."""
+        return size * self.values + self.indices
+
+
+def _counts(settings: Settings, side: int, mlp: str = "") -> _Counts:
+    """Of the backbone, with a projector where `mlp` is given, on images of `side` pixels."""
+    return _counted(settings.arch, settings.stem, _channels(settings), side, mlp)
+
+
+def _channels(settings: Settings) -> int:
+    return 1 if settings.dataset == "mnist5k" else 3
+
+
+@lru_cache
+def _counted(arch: str, stem: str, channels: int, side: int, mlp: str) -> _Counts:
+    with torch.device("meta"):
+        backbone = build_pixels(side, channels) if arch == "pixels" else build_backbone(arch, stem, channels)
+        projector = build_projector(backbone.num_features, mlp) if mlp and arch != "pixels" else nn.Identity()
+        images = torch.empty(2, channels, side, side)
+    network = nn.Sequential(backbone, projector)
+    weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+    largest, kept = 0.0, {}
+
+    def look(module: nn.Module, inputs, output: torch.Tensor) -> None:
+        nonlocal largest
+        largest = max(largest, output.numel() / len(images))
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        storage = x.untyped_storage()
+        if x.ndim > 1 and storage._cdata not in weights:  # no statistics of BatchNorm
+            kept[storage._cdata] = storage, x.is_floating_point()  # with the storage, lest its place be taken
+        return x
+
+    for module in network.modules():
+        if not list(module.children()):
+            module.register_forward_hook(look)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        network(images)
+    values, indices = (sum(s.nbytes() for s, is_value in kept.values() if is_value == wanted) for wanted in (True, False))
+    counts = [parameter.numel() for parameter in network.parameters()] or [0]
+    n = len(images)
+    return _Counts(backbone.num_features, sum(counts), values / FLOAT / n, indices / n, largest, max(counts))

@@ -1,0 +1,107 @@
+"""Linear heads on disk: ours, as an evaluation saves them, and the authors' checkpoints of a probe or of fine-tuning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from sfrik.errors import SfrikError
+from sfrik.networks import Backbone, build_backbone
+from sfrik.system.tensor_files import read_pickle, read_safetensors, write_safetensors
+
+__all__ = ["SavedHead", "load_head", "save_head"]
+
+# What a file may call the head, after DataParallel's "module." is taken off: the authors' is nn.Sequential(backbone, head).
+NAMES = ("head", "1", "fc", "linear", "classifier", "")
+
+
+@dataclass(frozen=True)
+class SavedHead:
+    """A head, and what lies beside it in its file.
+
+    Attributes:
+        head: d features to class scores.
+        backbone: state dict of the backbone that it goes with; None where the file holds a head alone.
+        about: in our files protocol, arch, num_classes, settings (their hash) and backbone_sha256, of the pretrained weights.
+    """
+
+    path: Path
+    head: nn.Linear
+    backbone: dict[str, Tensor] | None
+    about: dict[str, Any]
+
+    def check(self, num_features: int, num_classes: int) -> None:
+        """Raises SfrikError where the head is for other features or other classes."""
+        if (self.head.in_features, self.head.out_features) != (num_features, num_classes):
+            raise SfrikError(
+                f"{self.path} holds a head of {self.head.in_features} features and {self.head.out_features} classes, but "
+                f"here are {num_features} features and {num_classes} classes: check --ckp-path, --arch and --dataset"
+            )
+
+    def build_backbone(self, arch: str, stem: str, channels: int) -> Backbone:
+        """The backbone that came with the head, in evaluation mode."""
+        backbone = build_backbone(arch, stem, channels)
+        try:
+            backbone.load_state_dict(self.backbone or {})
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise SfrikError(f"{self.path} does not hold the backbone of a {arch} ({reason}): check --arch") from None
+        return backbone.eval()
+
+
+def save_head(path: Path, head: nn.Linear, backbone: nn.Module | None = None, **about: Any) -> str:
+    """Write a head and, after fine-tuning, its backbone as safetensors, complete or not at all; the SHA-256 of the file."""
+    parts = {"head": head} | ({"backbone": backbone} if backbone is not None else {})
+    state = {f"{name}.{key}": value for name, module in parts.items() for key, value in module.state_dict().items()}
+    return write_safetensors(path, state, about)
+
+
+def load_head(path: str | Path) -> SavedHead:
+    """A head of a file: ours (.safetensors), or a PyTorch checkpoint such as the authors' {epoch, best_acc, model, ...}.
+
+    In a checkpoint the head is the linear layer called head, 1, fc, linear or classifier, and the backbone, if it is
+    there, what stands under `backbone.` or `0.`, or beside `fc.`; a prefix `module.` is taken off.
+
+    Raises:
+        SfrikError: the file is missing, is cut short, or holds no linear head.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise SfrikError(
+            f"there is no head {path}: run evaluate without --only-inference (a finished score moved away), or check --ckp-path"
+        )
+    state, about = read_safetensors(path) if path.suffix == ".safetensors" else (_read_checkpoint(path), {})
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    for name in NAMES:
+        dot = f"{name}." if name else ""
+        weight, bias = state.get(f"{dot}weight"), state.get(f"{dot}bias")
+        if weight is not None and bias is not None and weight.dim() == 2 and bias.shape == weight.shape[:1]:
+            break
+    else:
+        raise SfrikError(f"{path} holds no linear head (such as fc.weight and fc.bias): check --ckp-path")
+    head = nn.Linear(weight.shape[1], weight.shape[0])
+    head.load_state_dict({"weight": weight, "bias": bias})
+    rest = {key: value for key, value in state.items() if key not in (f"{dot}weight", f"{dot}bias")}
+    for prefix in ("backbone.", "0."):
+        if any(key.startswith(prefix) for key in rest):
+            rest = {key.removeprefix(prefix): value for key, value in rest.items() if key.startswith(prefix)}
+            break
+    return SavedHead(path, head.eval(), rest or None, about)
+
+
+def _read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The state dict of a checkpoint, a pickle that is read with `weights_only`."""
+    content = read_pickle(path)
+    for key in ("model", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if isinstance(content, dict) and isinstance(content.get("head"), dict):  # {backbone: {...}, head: {...}}
+        parts = {name: content[name] for name in ("backbone", "head") if isinstance(content.get(name), dict)}
+        content = {f"{name}.{key.removeprefix('module.')}": value for name, part in parts.items() for key, value in part.items()}
+    if not isinstance(content, dict):
+        raise SfrikError(f"{path} holds no state dict of tensors: check --ckp-path")
+    return {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}

@@ -1,0 +1,90 @@
+"""The objectives as their papers write them, by autograd on whole matrices: what the fast ones are held against.
+
+Nothing is saved here: a Gram matrix of all pairs, a covariance of all coordinates, every power kept for the backward pass. The
+losses are those of `sfrik.objectives`, on one process, in the precision of the views. Tests compare the two, benchmarks measure
+what is gained; nothing is trained with these.
+
+Legend: n rows, q embedding dimension.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sfrik.kernels import RotationInvariantKernel
+from sfrik.objectives.base import Objective
+from sfrik.objectives.methods import AUH, SFRIK, SimCLR, VICReg
+
+__all__ = ["plain_loss", "plain_mmd"]
+
+
+def plain_loss(objective: Objective, views: Sequence[Tensor], anchors: Sequence[int] = (0, 1), regularise: str = "all") -> Tensor:
+    """The loss of an objective by the plain formulas.
+
+    Args:
+        objective: SFRIK, AUH, SimCLR or VICReg; its coefficients count.
+        views: each [n, q]. anchors, regularise: as in `sfrik.objectives`.
+    """
+    regularised = [views[v] for v in (range(len(views)) if regularise == "all" else anchors)]
+    if isinstance(objective, VICReg):
+        std, cov = zip(*map(_variance_and_covariance, regularised), strict=True)
+        loss = objective.sim_coeff * _alignment(views, anchors)
+        return loss + objective.std_coeff * _mean(std) + 2 * objective.cov_coeff * _mean(cov)
+    z = [F.normalize(view, dim=1) for view in views]
+    if isinstance(objective, SimCLR):
+        values = [_mean(_nt_xent(z[a], z[v], objective.temperature) for v in range(len(z)) if v != a) for a in anchors]
+        return _mean(values)
+    if not isinstance(objective, AUH | SFRIK):
+        raise TypeError(f"there is no plain formula for {type(objective).__name__}")
+    loss = objective.sim_coeff * _alignment(z, anchors)
+    regularised = [F.normalize(view, dim=1) for view in regularised] if len(regularised) < len(z) else z
+    if isinstance(objective, AUH):
+        return loss + objective.unif_coeff * _mean(_uniformity(view, objective.scale) for view in regularised)
+    return loss + objective.mmd_coeff * _mean(plain_mmd(view, objective.kernel) for view in regularised)
+
+
+def plain_mmd(z: Tensor, kernel: RotationInvariantKernel, unbiased: bool = False) -> Tensor:
+    """`sfrik.mmd.mmd_to_uniform` from the whole Gram matrix [n, n]."""
+    values = kernel(z @ z.T)
+    n = len(z)
+    return (values.sum() - values.diagonal().sum()) / (n * (n - 1)) if unbiased else values.mean()
+
+
+def _alignment(z: Sequence[Tensor], anchors: Sequence[int]) -> Tensor:
+    return _mean(_mean(F.mse_loss(z[a], z[v]) for v in range(len(z)) if v != a) for a in anchors)
+
+
+def _uniformity(z: Tensor, scale: float) -> Tensor:
+    n = len(z)
+    exponent = _without_diagonal(2 * scale * (z @ z.T - 1))
+    return torch.logsumexp(exponent.flatten(), dim=0) - math.log(n * (n - 1))
+
+
+def _nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    n = len(first)
+    z = torch.cat([first, second])
+    positives = torch.arange(2 * n, device=z.device).roll(n)
+    log_shares = F.log_softmax(_without_diagonal(z @ z.T / temperature), dim=1)
+    return F.nll_loss(log_shares, positives)
+
+
+def _variance_and_covariance(z: Tensor) -> tuple[Tensor, Tensor]:
+    n, q = z.shape
+    centred = z - z.mean(dim=0)
+    covariance = centred.T @ centred / (n - 1)  # [q, q]
+    hinge = F.relu(1 - torch.sqrt(z.var(dim=0) + 1e-4)).mean()
+    return hinge, (covariance.square().sum() - covariance.diagonal().square().sum()) / q
+
+
+def _without_diagonal(square: Tensor) -> Tensor:
+    return square.masked_fill(torch.eye(len(square), dtype=torch.bool, device=square.device), float("-inf"))
+
+
+def _mean(values) -> Tensor:
+    values = list(values)
+    return sum(values[1:], start=values[0]) / len(values)

@@ -1,0 +1,1 @@
+"""What the losses compute with: pairwise tiles, analytic gradients, collective communication."""

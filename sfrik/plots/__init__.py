@@ -1,0 +1,1 @@
+"""Figures of tables, runs, images, the sphere and the kernel explorer."""

@@ -1,0 +1,209 @@
+"""Images, and what a classifier makes of them: views, confusions, neighbours.
+
+A mark tells right from wrong, beside the colour and the line of the frame: readable in grey.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from sfrik.datasets.images import Images
+from sfrik.errors import SfrikError
+from sfrik.views.photos import STATISTICS
+
+__all__ = [
+    "confusion",
+    "draw_confusion",
+    "image_sheet",
+    "most_confused",
+    "neighbour_grid",
+    "sample_photographs",
+    "thumbnail",
+    "view_grid",
+]
+
+MARKS = {True: "✓", False: "✗"}
+FRAMES = {
+    True: {"color": "#0072B2", "linewidth": 1.0, "linestyle": "-"},
+    False: {"color": "#D55E00", "linewidth": 2.5, "linestyle": "--"},
+}
+
+
+def sample_photographs() -> Images:
+    """Two photographs that come with scikit-learn, 640 x 427 pixels: a temple in China and a flower. No download.
+
+    Both are under CC BY 2.0; its images/README.txt names the authors: danielbuechele, and vultilion's page for the flower.
+    """
+    try:
+        from sklearn.datasets import load_sample_image
+    except ImportError:
+        raise SfrikError("the photographs come with the package scikit-learn: pip install scikit-learn") from None
+    names = ("china.jpg", "flower.jpg")
+    return Images(np.zeros(2, np.int64), 1, lambda i: names[i], open=lambda i: Image.fromarray(load_sample_image(names[i])))
+
+
+def thumbnail(images: Images, index: int) -> Any:
+    """One image of a split as it is, for drawing."""
+    if images.tensor is not None:
+        return images.tensor[index]
+    assert images.open is not None, "images are in memory or on disk"
+    return images.open(index).convert("RGB")
+
+
+def view_grid(
+    rows: Sequence[Sequence[Any]],
+    titles: Sequence[str],
+    notes: Sequence[Sequence[str]] | None = None,
+    right: Sequence[Sequence[bool | None]] | None = None,
+    side: float = 0.6,
+    dataset: str = "imagenet",
+) -> Figure:
+    """Images in rows, one title a row; rows may differ in length.
+
+    Args:
+        rows: images: PIL, arrays [h, w] or [h, w, 3], tensors [c, h, w] of bytes, or of floats as views are.
+        notes: a text below each image.
+        right: whether what each image shows is right: its frame and a mark say so; None: neither.
+        side: of an image, in inches.
+        dataset: whose statistics views were normalised by; they are drawn in the range of the image.
+    """
+    columns, below = max(len(row) for row in rows), _lines(notes)
+    figure, axes = plt.subplots(
+        len(rows),
+        columns,
+        figsize=(side * columns + 1.0, (side + 0.05 + 0.16 * below) * len(rows)),
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+        axis.grid(False)
+    for y, (row, title) in enumerate(zip(rows, titles, strict=True)):
+        axes[y, 0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
+        for x, image in enumerate(row):
+            axes[y, x].imshow(_displayable(image, dataset), cmap="gray", interpolation="nearest", vmin=0, vmax=1)
+            _mark(axes[y, x], notes[y][x] if notes else "", right[y][x] if right else None)
+    return figure
+
+
+def image_sheet(
+    images: Images,
+    indices: Sequence[int],
+    notes: Sequence[str],
+    right: Sequence[bool | None] | None = None,
+    columns: int = 8,
+    side: float = 1.0,
+) -> Figure:
+    """The images at `indices`, in rows of `columns`, each with its note and mark below; a sheet without images says so."""
+    if not len(indices):
+        figure = plt.figure(figsize=(2, 0.4))
+        figure.text(0.5, 0.5, "no image", ha="center", va="center")
+        return figure
+
+    def rows(values: Sequence[Any]) -> list[Sequence[Any]]:
+        return [values[low : low + columns] for low in range(0, len(values), columns)]
+
+    pictures = rows([thumbnail(images, int(i)) for i in indices])
+    return view_grid(pictures, [""] * len(pictures), rows(notes), None if right is None else rows(right), side)
+
+
+def neighbour_grid(queries: Images, bank: Images, shown: Sequence[int], near: Sequence[Sequence[int]]) -> Figure:
+    """Images of `queries` at `shown`, each in front of its neighbours `near` in `bank`: those of its class are marked right."""
+    rows, titles, notes, right = [], [], [], []
+    for query, neighbours in zip(shown, near, strict=True):
+        label, others = int(queries.targets[query]), [int(bank.targets[int(i)]) for i in neighbours]
+        rows.append([thumbnail(queries, int(query)), *(thumbnail(bank, int(i)) for i in neighbours)])
+        titles.append(f"class {_name(queries, label)}")
+        notes.append(["", *(_name(bank, other) for other in others)])
+        right.append([None, *(other == label for other in others)])
+    return view_grid(rows, titles, notes, right, side=0.9)
+
+
+def confusion(labels: Any, predicted: Any, classes: int) -> np.ndarray:
+    """Counts [classes, classes] of images: the row is the true class, the column the predicted one.
+
+    >>> confusion([0, 0, 1], [0, 1, 1], classes=2).tolist()
+    [[1, 1], [0, 1]]
+    """
+    pairs = np.asarray(labels, dtype=np.int64) * classes + np.asarray(predicted, dtype=np.int64)
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def most_confused(counts: np.ndarray, most: int = 20) -> np.ndarray:
+    """Which classes to draw: all, or of more than `most` those of the largest counts off the diagonal, in the classes' order."""
+    if len(counts) <= most:
+        return np.arange(len(counts))
+    wrong = counts - np.diag(np.diag(counts))
+    pairs = np.stack(np.unravel_index(np.argsort(-wrong, axis=None, kind="stable"), wrong.shape), axis=1)
+    return np.sort(list(dict.fromkeys(pairs.flatten().tolist()))[:most])
+
+
+def draw_confusion(counts: Mapping[str, np.ndarray], names: Sequence[str] | None = None, most: int = 20) -> Figure:
+    """Confusion matrices side by side: counts, mistakes shaded on one scale, the share of each true class that is right.
+
+    Args:
+        counts: a title and `confusion`'s counts, each. names: of the classes; their numbers when None.
+        most: classes to draw; of more, the most confused of all matrices together.
+    """
+    shown = most_confused(np.sum(list(counts.values()), axis=0), most)
+    labels = [str(k) if names is None else names[k] for k in shown]
+    side, total = max(2.6, 0.3 * len(shown)), len(next(iter(counts.values())))
+    figure, axes = plt.subplots(
+        1, len(counts), figsize=((side + 1.2) * len(counts), side + 0.9), squeeze=False, layout="constrained"
+    )
+    largest = max((whole - np.diag(np.diag(whole)))[np.ix_(shown, shown)].max() for whole in counts.values())
+    for axis, (title, whole) in zip(axes[0], counts.items(), strict=True):
+        part, images = whole[np.ix_(shown, shown)], whole.sum(axis=1)[shown].clip(1)
+        wrong = part - np.diag(np.diag(part))
+        axis.imshow(wrong, cmap="Oranges", vmin=0, vmax=max(1, 1.4 * largest))
+        for y, x in zip(*np.nonzero(part), strict=True):
+            axis.text(x, y, part[y, x], ha="center", va="center", fontsize=8, fontweight="bold" if x == y else "normal")
+        accuracy = np.diag(part) / images
+        axis.set_yticks(range(len(shown)), [f"{name}  ({share:.0%})" for name, share in zip(labels, accuracy, strict=True)])
+        axis.set_xticks(range(len(shown)), labels, rotation=90 if max(map(len, labels)) > 2 else 0)
+        axis.tick_params(length=0, labelsize=8)
+        axis.grid(False)
+        some = f"\n(the {len(shown)} most confused of {total} classes)" if len(shown) < total else ""
+        axis.set(xlabel="predicted class", title=title + some)
+        axis.title.set_fontsize(10)
+    axes[0][0].set_ylabel("true class (share that is right)")
+    return figure
+
+
+def _name(images: Images, label: int) -> str:
+    return str(images.classes[label]) if images.classes else str(label)
+
+
+def _lines(notes: Sequence[Sequence[str]] | None) -> int:
+    """Lines of the longest note."""
+    return max((text.count("\n") + 1 for row in notes for text in row), default=0) if notes else 0
+
+
+def _mark(axis: Axes, note: str, right: bool | None) -> None:
+    mark = "" if right is None else MARKS[bool(right)]
+    axis.set_xlabel(f"{note} {mark}".strip(), fontsize=8, labelpad=2)
+    if right is not None:
+        axis.spines[:].set(visible=True, **FRAMES[bool(right)])
+
+
+def _displayable(image: Any, dataset: str) -> np.ndarray:
+    """Values from 0 to 1: [h, w] or [h, w, 3]."""
+    if not isinstance(image, torch.Tensor):
+        return np.asarray(image) / 255
+    pixels = image.detach().float().cpu()
+    if image.dtype == torch.uint8:
+        pixels = pixels / 255
+    else:
+        mean, std = (torch.tensor(values)[:, None, None] for values in STATISTICS.get(dataset, STATISTICS["imagenet"]))
+        pixels = pixels * std + mean
+    pixels = pixels.clamp(0, 1)
+    return (pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)).numpy()

@@ -1,0 +1,5 @@
+"""Pretraining."""
+
+from sfrik.pretrain.loop import pretrain
+
+__all__ = ["pretrain"]

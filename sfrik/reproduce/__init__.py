@@ -1,0 +1,1 @@
+"""`make tableN`: the missing runs, their notebooks, local and SLURM execution, status."""

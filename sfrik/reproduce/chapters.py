@@ -1,0 +1,77 @@
+"""The notebooks as a reader has them, executed from the first to the last: <root>/<profile>/notebooks.
+
+`sfrik run` executes notebooks 02 to 05 for a run of a table, without what they show for the reader's sake. Here they are
+whole, on a run of their own in <root>/<profile>/chapters, so that no score of a table is measured anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from sfrik.cli.flags import PROFILES, add_command
+from sfrik.cli.output import Answer, add_json
+from sfrik.errors import SfrikError, nearest
+from sfrik.reproduce.notebooks import Kernel, execute
+from sfrik.reproduce.table import rendering, stop_at_once
+from sfrik.runs.folder import folder_lock
+from sfrik.settings import load_recipe, results_root
+from sfrik.tables.rows import DIMS
+
+__all__ = ["add_chapters", "execute_chapters"]
+
+RENDERED = ("01_kernel_theory", "07_tables")  # those that `sfrik table` executes too
+WORDS = "Execute every notebook, from 01 to 07, with what it shows for the reader."
+
+
+def execute_chapters(profile: str = "desk", root: str | Path | None = None) -> dict[str, float]:
+    """Execute the notebooks with their defaults; seconds by notebook.
+
+    A finished run in <root>/<profile>/chapters is shown as it is; remove that folder to train again. It waits for another process
+    that executes the notebooks of this profile.
+
+    Args:
+        root: the folder of the results.
+    """
+    folder = Path(root or results_root()) / profile
+    recipe = f"{profile}/sfrik_l3_q{DIMS[profile][-1]}"
+    load_recipe(recipe)  # an unknown profile is an error before any kernel is started
+    of_run: dict[str, Any] = {"recipe": recipe, "exp_dir": str(folder / "chapters")}
+    short = {"collapse_recipe": recipe, "collapse_epochs": 2, "collapse_subset": 13, "ddp_epochs": 1}
+    parameters: dict[str, dict[str, Any]] = {
+        "01_kernel_theory": {"figures": str(folder / "figures")},
+        "02_pretraining": {**of_run, **(short if profile == "smoke" else {})},
+        "03_linear_probing": of_run,
+        "04_semi_supervised": of_run,
+        "05_knn_and_logistic_regression": of_run,
+        "06_complexity": {"profile": profile, "exp_dir": str(folder / "complexity" / "seed0")},
+        "07_tables": {"profile": profile, "root": str(folder.parent)},
+    }
+    seconds = {}
+    with stop_at_once(), folder_lock(folder / "chapters", "run.lock", wait=True), Kernel() as kernel:
+        for name, values in parameters.items():
+            with rendering(profile, folder.parent) if name in RENDERED else nullcontext():
+                started = time.monotonic()
+                execute(name, values, folder / "notebooks" / f"{name}.ipynb", kernel)
+            seconds[name] = time.monotonic() - started
+            print(f"{name}: {seconds[name]:.0f} s", flush=True)
+    return seconds
+
+
+def add_chapters(commands) -> None:
+    chapters = add_command(commands, "chapters", WORDS)
+    chapters.add_argument("--profile", default="desk", help=f"whose recipes and images: one of {', '.join(PROFILES)}")
+    chapters.add_argument("--exp-dir", "--exp_dir", default=None, help="root of the results folder")
+    add_json(chapters)
+    chapters.set_defaults(run=_chapters)
+
+
+def _chapters(options: argparse.Namespace) -> Answer:
+    if options.profile not in PROFILES:
+        raise SfrikError(f"unknown profile {options.profile!r}{nearest(options.profile, PROFILES)}: choose {', '.join(PROFILES)}")
+    seconds = execute_chapters(options.profile, options.exp_dir)
+    folder = Path(options.exp_dir or results_root()) / options.profile / "notebooks"
+    return Answer({"folder": str(folder), "seconds": seconds}, [f"notebooks: {folder}"])

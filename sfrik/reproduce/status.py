@@ -1,0 +1,246 @@
+"""`sfrik status`: what is done, under way, waiting or broken of the runs that the tables need.
+
+It reads the runs' folders and, where there is SLURM, the queue; it changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sfrik.errors import SfrikError
+from sfrik.launch.slurm import QueuedJob, queued_jobs
+from sfrik.reproduce.table import STAGES, last_attempt, missing_stages, one_line
+from sfrik.runs.folder import Run
+from sfrik.runs.records import Provenance, RunSettings, Score, State, read_record
+from sfrik.settings import results_root, run_folder
+from sfrik.system.progress import duration
+from sfrik.system.terminal import paint
+from sfrik.tables.cost_rows import read_costs
+from sfrik.tables.definitions import EXPERIMENTS, experiment, grids, read_choice, rows_of
+
+__all__ = ["STATES", "RunStatus", "needed_runs", "run_status", "state_counts", "status_in_words", "tables_status"]
+
+COLOURS = {
+    **{"done": "green", "running": "blue", "queued": "yellow", "preempted": "yellow"},
+    **{"stopped": "red", "failed": "red", "broken": "red", "missing": "dim"},
+}
+STATES = tuple(COLOURS)
+# the files of a run that are read back, and what each of them holds
+RECORDS = {
+    **{f"{score}.json": Score for stage in STAGES.values() for score in stage.scores},
+    **{"settings.json": RunSettings, "provenance.json": Provenance, "state.json": State},
+}
+ENDED = re.compile(r"sfrik job \d+ ended with status \d+")  # the batch script's last line
+TOLD = re.compile(r"(sfrik: |slurmstepd|srun: |.*\bKilled\b|\w*Error\b)")  # lines of a log that say why
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """One run: its state is one of `STATES`, `missing` are the stages that are still to be executed.
+
+    A run is broken where one of its files cannot be read: then it is not known which stages are missing, and all are listed.
+
+    Attributes:
+        detail: what there is to say of the state, in one line; of a broken run which file, and what is wrong with it.
+        jobs: the ids of its jobs in SLURM's queue.
+        facts: what the run wrote last: stage, epoch, loss, seconds left.
+    """
+
+    recipe: str
+    seed: int
+    state: str
+    detail: str
+    missing: tuple[str, ...]
+    jobs: tuple[str, ...]
+    facts: dict[str, Any]
+
+
+def needed_runs(tables: Sequence[str], profile: str, seeds: int, root: str | Path) -> dict[tuple[str, int], tuple[str, ...]]:
+    """The runs of the tables (of all tables of the profile when none is named): (recipe, seed) -> stages.
+
+    A table of costs has one run without stages for each seed; so has the choice of a grid that cannot be read.
+    """
+    names = tables or [name for name, found in EXPERIMENTS.items() if profile in found.profiles]
+    needed: dict[tuple[str, int], dict[str, None]] = {}
+    for name in names:
+        stages = experiment(name, profile).stages
+        if not stages:
+            for seed in range(seeds):
+                needed.setdefault((f"{profile}/complexity/{name}", seed), {})
+            continue
+        for row in rows_of(name, profile):
+            for seed in range(1 if name == "table9" else seeds):
+                needed.setdefault((row.recipe, seed), {}).update(dict.fromkeys(stages))
+        for grid in grids(profile) if name == "table9" else ():  # what is chosen of each grid, once that is written down
+            try:
+                recipe = read_choice(profile, grid, root)
+            except SfrikError:  # `run_status` reports it
+                needed.setdefault((f"{profile}/tuning/{grid}", 0), {})
+                continue
+            for seed in range(seeds if recipe else 0):
+                needed.setdefault((str(recipe), seed), {}).update(dict.fromkeys((*stages, "inference")))
+    return {run: tuple(stages) for run, stages in needed.items()}
+
+
+def run_status(recipe: str, seed: int, stages: Sequence[str], root: str | Path, jobs: Iterable[QueuedJob] = ()) -> RunStatus:
+    """How far a run is; `jobs` is the queue. What cannot be read makes the run broken, and is no error."""
+    try:
+        return _run_status(recipe, seed, stages, root, list(jobs))
+    except (ValueError, OSError) as error:
+        ids = tuple(job.id for job in jobs if job.run and job.run[:2] == (recipe, seed))
+        return RunStatus(recipe, seed, "broken", one_line(str(error)), tuple(stages), ids, {})
+
+
+def _run_status(recipe: str, seed: int, stages: Sequence[str], root: str | Path, jobs: list[QueuedJob]) -> RunStatus:
+    profile, kind, *name = recipe.split("/")
+    if kind == "complexity":
+        return _cost_status(recipe, seed, root, jobs)
+    if kind == "tuning":
+        chosen = read_choice(profile, name[0], root)
+        return RunStatus(recipe, seed, "done", f"{chosen}", (), (), {})
+    run = Run(run_folder(recipe, seed, root))
+    missing = tuple(missing_stages(recipe, seed, root, stages))
+    read: set[str] = set()
+    if not missing:  # these have just been read, but for a provenance.json that is no file, and counts as none
+        read = {f"{score}.json" for stage in stages for score in STAGES[stage].scores}
+        read |= {"provenance.json"} if (run.folder / "provenance.json").is_file() else set()
+    _check_records(run.folder, read)
+    facts = (run.state() or {}) if missing else {}
+    ours = [job for job in jobs if job.run and job.run[:2] == (recipe, seed)]
+
+    def status(state: str, detail: str = "") -> RunStatus:
+        return RunStatus(recipe, seed, state, detail, missing, tuple(job.id for job in ours), facts)
+
+    said, active = facts.get("state"), [job for job in ours if not job.waits]
+    if not missing:
+        return status("done")
+    if active or (not ours and run.is_locked()):
+        place = f"job {active[0].id} on {active[0].nodes}" if active else f"on {facts.get('host', 'an unknown host')}"
+        reached = _reached(facts) if said == "running" else "starting"
+        return status("running", f"{reached}, {place}")
+    if ours:
+        first = ours[0]
+        waits = f"job {first.id} waits ({first.reason})"
+        if said in ("running", "preempted") and facts.get("slurm_job") == first.id:
+            return status("preempted", f"{_reached(facts)}; requeued, {waits}")
+        stages = first.run[2] if first.run else ()
+        return status("queued", f"{', '.join(stages)}: {waits}")
+    reason = _reason(run.folder).removeprefix("sfrik: error: ")
+    if said == "failed":
+        return status("failed", f"{facts.get('stage', '')}: {one_line(facts.get('error') or reason)}")
+    if said == "preempted":
+        return status("preempted", f"{_reached(facts)}; the same command goes on")
+    if said == "running":
+        return status("stopped", f"{_reached(facts)}; its process is gone{f' ({reason})' if reason else ''}")
+    if reason:
+        return status("failed", reason)
+    return status("missing", ", ".join(missing))
+
+
+def tables_status(
+    tables: Sequence[str], profile: str, seeds: int = 1, root: str | Path | None = None
+) -> tuple[list[RunStatus], list[QueuedJob]]:
+    """Every run of the tables, and the queue."""
+    root = root or results_root()
+    needed = needed_runs(tables, profile, seeds, root)
+    try:
+        jobs = queued_jobs(root)
+    except SfrikError as error:  # the cluster does not answer; the folders do
+        print(f"sfrik: the queue is left out: {error}", file=sys.stderr)
+        jobs = []
+    return [run_status(recipe, seed, stages, root, jobs) for (recipe, seed), stages in needed.items()], jobs
+
+
+def status_in_words(found: Sequence[RunStatus], jobs: Iterable[QueuedJob] = ()) -> list[str]:
+    """A line for every run, then for the other jobs in the queue, then how many runs there are of each state."""
+    width = max((len(status.recipe) for status in found), default=0)
+    lines = []
+    for status in found:
+        state = paint(status.state, COLOURS[status.state]) + " " * (9 - len(status.state))
+        lines.append(f"{status.recipe:<{width}}  seed {status.seed}  {state}  {status.detail}".rstrip())
+    for job in jobs:
+        if job.run is None:
+            lines.append(f"{job.what}: job {job.id} {f'waits ({job.reason})' if job.waits else f'on {job.nodes}'}")
+    counts = state_counts(found)
+    return [*lines, ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "no runs"]
+
+
+def state_counts(found: Iterable[RunStatus]) -> dict[str, int]:
+    """How many runs there are of each of `STATES`."""
+    counts = Counter(status.state for status in found)
+    return {state: counts[state] for state in STATES}
+
+
+def _check_records(folder: Path, but: Collection[str] = ()) -> None:
+    """Read the files of a run that are read back, but for some.
+
+    Raises:
+        SfrikError, OSError: one of them is broken, or the folder cannot be listed; it is named.
+    """
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return
+    for name in names:
+        kind = RECORDS.get(name, Score if name.startswith("transfer_") and name.endswith(".json") else None)
+        if kind is not None and name not in but:
+            read_record(folder / name, kind)
+
+
+def _cost_status(recipe: str, seed: int, root: str | Path, jobs: Iterable[QueuedJob]) -> RunStatus:
+    """Of a table of costs, recipe being PROFILE/complexity/TABLE; the figures say on which hardware they were measured."""
+    profile, _, name = recipe.split("/")
+    path = run_folder(f"{profile}/complexity", seed, root) / f"{name}.json"
+    ours = [job for job in jobs if job.what.startswith(f"{profile}/{name}/")]
+    ids = tuple(job.id for job in ours)
+    if ours:
+        job = ours[0]
+        detail = f"job {job.id} {f'waits ({job.reason})' if job.waits else f'on {job.nodes}'}"
+        return RunStatus(recipe, seed, "queued" if job.waits else "running", detail, (name,), ids, {})
+    _check_records(path.parent)
+    found = read_costs(path)
+    if _entries(name, profile) <= found.keys():
+        return RunStatus(recipe, seed, "done", found.get("hardware", ""), (), ids, {})
+    return RunStatus(recipe, seed, "missing", name, (name,), ids, {})
+
+
+@cache
+def _entries(name: str, profile: str) -> frozenset[str | None]:
+    """What a table of costs needs of each seed."""
+    return frozenset(row.entry for row in rows_of(name, profile))
+
+
+def _reached(facts: dict[str, Any]) -> str:
+    """How far a run says it is: `pretrain: epoch 3/20, loss 1.2345, 12 min left`."""
+    parts = []
+    epoch, epochs, left = (facts.get(name) for name in ("epoch", "epochs", "seconds_left"))
+    if facts.get("stage") == "pretrain" and epoch is not None and epochs is not None:  # in the state of a later stage it is stale
+        parts.append(f"epoch {min(epoch + 1, epochs)}/{epochs}")
+        parts += [f"loss {facts['loss']:.4f}"] if facts.get("loss") is not None else []
+        parts += [f"{duration(left)} left"] if left is not None and math.isfinite(left) else []
+    stage = facts.get("stage", "starting")
+    return f"{stage}: {', '.join(parts)}" if parts else stage
+
+
+def _reason(folder: Path) -> str:
+    """Why the last attempt ended, from the end of its log; nothing where it does not say that it ended badly."""
+    logs = [path for path in (folder / "slurm.log", folder / "run.log") if path.is_file()]
+    if not logs:
+        return ""
+    with max(logs, key=lambda path: path.stat().st_mtime).open("rb") as file:
+        file.seek(max(0, file.seek(0, 2) - 8192))
+        lines = [line.strip() for line in last_attempt(file.read().decode(errors="replace")).splitlines() if line.strip()]
+    ended = bool(lines) and ENDED.fullmatch(lines[-1])
+    last = [line for line in lines[-6:] if TOLD.match(line)]
+    if ended:
+        return last[-1] if last else (lines[-2] if len(lines) > 1 else lines[-1])
+    return last[-1] if last and last[-1] == lines[-1] else ""

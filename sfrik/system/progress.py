@@ -1,0 +1,138 @@
+"""How far the work has come: a bar where someone looks at one, plain lines in a log, a file for `sfrik status`.
+
+A bar is drawn on a terminal and in JupyterLab. Headless (papermill, SLURM, a pipe) it would flood the log, so there a line
+a minute says the same. A worker of `sfrik.launch` has no screen: it hands its progress to the process that started it,
+which draws the bar.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+__all__ = ["Bar", "Progress", "duration", "told", "wants_bar"]
+
+Part = TypeVar("Part")
+
+BAR_SECONDS, STATE_SECONDS, LINE_SECONDS = 0.5, 5.0, 60.0  # least time between two of a kind
+
+hand_over: Callable[[dict[str, Any]], None] | None = None  # set in a worker of sfrik.launch.launcher
+
+
+def wants_bar() -> bool:
+    """Whether somebody watches: a terminal, JupyterLab, or the process that started this worker in one of them."""
+    return "JPY_SESSION_NAME" in os.environ or "SFRIK_BAR" in os.environ or sys.stderr.isatty()
+
+
+class Bar:
+    """A tqdm bar that is told its absolute position; it appears with the first of them."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def show(self, done: int, total: int, text: str) -> None:
+        if self._bar is None:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(total=total, initial=done, unit="step", leave=False)
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def write(self, text: str) -> None:
+        """A line above the bar."""
+        if self._bar is None:
+            print(text, flush=True)
+        else:
+            self._bar.write(text)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class Progress:
+    """The progress of one piece of work, told by the process of rank 0.
+
+    Args:
+        total: steps in all. done: steps that were there at the start, which the estimate of the time left leaves out.
+        save: called with the facts now and then, to write them down. show: whether to print and draw.
+    """
+
+    def __init__(self, total: int, done: int = 0, save: Callable[..., None] | None = None, show: bool = True) -> None:
+        self.total, self.save, self.show = total, save, show
+        self._begun, self._first = time.monotonic(), done
+        self._bar = Bar() if show and wants_bar() and hand_over is None else None
+        self._last = {BAR_SECONDS: 0.0, STATE_SECONDS: 0.0, LINE_SECONDS: self._begun}
+        self._drawn = False
+
+    def step(self, done: int, describe: Callable[[], dict[str, Any]]) -> None:
+        """After a step. `describe` gives epoch, epochs and loss, or what is done; it is called only when something is told."""
+        due = [every for every in self._last if self._due(every)] if self.show or self.save is not None else []
+        if self._drawn and done == self.total:  # a bar that is left before its end is drawn as one that failed
+            due.append(BAR_SECONDS)
+        if not due:
+            return
+        facts = {**describe(), "step": done, "steps": self.total, "seconds_left": self._left(done)}
+        text = str(facts.get("what") or f"epoch {facts['epoch'] + 1}/{facts['epochs']}, loss {facts['loss']:.4f}")
+        if STATE_SECONDS in due and self.save is not None:
+            self.save(**facts)
+        if self.show and BAR_SECONDS in due and self._bar is not None:
+            self._bar.show(done, self.total, text)
+        elif self.show and BAR_SECONDS in due and hand_over is not None:
+            hand_over({"done": done, "total": self.total, "text": text})
+        self._drawn |= self.show and BAR_SECONDS in due
+        if self.show and LINE_SECONDS in due and not wants_bar():
+            print(f"{text}, step {done} of {self.total}, {duration(facts['seconds_left'])} left", flush=True)
+
+    def write(self, text: str) -> None:
+        """A line for people."""
+        if self.show and self._bar is not None:
+            self._bar.write(text)
+        elif self.show:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _due(self, every: float) -> bool:
+        now = time.monotonic()
+        due = now - self._last[every] >= every
+        if due:
+            self._last[every] = now
+        return due
+
+    def _left(self, done: int) -> float:
+        made = max(1, done - self._first)
+        return round((time.monotonic() - self._begun) / made * (self.total - done), 1)
+
+
+def told(parts: Iterable[Part], total: int, what: str, show: bool = True) -> Iterator[Part]:
+    """The parts of a work, one after the other, `total` in all, while a bar or lines say how many are done and the time left."""
+    progress = Progress(total, show=show)
+    try:
+        for done, part in enumerate(parts, 1):
+            yield part
+            progress.step(done, lambda: {"what": what})
+    finally:
+        progress.close()
+
+
+def duration(seconds: float) -> str:
+    """A time in words: 45 s, 12 min, 3 h 20 min, 2 d 4 h.
+
+    >>> [duration(x) for x in (45, 719, 12000, 187200)]
+    ['45 s', '12 min', '3 h 20 min', '2 d 4 h']
+    """
+    minutes = round(seconds / 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if minutes < 100:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    hours = round(minutes / 60)
+    return f"{hours // 24} d {hours % 24} h"

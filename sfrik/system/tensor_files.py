@@ -1,0 +1,148 @@
+"""Files of tensors: safetensors, which hold nothing else, and PyTorch's pickles, which are read with `weights_only`.
+
+PyTorch is imported where tensors are made: `sfrik status` looks at headers only, and does without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+
+from sfrik.errors import SfrikError
+from sfrik.runs.records import Provenance, read_record
+from sfrik.system.files import UnreadableError, atomic_write, check_regular, file_hash
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["check_weights", "read_header", "read_pickle", "read_safetensors", "write_safetensors"]
+
+
+def write_safetensors(path: str | Path, state: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
+    """Write tensors with facts about them; the same content gives the same bytes.
+
+    Returns:
+        The SHA-256 of the file, which was read back and compared.
+
+    Raises:
+        WriteError: the file cannot be written. SfrikError: what was read back is not what was written.
+    """
+    from safetensors.torch import save
+
+    tensors = {key: value.detach().contiguous().cpu() for key, value in state.items()}
+    # one entry: safetensors writes several in no fixed order
+    content = save(tensors, metadata={"about": json.dumps(about, sort_keys=True)})
+    with atomic_write(path, len(content)) as file:
+        file.write(content)
+    digest = hashlib.sha256(content).hexdigest()
+    if file_hash(path) != digest:
+        raise SfrikError(f"{path} reads back other bytes than were written: the disk or its file system is faulty")
+    return digest
+
+
+def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a file and the facts about them.
+
+    Raises:
+        SfrikError: the file is missing, cut short, damaged or of another format.
+    """
+    read_header(path)
+    with safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, _about(file.metadata(), path)  # noqa: SIM118
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """The facts about the tensors of a safetensors file; its header must fit its length, its tensors are not read.
+
+    Raises:
+        SfrikError: the file is missing, cut short or of another format. UnreadableError: the file system does not give it.
+    """
+    try:
+        check_regular(path)
+        open(path, "rb").close()  # safetensors says of a file that may not be read that there is none
+        with safe_open(path, framework="np") as file:
+            return _about(file.metadata(), path)
+    except FileNotFoundError:
+        raise SfrikError(f"there is no file {path}") from None
+    except OSError as error:
+        raise UnreadableError(f"cannot read {path}: {error.strerror or error}") from None
+    except (SafetensorError, ValueError) as error:
+        raise SfrikError(f"{path} is not a complete safetensors file ({error}): copy or make it again") from None
+
+
+def check_weights(path: str | Path) -> None:
+    """Compare weights with the SHA-256 that the provenance.json beside them records, if it does.
+
+    Raises:
+        SfrikError: they differ, as after a bit flip on a disk.
+    """
+    path = Path(path)
+    record = path.with_name("provenance.json")
+    recorded = read_record(record, Provenance).get("weights", {}).get(path.name) if record.is_file() else None
+    if recorded is not None and file_hash(path) != recorded:
+        raise SfrikError(
+            f"{path} is not the file that was trained: its SHA-256 is not the one in {record}. Copy it again from a backup, or "
+            "move it away and pretrain again"
+        )
+
+
+def read_pickle(path: str | Path, shown: str | Path | None = None) -> Any:
+    """The content of a file that torch.save wrote: tensors, numbers, strings, lists, dicts and argparse's Namespace.
+
+    Args:
+        shown: the file's name in messages, where `path` is a temporary copy.
+
+    Raises:
+        SfrikError: the file is missing, cut short, not PyTorch's, or holds other objects, which could run code.
+        OSError, MemoryError: of the file system or the machine.
+    """
+    import torch
+
+    shown = shown or path
+    try:
+        check_regular(path)
+        _check_sums(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the authors keep the best accuracies in one
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (SfrikError, OSError, MemoryError):
+        raise
+    except Exception as error:  # torch raises several kinds for a file that is cut short or no checkpoint
+        raise SfrikError(f"{shown} {_why_not_read(error)}") from None
+
+
+def _check_sums(path: str | Path) -> None:
+    """Compare each record with its CRC-32, which torch.save writes and torch.load does not read."""
+    if not zipfile.is_zipfile(path):  # PyTorch's format before 1.6
+        return
+    with zipfile.ZipFile(path) as archive:
+        record = archive.testzip()
+    if record is not None:
+        raise ValueError(f"its record {record} does not match its checksum")
+
+
+def _why_not_read(error: Exception) -> str:
+    """What is wrong with a pickle. PyTorch's own text advises to load without `weights_only`, and is not passed on."""
+    text = str(error)
+    if found := re.search(r"GLOBAL ([\w.]+)|class ([\w.]+)", text):
+        named = found[1] or found[2]
+        return f"holds Python objects besides tensors ({named}), which could run code, so it is not read: get its state dict"
+    if "weights" in text.lower():
+        return "is not a complete PyTorch weights file: copy or download it again"
+    first = (text.splitlines() or [type(error).__name__])[0]
+    return f"is not a complete PyTorch weights file ({first}): copy or download it again"
+
+
+def _about(metadata: Mapping[str, str] | None, path: str | Path) -> dict[str, Any]:
+    try:
+        about = json.loads((metadata or {}).get("about", "{}"))
+    except ValueError as error:
+        raise SfrikError(f"{path} has metadata that are not valid JSON ({error}): copy or make it again") from None
+    return about if isinstance(about, dict) else {}

@@ -1,0 +1,238 @@
+"""The paper's claims against the desk's measurements: each is a contrast of table cells, with its standard error.
+
+A contrast is a sum of means over seeds, each with a weight, written so that the claim says it is above zero. It holds where it
+is above two standard errors (from the spread over seeds), does not hold where it is below minus two, and is not decided
+between. With three seeds this is a reading aid and not a test of significance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sfrik.settings import results_root
+from sfrik.system.files import write_text
+from sfrik.tables.collect import Measured, Table, build_table
+from sfrik.tables.definitions import grids, read_choice
+from sfrik.tables.rows import paper_figures
+
+__all__ = ["Claim", "Contrast", "claims", "claims_as_markdown", "verdict", "write_claims"]
+
+MARGIN = 2.0  # standard errors
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """`constant` + sum of weight * mean over rows of one column; `rows` maps (method, q, *labels) to the weight."""
+
+    what: str
+    table: str
+    column: str
+    rows: Mapping[tuple, float]
+    constant: float = 0.0
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says, with its figures, and the contrasts that it says are above zero."""
+
+    text: str
+    paper: str
+    contrasts: Sequence[Contrast]
+
+
+def claims() -> list[Claim]:
+    """The claims that the desk profile can speak to."""
+    figures = paper_figures()
+    linear, kernels = figures["linear_in20"], figures["kernel_choice"]
+    r50, transfer = figures["imagenet_r50"], figures["transfer_in20"]
+    accuracies = (("linear_top1", "linear probing"), ("logistic_top1", "logistic regression"), ("knn_top1", "20-NN"))
+
+    def table1(rows: Mapping[tuple, float]) -> list[Contrast]:
+        return [Contrast(title, "table1", column, rows) for column, title in accuracies]
+
+    def kernel(name: str) -> list[Contrast]:
+        rows = {("MMD", 512, "truncated L=3"): 1.0, ("MMD", 512, name): -1.0}
+        return [Contrast(title, "table2", column, rows) for column, title in accuracies]
+
+    def at(q: int) -> str:
+        return f"q = {q}, batch 512"
+
+    def plain(q: int) -> dict[tuple, float]:
+        return {("SFRIK L=3 plain", q, "512"): -1.0}
+
+    def fast(q: int) -> dict[tuple, float]:
+        return {("VICReg", q, "512"): 1.0, ("SFRIK L=3", q, "512"): -1.0}
+
+    at_small, at_large = 128, 512
+    return [
+        Claim(
+            "Degree 1 alone is not enough: L = 2 does better than L = 1.",
+            f"{linear['SFRIK_L2'][-1]} against {linear['SFRIK_L1_q8192']} % (q = 8192)",
+            table1({("SFRIK L=2", 512): 1.0, ("SFRIK L=1", 512): -1.0}),
+        ),
+        Claim(
+            "Degree 3 helps: L = 3 does better than L = 2.",
+            f"{linear['SFRIK_L3_q8192']} against {linear['SFRIK_L2'][-1]} % (q = 8192)",
+            table1({("SFRIK L=3", 512): 1.0, ("SFRIK L=2", 512): -1.0}),
+        ),
+        Claim(
+            "Three degrees suffice: truncated at L = 3 does better than the Gaussian kernel (here with eight degrees).",
+            f"{kernels['truncated L=3']} against {kernels['exp(-t |u - v|^2)']} % (q = 8192)",
+            kernel("exp(-s |u - v|^2)"),
+        ),
+        Claim(
+            "The kernel C - |u - v|^p (here p = 1) does worse than the truncated one.",
+            f"{kernels['truncated L=3']} against {kernels['C - |u - v|^p']} % (q = 8192)",
+            kernel("C - |u - v|^p"),
+        ),
+        Claim(
+            "VICReg needs a large q, SFRIK less so: from the largest q to the smallest VICReg loses more "
+            "(its weights were chosen at the largest q and kept, SFRIK's follow q).",
+            f"from q = 8192 to 2048 VICReg loses {linear['VICReg'][-1] - linear['VICReg'][1]:.1f} points, "
+            f"SFRIK L = 2 {linear['SFRIK_L2'][-1] - linear['SFRIK_L2'][1]:.1f}",
+            table1(
+                {
+                    ("VICReg", at_large): 1.0,
+                    ("VICReg", at_small): -1.0,
+                    ("SFRIK L=2", at_large): -1.0,
+                    ("SFRIK L=2", at_small): 1.0,
+                }
+            ),
+        ),
+        Claim(
+            "As q grows SFRIK takes less time and memory than VICReg (both by the plain formulas and autograd, as in the paper; "
+            "here at its q / n of 16, 8 and 4, and at q = n).",
+            "of whole steps, n = 2048, "
+            + "; ".join(f"q = {q[1:]}: {figures['time_and_memory'][q]}" for q in ("q8192", "q16384", "q32768")),
+            [
+                *(
+                    Contrast(
+                        f"1 - {cost} of the loss / VICReg's, both plain, {at(q)}", "table6", f"loss_{cost}_ratio", plain(q), 1.0
+                    )
+                    for cost in ("time", "memory")
+                    for q in (8192, 4096, 2048, 512)
+                ),
+                Contrast(
+                    "1 - time of a step / VICReg's, both plain, q = 8192, batch 256",
+                    "table6",
+                    "step_time_ratio",
+                    plain(8192),
+                    1.0,
+                ),
+            ],
+        ),
+        Claim(
+            "The same of both computed well, VICReg by the Gram matrix where q > n: SFRIK still takes less.",
+            "not compared",
+            [
+                *(
+                    Contrast(f"time of VICReg - of SFRIK, products of n x n x q, {at(q)}", "table6", "loss_products", fast(q))
+                    for q in (8192, 4096, 2048, 512)
+                ),
+                *(
+                    Contrast(f"memory of VICReg - of SFRIK, MiB, {at(q)}", "table6", "loss_mib", fast(q))
+                    for q in (8192, 4096, 2048, 512)
+                ),
+                Contrast("time of a step with VICReg - with SFRIK, ms, q = 8192, batch 256", "table6", "step_ms", fast(8192)),
+            ],
+        ),
+        Claim(
+            "With 1 % of the labels VICReg is ahead of SFRIK (the rates of fine-tuning were chosen for SFRIK L = 3, q = 512).",
+            f"{r50['VICReg q=8192'][5]} against {r50['SFRIK L=3 q=8192'][5]} % (ResNet-50, q = 8192)",
+            [
+                Contrast(f"1 % of labels, L = 3, q = {q}", "table4", "semi1_top1", {("VICReg", q): 1.0, ("SFRIK L=3", q): -1.0})
+                for q in (at_large, at_small)
+            ],
+        ),
+        Claim(
+            "The features move to other images better than VICReg's.",
+            f"Places205 top-1 {transfer['SFRIK_L3'][0]} against {transfer['VICReg'][0]} % (q = 8192)",
+            [Contrast("scikit-learn's digits", "table3", "transfer_top1", {("SFRIK L=3", 512): 1.0, ("VICReg", 512): -1.0})],
+        ),
+    ]
+
+
+def value_and_error(contrast: Contrast, table: Table) -> tuple[float, float, int] | None:
+    """The contrast, its standard error over seeds and the smallest n; None where a cell is missing or has one seed."""
+    rows: dict[tuple, Measured] = {(m.row.method, m.row.q, *m.row.labels.values()): m for m in table.measured}
+    value, variance, least = contrast.constant, 0.0, math.inf
+    for key, weight in contrast.rows.items():
+        mean, spread = rows[key].mean(contrast.column), rows[key].spread(contrast.column)
+        if mean is None or spread is None:
+            return None
+        n = rows[key].n(contrast.column)
+        value, variance, least = value + weight * mean, variance + weight**2 * spread**2 / n, min(least, n)
+    return value, math.sqrt(variance), int(least)
+
+
+def _signed(value: float, error: float, contrast: Contrast) -> str:
+    digits = 3 if contrast.column.endswith("ratio") else 2
+    return f"{value:+.{digits}f} ± {error:.{digits}f}"
+
+
+def verdict(value: float, error: float) -> str:
+    """Whether a contrast is above zero, as far as two standard errors tell."""
+    if abs(value) <= MARGIN * error:
+        return "not decided"
+    return "holds" if value > 0 else "does not hold"
+
+
+def claims_as_markdown(profile: str = "desk", root: str | Path | None = None) -> str:
+    """One line a contrast: what the paper says, what was measured, whether it holds."""
+    tables = {name: build_table(name, profile, root) for name in ("table1", "table2", "table3", "table4", "table6")}
+    header = ["claim", "the paper", "measured here", "difference ± standard error", "n", "verdict"]
+    lines = [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
+    for claim in claims():
+        words = [claim.text.replace("|", "‖"), claim.paper]
+        for contrast in claim.contrasts:
+            start = f"| {' | '.join(words)} | [{contrast.what}](tables/{contrast.table}.md) |"
+            words = ["", ""]  # once
+            found = value_and_error(contrast, tables[contrast.table])
+            if found is None:
+                lines.append(f"{start} – | – | not measured |")
+                continue
+            value, error, n = found
+            lines.append(f"{start} {_signed(value, error, contrast)} | {n} | {verdict(value, error)} |")
+    return "\n".join(lines)
+
+
+def write_claims(profile: str = "desk", root: str | Path | None = None) -> Path:
+    """Write <root>/<profile>/README.md."""
+    path = Path(root or results_root()) / profile / "README.md"
+    write_text(path, PAGE.format(table=claims_as_markdown(profile, root), edges=_choices_at_an_edge(profile, root)))
+    return path
+
+
+def _choices_at_an_edge(profile: str, root: str | Path | None) -> str:
+    """The recipes that table 9 chose and that are the first or last of their grid."""
+    found = []
+    for grid, recipes in grids(profile).items():
+        chosen = read_choice(profile, grid, root)
+        found += [chosen.split("/")[-1]] if chosen and chosen in (recipes[0], recipes[-1]) else []
+    return ", ".join(found) or "none"
+
+
+PAGE = """# What the desk profile says of the paper's claims
+
+MNIST5k (3,500 training digits, 1,000 test digits), an eight-layer ResNet, 16 epochs: a small experiment of its own, measured on
+two CPU cores, and not the paper's. This page is written by `make tables` from the score files beside it. Differences are signed
+so that the claim predicts a positive one; accuracies are in points of top-1 %, costs are ratios or in the unit that
+stands there. *holds*: more than two standard errors above zero; *does not hold*: more than two below; *not decided*: between.
+The standard error is from the spread over n seeds; with three of them it is rough: where there is no difference, one contrast in
+five to nine is still called *holds* or *does not hold*. The error of the shared test images is not in it.
+
+{table}
+
+Each kernel of table 2 had its own weight of the alignment, chosen on the tuning split with seed 0 (the recipes say from which);
+of the paper's figures we know neither scale nor weight. Choices of table 9 at the edge of their grid, where a wider one
+may do better: {edges}.
+
+The tables with means, spreads and links to every run: [1](tables/table1.md) linear probing, [2](tables/table2.md) kernels,
+[3](tables/table3.md) transfer, [4](tables/table4.md) all protocols, [5](tables/table5.md) memory,
+[6](tables/table6.md) time and memory, [7](tables/table7.md) multi-crop, [8](tables/table8.md) few labels,
+[9](tables/table9.md) tuning. Figures are in [figures](figures), the executed notebooks in [notebooks](notebooks) and beside the
+scores of each run.
+"""

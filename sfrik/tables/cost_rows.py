@@ -1,0 +1,119 @@
+"""The rows and columns of the paper's tables 5 and 6, which compare costs: a row is a method at a size, an entry of one file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sfrik.errors import SfrikError
+from sfrik.runs.records import Costs, read_record
+from sfrik.system.files import is_there
+from sfrik.tables.rows import Column, Row, paper_figures
+
+__all__ = ["BASELINE", "PLAIN", "STEP_BATCH", "complexity_columns", "read_costs", "table5_rows", "table6_rows"]
+
+
+def _rows(profile: str, sizes: dict[str, tuple], with_paper: Callable[[str, int, int], dict]) -> list[Row]:
+    """A row for each method, q and batch size; all are entries of one file."""
+    methods, dims, batches = sizes[profile]
+    return [
+        Row(
+            method,
+            q,
+            f"{profile}/complexity",
+            with_paper(method, q, n),
+            labels={"batch size": str(n)},
+            entry=f"{method}{ENTRY}{q} n={n}",
+        )
+        for q in dims
+        for n in batches
+        for method in methods
+    ]
+
+
+# images of a step, where those of the loss would take minutes or more memory than one GPU has
+STEP_BATCH = {"smoke": 16, "desk": 256, "paper": 256}
+PLAIN = " plain"  # the end of a method's name: the formula of its paper by autograd, as in the authors' code
+ENTRY = " q="  # in the name of every entry of a file of costs
+BASELINE = "VICReg plain"  # what ratios are to
+BOTH = ("VICReg plain", "SFRIK L=3 plain", "VICReg", "SFRIK L=3", "SIGReg")
+ALL = (
+    "VICReg plain",
+    "SimCLR plain",
+    "AUH plain",
+    "SFRIK L=3 plain",
+    "VICReg",
+    "SimCLR",
+    "AUH",
+    "SFRIK L=2",
+    "SFRIK L=3",
+    "SIGReg",
+)
+# profile -> methods, dimensions, batch sizes
+TABLE5 = {
+    "smoke": (BOTH, (512,), (64, 128)),
+    "desk": (BOTH, (4096,), (256, 512, 1024, 2048)),
+    "cifar10": (BOTH, (8192,), (256, 512, 1024, 2048)),
+    "paper": (BOTH, (32768,), (256, 512, 1024, 2048)),
+}
+TABLE6 = {
+    "smoke": (ALL, (64, 128), (64,)),
+    "desk": (ALL, (256, 512, 1024, 2048, 4096, 8192), (512,)),
+    "cifar10": (ALL, (512, 1024, 2048, 4096, 8192), (512,)),
+    "paper": (ALL, (2048, 4096, 8192, 16384, 32768), (2048,)),
+}
+
+
+def read_costs(path: Path) -> dict[str, Any]:
+    """What was measured for a table of costs: an object for each entry, and the hardware; empty where nothing was.
+
+    Raises:
+        SfrikError: the file cannot be read or holds something else; it is named.
+    """
+    found = read_record(path, Costs) if is_there(path) else {}
+    for name, value in found.items():
+        expected = str if name in ("hardware", "commit") else dict if ENTRY in name else object
+        if not isinstance(value, expected):
+            raise SfrikError(f"{path}: {name} is {str(value)[:60]!r} and no record of costs: move the file away and run again")
+    return found
+
+
+def table5_rows(profile: str) -> list[Row]:
+    figures = paper_figures()["memory_q32768"]
+
+    def paper(method: str, q: int, n: int) -> dict[str, float]:
+        of_method = dict(zip(figures["batch_size"], figures.get(method.split()[0], ()), strict=False))
+        return {"peak": of_method[n]} if method.endswith(PLAIN) and n in of_method else {}
+
+    return _rows(profile, TABLE5, paper)
+
+
+def table6_rows(profile: str) -> list[Row]:
+    figures = paper_figures()["time_and_memory"]
+
+    def paper(method: str, q: int, n: int) -> dict[str, str]:
+        said = figures.get(f"q{q}")
+        return {"against_vicreg": said} if method == f"SFRIK L=3{PLAIN}" and said else {}
+
+    return _rows(profile, TABLE6, paper)
+
+
+def complexity_columns(table: str, profile: str) -> list[Column]:
+    columns = [
+        Column("product_ms", "one product of n x n x q", table, ("product_ms",), "ms"),
+        Column("loss_ms", "loss, forward and backward", table, ("loss_ms",), "ms"),
+        Column("loss_products", "loss in products of n x n x q", table, ("loss_products",), "", 2),
+        Column("loss_mib", "peak memory of the loss", table, ("loss_mib",), "MiB", 0),
+        Column("loss_time_ratio", f"time of the loss / {BASELINE}'s", table, ("loss_time_ratio",), "", 3),
+        Column("loss_memory_ratio", f"memory of the loss / {BASELINE}'s", table, ("loss_memory_ratio",), "", 2),
+    ]
+    on_gpu = profile in ("cifar10", "paper")
+    if table == "table6" or on_gpu:
+        batch = f" of {STEP_BATCH[profile]} images" if profile in STEP_BATCH else ""
+        columns.append(Column("step_ms", f"whole step{batch}", table, ("step_ms",), "ms"))
+        columns.append(Column("step_time_ratio", f"time of a step / {BASELINE}'s", table, ("step_time_ratio",), "", 2))
+    if on_gpu:
+        columns.append(Column("step_mib", "peak memory of a step", table, ("step_mib",), "MiB", 0))
+        columns.append(Column("step_memory_ratio", f"memory of a step / {BASELINE}'s", table, ("step_memory_ratio",), "", 2))
+    return columns

@@ -1,0 +1,603 @@
+"""The command line: one line and exit status 2 for a mistake, no folder left behind; dry runs that touch nothing."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import struct
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import sfrik
+from sfrik.cli.flags import add_command
+from sfrik.cli.main import build_parser, main
+from sfrik.cli.train import COMMANDS as BY_SECTION
+from sfrik.cost.memory import expected_images, expected_memory, expected_steps
+from sfrik.launch import launcher as launching
+from sfrik.networks import build_backbone, save_weights
+from sfrik.settings import SECTIONS, EvaluateSettings, FeatureSettings, LogisticSettings, PretrainSettings, TransferSettings
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = [section.replace("_", "-") for section in BY_SECTION]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working directory."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def fails_in_one_line(capsys, arguments, *words):
+    """Exit status 2 and one line on stderr that holds the words; the line."""
+    capsys.readouterr()
+    status = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    assert status == 2
+    lines = captured.err.splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("sfrik: error: ")
+    assert "Traceback" not in captured.out + captured.err
+    for word in words:
+        assert word in lines[0]
+    return lines[0]
+
+
+SMOKE = ["pretrain", "--recipe", "smoke/sfrik_l2_q64", "--exp-dir", "run"]
+
+MISTAKES = {
+    "a misspelt flag": ([*SMOKE, "--epoch", "3"], ["--epoch", "did you mean --epochs?"]),
+    "a misspelt flag with its value": ([*SMOKE, "--epoch=3"], ["--epoch", "did you mean --epochs?"]),
+    "a batch of none": ([*SMOKE, "--batch-size", "0"], ["batch_size", "greater than or equal to 2", "'0'"]),
+    "weights that are no numbers": ([*SMOKE, "--sfrik-weights", "1.0-abc"], ["sfrik_weights", "1.0-40.0-40.0", "1.0-abc"]),
+    "a negative weight": ([*SMOKE, "--sfrik-weights", "1.0--40.0"], ["sfrik_weights", ">= 0", "1.0--40.0"]),
+    "a negative first weight": ([*SMOKE, "--sfrik-weights=-1.0-40.0"], ["sfrik_weights", ">= 0", "-1.0-40.0"]),
+    "weights that are not finite": ([*SMOKE, "--sfrik-weights", "nan"], ["sfrik_weights", "nan"]),
+    "a negative decay": ([*SMOKE, "--wd", "-1"], ["wd", "greater than or equal to 0", "'-1'"]),
+    "an unknown method": ([*SMOKE, "--ssl-method", "byol"], ["ssl_method", "'simclr'", "'byol'"]),
+    "a malformed mlp": ([*SMOKE, "--mlp", "64-x"], ["mlp", "8192-8192-8192", "64-x"]),
+    "an mlp of no widths": ([*SMOKE, "--mlp", ""], ["mlp", "8192-8192-8192"]),
+    "an unknown architecture": ([*SMOKE, "--arch", "resnet19"], ["arch", "did you mean resnet18?"]),
+    "an unknown command": (["pretain", "--epochs", "3"], ["pretain", "pretrain"]),
+    "a flag without its value": ([*SMOKE, "--epochs"], ["--epochs", "expected one argument"]),
+    "an unknown recipe": (
+        ["pretrain", "--recipe", "smoke/sfrik_l2_q1"],
+        ["smoke/sfrik_l2_q1", "did you mean smoke/sfrik_l2_q64?"],
+    ),
+    "an unknown recipe to run": (
+        ["run", "--recipe", "smoke/sfrik_l2_q1", "--exp-dir", "out"],
+        ["did you mean smoke/sfrik_l2_q64?"],
+    ),
+    "a missing recipe to run": (["run"], ["--recipe"]),
+    "neither true nor false": ([*SMOKE, "--reg-small", "maybe"], ["reg_small", "boolean", "'maybe'"]),
+    "a list of text": (["knn-eval", "--exp-dir", "run", "--nb-knn", "10", "x"], ["nb_knn", "integer", "'x'"]),
+    "lists of different lengths": (
+        [*SMOKE, "--augmentations", "SwAV", "--nmb_crops", "2", "6", "--size_crops", "28"],
+        ["SwAV", "one length"],
+    ),
+    "a share of labels that there is not": (
+        ["evaluate", "--recipe", "smoke/random_weights", "--exp-dir", "run", "--train-percent", "5"],
+        ["train_percent", "1, 10 or 100", "5"],
+    ),
+    "processes that are none": ([*SMOKE, "--nproc-per-node", "0"], ["--nproc-per-node", ">= 1", "'0'"]),
+    "processes of an evaluation": (
+        ["evaluate", "--exp-dir", "run", "--nproc-per-node", "2"],
+        ["unknown argument --nproc-per-node"],
+    ),
+    "a batch that the processes do not share evenly": (
+        [*SMOKE, "--nproc-per-node", "3", "--batch-size", "32", "--dry-run"],
+        ["batch_size 32", "3"],
+    ),
+    "a setting of another script": (
+        ["evaluate", "--exp-dir", "run", "--num-workers", "3"],
+        ["--num-workers", "did you mean --workers?"],
+    ),
+    "a target that there is not": (["transfer", "--exp-dir", "run", "--target", "places"], ["target", "'places205'", "'places'"]),
+    "an unknown table": (["table", "table0", "--profile", "smoke", "--exp-dir", "out"], ["table0", "table1"]),
+    "an unknown profile": (["table", "table1", "--profile", "smok", "--exp-dir", "out"], ["smok", "did you mean smoke?"]),
+    "no seeds": (["table", "table1", "--profile", "smoke", "--exp-dir", "out", "--seeds", "0"], ["--seeds", ">= 1", "'0'"]),
+    "a missing data folder": (
+        ["pretrain", "--exp-dir", "run", "--data-dir", "nowhere"],
+        [os.path.join("nowhere", "train"), "--data-dir"],
+    ),
+    "a split of mnist5k that is too large": ([*SMOKE, "--subset", "351"], ["mnist5k", "350", "351"]),
+    "a batch of more than the images": ([*SMOKE, "--batch-size", "301"], ["batch_size", "301", "300 images", "lower"]),
+    "pixels that should be trained": ([*SMOKE, "--arch", "pixels"], ["pixels", "ssl_method none"]),
+    "a missing weights file": (
+        ["evaluate", "--recipe", "smoke/random_weights", "--exp-dir", "run", "--pretrained", "no.safetensors"],
+        ["no.safetensors", "--pretrained"],
+    ),
+    "evaluation before pretraining": (
+        ["knn-eval", "--recipe", "smoke/random_weights", "--exp-dir", "run"],
+        [os.path.join("run", "backbone.safetensors"), "pretrain first"],
+    ),
+    "a missing folder of the test images": (
+        ["evaluate", "--exp-dir", "run", "--data-dir", "nowhere", "--pretrained", "no.pth"],
+        ["nowhere", "--data-dir"],
+    ),
+    "missing weights of a transfer": (
+        ["transfer", "--recipe", "smoke/random_weights", "--exp-dir", "run"],
+        [os.path.join("run", "backbone.safetensors"), "pretrain first"],
+    ),
+    "missing images of a transfer": (
+        ["transfer", "--exp-dir", "run", "--target", "voc07", "--target-dir", "nowhere", "--pretrained", "no.pth"],
+        ["voc07", "nowhere"],
+    ),
+    "a missing label list": (
+        ["evaluate", "--recipe", "smoke/random_weights", "--exp-dir", "run", "--train-percent", "10", "--label-list", "no.txt"],
+        ["no.txt"],
+    ),
+    "a missing head": (
+        ["evaluate", "--recipe", "smoke/random_weights", "--exp-dir", "run", "--only-inference", "--ckp-path", "no.pt"],
+        ["no.pt"],
+    ),
+    "missing features": (
+        ["knn-eval", "--recipe", "smoke/random_weights", "--exp-dir", "run", "--extraction-dir", "features"],
+        [os.path.join("features", "train_features.npy"), "extract-features first"],
+    ),
+    "a tuning split without its size": (
+        ["evaluate", "--exp-dir", "run", "--data-dir", "nowhere", "--val-dataset", "val", "--val-subset", "x"],
+        ["val_subset", "'x'"],
+    ),
+    "augmentations that are not for these images": (
+        ["pretrain", "--dataset", "mnist5k", "--arch", "resnet8", "--size", "28", "--mlp", "8-8", "--exp-dir", "run"],
+        ["augmentations", "digits"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "words"), MISTAKES.values(), ids=[name.replace(" ", "_") for name in MISTAKES])
+def test_a_mistake_ends_in_one_line_that_names_it_and_leaves_nothing_behind(here, capsys, arguments, words):
+    fails_in_one_line(capsys, arguments, *words)
+    assert list(here.iterdir()) == []
+
+
+def test_fp16_on_a_cpu_is_refused_with_the_remedy(here, capsys):
+    fails_in_one_line(capsys, [*SMOKE, "--device", "cpu", "--precision", "fp16"], "fp16", "--precision auto")
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["", "train", "train/n01"])
+def test_an_empty_data_folder_is_named_and_no_run_is_left_behind(here, capsys, content):
+    (here / "data" / content).mkdir(parents=True)
+    fails_in_one_line(capsys, ["pretrain", "--exp-dir", "run", "--data-dir", "data"], os.path.join("data", "train"))
+    assert [path.name for path in here.iterdir()] == ["data"]
+
+
+def test_a_data_set_that_cannot_be_downloaded_leaves_no_folder_behind(here, capsys, monkeypatch):
+    def offline(*arguments, **keywords):
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr("urllib.request.urlopen", offline)
+    arguments = ["pretrain", "--dataset", "cifar10", "--size", "32", "--exp-dir", "run", "--data-dir", "data"]
+    fails_in_one_line(capsys, arguments, "CIFAR10", "data")
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_image_is_reported_in_one_line_by_its_name(here, capsys, workers):
+    folder = here / "data" / "train" / "n01"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for k in range(4):
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{k}.JPEG")
+    whole = (folder / "2.JPEG").read_bytes()
+    (folder / "2.JPEG").write_bytes(whole[: len(whole) // 2])
+    flags = ["--size", "16", "--stem", "small", "--mlp", "8-8", "--batch-size", "2", "--epochs", "1", "--precision", "fp32"]
+    arguments = ["pretrain", "--arch", "resnet8", *flags, "--exp-dir", "run", "--data-dir", "data"]
+    arguments += ["--workers", workers, "--device", "cpu", "--knn-every", "0"]
+    fails_in_one_line(capsys, arguments, os.path.join("n01", "2.JPEG"))
+
+
+# --- weights files of an evaluation
+
+
+def weights_files(folder: Path) -> dict[str, tuple[Path, str]]:
+    """Files that are not the weights of a resnet8 with one channel, and a word of the error."""
+    whole = folder / "whole.safetensors"
+    save_weights(build_backbone("resnet8", "small", 1), whole)
+    cut = folder / "cut.safetensors"
+    cut.write_bytes(whole.read_bytes()[:5000])
+    empty = folder / "empty.safetensors"
+    empty.touch()
+    cut_pth = folder / "cut.pth"
+    torch.save(build_backbone("resnet8", "small", 1).state_dict(), cut_pth)
+    cut_pth.write_bytes(cut_pth.read_bytes()[:5000])
+    text = folder / "text.pth"
+    text.write_text("not weights\nat all\n")
+    other = folder / "other.pth"
+    torch.save(build_backbone("resnet18").state_dict(), other)
+    listing = folder / "list.pth"
+    torch.save([1, 2], listing)
+    return {
+        "cut": (cut, "copy or make it again"),
+        "empty": (empty, "copy or make it again"),
+        "cut_pth": (cut_pth, "copy or download it again"),
+        "text": (text, "copy or download it again"),
+        "wrong_architecture": (other, "--arch"),
+        "no_state_dict": (listing, "expected a backbone"),
+    }
+
+
+@pytest.mark.parametrize("kind", ["cut", "empty", "cut_pth", "text", "wrong_architecture", "no_state_dict"])
+def test_a_weights_file_that_cannot_be_used_is_named_with_the_remedy(here, tmp_path, capsys, kind):
+    path, remedy = weights_files(tmp_path)[kind]
+    arguments = ["evaluate", "--recipe", "smoke/random_weights", "--exp-dir", "run", "--pretrained", path]
+    fails_in_one_line(capsys, arguments, str(path), remedy)
+    assert list(here.iterdir()) == []
+
+
+# --- debug, spelling, help
+
+
+def test_debug_shows_the_traceback_and_the_exit_status_is_the_same(here, capsys):
+    assert main([*SMOKE, "--batch-size", "0", "--debug"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("Traceback (most recent call last):\n")
+    assert re.search(r"^sfrik\.errors\.SfrikError: batch_size", error, re.MULTILINE)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom"), KeyError("boom"), AssertionError("boom"), MemoryError("boom")])
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_an_unexpected_error_shows_its_traceback_and_is_no_answer(here, capsys, monkeypatch, error, rank):
+    """Exit status 1, as Python would end with, means of `diagnose` that the run is collapsed."""
+
+    def fails(*arguments, **keywords):
+        raise error
+
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr("sfrik.evaluate.collapse.diagnose", fails)
+    assert main(["diagnose", "."]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("Traceback (most recent call last):\n")
+    assert printed.splitlines()[-1].startswith(type(error).__name__)
+
+
+def test_an_answer_that_cannot_be_printed_is_a_failure(tmp_path):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "sfrik", "status", "table8", "--profile", "smoke", "--exp-dir", str(tmp_path)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "sfrik: error: the answer could not be printed: No space left on device"
+
+
+def test_an_interruption_says_how_to_go_on(here, capsys, monkeypatch):
+    def interrupted(*arguments, **keywords):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sfrik.pretrain.loop.pretrain", interrupted)
+    assert main(SMOKE) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["--sfrik-mmd-coeff", "--sfrik_mmd_coeff"])
+def test_a_flag_is_written_with_hyphens_or_underscores(here, capsys, name):
+    assert main([*SMOKE, name, "2.5", "--dry-run"]) == 0
+    assert re.search(r"^sfrik_mmd_coeff +2\.5$", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_setting_is_a_flag_in_both_spellings(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    for name in SECTIONS[command.replace("-", "_")].model_fields:
+        assert re.search(rf"--{name}\b", text), name
+        assert re.search(rf"--{name.replace('_', '-')}\b", text), name
+
+
+# --- booleans, lists, the place of the results
+
+
+@pytest.mark.parametrize(
+    ("flags", "value"),
+    [([], False), (["--only-inference"], True), (["--only_inference", "True"], True), (["--only-inference", "False"], False)],
+)
+def test_a_boolean_is_true_without_a_value_and_what_its_value_says_with_one(here, capsys, flags, value):
+    assert main(["evaluate", *flags, "--exp-dir", "run", "--dry-run"]) == 0
+    assert re.search(rf"^only_inference +{value}$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_a_flag_after_a_boolean_is_not_its_value(here, capsys):
+    assert main(["evaluate", "--only-inference", "--epochs", "7", "--exp-dir", "run", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^only_inference +True$", out, re.MULTILINE)
+    assert re.search(r"^epochs +7$", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("flag", ["--lr-sweep", "--lr_sweep"])
+def test_a_flag_of_several_values_takes_them_one_after_the_other(here, capsys, flag):
+    assert main(["evaluate", flag, "0.1", "0.4", "--exp-dir", "run", "--dry-run"]) == 0
+    assert re.search(r"^lr_sweep +\(0\.1, 0\.4\)$", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exp_dir", "extraction_dir"),
+    [
+        (["pretrain"], "exp", None),
+        (["evaluate"], "exp", None),
+        (["knn-eval"], "exp", ""),
+        (["knn-eval", "--extraction-dir", "d"], "d", "d"),
+        (["logistic-regression", "--extraction-dir", "d"], "d", "d"),
+        (["knn-eval", "--extraction-dir", "d", "--exp-dir", "e"], "e", "d"),
+        (["extract-features", "--exp-dir", "e"], "e", ""),
+        (["extract-features", "--pretrained", "w", "--exp-dir", "e"], "e", "e"),
+        (["extract-features", "--pretrained", "w"], "exp", "exp"),
+        (["extract-features", "--pretrained", "w", "--exp-dir", "e", "--extraction-dir", "d"], "e", "d"),
+    ],
+)
+def test_without_a_recipe_results_go_where_the_original_commands_put_them(here, capsys, arguments, exp_dir, extraction_dir):
+    assert main([*arguments, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(rf"^exp_dir +{exp_dir}$", out, re.MULTILINE)
+    assert extraction_dir is None or re.search(rf"^extraction_dir +{extraction_dir}$", out, re.MULTILINE)
+
+
+def test_the_default_place_of_the_results_is_said_in_one_line(here, capsys):
+    flags = ["--dataset", "mnist5k", "--augmentations", "digits", "--arch", "resnet8", "--size", "28", "--mlp", "8-8"]
+    flags += ["--ssl-method", "none", "--workers", "0"]
+    assert main(["pretrain", *flags]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "results go to exp (--exp-dir)"
+    assert (here / "exp" / "backbone.safetensors").is_file()
+
+
+def test_features_are_extracted_to_the_folder_where_the_scores_then_look_for_them(here, capsys):
+    """The three commands as the original ones chain them: --exp-dir of the first is --extraction-dir of the others."""
+    save_weights(build_backbone("resnet8", "small", 1), here / "weights.safetensors")
+    network = ["--dataset", "mnist5k", "--subset", "3", "--arch", "resnet8", "--size", "28"]
+    extraction = ["extract-features", *network, "--stem", "small", "--pretrained", "weights.safetensors", "--exp-dir", "features"]
+    assert main([*extraction, "--workers", "0", "--device", "cpu", "--precision", "fp32"]) == 0
+    assert (here / "features" / "train_features.npy").is_file()
+    assert main(["knn-eval", "--dataset", "mnist5k", "--extraction-dir", "features", "--nb_knn", "5", "10"]) == 0
+    assert main(["logistic-regression", "--dataset", "mnist5k", "--extraction-dir", "features", "--epochs", "2"]) == 0
+    assert {"knn.json", "logistic.json"} <= {path.name for path in (here / "features").iterdir()}
+    assert capsys.readouterr().err == ""
+    assert sorted(path.name for path in here.iterdir()) == ["features", "weights.safetensors"]
+
+
+# --- processes
+
+
+def test_the_evaluations_refuse_several_processes_and_extraction_does_not(here, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for command in COMMANDS:
+        arguments = [command, "--exp-dir", "run", "--dry-run"]
+        if command in ("pretrain", "extract-features"):
+            assert main(arguments) == 0
+            assert "memory of each of 2 processes" in capsys.readouterr().out
+        else:
+            fails_in_one_line(capsys, arguments, "one process", "torchrun")
+    fails_in_one_line(capsys, ["pretrain", "--nproc-per-node", "2", "--exp-dir", "run"], "torchrun", "leave one")
+
+
+def test_a_mistake_on_several_processes_ends_in_one_line_too(here, capsys, monkeypatch):
+    def launch(function, settings, nproc_per_node):
+        assert nproc_per_node == 2
+        assert launching.importable_name(function) == "sfrik.cli.train:_pretrain", "a worker imports the function by its name"
+        raise launching.WorkerError(
+            "rank 0 on host failed:\nTraceback\n  File\nsfrik.files.WriteError: ...", "no images: lower it"
+        )
+
+    monkeypatch.setattr(launching, "launch", launch)
+    assert fails_in_one_line(capsys, [*SMOKE, "--nproc-per-node", "2"]) == "sfrik: error: no images: lower it"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "rank 0 on host failed:\nTraceback (most recent call last):\n  File x\nRuntimeError: out of memory",
+        "rank 1 on host was ended by SIGKILL before it could say why; where nobody killed it, memory most likely ran out",
+    ],
+)
+def test_a_failure_of_a_worker_is_shown_as_the_worker_reported_it(here, capsys, monkeypatch, text):
+    def launch(function, settings, nproc_per_node):
+        raise launching.WorkerError(text)
+
+    monkeypatch.setattr(launching, "launch", launch)
+    assert main([*SMOKE, "--nproc-per-node", "2"]) == 2
+    assert capsys.readouterr().err == f"sfrik: error: {text}\n", "without the traceback of this process"
+
+
+# --- dry runs
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_dry_run_prints_the_settings_and_touches_nothing(here, capsys, command):
+    assert main([command, "--recipe", "smoke/sfrik_l2_q64", "--seed", "5", "--exp-dir", "run", "--dry-run"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    for name in SECTIONS[command.replace("-", "_")].model_fields:
+        assert re.search(rf"^{name} ", captured.out, re.MULTILINE), name
+    assert re.search(r"^seed +5$", captured.out, re.MULTILINE)
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_dry_run_needs_no_data(here, capsys, command):
+    assert main([command, "--exp-dir", "run", "--data-dir", "nowhere", "--dry-run"]) == 0
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_dry_run_still_refuses_a_mistake(here, capsys, command):
+    fails_in_one_line(capsys, [command, "--exp-dir", "run", "--seed", "-1", "--dry-run"], "seed")
+
+
+@pytest.mark.parametrize(
+    ("flags", "an_epoch", "in_all"),
+    [
+        # 260 images of each of 1,000 classes in whole batches of 2,048: floor(126.95) steps, 100 times
+        (["--subset", "260", "--batch-size", "2048", "--epochs", "100"], 126, 12600),
+        # ILSVRC-2012 has 1,281,167 training images: floor(625.57) steps
+        (["--batch-size", "2048", "--epochs", "200"], 625, 125000),
+        # 100,000 unlabelled images: floor(48.8) steps
+        (["--dataset", "stl10", "--batch-size", "2048", "--epochs", "1"], 48, 48),
+        (["--recipe", "smoke/sfrik_l2_q64", "--subset", "30", "--batch-size", "64", "--epochs", "2"], 4, 8),
+    ],
+)
+def test_a_dry_run_counts_the_steps(here, capsys, flags, an_epoch, in_all):
+    assert main(["pretrain", "--exp-dir", "run", *flags, "--dry-run"]) == 0
+    assert f"steps: {an_epoch} an epoch, {in_all} in all" in capsys.readouterr().out
+
+
+def memory_lines(text):
+    """{processes: (GiB in all, {part: GiB})} of a dry run."""
+    found = {}
+    for line in text.splitlines():
+        if match := re.match(r"memory of (?:each of )?(\d+) process(?:es)?, about: ([\d.]+) GiB \((.*)\)$", line):
+            parts = {name: float(size) for name, size in (part.split(" ") for part in match.group(3).split(", "))}
+            found[int(match.group(1))] = (float(match.group(2)), parts)
+    return found
+
+
+def test_a_dry_run_names_the_memory_to_expect_for_usual_numbers_of_processes(here, capsys):
+    assert main(["pretrain", "--exp-dir", "run", "--batch-size", "2044", "--dry-run"]) == 0
+    lines = memory_lines(capsys.readouterr().out)
+    assert list(lines) == [1, 2, 4], "2,044 images do not divide by 8"
+    for total, parts in lines.values():
+        assert list(parts) == ["parameters", "activations", "images", "embeddings", "loss"]
+        assert total == pytest.approx(sum(parts.values()), abs=0.03), "each of six numbers is rounded to 0.01"
+    # weight and momentum, copy and gradient in bfloat16, 12 bytes for each of 11.2 M parameters in the ResNet-18 and 138 M in the
+    # projector, are 1.67 GiB; several processes have DDP's buckets, 4 bytes more
+    assert lines[1][1]["parameters"] == pytest.approx(1.67, abs=0.02)
+    assert lines[2][1]["parameters"] == pytest.approx(1.67 * 16 / 12, abs=0.02)
+    assert lines[4][1]["activations"] == pytest.approx(lines[1][1]["activations"] / 4, abs=0.01)
+
+
+def test_a_dry_run_of_so_many_processes_names_their_memory_alone(here, capsys):
+    assert main(["pretrain", "--exp-dir", "run", "--batch-size", "24", "--nproc-per-node", "3", "--dry-run"]) == 0
+    assert list(memory_lines(capsys.readouterr().out)) == [3]
+
+
+def test_a_dry_run_counts_the_images_that_are_seen(here, capsys):
+    assert main(["pretrain", "--subset", "260", "--batch-size", "2048", "--epochs", "100", "--dry-run"]) == 0
+    # 126 whole batches of 2,048
+    assert "images: 258048 an epoch (of 260000), 25804800 in all" in capsys.readouterr().out
+
+
+# --- what to expect
+
+
+def test_multi_crop_counts_every_view_at_its_size():
+    """A convolutional network's outputs grow with the square of the side (the projector's 24,576 values do not)."""
+    two = expected_memory(PretrainSettings(batch_size=64))["activations"]
+    crops = {"nmb_crops": (2, 4), "size_crops": (224, 112), "min_scale_crops": (0.1, 0.1), "max_scale_crops": (1.0, 1.0)}
+    many = expected_memory(PretrainSettings(batch_size=64, augmentations="swav", **crops))["activations"]
+    assert many / two == pytest.approx((2 + 4 / 4) / 2, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("settings", "images", "steps"),
+    [
+        # ceil(1,281,167 / 256) = 5,005
+        (EvaluateSettings(), 1_281_167, (5005, 100)),
+        (EvaluateSettings(subset=260), 260_000, (1016, 100)),
+        (EvaluateSettings(train_percent=1, weights="finetune", epochs=20), 12_811, (51, 20)),
+        (EvaluateSettings(train_percent=10, weights="finetune", epochs=20), 128_116, (501, 20)),
+        (EvaluateSettings(only_inference=True), 50_000, None),
+        (EvaluateSettings(only_inference=True, subset=260, val_dataset="train", val_subset=260), 260_000, None),
+        (EvaluateSettings(dataset="mnist5k", train_percent=1), 40, (1, 100)),
+        # 5,000 to learn on, 8,000 to score: 20 and 32 batches
+        (FeatureSettings(dataset="stl10"), 13_000, (52, 1)),
+        (LogisticSettings(dataset="stl10"), 5000, (20, 100)),
+        (LogisticSettings(dataset="stl10", solver="lbfgs"), 5000, None),
+        (TransferSettings(), 2_448_873, (9566, 28)),
+        (TransferSettings(target="voc07"), 9963, None),
+        (PretrainSettings(dataset="image_folder"), None, None),
+        (EvaluateSettings(dataset="image_folder"), None, None),
+    ],
+)
+def test_images_and_steps_follow_from_the_settings(settings, images, steps):
+    assert expected_images(settings) == images
+    assert expected_steps(settings) == steps
+
+
+def test_fine_tuning_needs_the_memory_of_training_and_probing_does_not():
+    probe, tuned = (expected_memory(EvaluateSettings(arch="resnet50", weights=weights)) for weights in ("freeze", "finetune"))
+    assert tuned["parameters"] > 2 * probe["parameters"]
+    assert tuned["activations"] > 10 * probe["activations"]
+    sweep = expected_memory(EvaluateSettings(arch="resnet50", lr_sweep=(0.1, 0.2, 0.4)))
+    assert sweep["head"] == pytest.approx(3 * probe["head"])
+
+
+def test_the_memory_of_kept_features_is_their_number_times_their_dimension():
+    gib = expected_memory(LogisticSettings(arch="resnet50"))["features"]
+    assert gib == pytest.approx((1_281_167 + 50_000) * 2048 * 4 / 2**30)
+
+
+# --- a process of its own
+
+
+def test_a_process_of_its_own_ends_with_status_2_and_one_line(tmp_path):
+    command = [sys.executable, "-m", "sfrik", *SMOKE, "--epoch", "3"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "did you mean --epochs?" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the program itself
+
+PROGRAMS = {"sfrik": [str(Path(sys.executable).with_name("sfrik"))], "python -m sfrik": [sys.executable, "-m", "sfrik"]}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], []])
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_help_lists_every_command_with_what_it_does(program, arguments):
+    if program == "sfrik" and not Path(PROGRAMS[program][0]).is_file():
+        pytest.skip("the program is not installed beside this Python")
+    environment = {**os.environ, "COLUMNS": "80"}
+    done = subprocess.run([*PROGRAMS[program], *arguments], capture_output=True, text=True, env=environment, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    listed = re.findall(r"^    ([a-z-]+)", done.stdout, re.MULTILINE)
+    commands = next(action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)).choices
+    assert listed == list(commands)
+    assert "1, 10 or 100 % of the labels" in " ".join(done.stdout.split())
+
+
+def test_the_help_fits_a_terminal_of_80_columns(monkeypatch):
+    pty = pytest.importorskip("pty", reason="not on Windows")
+    fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    monkeypatch.delenv("COLUMNS", raising=False)
+    done = subprocess.Popen(PROGRAMS["python -m sfrik"], stdout=theirs, stderr=theirs, stdin=theirs)
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # Linux ends a terminal so
+        while chunk := os.read(ours, 1 << 16):
+            shown += chunk
+    os.close(ours)
+    assert done.wait(timeout=120) == 0
+    lines = shown.decode().splitlines()
+    assert lines[0].startswith("usage: sfrik ")
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_version_is_the_packages(program):
+    if program == "sfrik" and not Path(PROGRAMS[program][0]).is_file():
+        pytest.skip("the program is not installed beside this Python")
+    done = subprocess.run([*PROGRAMS[program], "--version"], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, f"sfrik {sfrik.__version__}\n")
+
+
+def test_a_sign_of_percent_in_the_words_of_a_command_is_shown_as_it_is():
+    parser = argparse.ArgumentParser(prog="x")
+    add_command(parser.add_subparsers(), "half", "Half: 50 % and 50%s of %(it)s.")
+    assert "half: 50 % and 50%s of %(it)s" in parser.format_help()

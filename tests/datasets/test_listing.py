@@ -1,0 +1,287 @@
+"""The listing of an image folder: as ImageFolder's, kept, and never out of date."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sfrik.datasets import listing
+from sfrik.datasets.images import load_images
+from sfrik.datasets.listing import EXTENSIONS, Names, cache_folder, list_images
+from sfrik.errors import SfrikError
+
+ROOT = Path(__file__).parents[2]
+
+# Every extension, capitals, files that are no images, names that sort otherwise by bytes, by case and by path, and
+# folders within folders: "deep-er" sorts between "deep" and "deep/er" in some orders and not in others.
+FILES = [
+    *(f"n02/{k}{extension}" for k, extension in enumerate(EXTENSIONS)),
+    *("n02/B.JPEG", "n02/a.JPEG", "n02/10.JPEG", "n02/9.JPEG", "n02/notes.txt", "n02/list.csv", "n02/.JPEG", "n02/ä ö.jpg"),
+    *("n01/deep/er/1.png", "n01/deep/2.png", "n01/deep-er/3.png", "n01/z.png", "n01/deep/er/no.md"),
+    "N03/x.Jpg",
+]
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("SFRIK_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in FILES:
+        path = tmp_path / "train" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    settle(tmp_path / "train")
+    return tmp_path / "train"
+
+
+def settle(folder):
+    """Give all folders a time long before now, as those of a finished copy have."""
+    for place, _, _ in os.walk(folder):
+        os.utime(place, (1000, 1000))
+
+
+def content(folder):
+    found = list_images(folder)
+    return found.classes, list(zip(found.names, found.labels.tolist(), strict=True))
+
+
+def image_folder(folder):
+    """What torchvision's ImageFolder finds, in the same form."""
+    from torchvision.datasets import ImageFolder
+
+    found = ImageFolder(str(folder))
+    return found.classes, [(Path(path).relative_to(folder).as_posix(), label) for path, label in found.samples]
+
+
+def refuse_to_walk(monkeypatch):
+    def walk(folder, name):
+        raise AssertionError(f"{name} was listed")
+
+    monkeypatch.setattr(listing, "_walk", walk)
+
+
+# --- what is listed
+
+
+def test_classes_files_and_their_order_are_those_of_imagefolder(folder, monkeypatch):
+    expected = image_folder(folder)
+    assert len(expected[1]) == len(FILES) - 3, "three files are no images"
+    assert content(folder) == expected
+    refuse_to_walk(monkeypatch)
+    assert content(folder) == expected, "from the cache too"
+
+
+def test_the_extensions_are_torchvisions():
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    assert EXTENSIONS == IMG_EXTENSIONS
+
+
+def test_linked_class_folders_are_followed(folder, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "1.png").touch()
+    (folder / "n00").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert content(folder) == image_folder(folder)
+    assert content(folder)[1][1] == ("n00/1.png", 1)
+
+
+def test_an_empty_class_folder_is_an_error_that_names_the_class(folder):
+    (folder / "n00").mkdir()
+    (folder / "n00" / "notes.txt").touch()
+    with pytest.raises(SfrikError, match=r"no images in the class folders n00 \(looked for \.jpg"):
+        list_images(folder)
+
+
+def test_a_folder_of_files_alone_and_a_folder_that_cannot_be_listed_are_refused_by_name(tmp_path):
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / "ILSVRC2012_val_00000001.JPEG").touch()
+    with pytest.raises(SfrikError, match=r"val holds no class folders: put the images of each class"):
+        list_images(tmp_path / "val")
+    with pytest.raises(SfrikError, match=r"cannot list the folder .*gone: No such file"):
+        list_images(tmp_path / "gone")
+
+
+# --- what is kept
+
+
+def test_the_second_start_lists_no_class_folder_and_asks_once_a_folder(folder, monkeypatch):
+    expected = content(folder)
+    refuse_to_walk(monkeypatch)
+    asked = []
+    stat = os.stat
+
+    def counted(path, *arguments, **keywords):
+        asked.append(str(path))
+        return stat(path, *arguments, **keywords)
+
+    monkeypatch.setattr(os, "stat", counted)
+    assert content(folder) == expected
+    inside = [path for path in asked if path.startswith(f"{folder}{os.sep}")]
+    assert sorted(inside) == sorted(
+        str(folder / name) for name in ("N03", "n01", "n01/deep", "n01/deep/er", "n01/deep-er", "n02")
+    )
+
+
+def test_nothing_is_written_into_the_data_folder(folder, cache):
+    before = sorted(folder.parent.rglob("*"))
+    content(folder)
+    new = set(folder.parent.rglob("*")) - set(before)
+    assert len(list((cache / "listings").iterdir())) == 1
+    assert all(path.is_relative_to(cache) for path in new)
+
+
+@pytest.mark.parametrize(
+    "change",
+    {
+        "a file comes": lambda folder: (folder / "n02" / "new.png").touch(),
+        "a file goes": lambda folder: (folder / "n02" / "a.JPEG").unlink(),
+        "a file gets another name": lambda folder: (folder / "n02" / "a.JPEG").rename(folder / "n02" / "zz.JPEG"),
+        "a file comes to an inner folder": lambda folder: (folder / "n01" / "deep" / "er" / "new.png").touch(),
+        "an inner folder goes": lambda folder: (folder / "n01" / "deep-er").rename(folder.parent / "away"),
+        "a class comes": lambda folder: (folder / "n02").rename(folder / "n00"),
+        "a class gets another's files": lambda folder: (
+            (folder / "N03").rename(folder / "aside"),
+            (folder / "n02").rename(folder / "N03"),
+            (folder / "aside").rename(folder / "n02"),
+        ),
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_whatever_changes_in_the_folder_is_seen(folder, change):
+    # times of their own: a class folder that is moved keeps its time
+    for k, name in enumerate(("N03", "n01", "n02")):
+        os.utime(folder / name, (2000 + k, 2000 + k))
+    before = content(folder)
+    change[1](folder)
+    after = content(folder)
+    assert after != before
+    assert after == image_folder(folder)
+    settle(folder)
+    assert content(folder) == after
+    assert content(folder) == after
+
+
+def test_a_folder_that_was_written_to_just_now_is_not_kept(folder, cache):
+    os.utime(folder / "n01" / "deep")  # now: a file could follow within the same tick of the file system's clock
+    content(folder)
+    assert not cache.exists()
+
+
+def test_two_folders_of_one_name_have_a_cache_each(folder, tmp_path, cache):
+    other = tmp_path / "other" / "train"
+    for name in ("N03", "n01", "n02"):
+        (other / name).mkdir(parents=True)
+        (other / name / "1.png").touch()
+    settle(other)
+    assert len(content(folder)[1]) != len(content(other)[1]) == 3
+    assert len(content(folder)[1]) != len(content(other)[1]) == 3
+    assert len(list((cache / "listings").iterdir())) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(folder, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SFRIK_CACHE", str(tmp_path / "file" / "cache"))
+    assert content(folder) == image_folder(folder)
+    assert content(folder) == image_folder(folder)
+
+
+def test_a_damaged_cache_is_replaced_from_the_folder(folder, cache):
+    expected = content(folder)
+    (kept,) = (cache / "listings").iterdir()
+    whole = kept.read_bytes()
+    rng = np.random.default_rng(0)
+    damaged = [b"", b"PK", b"text", whole[:100], whole[:-30], whole[100:], whole + whole]
+    for place in rng.choice(len(whole), 60, replace=False):
+        damaged.append(whole[:place] + bytes([whole[place] ^ 1 << int(rng.integers(8))]) + whole[place + 1 :])
+    for bytes_of_it in damaged:
+        kept.write_bytes(bytes_of_it)
+        assert content(folder) == expected
+    kept.write_bytes(whole[:100])
+    content(folder)
+    assert len(kept.read_bytes()) == len(whole), "it is whole again"
+
+
+def test_the_cache_of_another_version_is_read_no_more(folder, monkeypatch):
+    expected = content(folder)
+    monkeypatch.setattr(listing, "FORMAT", listing.FORMAT + 1)
+    walked = []
+    walk = listing._walk
+    monkeypatch.setattr(listing, "_walk", lambda place, name: walked.append(name) or walk(place, name))
+    assert content(folder) == expected
+    assert sorted(walked) == ["N03", "n01", "n02"]
+
+
+def test_processes_that_start_at_once_all_get_the_listing_and_leave_one_file(folder, cache):
+    code = "import sys; from sfrik.datasets.listing import list_images; print(ascii(list(list_images(sys.argv[1]).names)))"
+    command = [sys.executable, "-c", code, str(folder)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) for _ in range(3)]
+    printed = [process.communicate(timeout=120)[0] for process in started]
+    expected = [name for name, _ in image_folder(folder)[1]]
+    assert [text.strip() for text in printed] == [ascii(expected)] * 3
+    assert [path.suffix for path in (cache / "listings").iterdir()] == [".npz"]
+
+
+def test_images_are_opened_by_the_kept_listing(folder):
+    from PIL import Image
+
+    (folder / "n02" / "a.JPEG").unlink()
+    Image.new("RGB", (4, 4), (0, 0, 255)).save(folder / "n02" / "a.JPEG")
+    settle(folder)
+    for _ in range(2):
+        images = load_images("image_folder", "train", folder.parent)
+        names = [images.name(i) for i in range(len(images))]
+        assert images.open(names.index("n02/a.JPEG")).getpixel((0, 0))[2] > 200
+
+
+# --- parts
+
+
+def test_names_are_a_sequence_of_the_strings_they_were_packed_from():
+    words = ["a/b.JPEG", "", "ä ö/c.png", os.fsdecode(b"\xff\xfe.jpg"), "last"]
+    names = Names.pack(words)
+    assert list(names) == words
+    assert [names[-1], names[-5], names[np.int64(2)]] == ["last", "a/b.JPEG", "ä ö/c.png"]
+    assert "last" in names
+    for wrong in (5, -6):
+        with pytest.raises(IndexError):
+            names[wrong]
+    assert list(Names.pack([])) == []
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "cache"
+    monkeypatch.delenv("SFRIK_CACHE")
+    assert cache_folder() == tmp_path / "xdg" / "sfrik"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "sfrik"
+
+
+def test_the_benchmark_runs_and_prints_the_three_ways(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "listing.py"), "--classes", "3", "--files", "2", "--repetitions", "1"]
+    done = subprocess.run(
+        [*command, "--folder", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    first, *lines = done.stdout.splitlines()
+    assert first.startswith("3 classes of 2 files")
+    assert [line.split("  ")[0] for line in lines] == [
+        "torchvision's ImageFolder",
+        "read from the folder and kept",
+        "read from the cache",
+    ]
+    assert not any(path.name != "cache" for path in tmp_path.iterdir()), "its files are gone"

@@ -1,0 +1,58 @@
+"""The page on speed says what the figures say, and the benchmarks run, on small sizes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import bench  # noqa: E402
+import gpu  # noqa: E402
+import losses  # noqa: E402
+import sliced  # noqa: E402
+
+CPU = torch.device("cpu")
+
+
+def test_the_tables_of_the_page_are_those_of_the_figures():
+    page = bench.PAGE.read_text()
+    assert page == bench.rendered(page)
+    assert len(bench.ratios()) > 10, "there are figures"
+
+
+def test_the_losses_are_compared_and_a_bound_stands_beside_each():
+    rows = [*losses.speed(CPU, 1, 64), losses.share(CPU, 1, 64), losses.low_precision(CPU, 1, 64)]
+    assert len(rows) == 9
+    assert all(row["ratio"] > 0 for row in rows)
+    assert bench.asked({"ratio": 1.0, "at least": 1.7}) == "at least 1.7"
+    assert bench.asked({"ratio": 1.0, "at most products": 3.9}) == "at most 3.9 products"
+    assert bench.asked({"ratio": 1.0}) == "–"
+
+
+def test_the_value_of_many_directions_is_near_and_their_gradient_is_that_of_the_whole():
+    found = sliced.quality(12, 4, 20_000, "around a centre", (1.0, 40.0), 2)
+    assert found["spread, %"] < 10
+    assert found["cosine"] > 0.99
+
+
+def test_the_benchmark_for_a_gpu_runs_on_a_cpu(tmp_path):
+    options = argparse.Namespace(batch=4, rounds=1, workers=0, smoke=True, data=None)
+    compared = gpu.steps("resnet8", 16, 32, options, CPU)
+    assert [row["what"].split(", ")[1] for row in compared] == ["SFRIK", "VICReg"]
+    row = gpu.end_to_end("resnet8", 16, 32, options, CPU, tmp_path, count=2)
+    assert row["ratio"] == pytest.approx(row["loader/s"] / row["ready images/s"])
+
+
+def test_the_peak_of_memory_is_measured(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["losses.py", "--peak", "fast", "2048", "64"])
+    threads = torch.get_num_threads()
+    losses.main()
+    torch.set_num_threads(threads)
+    assert 0 <= json.loads(capsys.readouterr().out) < 200

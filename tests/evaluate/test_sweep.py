@@ -1,0 +1,214 @@
+"""Several rates at once: each head is the one its rate trains alone, the tuning split chooses, the test is scored once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from sfrik.datasets.images import Images
+from sfrik.errors import SfrikError
+from sfrik.evaluate import logistic
+from sfrik.evaluate.features import extract_features
+from sfrik.evaluate.linear import linear_probe, linear_sweep
+from sfrik.evaluate.linear_head import choose_rate, linear_heads, score_features, top_accuracies
+from sfrik.evaluate.logistic import logistic_sgd, logistic_sweep
+from sfrik.evaluate.protocols import evaluate, logistic_regression
+from sfrik.networks import build_backbone, build_pixels, save_weights
+from sfrik.pretrain.loop import pretrain
+from sfrik.settings import EvaluateSettings, FeatureSettings, LogisticSettings, PretrainSettings
+
+RECIPE = "smoke/random_weights"
+CPU = {"device": "cpu", "precision": "fp32"}
+RATES = (1e-5, 1e-3, 0.1)
+
+
+def faint_squares(n, seed):
+    """Three classes by where a faint square is: learnt in part, so that rates differ."""
+    labels = np.arange(n) % 3
+    pixels = np.random.default_rng(seed).integers(0, 120, (n, 1, 28, 28))
+    for label in range(3):
+        pixels[labels == label, :, 10:16, 4 + 7 * label : 10 + 7 * label] += 25
+    return Images(labels.astype(np.int64), 3, str, tensor=torch.from_numpy(pixels.astype(np.uint8)))
+
+
+def sweep(test, rates=RATES, backbone=None):
+    settings = EvaluateSettings(dataset="mnist5k", size=28, epochs=3, batch_size=32, workers=0, lr_sweep=rates)
+    backbone = backbone or build_pixels(28, 1)
+    train, tune = faint_squares(96, 0), faint_squares(60, 1)
+    return linear_sweep(backbone, train, tune, test, settings, torch.device("cpu"), progress=False)
+
+
+def alone(rate, test):
+    settings = EvaluateSettings(dataset="mnist5k", size=28, epochs=3, batch_size=32, workers=0, lr_head=rate)
+    return linear_probe(build_pixels(28, 1), faint_squares(96, 0), test, settings, torch.device("cpu"), progress=False)
+
+
+def test_the_head_of_a_rate_is_the_one_that_a_probe_with_that_rate_trains():
+    score, head = sweep(faint_squares(90, 2))
+    assert score["sweep"] == {str(rate): alone(rate, faint_squares(60, 1))[0]["top1"] for rate in RATES}
+    assert len(set(score["sweep"].values())) > 1, "the rates differ, or the comparison says nothing"
+    single, single_head = alone(score["lr_head"], faint_squares(90, 2))
+    assert (score["top1"], score["top5"]) == (single["top1"], single["top5"])
+    assert torch.equal(head.weight, single_head.weight)
+    assert torch.equal(head.bias, single_head.bias)
+
+
+def test_the_tuning_split_chooses_and_the_test_images_have_no_say():
+    tune_only, _ = sweep(None)
+    best = max(RATES, key=lambda rate: tune_only["sweep"][str(rate)])
+    assert tune_only["lr_head"] == best
+    assert tune_only["top1"] == tune_only["tune_top1"] == tune_only["sweep"][str(best)]
+    right = faint_squares(90, 2)
+    wrong = Images((right.targets + 1) % 3, 3, str, tensor=right.tensor)
+    for test in (right, wrong):
+        score, _ = sweep(test)
+        assert (score["lr_head"], score["sweep"]) == (best, tune_only["sweep"])
+
+
+def test_a_batch_passes_the_backbone_once_for_all_rates_and_the_test_images_once_in_all():
+    counts = []
+    for rates in (RATES[:1], RATES):
+        backbone = build_pixels(28, 1)
+        seen = []
+        backbone.register_forward_hook(lambda module, inputs, output, seen=seen: seen.append(len(inputs[0])))
+        sweep(faint_squares(90, 2), rates, backbone)
+        counts.append(sum(seen))
+    assert counts == [3 * 96 + 60 + 90] * 2
+
+
+def test_the_smallest_rate_wins_a_tie():
+    index, choice = choose_rate([0.4, 0.1, 0.2], [(80.0, 90.0), (80.0, 95.0), (70.0, 99.0)])
+    assert index == 1
+    assert choice == {"lr_head": 0.1, "tune_top1": 80.0, "sweep": {"0.4": 80.0, "0.1": 80.0, "0.2": 70.0}}
+
+
+# --- on features
+
+
+def points(n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % 3
+    return torch.eye(3, 6)[labels] + torch.randn(n, 6, generator=generator), labels
+
+
+def test_logistic_regression_with_several_rates_is_that_of_each_alone():
+    train, tune, test = points(90, 0), points(60, 1), points(120, 2)
+    rates = (1e-4, 0.1, 10.0)
+    score = logistic_sweep(train, tune, test, 3, rates, epochs=3, batch_size=16, seed=5)
+    each = {rate: logistic_sgd(train, tune, 3, epochs=3, batch_size=16, lr_head=rate, seed=5)["top1"] for rate in rates}
+    assert score["sweep"] == {str(rate): top1 for rate, top1 in each.items()}
+    assert len(set(each.values())) > 1
+    assert score["lr_head"] == max(rates, key=lambda rate: (each[rate], -rate))
+    assert score["tune_top1"] == each[score["lr_head"]]
+    single = logistic_sgd(train, test, 3, epochs=3, batch_size=16, lr_head=score["lr_head"], seed=5)
+    assert (score["top1"], score["top5"]) == (single["top1"], single["top5"])
+    assert logistic_sweep(train, tune, None, 3, rates, epochs=3, batch_size=16, seed=5)["top1"] == score["tune_top1"]
+
+
+def test_a_rate_that_diverges_leaves_the_others_alone():
+    train, tune = points(90, 0), points(60, 1)
+    score = logistic_sweep(train, tune, None, 3, (0.1, 1e30), epochs=3, batch_size=16)
+    assert score["lr_head"] == 0.1
+    assert score["top1"] == logistic_sweep(train, tune, None, 3, (0.1,), epochs=3, batch_size=16)["top1"]
+
+
+def test_features_beyond_a_devices_memory_stay_on_the_host_and_pass_a_batch_at_a_time(monkeypatch):
+    """On the device "meta", which has shapes alone: where a tensor is, not what is in it."""
+    features, labels = points(50, 0)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    for room, place in [(features.nbytes, "meta"), (features.nbytes - 1, "cpu")]:
+        monkeypatch.setattr(logistic, "_room", lambda device, room=room: room)
+        rows = logistic._Rows(features, labels, torch.device("meta"))
+        assert rows.features.device.type == place
+        ((batch, targets),) = rows.batches(torch.tensor([4, 2, 7]), 5)
+        assert (batch.device.type, batch.shape, targets.device.type) == ("meta", (3, 6), "meta")
+
+
+@pytest.mark.parametrize("rates", [(0.3,), (0.01, 0.3, 2.0)])
+def test_heads_that_are_trained_by_one_product_are_those_of_torchs_sgd_one_by_one(rates):
+    """In float64, three epochs of batches of which the last is smaller, with momentum and weight decay."""
+    (features, labels), classes, seed = points(50, 0), 3, 5
+    features = features.double()
+    heads = [head.double() for head in linear_heads(len(rates), 6, classes, seed)]
+    for _ in logistic._epochs((features, labels), heads, rates, 3, 16, 0.01, seed):
+        pass
+    for head, peak in zip(heads, rates, strict=True):
+        (plain,) = linear_heads(1, 6, classes, seed)
+        optimizer = torch.optim.SGD(plain.double().parameters(), momentum=0.9, weight_decay=0.01)
+        for epoch in range(3):
+            optimizer.param_groups[0]["lr"] = peak * 0.5 * (1 + np.cos(np.pi * epoch / 3))
+            for chosen in torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(50)).split(16):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(plain(features[chosen]), labels[chosen]).backward()
+                optimizer.step()
+        assert (plain.weight - linear_heads(1, 6, classes, seed)[0].weight).abs().max() > 1e-3
+        torch.testing.assert_close(head.weight, plain.weight, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(head.bias, plain.bias, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("block", [1, 7, 50, 64])
+def test_features_are_scored_in_blocks_with_the_same_result(block, monkeypatch):
+    features, labels = points(50, 0)
+    torch.manual_seed(0)
+    head = nn.Linear(6, 7)
+    expected = top_accuracies(head(features), labels)
+    monkeypatch.setattr("sfrik.evaluate.linear_head.ROWS", block)
+    assert score_features(head, features, labels) == expected
+    assert 0 < expected[0] < expected[1] < 100
+
+
+# --- the commands
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep") / "run"
+    pretrain(PretrainSettings.from_recipe(RECIPE, exp_dir=str(folder), **CPU), progress=False)
+    return folder
+
+
+def test_evaluate_reports_the_choice_and_its_tuned_head_goes_on_to_the_test_images(run):
+    given = {"exp_dir": str(run), "epochs": 2, "lr_sweep": (1e-3, 0.4), **CPU}
+    tuned = evaluate(EvaluateSettings.from_recipe(RECIPE, val_dataset="train", **given), progress=False)
+    assert tuned["protocol"] == "linear_tune"
+    assert (tuned["images"], tuned["top1"]) == (500, tuned["tune_top1"])
+    assert tuned["tune_top1"] == tuned["sweep"][str(tuned["lr_head"])] == max(tuned["sweep"].values())
+    score = evaluate(EvaluateSettings.from_recipe(RECIPE, **given), progress=False)
+    assert (score["images"], score["lr_head"], score["sweep"]) == (1000, tuned["lr_head"], tuned["sweep"])
+    (run / "head_linear.safetensors").unlink()
+    once = evaluate(EvaluateSettings.from_recipe(RECIPE, only_inference=True, **given), progress=False)
+    assert (once["head"], once["top1"]) == ("head_linear_tune.safetensors", score["top1"])
+
+
+def test_logistic_regression_reports_the_choice(run):
+    given = {"exp_dir": str(run), "epochs": 2, "solver": "sgd", "lr_sweep": (1e-4, 0.1), **CPU}
+    score = logistic_regression(LogisticSettings.from_recipe(RECIPE, **given))
+    tuned = logistic_regression(LogisticSettings.from_recipe(RECIPE, val_dataset="train", **given))
+    assert (score["images"], tuned["images"]) == (1000, 500)
+    assert tuned["top1"] == tuned["tune_top1"]
+    assert score["sweep"].keys() == {"0.0001", "0.1"}
+    # features of the tuning split in batches of one size: the same numbers, whichever command asked for them
+    assert (score["lr_head"], score["sweep"]) == (tuned["lr_head"], tuned["sweep"])
+
+
+def test_an_extraction_folder_without_tuning_features_cannot_choose(run, tmp_path):
+    extract_features(FeatureSettings.from_recipe(RECIPE, exp_dir=str(run), extraction_dir=str(tmp_path / "features"), **CPU))
+    given = {"exp_dir": str(tmp_path), "extraction_dir": str(tmp_path / "features"), "solver": "sgd", **CPU}
+    with pytest.raises(SfrikError, match="lr_sweep chooses on the tuning split"):
+        logistic_regression(LogisticSettings.from_recipe(RECIPE, lr_sweep=(0.1, 0.2), **given))
+
+
+def test_images_without_a_tuning_split_are_an_error_that_says_what_to_set(tmp_path):
+    for split in ("train", "val"):
+        for label in "ab":
+            (tmp_path / split / label).mkdir(parents=True)
+            for i in range(3):
+                Image.new("RGB", (16, 16), (40 * i, 0, 0)).save(tmp_path / split / label / f"{i}.png")
+    save_weights(build_backbone("resnet8", "small", 3), tmp_path / "backbone.safetensors")
+    given = {"dataset": "image_folder", "data_dir": str(tmp_path), "size": 16, "arch": "resnet8", "stem": "small", "workers": 0}
+    settings = EvaluateSettings(exp_dir=str(tmp_path), lr_sweep=(0.1,), **given, **CPU)
+    with pytest.raises(SfrikError, match=r"needs subset .* and val_subset"):
+        evaluate(settings, progress=False)

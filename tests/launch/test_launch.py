@@ -1,0 +1,164 @@
+"""A function on N processes: results, output, failures, interrupts, and no process left behind."""
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import launch_targets
+import pytest
+
+from sfrik.errors import SfrikError
+from sfrik.launch.launcher import WorkerError, launch
+from sfrik.settings import PretrainSettings
+
+psutil = pytest.importorskip("psutil", reason="comes with ipykernel")
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS.parent), str(TESTS)]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def pids(folder: Path, count: int) -> list[int]:
+    """The processes that reported to the folder, once there are so many."""
+    deadline = time.monotonic() + 60
+    while len(found := [int(path.name) for path in folder.iterdir()]) < count:
+        assert time.monotonic() < deadline, "the workers did not start within a minute"
+        time.sleep(0.1)
+    return found
+
+
+def lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def gone(found: list[int], within: float) -> bool:
+    deadline = time.monotonic() + within
+    while alive := [pid for pid in found if lives(pid)]:
+        if time.monotonic() > deadline:
+            return not alive
+        time.sleep(0.1)
+    return True
+
+
+def test_three_processes_compute_together_and_rank_zero_returns(capfd):
+    result = launch("launch_targets:total", [1.0, 10.0, 100.0], nproc_per_node=3, factor=2.0)
+    assert result == {"total": 222.0, "world_size": 3, "threads": 1}
+    printed = capfd.readouterr().out
+    assert all(f"rank {rank} of 3 was here" in printed for rank in range(3))
+
+
+def test_output_without_newlines_is_shown_whole_and_as_it_comes(capfd):
+    size = 20_000_000  # a search from its start at each chunk would take minutes
+    assert launch("launch_targets:print_without_newlines", size, nproc_per_node=2) == "done"
+    printed = capfd.readouterr().out
+    assert printed.count("x") == 2 * size
+    assert all(printed.count(f"step {step}\r") == 2 for step in range(3))
+
+
+def test_settings_travel_whole():
+    settings = PretrainSettings(epochs=7, ssl_method="auh")
+    assert launch("launch_targets:method_of", settings, nproc_per_node=2) == "PretrainSettings auh 7"
+
+
+def test_one_process_is_the_calling_one():
+    assert launch("os:getpid", nproc_per_node=1) == os.getpid()
+
+
+def test_a_worker_that_raises_is_the_callers_error_with_its_rank_and_traceback():
+    with pytest.raises(WorkerError, match=r"rank 1 on .* failed") as error:
+        launch("launch_targets:fail_on", 1, nproc_per_node=2)
+    assert "ValueError: the reason of the failure" in str(error.value)
+    assert "launch_targets.py" in str(error.value)
+
+
+def test_a_mistake_in_the_input_that_a_worker_finds_is_known_as_one():
+    with pytest.raises(WorkerError, match=r"rank \d on .* failed") as error:
+        launch("launch_targets:cannot_write", "/proc/none/file", nproc_per_node=2)
+    assert error.value.mistake.startswith("/proc/none/file could not be written")
+    with pytest.raises(WorkerError) as error:
+        launch("launch_targets:fail_on", 1, nproc_per_node=2)
+    assert error.value.mistake is None
+
+
+def test_a_worker_that_is_killed_is_reported_by_its_signal():
+    with pytest.raises(WorkerError, match=r"rank 1 on .* was ended by SIGKILL"):
+        launch("launch_targets:die_on", 1, nproc_per_node=2)
+
+
+def test_what_a_worker_cannot_import_is_refused_with_the_reason():
+    def local():
+        pass
+
+    with pytest.raises(SfrikError, match="must be in a module"):
+        launch(local, nproc_per_node=2)
+    with pytest.raises(SfrikError, match="cannot find launch_targets:nothing"):
+        launch("launch_targets:nothing", nproc_per_node=2)
+    with pytest.raises(SfrikError, match='"module:function"'):
+        launch("nothing", nproc_per_node=2)
+    with pytest.raises(SfrikError, match="settings, or made of numbers"):
+        launch(launch_targets.fail_on, object(), nproc_per_node=2)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (None, "module:function"),
+        (5, "module:function"),
+        (":f", "module:function"),
+        ("launch_targets:", "module:function"),
+        ("..:f", "cannot find"),
+        ("launch_targets:__name__", "is no function"),
+        (functools.partial(launch_targets.fail_on, 1), "imports a function of a module by its name"),
+        ("text".upper, "imports a function of a module by its name"),
+    ],
+)
+def test_what_is_no_function_of_a_module_is_refused_before_anything_starts(function, message):
+    with pytest.raises(SfrikError, match=message):
+        launch(function, nproc_per_node=2)
+
+
+@pytest.mark.parametrize("counts", [{"nproc_per_node": -1}, {"nproc_per_node": 1.5}, {"nproc_per_node": "2"}, {"nodes": 2}])
+def test_numbers_of_processes_and_nodes_that_cannot_be_are_refused(counts, monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    with pytest.raises(SfrikError, match="launch"):
+        launch("os:getpid", **{"nproc_per_node": 1, **counts})
+
+
+def test_an_argument_that_json_cannot_hold_is_refused():
+    circular: list = []
+    circular.append(circular)
+    with pytest.raises(SfrikError, match="an argument of launch must be"):
+        launch("launch_targets:fail_on", circular, nproc_per_node=2)
+
+
+def test_a_call_larger_than_a_pipe_arrives_whole():
+    assert launch("launch_targets:length", "x" * 3_000_000, nproc_per_node=2) == 3_000_000
+
+
+# The handler is set anew: a shell that runs the tests in the background has its children ignore interrupts.
+CALLER = """
+import signal, sys
+from sfrik.launch.launcher import launch
+signal.signal(signal.SIGINT, signal.default_int_handler)
+launch("launch_targets:wait", sys.argv[1], nproc_per_node=2)
+"""
+
+
+@pytest.mark.parametrize(("sent", "seconds"), [(signal.SIGINT, 20), (signal.SIGKILL, 20)])
+def test_no_worker_outlives_its_caller(tmp_path, sent, seconds):
+    caller = subprocess.Popen([sys.executable, "-c", CALLER, str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    workers = pids(tmp_path, 2)
+    caller.send_signal(sent)
+    assert gone(workers, seconds)
+    caller.communicate(timeout=30)
+    assert caller.returncode != 0

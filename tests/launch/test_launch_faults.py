@@ -1,0 +1,140 @@
+"""What ends workers in ways that a caller could misread: noise, silence, a hang, and signals at awkward moments."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("psutil", reason="comes with ipykernel")
+from processes import named, seconds_to_end, wait_for
+
+from sfrik.errors import Preempted
+from sfrik.launch.launcher import WorkerError, _start, launch
+from sfrik.system.signals import GRACE
+
+TESTS = Path(__file__).parents[1]
+START = 120
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS.parent), str(TESTS)]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def soon(ready, act) -> threading.Thread:
+    """Act when `ready()` is true, from a thread of its own."""
+
+    def work() -> None:
+        wait_for(ready, START, "the workers")
+        act()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_workers_that_never_fall_silent_do_not_hide_the_failure_of_another(capfd):
+    with pytest.raises(WorkerError, match="ValueError: the reason of the failure"):
+        launch("launch_targets:chatter_until_lost", 1, nproc_per_node=2)
+    assert "still here" in capfd.readouterr().out
+    assert not named("sfrik.launch.worker")
+
+
+def test_a_worker_that_ends_without_a_word_is_an_error_and_not_a_long_wait():
+    begun = time.monotonic()
+    with pytest.raises(WorkerError, match="rank 0 ended with exit status 0 before the function returned"):
+        launch("launch_targets:end_silently", 0, nproc_per_node=2)
+    assert time.monotonic() - begun < 60, "a store waits 300 s for what never comes"
+
+
+def test_the_others_of_a_worker_that_failed_get_less_time_to_end_than_those_that_can_save(tmp_path):
+    begun: list[float] = []
+    soon(lambda: list(tmp_path.iterdir()), lambda: begun.append(time.monotonic()))
+    with pytest.raises(WorkerError, match=r"rank 1 on .* failed"):
+        launch("launch_targets:fail_while_others_hang", str(tmp_path), 1, nproc_per_node=2)
+    assert time.monotonic() - begun[0] < GRACE / 2
+    assert not named("sfrik.launch.worker")
+
+
+def test_a_signal_to_a_worker_that_is_still_starting_is_a_request_and_no_failure(tmp_path):
+    soon(lambda: named("sfrik.launch.worker"), lambda: named("sfrik.launch.worker")[0].send_signal(signal.SIGUSR1))
+    with pytest.raises(Preempted, match=r"stopped by SIGUSR1 \(nothing new to save\)"):
+        launch("launch_targets:wait", str(tmp_path), nproc_per_node=2)
+    assert not named("sfrik.launch.worker")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_to_one_worker_of_a_function_that_does_not_look_for_it_stops_all(tmp_path):
+    soon(lambda: len(list(tmp_path.iterdir())) == 2, lambda: named("sfrik.launch.worker")[1].terminate())
+    with pytest.raises(Preempted, match=r"stopped by SIGTERM \(nothing new to save\)"):
+        launch("launch_targets:wait", str(tmp_path), nproc_per_node=2)
+    assert not named("sfrik.launch.worker")
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, Preempted), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_to_the_caller_stops_the_workers_and_leaves_its_handlers_as_they_were(tmp_path, number, error):
+    def handler(number, frame):
+        pytest.fail("launch left the signal to the handler outside")
+
+    before = signal.signal(number, handler)
+    try:
+        there = []
+
+        def act():
+            there.extend(named("sfrik.launch.worker"))
+            os.kill(os.getpid(), number)
+
+        soon(lambda: len(list(tmp_path.iterdir())) == 2, act)
+        with pytest.raises(error, match=rf"stopped by {number.name} \(nothing new to save\)"):
+            launch("launch_targets:wait", str(tmp_path), nproc_per_node=2)
+        assert signal.getsignal(number) is handler
+        seconds_to_end(there, 1)
+    finally:
+        signal.signal(number, before)
+
+
+def step_words(nproc: int, nodes: int, environment: dict[str, str]) -> list[str]:
+    """What srun, which is a script that prints its arguments, was given."""
+    reading, writing = os.pipe()
+    (step,) = _start(nproc, nodes, environment, writing)
+    os.close(writing)
+    step.communicate()
+    with open(reading) as file:
+        return file.read().splitlines()
+
+
+def test_the_step_of_one_node_is_on_the_node_of_the_caller_and_in_the_sites_container(tmp_path, monkeypatch):
+    srun = tmp_path / "srun"
+    srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    srun.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.delenv("SLURM_STEP_ID", raising=False)
+    environment = {**os.environ, "SLURMD_NODENAME": "node2", "SFRIK_PREFIX": "apptainer exec 'an image.sif'"}
+    words = step_words(1, 1, environment)
+    assert words[:4] == ["--overlap", "--nodes=1", "--ntasks=1", "--ntasks-per-node=1"]
+    assert "--nodelist=node2" in words
+    assert words[-6:] == ["apptainer", "exec", "an image.sif", sys.executable, "-m", "sfrik.launch.worker"]
+    assert not any(word.startswith("--nodelist") for word in step_words(2, 2, environment))
+
+
+def test_no_temporary_folder_is_left_by_a_caller_that_was_killed(tmp_path):
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    (tmp_path / "there").mkdir()
+    script = "import sys; from sfrik.launch.launcher import launch; launch('launch_targets:wait', sys.argv[1], nproc_per_node=2)"
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    caller = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "there")], env=environment)
+    wait_for(lambda: len(list((tmp_path / "there").iterdir())) == 2, START, "the workers")
+    assert len(list(folder.glob("sfrik-*"))) == 1
+    workers = named("sfrik.launch.worker", caller.pid)
+    caller.kill()
+    caller.wait()
+    seconds_to_end(workers, 2 * GRACE)
+    assert not list(folder.glob("sfrik-*"))

@@ -1,0 +1,276 @@
+"""Faults and signals while a notebook trains on several processes: what is seen, how soon, and that no process is left.
+
+The bounds in seconds are generous: they hold behaviour, not speed. What was measured is printed, with -s.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("papermill", reason="comes with the extra notebooks")
+import nbformat
+import papermill
+import psutil
+from papermill.exceptions import PapermillExecutionError
+from processes import descendants, last_step, named, seconds_to_end, wait_for
+
+from sfrik.cli import main
+from sfrik.errors import SfrikError
+from sfrik.reproduce import notebooks
+from sfrik.reproduce.notebooks import execute
+from sfrik.runs.checkpoints import Checkpoints
+from sfrik.runs.folder import Run
+
+TESTS = Path(__file__).parents[1]
+ERROR, GONE, STOPPED = 15, 15, 30  # seconds: to the cell's error; to the end of all; for workers that save first
+START = 180  # seconds for interpreters to start and import on a busy machine
+RECIPE = "desk/sfrik_l3_q512"  # 16 epochs of 13 steps, too many to end here
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS.parent), str(TESTS)]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def cell(call: str, name: str) -> str:
+    """A cell that makes a call, and notes when it ended; what it trains has a folder of this name."""
+    return f"""
+import time
+from pathlib import Path
+from sfrik.launch.launcher import launch
+from sfrik.settings import PretrainSettings
+own = Path(folder, "{name}")
+own.mkdir()
+settings = PretrainSettings.from_recipe(
+    "smoke/sfrik_l2_q64", exp_dir=str(own), epochs=200, subset=300, device="cpu", precision="fp32", log_every=1, knn_every=0
+)
+try:
+    {call}
+finally:
+    (own / "ended").write_text(str(time.time()))
+"""
+
+
+TRAIN = 'launch("sfrik.pretrain:pretrain", settings, nproc_per_node=2)'
+STEPS = 46  # an epoch, of 3000 images in batches of 64
+
+
+def write_notebook(path: Path, parameters: str, *cells: str) -> Path:
+    """A notebook in which the error of a cell does not keep the next from running, but for the last."""
+    first = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    others = [nbformat.v4.new_code_cell(source, metadata={"tags": ["raises-exception"]}) for source in cells]
+    others[-1].metadata.tags = []
+    spec = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[first, *others], metadata=spec), path)
+    return path
+
+
+class During(threading.Thread):
+    """Does things to the processes while the main thread executes a notebook.
+
+    `acts` are done one after the other, each of them a title, what is waited for, what is done, and which processes are to
+    end, as what gives them.
+    """
+
+    def __init__(self, *acts) -> None:
+        super().__init__(daemon=True)
+        self.acts, self.error = acts, None
+        self.seconds: dict[str, float] = {}  # until none of the processes was left
+        self.at: dict[str, float] = {}
+        self.start()
+
+    def run(self) -> None:
+        try:
+            for title, ready, act, which in self.acts:
+                wait_for(ready, START, title)
+                there = which()
+                self.at[title] = time.time()
+                act()
+                seconds_to_end(there, STOPPED)
+                self.seconds[title] = time.time() - self.at[title]
+        except BaseException as error:
+            self.error = error
+            if found := kernel():
+                found.kill()  # else the main thread would wait for it
+
+    def outcome(self) -> None:
+        self.join(STOPPED)
+        assert self.error is None, self.error
+        assert len(self.seconds) == len(self.acts)
+
+
+def kernel() -> psutil.Process | None:
+    """The one that this process started: it has children of other kinds."""
+    own = {child.pid for child in psutil.Process().children()}
+    return next((process for process in named("ipykernel") if process.pid in own), None)
+
+
+def workers() -> list[psutil.Process]:
+    """By rank, once both are there."""
+    found = named("sfrik.launch.worker", kernel().pid) if kernel() else []
+    return found if len(found) == 2 else []
+
+
+def everything() -> list[psutil.Process]:
+    return [kernel(), *descendants(kernel().pid)]
+
+
+def training(folder: Path):
+    return lambda: workers() and last_step(folder) >= 1
+
+
+def errors(path: Path) -> list[dict]:
+    """The errors in the cells' outputs, in the order of the cells; the last cell that was executed has one."""
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell.get("execution_count")]
+    found = [[output for output in cell["outputs"] if output["output_type"] == "error"] for cell in cells]
+    assert found[-1], "the last cell says why"
+    return list(itertools.chain(*found))
+
+
+def assert_saved(folder: Path) -> None:
+    """A checkpoint of the last step that was made, which no clock has asked for."""
+    place = Checkpoints(folder).load()["place"]
+    assert place["epoch"] * STEPS + place["step"] == last_step(folder) + 1
+    assert not Run(folder).backbone.exists()
+
+
+def test_workers_that_raise_or_are_killed_and_an_interrupt_end_the_cell_with_the_reason(tmp_path):
+    raises = cell('launch("launch_targets:fail_when_told", folder, 1, nproc_per_node=2)', "raises")
+    source = write_notebook(tmp_path / "calls.ipynb", 'folder = ""', raises, cell(TRAIN, "killed"), cell(TRAIN, "interrupted"))
+    heard, output = tmp_path / "heard.txt", tmp_path / "out.ipynb"
+
+    def both_are_heard():
+        return heard.is_file() and all(f"rank {rank} waits for the word" in heard.read_text() for rank in (0, 1))
+
+    during = During(
+        # it is told to fail only when its output has come through kernel and papermill
+        ("raises", both_are_heard, (tmp_path / "go").touch, workers),
+        ("killed", training(tmp_path / "killed"), lambda: workers()[1].kill(), workers),
+        ("interrupted", training(tmp_path / "interrupted"), lambda: kernel().send_signal(signal.SIGINT), everything),
+    )
+    with heard.open("w") as file, pytest.raises(PapermillExecutionError) as raised:
+        papermill.execute_notebook(
+            str(source), str(output), {"folder": str(tmp_path)}, progress_bar=False, stdout_file=file, log_output=False
+        )
+    during.outcome()
+    for title, gone in during.seconds.items():
+        error = float((tmp_path / title / "ended").read_text()) - during.at[title]
+        print(f"\n{title}: {error:.1f} s to the cell's error, {gone:.1f} s until no process was left")
+        assert error < (STOPPED if title == "interrupted" else ERROR)
+        assert gone < (STOPPED if title == "interrupted" else GONE)
+
+    fails, lost, stopped = errors(output)
+    host = socket.gethostname()
+    assert (fails["ename"], lost["ename"], stopped["ename"]) == ("WorkerError", "WorkerError", "KeyboardInterrupt")
+    assert f"rank 1 on {host} failed:" in fails["evalue"]
+    assert "ValueError: the reason of the failure" in fails["evalue"]
+    assert "launch_targets.py" in fails["evalue"], "with its traceback"
+    assert f"rank 1 on {host} was ended by SIGKILL before it could say why" in lost["evalue"]
+    assert f"stopped by SIGINT (saved in {tmp_path / 'interrupted'} at epoch" in stopped["evalue"]
+    assert raised.value.evalue == stopped["evalue"]
+    assert_saved(tmp_path / "interrupted")
+
+
+def test_a_killed_kernel_is_an_error_and_its_workers_save_and_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
+    write_notebook(tmp_path / "calls.ipynb", 'folder = ""', cell(TRAIN, "trained"))
+    during = During(("killed", training(tmp_path / "trained"), lambda: kernel().kill(), everything))
+    with pytest.raises(SfrikError, match="its kernel was ended before it could say why"):
+        execute("calls", {"folder": str(tmp_path)}, tmp_path / "out.ipynb")
+    seen = time.time()
+    during.outcome()
+    error, gone = seen - during.at["killed"], during.seconds["killed"]
+    print(f"\nthe kernel is killed: {error:.1f} s to the error of papermill, {gone:.1f} s until no process was left")
+    assert error < ERROR
+    assert gone < STOPPED
+    assert_saved(tmp_path / "trained")
+
+
+# --- the command
+
+
+@pytest.fixture(scope="module", autouse=True)
+def terminated(tmp_path_factory):
+    """`python -m sfrik run` on two processes, beside the other tests: what it said and how it ended when it got SIGTERM."""
+    root = tmp_path_factory.mktemp("run")
+    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "sfrik", "run", "--recipe", RECIPE, "--exp-dir", str(root), "--nproc-per-node", "2"]
+    child = subprocess.Popen(
+        command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    outcome = {"folder": root / RECIPE / "seed0"}
+
+    def watch() -> None:
+        wait_for(lambda: last_step(outcome["folder"]) >= 0 or child.poll() is not None, START, "a step")
+        there, begun = [], time.monotonic()
+        if child.poll() is None:
+            there = descendants(child.pid)
+            child.send_signal(signal.SIGTERM)
+        outcome["said"] = child.communicate(timeout=STOPPED)[0]
+        outcome["seconds"] = time.monotonic() - begun
+        seconds_to_end(there, GONE)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    yield child, thread, outcome
+    if child.poll() is None:
+        for process in [*descendants(child.pid), child]:
+            process.kill()
+
+
+LIGHT = """
+from sfrik.pretrain.loop import pretrain
+from sfrik.settings import PretrainSettings
+pretrain(PretrainSettings.from_recipe(recipe, seed=seed, exp_dir=exp_dir, log_every=1))
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+def test_a_command_that_is_asked_to_stop_while_its_kernel_trains_alone_saves_and_says_so(
+    number, status, tmp_path, monkeypatch, capsys
+):
+    # notebook 02 without its figures; the command runs here, where no other test will send a signal
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
+    write_notebook(tmp_path / "02_pretraining.ipynb", 'recipe = ""\nseed = 0\nexp_dir = ""\nchapter = True', LIGHT)
+    folder = tmp_path / RECIPE / "seed0"
+    during = During(("asked", lambda: last_step(folder) >= 1, lambda: os.kill(os.getpid(), number), everything))
+    assert main(["run", "--recipe", RECIPE, "--exp-dir", str(tmp_path), "--stages", "pretrain"]) == status
+    during.outcome()
+    with capsys.disabled():
+        print(f"\n{number.name} to sfrik run: {during.seconds['asked']:.1f} s until its kernel was gone")
+    assert_stopped(folder, capsys.readouterr().err, number)
+
+
+def test_the_command_that_is_asked_to_stop_while_its_workers_train_saves_and_says_so(terminated):
+    child, thread, outcome = terminated
+    thread.join(START)
+    assert not thread.is_alive()
+    print(f"\nSIGTERM to sfrik run: {outcome['seconds']:.1f} s until it had ended")
+    assert child.returncode == 75, outcome["said"]
+    assert_stopped(outcome["folder"], outcome["said"], signal.SIGTERM)
+
+
+def assert_stopped(folder: Path, said: str, number: signal.Signals) -> None:
+    """The command, the notebook and the run's state tell of one place, and a checkpoint is of it."""
+    place = Checkpoints(folder).load()["place"]
+    where = f"(saved in {folder} at epoch {place['epoch']}, step {place['step']} of 13)"
+    assert f"sfrik: stopped by {number.name} {where}; the same command goes on from there" in said
+    last = errors(folder / "02_pretraining.partial.ipynb")[-1]
+    assert last["ename"] == "KeyboardInterrupt", "the command interrupts its kernel, whichever signal it received"
+    assert where in last["evalue"]
+    assert not (folder / "02_pretraining.ipynb").exists()
+    state = Run(folder).state()
+    assert (state["state"], state["stage"], state["step"]) == ("preempted", "pretrain", place["epoch"] * 13 + place["step"])
+    assert not Run(folder).is_locked()

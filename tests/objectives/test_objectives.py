@@ -1,0 +1,300 @@
+"""The four objectives against plain loops over PROTOCOLS.md's formulas, with two views and more; gradients; refusals."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import eval_gegenbauer
+
+from sfrik.kernels import RotationInvariantKernel
+from sfrik.objectives import AUH, SFRIK, SimCLR, VICReg
+from sfrik.pretrain.distributed import build_objective
+from sfrik.settings import PretrainSettings
+
+N, Q = 5, 4
+
+
+def embeddings(count: int, n: int = N, q: int = Q, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    common = torch.randn(n, q, dtype=torch.float64, generator=generator)
+    return [0.6 * common + 0.3 * torch.randn(n, q, dtype=torch.float64, generator=generator) for _ in range(count)]
+
+
+# The formulas in Python numbers: rows are lists of floats.
+
+
+def dot(x, y):
+    return sum(a * b for a, b in zip(x, y, strict=True))
+
+
+def unit(rows):
+    return [[a / math.sqrt(dot(x, x)) for a in x] for x in rows]
+
+
+def mse(first, second):
+    squares = [(a - b) ** 2 for x, y in zip(first, second, strict=True) for a, b in zip(x, y, strict=True)]
+    return sum(squares) / len(squares)
+
+
+def mean(values):
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def alignment(views, anchors):
+    return mean(mean(mse(views[a], views[v]) for v in range(len(views)) if v != a) for a in anchors)
+
+
+def mmd(rows, weights):
+    q = len(rows[0])
+
+    def phi(t):
+        a = (q - 2) / 2
+        return sum(b * eval_gegenbauer(l, a, t) / eval_gegenbauer(l, a, 1.0) for l, b in enumerate(weights, start=1))
+
+    return sum(phi(dot(x, y)) for x in rows for y in rows) / len(rows) ** 2
+
+
+def sfrik(views, anchors, regularised, weights, sim, coeff):
+    views = [unit(view) for view in views]
+    return sim * alignment(views, anchors) + coeff * mean(mmd(views[v], weights) for v in regularised)
+
+
+def auh(views, anchors, regularised, sim, coeff, scale):
+    views = [unit(view) for view in views]
+
+    def uniformity(rows):
+        n = len(rows)
+        return math.log(mean(math.exp(-2 * scale * (1 - dot(rows[i], rows[j]))) for i in range(n) for j in range(n) if i != j))
+
+    return sim * alignment(views, anchors) + coeff * mean(uniformity(views[v]) for v in regularised)
+
+
+def simclr(views, anchors, regularised, temperature):
+    views = [unit(view) for view in views]
+
+    def nt_xent(first, second):
+        rows, n, losses = first + second, len(first), []
+        for i, x in enumerate(rows):
+            partner = i + n if i < n else i - n
+            others = sum(math.exp(dot(x, y) / temperature) for j, y in enumerate(rows) if j != i)
+            losses.append(-math.log(math.exp(dot(x, rows[partner]) / temperature) / others))
+        return mean(losses)
+
+    return mean(mean(nt_xent(views[a], views[v]) for v in range(len(views)) if v != a) for a in anchors)
+
+
+def vicreg(views, anchors, regularised, sim, std, cov):
+    def hinge_and_covariance(rows):
+        n, q = len(rows), len(rows[0])
+        centre = [mean(x[k] for x in rows) for k in range(q)]
+
+        def c(k, m):
+            return sum((x[k] - centre[k]) * (x[m] - centre[m]) for x in rows) / (n - 1)
+
+        hinge = mean(max(0.0, 1 - math.sqrt(c(k, k) + 1e-4)) for k in range(q))
+        return hinge, sum(c(k, m) ** 2 for k in range(q) for m in range(q) if k != m) / q
+
+    both = [hinge_and_covariance(views[v]) for v in regularised]
+    covariance = 2 * mean(b for _, b in both)  # for two views: their sum
+    return sim * alignment(views, anchors) + std * mean(h for h, _ in both) + cov * covariance
+
+
+CASES = {
+    "sfrik of degree 1": (SFRIK(Q, (2.0,), 7.0, 3.0), lambda *a: sfrik(*a, (2.0,), 7.0, 3.0)),
+    "sfrik of degrees 1 and 2": (SFRIK(Q, (1.0, 40.0), 7.0, 3.0), lambda *a: sfrik(*a, (1.0, 40.0), 7.0, 3.0)),
+    "sfrik as published": (SFRIK(Q), lambda *a: sfrik(*a, (1.0, 40.0, 40.0), 4000.0, 1.0)),
+    "sfrik of five degrees": (
+        SFRIK(Q, (1.0, 0.0, 3.0, 2.0, 0.5), 7.0, 3.0),
+        lambda *a: sfrik(*a, (1.0, 0.0, 3.0, 2.0, 0.5), 7.0, 3.0),
+    ),
+    "auh as published": (AUH(), lambda *a: auh(*a, 3000.0, 1.0, 2.5)),
+    "auh": (AUH(2.0, 3.0, 0.7), lambda *a: auh(*a, 2.0, 3.0, 0.7)),
+    "simclr as published": (SimCLR(), lambda *a: simclr(*a, 0.15)),
+    "simclr": (SimCLR(0.8), lambda *a: simclr(*a, 0.8)),
+    "vicreg as published": (VICReg(), lambda *a: vicreg(*a, 10.0, 10.0, 1.0)),
+    "vicreg": (VICReg(2.0, 3.0, 50.0), lambda *a: vicreg(*a, 2.0, 3.0, 50.0)),
+}
+EVERY_CASE = pytest.mark.parametrize(("objective", "plain"), CASES.values(), ids=CASES.keys())
+OBJECTIVES = {"sfrik": SFRIK(Q, sim_coeff=10.0), "auh": AUH(sim_coeff=10.0), "simclr": SimCLR(), "vicreg": VICReg()}
+EVERY_OBJECTIVE = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.keys())
+
+
+@EVERY_CASE
+def test_loss_of_two_views_equals_a_plain_double_loop(objective, plain):
+    views = embeddings(2)
+    expected = plain([view.tolist() for view in views], (0, 1), (0, 1))
+    loss = objective(views).loss
+    assert (loss.dtype, loss.shape) == (torch.float64, ())
+    assert loss.item() == pytest.approx(expected, rel=1e-11)
+
+
+@EVERY_CASE
+@pytest.mark.parametrize("regularise", ["all", "anchors"])
+@pytest.mark.parametrize("anchors", [(0,), (0, 1), (2, 0, 3)])
+def test_loss_of_four_views_equals_the_anchor_formula(objective, plain, anchors, regularise):
+    views = embeddings(4)
+    expected = plain([view.tolist() for view in views], anchors, range(4) if regularise == "all" else anchors)
+    assert objective(views, anchors=anchors, regularise=regularise).loss.item() == pytest.approx(expected, rel=1e-11)
+
+
+@EVERY_OBJECTIVE
+def test_loss_of_two_views_does_not_depend_on_their_order_nor_on_that_of_the_images(objective):
+    first, second = embeddings(2)
+    loss = objective([first, second]).loss
+    torch.testing.assert_close(objective([second, first]).loss, loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(objective([first.flip(0), second.flip(0)]).loss, loss, rtol=1e-12, atol=0)
+    assert (objective([first.flip(0), second]).loss - loss).abs() > 1e-3  # but the pairing of the views counts
+
+
+@pytest.mark.parametrize("name", ["sfrik", "auh", "simclr"])
+def test_loss_of_normalised_objectives_does_not_depend_on_the_rows_lengths(name):
+    views = embeddings(2)
+    lengths = torch.linspace(0.1, 30, N, dtype=torch.float64)[:, None]
+    loss = OBJECTIVES[name]([views[0] * lengths, 5 * views[1]]).loss
+    torch.testing.assert_close(loss, OBJECTIVES[name](views).loss, rtol=1e-11, atol=0)
+
+
+def test_vicreg_does_not_normalise_its_views():
+    views = embeddings(2)
+    longer = VICReg(1.0, 0.0, 0.0)([3 * view for view in views]).loss
+    torch.testing.assert_close(longer, 9 * VICReg(1.0, 0.0, 0.0)(views).loss)
+
+
+@EVERY_OBJECTIVE
+@pytest.mark.parametrize(("count", "anchors", "regularise"), [(2, (0, 1), "all"), (3, (0,), "all"), (3, (0,), "anchors")])
+def test_gradient_of_the_loss_passes_gradcheck(objective, count, anchors, regularise):
+    views = [view.requires_grad_() for view in embeddings(count)]
+    assert torch.autograd.gradcheck(lambda *v: objective(v, anchors=anchors, regularise=regularise).loss, views)
+
+
+@EVERY_OBJECTIVE
+def test_parts_are_detached_and_finite_and_alignment_is_the_mean_squared_error(objective):
+    views = [view.requires_grad_() for view in embeddings(2)]
+    terms = objective(views)
+    assert terms.loss.requires_grad
+    assert not any(part.requires_grad for part in terms.parts.values())
+    rows = [view.tolist() if isinstance(objective, VICReg) else unit(view.tolist()) for view in views]
+    assert terms.parts["alignment"].item() == pytest.approx(mse(*rows), rel=1e-12)
+
+
+def test_loss_is_the_weighted_sum_of_its_parts():
+    views = embeddings(3)
+    for objective, weights in [
+        (SFRIK(Q, sim_coeff=7.0, mmd_coeff=3.0), {"alignment": 7.0, "mmd": 3.0}),
+        (AUH(7.0, 3.0), {"alignment": 7.0, "uniformity": 3.0}),
+        (VICReg(7.0, 3.0, 2.0), {"alignment": 7.0, "std": 3.0, "cov": 2.0}),
+        (SimCLR(), {"nt_xent": 1.0}),
+    ]:
+        terms = objective(views, anchors=(0,))
+        total = sum(weight * terms.parts[name] for name, weight in weights.items())
+        torch.testing.assert_close(terms.loss.detach(), total, rtol=1e-12, atol=0)
+
+
+def test_sfrik_takes_any_rotation_invariant_kernel_of_its_dimension():
+    views = embeddings(2)
+    kernel = RotationInvariantKernel((1.0, 40.0, 40.0), Q)
+    assert torch.equal(SFRIK(Q, kernel=kernel)(views).loss, SFRIK(Q)(views).loss)
+    assert not torch.equal(SFRIK(Q, kernel=RotationInvariantKernel.rbf(2.5, Q, 6))(views).loss, SFRIK(Q)(views).loss)
+    with pytest.raises(ValueError, match="kernel is of dimension 4, the embeddings of dimension 6"):
+        SFRIK(6, kernel=kernel)
+
+
+@EVERY_OBJECTIVE
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_lower_precision_views_give_a_float32_loss_near_the_float64_one(objective, dtype):
+    views = [view.to(dtype).requires_grad_() for view in embeddings(2, n=32)]
+    exact = objective([view.detach().double() for view in views]).loss.item()  # of the same rounded numbers
+    loss = objective(views).loss
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact, rel=1e-4)
+    assert all(view.grad.dtype == dtype and torch.isfinite(view.grad).all() for view in views)
+
+
+@EVERY_OBJECTIVE
+def test_autocast_does_not_lower_the_precision_of_the_loss(objective):
+    views = [view.float() for view in embeddings(2, n=32)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = objective(views).loss
+    assert torch.equal(loss, objective(views).loss)
+
+
+def test_auh_at_a_large_scale_is_finite_where_every_exponential_underflows():
+    # the basis: every pair at inner product 0, so the log of the mean is -2 scale exactly; exp(-400) is 0 in float32
+    views = [torch.eye(6).requires_grad_(), torch.eye(6)]
+    loss = AUH(sim_coeff=0.0, scale=200.0)(views).loss
+    loss.backward()
+    assert loss.item() == pytest.approx(-400.0, rel=1e-6)
+    assert torch.isfinite(views[0].grad).all()
+    assert views[0].grad.abs().max() > 1
+
+
+@EVERY_OBJECTIVE
+@pytest.mark.parametrize(
+    ("views", "options", "message"),
+    [
+        (embeddings(1), {}, "at least two views, got 1"),
+        ([], {}, "at least two views, got 0"),
+        ([torch.randn(N), torch.randn(N)], {}, r"view 0 must have shape \[n, q\], got \(5,\)"),
+        ([torch.randn(N, Q, 1), torch.randn(N, Q, 1)], {}, r"view 0 must have shape \[n, q\], got \(5, 4, 1\)"),
+        ([torch.randn(N, Q), torch.randn(N + 1, Q)], {}, r"view 1 has \(6, 4\), view 0 \(5, 4\)"),
+        ([torch.randn(N, Q), torch.randn(N, Q + 1)], {}, r"view 1 has \(5, 5\), view 0 \(5, 4\)"),
+        (embeddings(2, n=1), {}, "at least two rows"),
+        (embeddings(2), {"anchors": ()}, r"anchors must be different indices from 0 to 1, got \[\]"),
+        (embeddings(2), {"anchors": (0, 2)}, r"anchors must be different indices from 0 to 1, got \[0, 2\]"),
+        (embeddings(2), {"anchors": (-1,)}, r"anchors must be different indices from 0 to 1, got \[-1\]"),
+        (embeddings(2), {"anchors": (0, 0)}, r"anchors must be different indices from 0 to 1, got \[0, 0\]"),
+        (embeddings(2), {"regularise": "some"}, 'regularise must be "all" or "anchors", got \'some\''),
+    ],
+)
+def test_bad_views_and_options_are_refused_with_what_is_wrong(objective, views, options, message):
+    with pytest.raises(ValueError, match=message):
+        objective(views, **options)
+
+
+@EVERY_OBJECTIVE
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_value_that_is_not_finite_is_refused_with_its_view_and_row(objective, bad):
+    views = embeddings(3)
+    views[1][3, 2] = bad
+    with pytest.raises(ValueError, match=r"view 1 holds NaN or infinite values in 1 of 5 rows \(first: row 3\)"):
+        objective(views, anchors=(0,))
+
+
+def test_views_of_another_dimension_than_sfriks_are_refused():
+    with pytest.raises(ValueError, match="views have 4 columns, but the objective was made for dim=6"):
+        SFRIK(6)(embeddings(2))
+
+
+def test_a_temperature_of_0_is_refused():
+    with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
+        SimCLR(0.0)
+
+
+# --- the kernels that the settings can choose
+
+
+@pytest.mark.parametrize(
+    ("kernel", "scale", "phi"),
+    [
+        ("rbf", 0.5, lambda t, q: np.exp(-0.5 * (2 - 2 * t))),
+        ("power", 1.0, lambda t, q: -np.sqrt(2 - 2 * t)),
+    ],
+)
+def test_a_kernel_of_the_settings_is_its_function_up_to_a_constant(kernel, scale, phi):
+    settings = PretrainSettings(sfrik_kernel=kernel, sfrik_kernel_scale=scale, sfrik_kernel_degree=12, mlp="8-8")
+    t = torch.linspace(-0.6, 0.6, 21, dtype=torch.float64)
+    difference = build_objective(settings).kernel(t) - torch.from_numpy(phi(t.numpy(), 8))
+    # the degree 0 is left out; degrees above 12 of the root, which decay slowly, are what the bound leaves room for
+    assert float(difference.max() - difference.min()) < (1e-6 if kernel == "rbf" else 1e-2)
+
+
+def test_the_heat_kernel_of_the_settings_damps_degree_l_by_its_eigenvalue():
+    settings = PretrainSettings(sfrik_kernel="heat", sfrik_kernel_scale=0.5, sfrik_kernel_degree=3, mlp="8-16")
+    spectrum = build_objective(settings).kernel.spectrum
+    expected = [math.exp(-l * (l + 14) * 0.5 / 15) for l in (1, 2, 3)]
+    assert spectrum == pytest.approx(expected, rel=1e-12)

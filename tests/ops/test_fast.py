@@ -1,0 +1,163 @@
+"""The fast roads of the losses against the plain formulas by autograd, in float64: value, gradient, and what they never hold."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sfrik.kernels import RotationInvariantKernel
+from sfrik.mmd import mmd_to_uniform
+from sfrik.objectives import AUH, SFRIK, SIGReg, SimCLR, VICReg
+from sfrik.objectives.reference import plain_loss
+from sfrik.objectives.sliced import SlicedMMD, directions
+from sfrik.ops import pairwise as pairs
+
+SHAPES = {"more rows than columns": (13, 6), "fewer": (7, 20)}
+MAKE = {
+    "sfrik": lambda q: SFRIK(q, sim_coeff=20.0),
+    "sfrik of degree 6": lambda q: SFRIK(q, (1.0, 2.0, 0.0, 3.0, 0.0, 1.0), sim_coeff=20.0),
+    "sfrik by moments": lambda q: SFRIK(q, (1.0, 40.0), sim_coeff=20.0, cost="moments"),
+    "auh": lambda q: AUH(sim_coeff=20.0),
+    "auh at a large scale": lambda q: AUH(sim_coeff=20.0, scale=90.0),
+    "simclr": lambda q: SimCLR(),
+    "simclr at a low temperature": lambda q: SimCLR(0.05),
+    "vicreg": lambda q: VICReg(2.0, 3.0, 5.0),
+}
+
+
+def embeddings(count: int, n: int, q: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(n, q, dtype=torch.float64, generator=generator)
+    return [0.6 * common + 0.3 * torch.randn(n, q, dtype=torch.float64, generator=generator) for _ in range(count)]
+
+
+@pytest.mark.parametrize("name", MAKE)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize("tile", [(2, 3), (5, 5), (256, 2048)])
+@pytest.mark.parametrize(("count", "anchors", "regularise"), [(2, (0, 1), "all"), (3, (0,), "anchors"), (4, (2, 0), "all")])
+def test_value_and_gradient_are_those_of_the_plain_formula(monkeypatch, name, shape, tile, count, anchors, regularise):
+    monkeypatch.setattr(pairs, "tile_shape", lambda device: tile)
+    objective = MAKE[name](shape[1])
+    views = [view.requires_grad_() for view in embeddings(count, *shape)]
+    plain = plain_loss(objective, views, anchors, regularise)
+    expected = torch.autograd.grad(3 * plain, views, allow_unused=True)
+    loss = objective(views, anchors=anchors, regularise=regularise).loss
+    gradient = torch.autograd.grad(3 * loss, views)
+    torch.testing.assert_close(loss, plain, rtol=1e-11, atol=1e-13)
+    size = max(g.abs().max().item() for g in expected if g is not None)
+    for own, plain_one in zip(gradient, expected, strict=True):
+        torch.testing.assert_close(own, torch.zeros_like(own) if plain_one is None else plain_one, rtol=1e-9, atol=1e-12 * size)
+
+
+def test_a_second_backward_pass_gives_the_same_gradient():
+    views = [view.requires_grad_() for view in embeddings(2, 5, 4)]
+    loss = SFRIK(4)(views).loss
+    first = torch.autograd.grad(loss, views, retain_graph=True)
+    second = torch.autograd.grad(loss, views)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_without_a_gradient_the_value_is_the_same(name):
+    views = embeddings(2, 13, 6)
+    expected = MAKE[name](6)([view.clone().requires_grad_() for view in views]).loss
+    loss = MAKE[name](6)(views).loss
+    assert not loss.requires_grad
+    assert torch.equal(loss, expected.detach())
+
+
+class Largest(TorchDispatchMode):
+    """The number of values of the largest tensor that any operation gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self.values = max(
+            [self.values, *(x.untyped_storage().nbytes() // x.itemsize for x in tree_leaves(out) if torch.is_tensor(x))]
+        )
+        return out
+
+
+@pytest.mark.parametrize("name", ["sfrik", "auh", "auh at a large scale", "simclr"])
+def test_nothing_of_the_size_of_all_pairs_is_ever_held(monkeypatch, name):
+    n, q = 600, 8
+    monkeypatch.setattr(pairs, "tile_shape", lambda device: (16, 64))
+    views = [view.requires_grad_() for view in embeddings(2, n, q)]
+    with Largest() as largest:
+        MAKE[name](q)(views).loss.backward()
+    assert largest.values <= 2 * n * q  # the rows of both views
+
+
+def test_vicreg_makes_no_matrix_of_all_pairs_of_coordinates(monkeypatch):
+    n, q = 8, 600
+    views = [view.requires_grad_() for view in embeddings(2, n, q)]
+    with Largest() as largest:
+        VICReg()(views).loss.backward()
+    assert largest.values <= 2 * n * q
+
+
+# --- by random directions
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (0.0, 1.0), (1.0, 4.0, 4.0)])
+def test_the_sliced_mmd_is_unbiased_over_its_directions(weights):
+    kernel = RotationInvariantKernel(weights, 6)
+    z = torch.nn.functional.normalize(embeddings(1, 40, 6)[0] + 0.5, dim=1)
+    sliced, draws = SlicedMMD(kernel, 20), 400
+    values = torch.stack([sliced.parts([z], len(z), [None], 1.0, (0, draw))[0] for draw in range(draws)])
+    error = values.std() / math.sqrt(draws)
+    assert abs(values.mean() - mmd_to_uniform(z, kernel)) < 4 * error
+    assert error < 0.05 * values.mean()
+
+
+@pytest.mark.parametrize("name", ["sfrik", "sigreg"])
+@pytest.mark.parametrize(("count", "anchors", "regularise"), [(2, (0, 1), "all"), (3, (0,), "anchors")])
+def test_gradient_of_the_sliced_objectives_passes_gradcheck(name, count, anchors, regularise):
+    make = {"sfrik": lambda: SFRIK(4, sim_coeff=3.0, slices=9), "sigreg": lambda: SIGReg(0.4, slices=9)}[name]
+    views = [view.requires_grad_() for view in embeddings(count, 5, 4)]
+    assert torch.autograd.gradcheck(lambda *v: make()(v, anchors=anchors, regularise=regularise).loss, views)
+
+
+def test_sigreg_is_the_epps_pulley_statistic_of_the_projections():
+    from scipy.integrate import quad
+
+    (rows,) = embeddings(1, 30, 3)
+    drawn = directions(5, 3, (0, 0), rows)
+    assert torch.linalg.vector_norm(drawn, dim=0).tolist() == pytest.approx([1.0] * 5)
+
+    def squared_distance(t, x):
+        return ((torch.exp(1j * t * x).mean() - math.exp(-t * t / 2)).abs() ** 2 * math.exp(-t * t / 2)).item()
+
+    expected = sum(30 * quad(squared_distance, -5, 5, args=(x,))[0] for x in (rows @ drawn).T) / 5
+    terms = SIGReg(1.0, slices=5)([rows, rows])
+    assert terms.loss.item() == pytest.approx(expected, rel=1e-3)  # the trapezoidal rule on 17 points
+
+
+def test_sigreg_tells_a_collapse_from_a_normal_law():
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(500, 16, generator=generator)
+    line = torch.randn(500, 1, generator=generator) * torch.ones(1, 16)
+    values = [SIGReg(1.0, slices=64)([rows, rows]).loss.item() for rows in (normal, line, torch.zeros(500, 16))]
+    assert values[0] < 2 < 10 < values[1] < values[2]
+
+
+def test_each_call_has_other_directions_and_a_set_number_of_draws_the_same():
+    objective = SFRIK(8, slices=4)
+    views = embeddings(2, 5, 8)
+    first, second = objective(views).loss, objective(views).loss
+    assert first != second
+    objective.draws = 0
+    assert objective(views).loss == first
+    objective.seed, objective.draws = 1, 0
+    assert objective(views).loss != first
+    with pytest.raises(ValueError, match="slices must be at least 1, got 0"):
+        SFRIK(8, slices=0)
+    with pytest.raises(ValueError, match="weight must be from 0 to 1"):
+        SIGReg(1.5)

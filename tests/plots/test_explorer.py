@@ -1,0 +1,98 @@
+"""The sliders of notebook 01: costs that the MMD confirms, pictures that follow, something to read where nothing runs."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from legible import assert_labels_apart
+
+from sfrik.errors import SfrikError
+from sfrik.kernels import RotationInvariantKernel
+from sfrik.mmd import mmd_to_uniform
+from sfrik.plots.kernel_explorer import DIMENSIONS, collapsed_costs, kernel_explorer, kernel_pictures, picture_bundle
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("q", [4, 16, 64])
+@pytest.mark.parametrize("b", [(1.0, 0.0, 0.0), (0.0, 3.0, 0.0), (1.0, 40.0, 40.0)])
+def test_the_costs_of_collapsed_sets_are_those_of_the_mmd(b, q):
+    axes, angle = torch.eye(q, dtype=torch.float64), 2 * np.pi * torch.arange(8, dtype=torch.float64) / 8
+    sets = {
+        "one point": axes[:1].repeat(2, 1),
+        "two opposite points": torch.cat([axes[:1], -axes[:1]]),
+        "great circle": angle.cos()[:, None] * axes[0] + angle.sin()[:, None] * axes[1],
+        "half the dimensions": torch.cat([axes[: q // 2], -axes[: q // 2]]),
+        "uniform": torch.cat([axes, -axes]),  # uniform to degree 3
+    }
+    kernel = RotationInvariantKernel(b, q)
+    measured = {name: mmd_to_uniform(z, kernel).item() / sum(b) for name, z in sets.items()}
+    assert collapsed_costs(b, q) == pytest.approx(measured, abs=1e-12)
+
+
+def test_no_label_of_the_pictures_lies_on_another():
+    assert_labels_apart(
+        kernel_pictures({"L = 1": ((1, 0, 0), 64), "L = 3,\nq = 8": ((1, 40, 40), 8), "L = 2": ((1, 40, 0), 8192)})
+    )
+
+
+def test_a_kernel_without_coefficients_is_refused():
+    with pytest.raises(SfrikError, match="nothing: all coefficients are 0"):
+        kernel_pictures({"nothing": ((0.0, 0.0, 0.0), 8)})
+
+
+def test_the_sliders_change_the_picture_and_its_words(monkeypatch):
+    pytest.importorskip("ipywidgets")
+    display = pytest.importorskip("IPython.display")
+    from ipywidgets import GridBox
+
+    shown, boxes = [], []
+
+    class Handle:
+        def update(self, bundle, raw):
+            shown.append(bundle)
+
+    def show(bundle, **options):
+        shown.append(bundle)
+        return Handle()
+
+    monkeypatch.setattr(display, "display", show)
+    monkeypatch.setattr(GridBox, "add_class", lambda box, name: boxes.append(box))
+    kernel_explorer((1.0, 40.0, 40.0), 64)
+    view, first = shown
+    assert "application/vnd.jupyter.widget-view+json" in view
+    assert "JupyterLab" in view["text/plain"]  # where widgets are not shown
+    sliders = {slider.description: slider for slider in boxes[0].children}
+    assert first["image/png"].startswith(b"\x89PNG")
+    assert "two opposite points 49" in first["text/plain"]
+    sliders["b_2"].value = 0.0
+    assert "two opposite points 0," in shown[-1]["text/plain"]
+    assert shown[-1]["image/png"] != first["image/png"]
+    sliders["q"].value = 8
+    assert "q = 8;" in shown[-1]["text/plain"]
+    sliders["b_1"].value = sliders["b_3"].value = 0.0
+    assert "one coefficient above 0" in shown[-1]["text/plain"]
+    assert "image/png" not in shown[-1]
+    sliders["b_3"].value = 5.0
+    assert "image/png" in shown[-1]
+
+
+@pytest.mark.parametrize("q", [DIMENSIONS[0], DIMENSIONS[-1]])
+def test_the_picture_of_the_smallest_and_the_largest_dimension_is_drawn_without_a_warning(q, recwarn):
+    assert picture_bundle((0.0, 0.0, 1.0), q)["image/png"].startswith(b"\x89PNG")
+    assert [warning for warning in recwarn.list if not issubclass(warning.category, DeprecationWarning)] == []
+
+
+# --- the chapter
+
+
+def test_the_first_screen_of_notebook_01_quotes_the_tables():
+    cells = json.loads((ROOT / "notebooks" / "01_kernel_theory.ipynb").read_text())["cells"]
+    number = re.compile(r"\d+\.\d+ ± \d+\.\d+")
+    quoted = set(number.findall("".join(cells[0]["source"])))
+    tables = "".join((ROOT / "results" / "desk" / "tables" / f"{name}.md").read_text() for name in ("table1", "table6"))
+    assert len(quoted) >= 10
+    assert quoted <= set(number.findall(tables))

@@ -1,0 +1,153 @@
+"""What is still to run, and the choice among a grid that is written down before the test images are scored."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from sfrik.cost.measure import hardware
+from sfrik.errors import Preempted, SfrikError
+from sfrik.evaluate.protocols import evaluate
+from sfrik.pretrain.loop import pretrain
+from sfrik.reproduce import table as campaign
+from sfrik.reproduce.table import missing_stages, render_all, run_recipe, write_choices
+from sfrik.runs.folder import Run
+from sfrik.settings import EvaluateSettings, PretrainSettings, run_folder
+from sfrik.system.devices import pick_device
+from sfrik.system.files import WriteError, write_json
+from sfrik.tables.definitions import experiment, grids
+
+
+def tuned(root, scores):
+    """Tuning scores of the smoke grid of SFRIK, of equal ones of VICReg."""
+    for recipe, score in {"smoke/tune_vicreg_5": 60.0, "smoke/tune_vicreg_10": 60.0, **scores}.items():
+        folder = run_folder(recipe, 0, root)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "linear_tune.json", {"protocol": "linear_tune", "top1": score})
+
+
+def test_a_run_without_weights_misses_every_stage_and_an_unknown_stage_is_refused(tmp_path):
+    assert missing_stages("smoke/sfrik_l3_q64", 0, tmp_path, ("pretrain", "semi")) == ["pretrain", "semi"]
+    with pytest.raises(SfrikError, match=r"unknown stage 'semy' .*semi"):
+        run_recipe("smoke/sfrik_l3_q64", 0, tmp_path, ("semy",))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_choice_is_the_best_on_the_tuning_split_and_the_first_of_equals(tmp_path):
+    tuned(tmp_path, {"smoke/tune_sfrik_128": 70.0, "smoke/tune_sfrik_256": 80.0})
+    assert write_choices("smoke", tmp_path) == {"vicreg": "smoke/tune_vicreg_5", "sfrik": "smoke/tune_sfrik_256"}
+    path = tmp_path / "smoke" / "tuning" / "sfrik.json"
+    written = json.loads(path.read_text())
+    assert written["chosen"] == "tune_sfrik_256"
+    assert written["tune_top1"] == {"smoke/tune_sfrik_128": 70.0, "smoke/tune_sfrik_256": 80.0}
+    stamp = path.stat().st_mtime_ns
+    write_choices("smoke", tmp_path)
+    assert path.stat().st_mtime_ns == stamp, "the same scores write nothing"
+    tuned(tmp_path, {"smoke/tune_sfrik_128": 90.0})
+    assert write_choices("smoke", tmp_path)["sfrik"] == "smoke/tune_sfrik_128"
+    assert json.loads(path.read_text())["chosen"] == "tune_sfrik_128"
+
+
+def test_every_recipe_of_a_grid_bars_its_test_images_until_the_choice():
+    for profile in ("smoke", "desk"):
+        for grid, recipes in grids(profile).items():
+            for recipe in recipes:
+                assert EvaluateSettings.from_recipe(recipe).choice == grid
+
+
+def test_the_test_images_are_scored_after_the_choice_and_by_the_chosen_recipe_alone(tmp_path):
+    for recipe in ("smoke/tune_sfrik_128", "smoke/tune_sfrik_256"):
+        folder = str(run_folder(recipe, 0, tmp_path))
+        small = {"epochs": 1, "device": "cpu", "precision": "fp32", "exp_dir": folder}
+        pretrain(PretrainSettings.from_recipe(recipe, **small), progress=False)
+        evaluate(EvaluateSettings.from_recipe(recipe, val_dataset="train", **small), progress=False)
+
+    def on_test(recipe):
+        given = {"exp_dir": str(run_folder(recipe, 0, tmp_path)), "device": "cpu", "precision": "fp32"}
+        return evaluate(EvaluateSettings.from_recipe(recipe, only_inference=True, **given), progress=False)
+
+    with pytest.raises(SfrikError, match="the choice of grid sfrik is not written down"):
+        on_test("smoke/tune_sfrik_256")
+    tuned(tmp_path, {})
+    chosen = write_choices("smoke", tmp_path)["sfrik"]
+    other = next(recipe for recipe in grids("smoke")["sfrik"] if recipe != chosen)
+    with pytest.raises(SfrikError, match=chosen.split("/")[1]):
+        on_test(other)
+    assert not Run(run_folder(other, 0, tmp_path)).folder.joinpath("linear_inference.json").exists()
+    assert on_test(chosen)["images"] == 1000
+    assert missing_stages(chosen, 0, tmp_path, ("inference",)) == ["inference"], "its notebook was not executed"
+
+
+def test_rendering_all_tables_of_nothing_says_what_to_do(tmp_path):
+    with pytest.raises(SfrikError, match=r"nothing has been measured .*make table1 PROFILE=smoke"):
+        render_all("smoke", tmp_path)
+
+
+def test_a_cost_that_was_measured_on_other_hardware_is_measured_again(tmp_path, monkeypatch):
+    executed = []
+    monkeypatch.setattr(campaign, "execute", lambda *arguments: executed.append(arguments[1]["table"]))
+    folder = run_folder("smoke/complexity", 0, tmp_path)
+    folder.mkdir(parents=True)
+    (folder / "06_complexity_table5.ipynb").write_text("{}")
+    rows = {row.entry: {} for row in experiment("table5", "smoke").rows("smoke")}
+    write_json(folder / "table5.json", {**rows, "hardware": hardware(pick_device("auto"))})
+    campaign._measure_complexity("table5", "smoke", 0, tmp_path)
+    assert executed == []
+    write_json(folder / "table5.json", {**rows, "hardware": "cuda: another"})
+    campaign._measure_complexity("table5", "smoke", 0, tmp_path)
+    assert executed == ["table5"]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (SfrikError("no images"), "no images"),
+        (WriteError("x could not be written"), "x could not be written"),
+        (OSError(28, "No space left on device", "x.ipynb"), "[Errno 28] No space left on device: 'x.ipynb'"),
+        (RuntimeError("boom"), "RuntimeError: boom"),
+        (MemoryError(), "MemoryError: "),
+    ],
+)
+def test_the_state_of_a_run_that_fails_says_why_whatever_the_error(tmp_path, monkeypatch, error, reason):
+    def fails(*arguments):
+        raise error
+
+    monkeypatch.setattr(campaign, "execute", fails)
+    with pytest.raises(type(error)):
+        run_recipe("smoke/sfrik_l3_q64", 0, tmp_path, ("pretrain",))
+    state = Run(tmp_path / "smoke" / "sfrik_l3_q64" / "seed0").state()
+    assert (state["state"], state["stage"], state["error"]) == ("failed", "pretrain", reason)
+
+
+def test_runs_whose_log_cannot_be_written_fail_and_the_others_go_on(tmp_path):
+    folder = tmp_path / "smoke" / "random_weights" / "seed0"
+    (folder / "run.log").mkdir(parents=True)
+    (tmp_path / "smoke" / "raw_pixels").write_text("")
+    third = tmp_path / "smoke" / "sfrik_l3_q64" / "seed0"
+    third.mkdir(parents=True)
+    os.mkfifo(third / "run.log")
+    runs = [(f"smoke/{name}", 0, ("pretrain",)) for name in ("random_weights", "raw_pixels", "sfrik_l3_q64")]
+    failed = campaign._side_by_side(runs, campaign.Where(tmp_path, 1, ""))
+    assert [recipe for recipe, _, _ in failed] == [recipe for recipe, _, _ in runs]
+    assert "run.log is a folder" in failed[0][2]
+    assert "raw_pixels" in failed[1][2]
+    assert "run.log is a FIFO" in failed[2][2]
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_a_run_that_is_stopped_says_where_unless_all_is_done(tmp_path, monkeypatch, done):
+    run = Run(tmp_path / "smoke" / "sfrik_l3_q64" / "seed0")
+
+    def stopped(*arguments):
+        run.say("running", stage="pretrain", epoch=3)
+        if done:
+            monkeypatch.setattr(campaign, "missing_stages", lambda *arguments: [])
+        raise Preempted("stopped by SIGTERM (somewhere); the same command goes on from there")
+
+    monkeypatch.setattr(campaign, "execute", stopped)
+    with pytest.raises(Preempted):
+        run_recipe("smoke/sfrik_l3_q64", 0, tmp_path, ("pretrain",))
+    said = run.state()
+    assert said is None if done else (said["state"], said["epoch"], said["stage"]) == ("preempted", 3, "pretrain")

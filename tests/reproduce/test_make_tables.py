@@ -1,0 +1,174 @@
+"""`make tableN PROFILE=smoke` as a stranger runs it: interrupted, resumed, repeated; the notebooks run headless."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rendered import assert_cells_are_scores
+
+from sfrik.reproduce.table import last_attempt
+from sfrik.tables.collect import build_table
+from sfrik.tables.definitions import grids, rows_of
+
+CHECKOUT = Path(__file__).parents[2]
+psutil = pytest.importorskip("psutil", reason="comes with ipykernel")
+
+
+def make(target: str, results: Path) -> list[str]:
+    # VENV= : the interpreter that runs the tests, wherever it is
+    return ["make", target, "PROFILE=smoke", "VENV=", f"RESULTS={results}"]
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(CHECKOUT)}
+
+
+@pytest.fixture(scope="module")
+def interrupted_then_finished(tmp_path_factory):
+    """Start, end with a signal that cannot be caught after the first runs, start again; what was seen."""
+    results = tmp_path_factory.mktemp("results")
+    command = make("table1", results)
+    first = subprocess.Popen(command, cwd=CHECKOUT, env=environment(), stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 240
+    # a run is finished with its last executed notebook, which follows its last score
+    while not (done := sorted(results.glob("smoke/*/seed0/05_knn_and_logistic_regression.ipynb"))):
+        assert first.poll() is None, first.stdout.read()
+        assert time.monotonic() < deadline, "no run finished within four minutes"
+        time.sleep(0.2)
+    family = psutil.Process(first.pid).children(recursive=True)
+    for process in [psutil.Process(first.pid), *family[:1]]:  # make, and the Python that it started
+        process.send_signal(signal.SIGKILL)
+    first.wait()
+    _, left = psutil.wait_procs(family, timeout=30)
+    stamps = {path: path.stat().st_mtime_ns for path in done}
+    second = subprocess.run(command, cwd=CHECKOUT, env=environment(), capture_output=True, text=True)
+    return {"results": results, "left": left, "stamps": stamps, "second": second}
+
+
+def test_a_killed_make_leaves_no_process_behind(interrupted_then_finished):
+    assert interrupted_then_finished["left"] == []
+
+
+def test_the_same_command_goes_on_where_it_was_killed(interrupted_then_finished):
+    second = interrupted_then_finished["second"]
+    assert second.returncode == 0, second.stdout + second.stderr
+    finished = int(re.search(r"(\d+) finished here", second.stdout).group(1))
+    assert finished >= len(interrupted_then_finished["stamps"]) >= 1
+    for path, stamp in interrupted_then_finished["stamps"].items():
+        assert path.stat().st_mtime_ns == stamp, f"{path} was measured twice"
+
+
+def test_every_cell_of_table1_is_measured(interrupted_then_finished):
+    folder = interrupted_then_finished["results"] / "smoke"
+    assert_cells_are_scores(folder, "table1")
+    for suffix in ("md", "tex"):
+        assert "SFRIK L=3" in (folder / "tables" / f"table1.{suffix}").read_text()
+    for suffix in ("png", "svg"):
+        assert (folder / "figures" / f"table1.{suffix}").stat().st_size > 1000
+
+
+def test_the_executed_notebooks_lie_beside_the_scores_and_have_run_to_the_end(interrupted_then_finished):
+    folder = interrupted_then_finished["results"] / "smoke"
+    run = folder / "sfrik_l3_q64" / "seed0"
+    stages = ("02_pretraining", "03_linear_probing", "05_knn_and_logistic_regression")
+    paths = [run / f"{stage}.ipynb" for stage in stages]
+    paths += [folder / "notebooks" / f"{name}.ipynb" for name in ("01_kernel_theory", "07_table1")]
+    for path in paths:
+        cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+        assert all(cell["execution_count"] for cell in cells), path
+        outputs = [output for cell in cells for output in cell["outputs"]]
+        assert not [output for output in outputs if output.get("name") == "stderr"], f"warnings in {path}"
+        if path.parent == run:
+            assert "not shown in this copy" in path.read_text(), "a run of a table leaves out what is for the reader alone"
+
+
+def test_nothing_that_is_published_names_a_place_or_a_host(interrupted_then_finished):
+    folder = interrupted_then_finished["results"]
+    places = {str(CHECKOUT), str(Path.home()), str(folder), sys.prefix, socket.gethostname()} - {"/", "localhost"}
+    published = [path for suffix in ("json", "jsonl", "ipynb", "csv", "md", "tex", "svg") for path in folder.rglob(f"*.{suffix}")]
+    assert len(published) > 50
+    for path in published:
+        text = re.sub(r'"image/png": "[^"]*"', "", path.read_text())  # pictures are letters at random
+        for place in places:
+            assert not re.search(rf"(?<!\w){re.escape(place)}\b", text), f"{path} holds {place}"
+
+
+def test_a_second_make_trains_nothing_and_changes_no_file(interrupted_then_finished):
+    folder = interrupted_then_finished["results"]
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.json*")}
+    again = subprocess.run(make("table1", folder), cwd=CHECKOUT, env=environment(), capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    count = len(rows_of("table1", "smoke"))
+    assert f"{count} runs, {count} finished here" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.json*")} == before
+
+
+@pytest.fixture(scope="module")
+def other_tables(interrupted_then_finished):
+    """Tables 4, 6 and 9 beside table 1, then all of them rendered: the standard output of each by its name."""
+    results = interrupted_then_finished["results"]
+    printed = {}
+    for target in ("table4", "table6", "table9", "tables"):
+        done = subprocess.run(make(target, results), cwd=CHECKOUT, env=environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        printed[target] = done.stdout
+    return results / "smoke", printed
+
+
+@pytest.mark.parametrize("name", ["table4", "table6", "table9"])
+def test_another_table_has_all_its_cells_and_its_executed_notebooks(other_tables, name):
+    folder, _ = other_tables
+    table = build_table(name, "smoke", folder.parent)
+    for measured in table.measured:
+        empty = {column.name for column in table.columns if measured.mean(column.name) is None}
+        # memory under a page has no ratio; of a grid the choice alone is scored on the test images
+        assert empty <= {"table6": {"loss_memory_ratio"}, "table9": {"test_top1"}}.get(name, set()), measured.row
+    assert (folder / "notebooks" / f"07_{name}.ipynb").is_file()
+    assert (folder / "figures" / f"{name}.svg").is_file()
+
+
+def test_table4_trains_nothing_that_table1_has_trained(other_tables):
+    folder, printed = other_tables
+    stages = last_attempt((folder / "sfrik_l3_q64" / "seed0" / "run.log").read_text())
+    assert "04_semi_supervised" in stages
+    assert "02_pretraining" not in stages
+    assert "table4: 3 runs, 0 finished here" in printed["table4"]
+
+
+def test_each_grid_of_table9_has_one_choice_and_that_one_alone_a_test_score(other_tables):
+    folder, _ = other_tables
+    for grid, recipes in grids("smoke").items():
+        choice = json.loads((folder / "tuning" / f"{grid}.json").read_text())
+        scored = [recipe for recipe in recipes if (folder.parent / recipe / "seed0" / "linear_inference.json").is_file()]
+        assert [recipe.split("/")[1] for recipe in scored] == [choice["chosen"]]
+        assert choice["tune_top1"][scored[0]] == max(choice["tune_top1"].values())
+
+
+def test_make_tables_renders_what_is_there_in_one_notebook_and_names_it(other_tables):
+    folder, printed = other_tables
+    # the runs of table 1 and 4 fill rows of tables 2, 3 and 7 too
+    assert re.search(r"tables in .*: table1, table2, table3, table4, table6, table7, table9", printed["tables"])
+    assert (folder / "notebooks" / "07_tables.ipynb").is_file()
+
+
+def test_a_misspelt_parameter_of_a_notebook_is_refused(tmp_path):
+    from sfrik.errors import SfrikError
+    from sfrik.reproduce.notebooks import execute
+
+    with pytest.raises(SfrikError, match=r"no parameter epoch .*epochs"):
+        execute("02_pretraining", {"epoch": 3}, tmp_path / "out.ipynb")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_make_alone_prints_the_targets():
+    printed = subprocess.run(["make"], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
+    for target in ("setup", "table1", "tables", "test", "lab"):
+        assert re.search(rf"^{target} ", printed, re.MULTILINE)

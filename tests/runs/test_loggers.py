@@ -1,0 +1,187 @@
+"""Curves in TensorBoard and Weights & Biases: the numbers of metrics.jsonl, once each, and no harm to the training."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sfrik.errors import SfrikError
+from sfrik.pretrain.loop import pretrain
+from sfrik.runs import loggers
+from sfrik.runs.folder import Run
+from sfrik.settings import PretrainSettings
+
+ROOT = Path(__file__).parents[2]
+
+
+def settings(folder, *names):
+    """Two epochs of four steps."""
+    fixed = {"batch_size": 64, "subset": 30, "epochs": 2, "log_every": 1, "knn_every": 0}
+    fixed |= {"device": "cpu", "precision": "fp32", "workers": 0}
+    return PretrainSettings.from_recipe("smoke/sfrik_l2_q64", exp_dir=str(folder), loggers=names, **fixed)
+
+
+def stopped_in_second_epoch(folder, *names):
+    """A training that ends after the points of step 5 were logged, with a checkpoint of step 4."""
+    log = Run.log
+
+    def log_or_stop(self, line):
+        if line.get("step") == 6:
+            raise KeyboardInterrupt
+        log(self, line)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "log", log_or_stop)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(settings(folder, *names), progress=False)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A run without loggers."""
+    folder = tmp_path_factory.mktemp("plain")
+    pretrain(settings(folder), progress=False)
+    return folder
+
+
+def same_weights(one, other):
+    one, other = (load_file(Run(folder).backbone) for folder in (one, other))
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def expected(folder):
+    """The points of metrics.jsonl: {tag: [(step, value)]}."""
+    points = {}
+    for line in Run(folder).metrics():
+        kind, step = ("step", line["step"]) if "step" in line else ("epoch", 4 * (line["epoch"] + 1) - 1)
+        for name, value in line.items():
+            if name not in ("epoch", "step"):
+                points.setdefault(f"{kind}/{name}", []).append((step, value))
+    return points
+
+
+def test_tensorboard_shows_the_lines_of_a_run_that_was_stopped_and_resumed_once_each(plain, tmp_path):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    stopped_in_second_epoch(tmp_path, "tensorboard")
+    pretrain(settings(tmp_path, "tensorboard"), progress=False)
+    events = reader.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    points = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    wanted = expected(tmp_path)
+    assert {"step/loss", "step/alignment", "step/mmd", "step/lr", "epoch/loss", "epoch/effective_rank"} <= wanted.keys()
+    assert points.keys() == wanted.keys()
+    for tag, found in points.items():
+        assert [step for step, _ in found] == [step for step, _ in wanted[tag]], tag
+        assert [value for _, value in found] == pytest.approx([value for _, value in wanted[tag]], rel=1e-6), "float32"
+    assert same_weights(plain, tmp_path)
+
+
+class FakeWandb(types.ModuleType):
+    """W&B without a network: what it was asked."""
+
+    def __init__(self, fails=()):
+        super().__init__("wandb")
+        self.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+        self.inits, self.points, self.finished, self.fails = [], [], 0, fails
+
+    def Settings(self, **arguments):
+        return arguments
+
+    def init(self, **arguments):
+        if "init" in self.fails:
+            raise OSError("no network in this test")
+        self.inits.append(arguments)
+        return self
+
+    def log(self, values, step):
+        if "log" in self.fails:
+            raise OSError("no network in this test")
+        self.points += [(name, step, value) for name, value in values.items()]
+
+    def finish(self):
+        self.finished += 1
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    def install(**arguments):
+        fake = FakeWandb(**arguments)
+        monkeypatch.setitem(sys.modules, "wandb", fake)
+        return fake
+
+    return install
+
+
+def test_wandb_goes_on_with_the_same_run_and_is_told_no_point_twice(wandb, plain, tmp_path):
+    fake = wandb()
+    stopped_in_second_epoch(tmp_path, "wandb")
+    pretrain(settings(tmp_path, "wandb"), progress=False)
+    first, second = fake.inits
+    assert first["id"] == second["id"]
+    assert first["resume"] == "allow"
+    assert first["config"] == settings(tmp_path).what()
+    assert fake.finished == 2
+    points = sorted((tag, step) for tag, found in expected(tmp_path).items() for step, _ in found)
+    assert sorted((name, step) for name, step, _ in fake.points) == points
+    steps = [step for _, step, _ in fake.points]
+    assert steps == sorted(steps), "W&B drops what comes after a later step"
+    assert same_weights(plain, tmp_path)
+
+
+def test_a_run_that_begins_anew_is_another_one_of_wandb(wandb, tmp_path):
+    fake = wandb()
+    for _ in range(2):
+        loggers.Loggers(["wandb"], tmp_path, {}, 0).close()
+    assert fake.inits[0]["id"] != fake.inits[1]["id"]
+
+
+@pytest.mark.parametrize("fails", ["init", "log"])
+def test_a_logger_that_fails_is_named_once_and_the_training_goes_on(wandb, plain, tmp_path, capsys, fails):
+    wandb(fails=(fails,))
+    pretrain(settings(tmp_path, "wandb"), progress=False)
+    told = capsys.readouterr().err.splitlines()
+    assert told == ["logger wandb failed and is left out (OSError: no network in this test); the training goes on"]
+    assert same_weights(plain, tmp_path)
+
+
+def test_a_missing_package_is_an_error_before_anything_is_made(monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SfrikError, match=r"loggers wandb needs the package wandb: python -m pip install wandb"):
+        pretrain(settings(tmp_path / "run", "wandb"), progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_logger_is_refused_with_those_there_are():
+    with pytest.raises(SfrikError, match=r"loggers.*'tensorboard' or 'wandb'"):
+        PretrainSettings.parse({"loggers": ("mlflow",)})
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb, an extra of 68 MB, is not installed")
+def test_wandb_itself_keeps_a_run_on_disk_without_account_and_network(tmp_path):
+    script = (
+        "import sys; from pathlib import Path; from sfrik.runs.loggers import Loggers\n"
+        "for first in (0, 2):\n"
+        "    log = Loggers(['wandb'], Path(sys.argv[1]), {'epochs': 1}, first)\n"
+        "    [log.log('step', {'step': k, 'loss': 0.5}, k) for k in range(first, first + 3)]\n"
+        "    log.close()\n"
+    )
+    environment = {**os.environ, "WANDB_MODE": "offline", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "failed" not in done.stderr
+    record = json.loads((tmp_path / "wandb" / "sfrik.json").read_text())
+    assert record["step"] == 4
+    kept = list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(kept) == 2
+    assert all(record["id"] in path.name for path in kept)

@@ -1,0 +1,204 @@
+"""The recipes at the paper's scale and of CIFAR-10: every row of a table has one, published values are as published."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from sfrik.cost.memory import _counts, expected_memory
+from sfrik.settings import RECIPES, SECTIONS, EvaluateSettings, KnnSettings, LogisticSettings, PretrainSettings, recipe_names
+from sfrik.tables.definitions import EXPERIMENTS, rows_of
+
+PAPER = recipe_names("paper")
+CIFAR10 = recipe_names("cifar10")
+IN20 = [recipe for recipe in PAPER if recipe.startswith("paper/in20_")]
+IN1K = [recipe for recipe in PAPER if recipe.startswith("paper/in1k_")]
+STL10 = [recipe for recipe in PAPER if recipe.startswith("paper/stl10_")]
+
+
+def text_of(recipe):
+    return (RECIPES / f"{recipe}.toml").read_text()
+
+
+def q_of(recipe):
+    return int(re.search(r"_q(\d+)", recipe).group(1))
+
+
+# --- completeness
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("recipe", PAPER + CIFAR10)
+def test_a_recipe_resolves_for_every_section(recipe, section):
+    overrides = {"semi1": {"train_percent": 1}, "semi10": {"train_percent": 10}}.get(section, {})
+    settings = SECTIONS[section].from_recipe(recipe, **overrides)
+    if overrides:
+        expected = (f"linear{section[4:]}", "freeze") if settings.arch == "pixels" else (section, "finetune")
+        assert (settings.protocol, settings.weights) == expected
+
+
+TABLES = [(name, profile) for name, table in EXPERIMENTS.items() for profile in ("paper", "cifar10") if profile in table.profiles]
+
+
+@pytest.mark.parametrize(("name", "profile"), TABLES)
+def test_every_row_of_a_table_has_its_recipe_and_the_recipe_names_the_table(name, profile):
+    for row in rows_of(name, profile):
+        if row.entry is not None:  # measurements of a loss, no training
+            continue
+        assert row.recipe in PAPER + CIFAR10
+        head = text_of(row.recipe).split("\n\n")[0].lower()
+        assert re.search(rf"\b{name[:-1]} {name[-1]}\b", head), f"{row.recipe} does not say that it fills {name}"
+        settings = PretrainSettings.from_recipe(row.recipe)
+        if row.q is not None:
+            assert settings.dim == row.q
+        for figure in row.paper.values():
+            assert re.search(rf"\b{re.escape(str(figure))}\b", head), (
+                f"{row.recipe}: the paper's {figure} is not in its first lines"
+            )
+
+
+def test_every_recipe_of_the_paper_stands_in_a_table():
+    rows = {row.recipe for name, profile in TABLES for row in rows_of(name, profile)}
+    assert set(PAPER) <= rows
+
+
+@pytest.mark.parametrize("recipe", PAPER)
+def test_the_first_lines_say_table_figure_hardware_and_command(recipe):
+    head = re.match(r"(#.*\n)+", text_of(recipe)).group()
+    assert re.match(r"# Table \d", head)
+    assert re.search(r"# The paper(, top-1 and top-5 in %)?: (no source gives it|.*\d)", head)
+    assert "GPU" in head
+    assert "not measured" in head
+    command = head.splitlines()[-1].removeprefix("# ")
+    assert re.fullmatch(
+        rf"(torchrun --nproc-per-node=\d|python) -m sfrik pretrain --recipe {recipe} --data-dir \$(IMAGENET|STL10)_PATH", command
+    )
+
+
+@pytest.mark.parametrize("recipe", [*PAPER, "paper/profile"])
+def test_every_value_is_marked_as_theirs_or_as_ours_with_a_reason(recipe):
+    for line in text_of(recipe).splitlines():
+        if " = " in line and not line.startswith("#"):
+            assert re.search(r"  # (theirs|ours)(: .+)?$", line), f"{recipe}: {line}"
+
+
+@pytest.mark.parametrize("recipe", [*CIFAR10, "cifar10/profile"])
+def test_the_cifar10_recipes_say_that_nothing_was_measured(recipe):
+    assert "not measured" in text_of(recipe) or "not run here" in text_of(recipe)
+
+
+# --- published values
+
+
+@pytest.mark.parametrize("recipe", IN20 + STL10)
+def test_the_small_experiments_are_trained_as_published(recipe):
+    s = PretrainSettings.from_recipe(recipe)
+    assert (s.arch, s.stem, s.epochs, s.batch_size, s.warmup_epochs, s.wd) == ("resnet18", "imagenet", 100, 2048, 10, 1e-6)
+    assert s.mlp == f"8192-8192-{s.dim}"
+    if recipe in STL10:
+        assert (s.dataset, s.size, s.augmentations, s.subset) == ("stl10", 64, "auh", None)
+    else:
+        assert (s.dataset, s.size, s.subset) == ("imagenet", 224, 260)
+    assert s.base_lr == {"sfrik": 1.2, "simclr": 0.8, "auh": 1.0, "vicreg": 0.7}[s.ssl_method]
+    assert s.simclr_temp == 0.15
+    assert (s.auh_unif_coeff, s.auh_scale) == (1.0, 2.5)
+    assert (s.vicreg_sim_coeff, s.vicreg_std_coeff, s.vicreg_cov_coeff) == (10.0, 10.0, 1.0)
+    if s.dim == 8192:
+        assert (s.sfrik_sim_coeff, s.auh_sim_coeff) == (4000.0, 3000.0)
+
+
+@pytest.mark.parametrize("recipe", IN1K)
+def test_the_whole_of_imagenet_is_trained_as_published(recipe):
+    s = PretrainSettings.from_recipe(recipe)
+    assert (s.dataset, s.subset, s.size, s.arch, s.epochs, s.batch_size) == ("imagenet", None, 224, "resnet50", 200, 2048)
+    assert s.mlp == f"8192-8192-{s.dim}"
+    if s.ssl_method == "sfrik":
+        assert s.base_lr == 0.4
+        assert s.sfrik_mmd_coeff == 1.0
+
+
+def test_the_published_run_on_imagenet():
+    s = PretrainSettings.from_recipe("paper/in1k_r50_sfrik_l3_q32768")
+    assert (s.dim, s.sfrik_sim_coeff, s.kernel_weights) == (32768, 40000.0, [1.0, 40.0, 40.0])
+
+
+@pytest.mark.parametrize("recipe", [r for r in PAPER + CIFAR10 if "sfrik_l" in r])
+def test_the_trade_off_of_sfrik_is_the_same_at_every_q(recipe):
+    """lambda = q mmd_coeff / sim_coeff: 8192 / 4000, on the whole of ImageNet 32768 / 40000."""
+    s = PretrainSettings.from_recipe(recipe)
+    assert q_of(recipe) == s.dim
+    assert s.dim * s.sfrik_mmd_coeff / s.sfrik_sim_coeff == (32768 / 40000 if recipe in IN1K else 8192 / 4000)
+    degree = int(re.search(r"sfrik_l(\d)", recipe).group(1))
+    assert s.kernel_weights == [1.0, 40.0, 40.0][:degree]
+
+
+@pytest.mark.parametrize("recipe", [r for r in PAPER + CIFAR10 if "auh" in r])
+def test_the_trade_off_of_auh_is_the_same_at_every_q(recipe):
+    s = PretrainSettings.from_recipe(recipe)
+    assert s.auh_sim_coeff / s.dim == 3000 / 8192
+
+
+def test_the_kernels_of_table_2_differ_from_the_truncated_one_in_the_kernel_and_its_weight_alone():
+    truncated = PretrainSettings.from_recipe("paper/in20_sfrik_l3_q8192").model_dump()
+    for kernel in ("rbf", "power", "heat"):
+        other = PretrainSettings.from_recipe(f"paper/in20_kernel_{kernel}").model_dump()
+        different = {name for name in truncated if truncated[name] != other[name]} - {"exp_dir"}
+        assert "sfrik_kernel" in different
+        assert different <= {"sfrik_kernel", "sfrik_kernel_scale", "sfrik_kernel_degree", "sfrik_mmd_coeff"}
+
+
+@pytest.mark.parametrize("stem", ["sfrik_l3", "vicreg"])
+def test_multi_crop_has_the_published_views(stem):
+    obow = PretrainSettings.from_recipe(f"paper/in20_{stem}_q8192_obow")
+    assert obow.view_sizes == [224, 160, 160, 96, 96, 96, 96, 96]
+    assert (obow.anchors, obow.regularise) == ((0,), "all")
+    swav = PretrainSettings.from_recipe(f"paper/in20_{stem}_q8192_swav")
+    assert swav.view_sizes == [224, 224, 96, 96, 96, 96, 96, 96]
+    assert (swav.anchors, swav.regularise) == ((0, 1), "anchors")
+    assert (swav.min_scale_crops, swav.max_scale_crops) == ((0.14, 0.05), (1.0, 0.14))
+
+
+@pytest.mark.parametrize("recipe", PAPER)
+def test_the_evaluations_are_as_published(recipe):
+    linear = EvaluateSettings.from_recipe(recipe)
+    assert (linear.weights, linear.epochs, linear.batch_size, linear.lr_head, linear.weight_decay) == (
+        "freeze",
+        100,
+        256,
+        0.4,
+        1e-6,
+    )
+    for percent, lr_backbone, lr_head in ((1, 0.004, 1.0), (10, 0.02, 0.1)):
+        semi = EvaluateSettings.from_recipe(recipe, train_percent=percent, weights="finetune")
+        assert (semi.epochs, semi.batch_size, semi.weight_decay) == (20, 256, 0.0)
+        assert (semi.lr_backbone, semi.lr_head) == (lr_backbone, lr_head)
+    knn = KnnSettings.from_recipe(recipe)
+    assert (knn.nb_knn, knn.temperature) == ((10, 20, 100, 200), 0.07)
+    logistic = LogisticSettings.from_recipe(recipe)
+    assert (logistic.solver, logistic.epochs, logistic.lr_head, logistic.weight_decay) == ("sgd", 100, 0.4, 1e-6)
+
+
+@pytest.mark.parametrize("recipe", STL10)
+def test_stl10_is_judged_on_whole_images(recipe):
+    for kind in (EvaluateSettings, KnnSettings, LogisticSettings):
+        assert kind.from_recipe(recipe).size == 96
+
+
+def test_the_tuning_split_of_cifar10_fits_behind_its_subset():
+    """It starts one image after the subset, of 5,000 a class."""
+    s = EvaluateSettings.from_recipe("cifar10/sfrik_l3_q2048")
+    assert s.subset + 1 + s.val_subset == 5000
+
+
+# --- memory
+
+
+@pytest.mark.parametrize(("batch_size", "gigabytes"), [(256, 10.3), (512, 13.1), (1024, 18.8), (2048, 30.9)])
+def test_the_expected_memory_is_near_what_the_paper_measured(batch_size, gigabytes):
+    """The authors' peak at q = 32768 (paper.toml), on 8 GPUs. Their code keeps the gradients from step to step (`zero_grad` of
+    PyTorch 1.10 fills them with zeros), four bytes a weight; ours lets go of them."""
+    settings = PretrainSettings.from_recipe("paper/in1k_r50_sfrik_l3_q32768", batch_size=batch_size)
+    kept = 4 * _counts(settings, settings.size, settings.mlp).weights
+    expected = sum(expected_memory(settings, processes=8).values()) * 2**30 + kept
+    assert expected / 1e9 == pytest.approx(gigabytes, rel=0.02)

@@ -1,0 +1,516 @@
+"""Settings: recipes, refusals that name the nearest known word, the hash, and the two lists of versions."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import re
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+from sfrik import settings as module
+from sfrik.cli.flags import whole
+from sfrik.errors import SfrikError
+from sfrik.settings import (
+    CROPS,
+    SECTIONS,
+    EvaluateSettings,
+    KnnSettings,
+    LogisticSettings,
+    PretrainSettings,
+    load_recipe,
+    recipe_names,
+    run_folder,
+)
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[2]
+PLACES = {
+    *("checkpoint_minutes", "loggers"),
+    *("exp_dir", "data_dir", "extraction_dir", "workers", "device", "pretrained", "ckp_path"),
+    *("label_list", "target_dir"),
+}
+
+
+@pytest.fixture
+def recipes(tmp_path, monkeypatch):
+    """An empty folder of recipes instead of the package's; returns a function that writes one."""
+    monkeypatch.setattr(module, "RECIPES", tmp_path / "recipes")
+
+    def write(name: str, text: str) -> None:
+        path = tmp_path / "recipes" / f"{name}.toml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    return write
+
+
+# --- recipes
+
+
+def test_there_are_recipes_for_the_desk_and_for_the_smoke_test():
+    assert recipe_names("desk")
+    assert recipe_names("smoke")
+    assert not [name for name in recipe_names() if name.endswith("profile")]
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_every_recipe_resolves_for_every_command(recipe, section):
+    settings = SECTIONS[section].from_recipe(recipe, seed=3)
+    assert Path(settings.exp_dir).parts[-3:] == (*recipe.split("/"), "seed3")
+    pretraining = PretrainSettings.from_recipe(recipe)
+    # table 8 judges on labels of few images, STL10's of 96 pixels where the views have 64
+    other_images = recipe.split("/")[1].startswith(("crops_", "stl10_"))
+    for name in ("dataset", "arch", "stem") if other_images else ("dataset", "arch", "stem", "size", "subset"):
+        assert getattr(settings, name) == getattr(pretraining, name), f"{section} judges another {name} than was trained"
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_every_recipe_says_its_table_and_its_command_in_its_first_lines(recipe):
+    head = (module.RECIPES / f"{recipe}.toml").read_text().split("\n\n")[0]
+    assert head.startswith("# ")
+    assert re.search(r"[Tt]able \d", head)
+    assert f"--recipe {recipe}" in head
+
+
+def test_a_recipe_overrides_its_profile_and_a_flag_overrides_both(recipes):
+    recipes("toy/profile", "epochs = 3\nbatch_size = 64\n[evaluate]\nepochs = 7\nlr_head = 0.1\n")
+    recipes("toy/one", "epochs = 5\n[evaluate]\nepochs = 8\n")
+    assert PretrainSettings.from_recipe("toy/one").epochs == 5
+    assert PretrainSettings.from_recipe("toy/one").batch_size == 64
+    assert PretrainSettings.from_recipe("toy/one", epochs=9).epochs == 9
+    assert PretrainSettings.from_recipe("toy/one", epochs=None).epochs == 5, "None keeps the recipe's value"
+    evaluation = EvaluateSettings.from_recipe("toy/one")
+    assert (evaluation.epochs, evaluation.lr_head) == (8, 0.1)
+    assert evaluation.batch_size == 256, "the batch of pretraining is not the batch of the probe"
+    assert EvaluateSettings.from_recipe("toy/one", epochs=9).epochs == 9
+
+
+def test_an_exp_dir_that_is_given_stands_and_one_that_is_not_follows_from_recipe_and_seed():
+    assert PretrainSettings.from_recipe("smoke/sfrik_l2_q64", exp_dir="here").exp_dir == "here"
+    expected = str(run_folder("smoke/sfrik_l2_q64", 2))
+    assert PretrainSettings.from_recipe("smoke/sfrik_l2_q64", seed=2).exp_dir == expected
+    assert str(run_folder("smoke/a", 1, "out")) == str(Path("out/smoke/a/seed1"))
+
+
+# --- what is refused
+
+
+def test_an_unknown_setting_is_refused_naming_the_nearest():
+    with pytest.raises(SfrikError, match=r"unknown setting epoch \(did you mean epochs\?\)"):
+        PretrainSettings.parse({"epoch": 3})
+
+
+def test_an_unknown_setting_in_a_recipe_is_refused_naming_the_nearest_and_the_recipe(recipes):
+    recipes("toy/one", "batchsize = 64\n")
+    with pytest.raises(SfrikError, match=r"unknown setting batchsize in recipe toy/one.*did you mean batch_size\?"):
+        PretrainSettings.from_recipe("toy/one")
+    recipes("toy/two", "[knn_eval]\nnb_kn = [3]\n")
+    with pytest.raises(SfrikError, match=r"unknown setting nb_kn in recipe toy/two.*did you mean nb_knn\?"):
+        KnnSettings.from_recipe("toy/two")
+
+
+def test_an_unknown_section_of_a_recipe_is_refused_naming_the_nearest(recipes):
+    recipes("toy/one", "epochs = 2\n[evalute]\nepochs = 7\n")
+    with pytest.raises(SfrikError, match=r"unknown section \[evalute\] in recipe toy/one.*did you mean evaluate\?"):
+        load_recipe("toy/one")
+
+
+@pytest.mark.parametrize("kind", SECTIONS.values())
+def test_an_unknown_recipe_is_refused_naming_the_nearest(kind):
+    with pytest.raises(SfrikError, match=r"unknown recipe 'smoke/sfrik_l2_q17' \(did you mean smoke/sfrik_l2_q1?\d+\?\)"):
+        kind.from_recipe("smoke/sfrik_l2_q17")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["smoke/profile", "../recipes/smoke/sfrik_l2_q64", "", "smoke", "../smoke", "smoke/", "/sfrik_l2_q64", "a\0/b", "x/" * 999],
+)
+def test_what_is_not_a_recipe_is_not_read_as_one(name):
+    with pytest.raises(SfrikError, match="unknown recipe"):
+        load_recipe(name)
+
+
+def test_a_recipe_that_is_not_toml_is_refused_naming_the_file(recipes):
+    recipes("toy/one", "epochs = = 3\n")
+    with pytest.raises(SfrikError, match=r"toy/one\.toml is not valid TOML"):
+        load_recipe("toy/one")
+
+
+@pytest.mark.parametrize("section", [name for name in SECTIONS if name != "pretrain"])
+@pytest.mark.parametrize("asked", ["pretrain", "evaluate", "knn_eval"])
+def test_every_section_is_checked_whichever_command_asks(recipes, section, asked):
+    for k, (line, words) in enumerate(
+        {
+            "epoks = 3": "unknown setting epoks in recipe toy/{name}, section [{section}]",
+            "batch_size = 1": "batch_size in recipe toy/{name}, section [{section}]: Input should be greater than or equal to 2",
+            "seed = inf": "seed in recipe toy/{name}, section [{section}]: Input should be a finite number, got inf",
+            'precision = "half"': "precision in recipe toy/{name}, section [{section}]: Input should be",
+        }.items()
+    ):
+        recipes(f"toy/{k}", f"epochs = 2\n[{section}]\n{line}\n")
+        with pytest.raises(SfrikError) as caught:
+            load_recipe(f"toy/{k}", asked)
+        assert str(caught.value).startswith(words.format(name=k, section=section))
+
+
+def test_what_must_fit_together_is_checked_in_every_section_and_with_the_profile(recipes):
+    recipes("toy/profile", '[semi1]\nweights = "finetune"\n')
+    recipes("toy/one", 'arch = "pixels"\nssl_method = "none"\n')
+    with pytest.raises(SfrikError, match=r"recipe toy/one, section \[semi1\]: arch pixels has nothing to fine-tune"):
+        load_recipe("toy/one")
+    recipes("toy/two", '[evaluate]\nweights = "finetune"\nlr_sweep = [0.1]\n')
+    with pytest.raises(SfrikError, match=r"recipe toy/two, section \[evaluate\]: lr_sweep trains many heads"):
+        PretrainSettings.from_recipe("toy/two")
+
+
+def test_a_section_of_pretraining_is_refused_with_the_remedy(recipes):
+    recipes("toy/one", "[pretrain]\nepochs = 3\n")
+    with pytest.raises(SfrikError, match=r"section \[pretrain\] in recipe toy/one\.toml: move its settings to the top"):
+        EvaluateSettings.from_recipe("toy/one")
+
+
+@pytest.mark.parametrize("part", ["profile", "one"])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"epochs = 3 # caf\xe9\n", r"is not UTF-8 text \(byte 16 is 0xe9\)"),
+        (b"epochs = = 3\n", "is not valid TOML"),
+        (b"epochs = " + b"9" * 5000, "is not valid TOML"),
+        (b"epochs = " + b"[" * 100_000, "is not valid TOML"),
+        (b"\x00", "is not valid TOML"),
+        (None, "is a FIFO and not a regular file"),
+    ],
+)
+def test_a_recipe_that_cannot_be_read_is_refused_in_one_line_with_its_file(recipes, tmp_path, part, content, words):
+    recipes("toy/one", "epochs = 2\n")
+    path = tmp_path / "recipes" / "toy" / f"{part}.toml"
+    path.unlink(missing_ok=True)
+    if content is None:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(SfrikError, match=rf"toy/{part}\.toml {words}") as caught:
+        load_recipe("toy/one")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_with_a_byte_order_mark_is_read(recipes):
+    recipes("toy/one", "\ufeffepochs = 3\n")
+    assert PretrainSettings.from_recipe("toy/one").epochs == 3
+
+
+def test_a_recipe_is_read_again_when_it_or_its_profile_has_changed(recipes, tmp_path):
+    recipes("toy/one", "epochs = 3\n")
+    assert load_recipe("toy/one") == {"epochs": 3}
+    load_recipe("toy/one")["epochs"] = 4
+    assert load_recipe("toy/one") == {"epochs": 3}, "what is returned may be changed"
+    recipes("toy/one", "epochs = 5\n")
+    assert load_recipe("toy/one") == {"epochs": 5}
+    recipes("toy/profile", "batch_size = 64\n")
+    assert load_recipe("toy/one") == {"epochs": 5, "batch_size": 64}
+    (tmp_path / "recipes" / "toy" / "profile.toml").unlink()
+    assert load_recipe("toy/one") == {"epochs": 5}
+    (tmp_path / "recipes" / "toy" / "one.toml").unlink()
+    with pytest.raises(SfrikError, match="unknown recipe"):
+        load_recipe("toy/one")
+
+
+def test_recipes_are_read_once(recipes, monkeypatch):
+    recipes("toy/one", "epochs = 3\n")
+    load_recipe("toy/one")
+    monkeypatch.setattr(module, "read_toml", lambda path: pytest.fail(f"{path} was read again"))
+    assert [load_recipe("toy/one", section) for section in SECTIONS]
+
+
+ILL_TYPED = [
+    ("epochs", "three"),
+    ("epochs", 2.5),
+    ("epochs", -1),
+    ("batch_size", 0),
+    ("batch_size", 1),
+    ("seed", -1),
+    ("base_lr", 0),
+    ("base_lr", float("nan")),
+    ("wd", -1e-6),
+    ("subset", 0),
+    ("dataset", "mnist"),
+    ("device", "gpu"),
+    ("arch", "resnet19"),
+    ("mlp", "512-"),
+    ("mlp", "512-x"),
+    ("mlp", "0-512"),
+    ("mlp", ""),
+    ("sfrik_weights", "1.0-abc"),
+    ("sfrik_weights", "1.0--40.0"),
+    ("sfrik_weights", "-1.0"),
+    ("sfrik_weights", "0-0"),
+    ("sfrik_weights", ""),
+    ("sfrik_weights", "nan"),
+    ("sfrik_weights", "1.0-inf"),
+    ("simclr_temp", 0.0),
+    ("ssl_method", "sfrk"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), ILL_TYPED)
+def test_an_ill_typed_value_is_refused_naming_setting_and_value(name, value):
+    with pytest.raises(SfrikError) as error:
+        PretrainSettings.parse({name: value}, "recipe toy/one")
+    text = str(error.value)
+    assert text.startswith(f"{name} in recipe toy/one: ")
+    assert str(value) in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (KnnSettings, "nb_knn", (0,)),
+        (KnnSettings, "nb_knn", ("x",)),
+        (KnnSettings, "temperature", 0),
+        (LogisticSettings, "solver", "adam"),
+        (LogisticSettings, "inverse_penalties", (-1.0,)),
+        (EvaluateSettings, "val_dataset", "test"),
+        (EvaluateSettings, "epochs", 0),
+    ],
+)
+def test_an_ill_typed_value_of_an_evaluation_is_refused_naming_setting(kind, name, value):
+    with pytest.raises(SfrikError, match=f"^{name}"):
+        kind.parse({name: value})
+
+
+# Every field of every command that takes numbers: a whole number, a number, or several of either.
+NUMERIC = [
+    (kind, name, get_origin(field.annotation) is tuple)
+    for kind in sorted(set(SECTIONS.values()), key=lambda kind: kind.__name__)
+    for name, field in kind.model_fields.items()
+    if re.search(r"\b(int|float)\b", repr(field.annotation))
+]
+NEVER = [math.inf, -math.inf, math.nan, 1e300, -1e300, "inf", "nan", "1e400", "1e300", True, "٣", "3x", ""]
+
+
+def refusal(kind, values) -> str:
+    with pytest.raises(SfrikError) as caught:
+        kind.parse(values, "recipe toy/one")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "name", "several"), NUMERIC, ids=[f"{kind.__name__}-{name}" for kind, name, _ in NUMERIC])
+def test_every_number_is_finite_and_bounded(kind, name, several):
+    whole = re.search(r"\bint\b", repr(kind.model_fields[name].annotation))
+    for value in [*NEVER, *([10**30, -(10**30), "9" * 30, 1e30, 2.5] if whole else [10**40, "9" * 5000])]:
+        given = (getattr(kind(), name) or (1,)) + (value,) if several else value
+        assert refusal(kind, {name: given}).startswith(f"{name}{f'.{len(given) - 1}' if several else ''} in recipe toy/one: ")
+    if several:
+        default = getattr(kind(), name) or (1,)
+        assert refusal(kind, {name: default[:1] * 1001}).startswith(f"{name} in recipe toy/one: Tuple should have at most 10")
+
+
+def test_the_walk_over_the_settings_meets_those_that_are_numbers():
+    names = {name for _, name, _ in NUMERIC}
+    assert {"epochs", "base_lr", "seed", "subset", "nb_knn", "lr_sweep", "min_scale_crops", "temperature"} <= names
+    assert len(NUMERIC) > 60
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("mlp", "8-70000", "at most 65536"),
+        ("mlp", "-".join(["8"] * 17), "at most 16 widths"),
+        ("mlp", "9" * 5000, "widths joined by hyphens"),
+        ("mlp", "٣-٣", "widths joined by hyphens"),
+        ("sfrik_weights", "1-1e300", r"at most 1e\+07"),
+        ("sfrik_weights", "1-1e400", r"at most 1e\+07"),
+        ("sfrik_weights", "٣", "numbers >= 0"),
+        ("sfrik_weights", "-".join(["1"] * 65), "at most 64 numbers"),
+        ("seed", 2**32, "4294967295"),
+        ("sfrik_kernel_scale", 1e6, "80"),
+    ],
+)
+def test_a_value_beyond_its_bound_is_refused_with_the_bound(name, value, words):
+    assert re.match(f"{name} in recipe toy/one: .*{words}", refusal(PretrainSettings, {name: value}))
+
+
+@pytest.mark.parametrize(("kernel", "most"), [("rbf", 40), ("heat", 80), ("power", 1.999)])
+def test_every_kernel_that_the_settings_accept_is_built_at_once(kernel, most):
+    from sfrik.pretrain.distributed import build_objective
+
+    started = time.process_time()
+    for scale, q, degree in itertools.product((1e-6, 1.0, most), (2, 256, 65536), (1, 64)):
+        given = {"sfrik_kernel": kernel, "sfrik_kernel_scale": scale, "sfrik_kernel_degree": degree, "mlp": f"8-{q}"}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "the coefficient of degree")
+            build_objective(PretrainSettings(**given))
+    assert time.process_time() - started < 18 * 0.5
+    refusal(PretrainSettings, {"sfrik_kernel": kernel, "sfrik_kernel_scale": most + 0.01})
+
+
+@pytest.mark.parametrize(
+    ("flag", "text"),
+    [
+        *((flag, "99999999999") for flag in ("--seeds", "--jobs", "--nodes", "--gpus", "--nproc-per-node", "--images", "--seed")),
+        *(("--seeds", text) for text in ("99999999", "0", "-1", "1.5", "", "١٢", "²", " 3", "3\n", "9" * 5000, "1e3", "inf")),
+    ],
+)
+def test_a_flag_is_a_whole_number_within_its_bounds(flag, text):
+    assert whole("3", flag, 1) == 3
+    with pytest.raises(SfrikError, match=rf"^{flag} must be a whole number >= 1 and <= \d+, got ") as caught:
+        whole(text, flag, 1)
+    assert "\n" not in str(caught.value)
+
+
+def test_text_from_the_command_line_becomes_the_settings_type():
+    settings = KnnSettings.parse({"nb_knn": ["10", "20"], "temperature": "0.1", "seed": "4"})
+    assert settings.nb_knn == (10, 20)
+    assert settings.temperature == 0.1
+    assert settings.seed == 4
+
+
+def test_settings_cannot_be_changed_once_checked():
+    with pytest.raises(ValueError, match="frozen"):
+        PretrainSettings().epochs = 3
+
+
+# --- the hash
+
+
+def another_value(kind, name, choice):
+    """Settings with a valid value of the one named that is not its default."""
+    field, default = kind.model_fields[name], getattr(kind(), name)
+    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    pool = [
+        *choices,
+        3,
+        0.5,
+        10,
+        True,
+        "64-32",
+        "1.0-2.0",
+        "resnet34",
+        "elsewhere",
+        (1, 2),
+        (0.14, 0.14),
+        (3,),
+        (0.5,),
+        "2",
+        "swav",
+    ]
+    pool.append(("wandb",))
+    for value in pool:
+        try:
+            settings = kind.parse({**choice, name: value})
+        except SfrikError:
+            continue
+        if getattr(settings, name) != default:
+            return settings
+    return None
+
+
+# Settings that have an effect under a choice alone, with that choice.
+BELONGS = [
+    (("sfrik_kernel_scale", "sfrik_kernel_degree"), {"sfrik_kernel": "rbf"}),
+    (CROPS["obow"], {"augmentations": "obow"}),
+    (CROPS["swav"], {"augmentations": "swav"}),
+    (("reg_small",), {"augmentations": "swav"}),
+    (("sigreg_weight", "sigreg_slices"), {"ssl_method": "sigreg"}),
+    (("lr_backbone",), {"weights": "finetune"}),
+]
+
+CASES = [(kind, name) for kind in SECTIONS.values() for name in kind.model_fields]
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES, ids=[f"{kind.__name__}-{name}" for kind, name in CASES])
+def test_the_hash_ignores_places_and_changes_with_any_other_setting(kind, name):
+    # a setting that belongs to a choice counts where that choice is made, and there alone
+    choice = next((choice for names, choice in BELONGS if name in names), {})
+    changed = another_value(kind, name, choice)
+    if changed is None:
+        choices = get_args(kind.model_fields[name].annotation)
+        assert len(choices) == 1, f"no other value found for {name}: add one to the pool"
+        pytest.skip(f"{name} has one value only")
+    assert (changed.hash() == kind.parse(choice).hash()) == (name in PLACES)
+    if choice:
+        assert kind.parse({name: getattr(changed, name)}).hash() == kind().hash()
+
+
+def test_the_weights_of_the_truncated_kernel_do_not_count_under_another_kernel():
+    first, second = (PretrainSettings(sfrik_kernel="heat", sfrik_weights=weights) for weights in ("1.0", "1.0-40.0"))
+    assert first.hash() == second.hash()
+    assert "sfrik_weights" not in first.what()
+    assert PretrainSettings(sfrik_weights="1.0").hash() != PretrainSettings(sfrik_weights="1.0-40.0").hash()
+
+
+def test_names_are_read_as_the_original_commands_write_them():
+    settings = PretrainSettings.parse({"dataset": "ImageNet", "augmentations": "VICReg", "ssl_method": "SFRIK"})
+    assert (settings.dataset, settings.augmentations, settings.ssl_method) == ("imagenet", "vicreg", "sfrik")
+
+
+def test_a_power_of_two_or_more_is_no_kernel():
+    with pytest.raises(SfrikError, match="under 2"):
+        PretrainSettings.parse({"sfrik_kernel": "power", "sfrik_kernel_scale": 2.0})
+
+
+def test_the_hash_is_twelve_hexadecimal_digits_and_the_same_for_the_same_settings():
+    first = PretrainSettings.from_recipe("smoke/sfrik_l2_q64")
+    assert re.fullmatch(r"[0-9a-f]{12}", first.hash())
+    again = PretrainSettings.parse({**first.model_dump(), "exp_dir": "elsewhere", "workers": 9, "device": "cpu", "data_dir": "d"})
+    assert again.hash() == first.hash()
+
+
+# --- versions
+
+
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def exact_versions():
+    lines = re.findall(r"^\s*- ([A-Za-z0-9_.-]+)(==?)([0-9][\w.]*)$", (ROOT / "environment.yml").read_text(), re.MULTILINE)
+    return {name.lower(): version for name, _, version in lines}
+
+
+def requirements():
+    content = project()
+    lines = [*content["dependencies"], *(line for group in content["optional-dependencies"].values() for line in group)]
+    return [Requirement(line) for line in lines]
+
+
+@pytest.mark.parametrize("requirement", requirements(), ids=lambda requirement: requirement.name)
+def test_the_ranges_of_pyproject_contain_the_exact_versions_of_environment_yml(requirement):
+    versions = exact_versions()
+    if requirement.marker and not requirement.marker.evaluate({"python_version": versions["python"]}):
+        pytest.skip(f"{requirement.name} is not needed on Python {versions['python']}")
+    assert requirement.name.lower() in versions, f"environment.yml lacks {requirement.name}"
+    assert requirement.specifier.contains(versions[requirement.name.lower()])
+
+
+def test_the_python_of_environment_yml_is_in_the_range_of_pyproject():
+    assert SpecifierSet(project()["requires-python"]).contains(Version(exact_versions()["python"]))
+
+
+def test_environment_yml_pins_nothing_that_pyproject_does_not_ask_for():
+    asked = {requirement.name.lower() for requirement in requirements()}
+    assert set(exact_versions()) - {"python"} <= asked
+
+
+@pytest.mark.parametrize(("name", "vulnerable"), [("torch", "2.9.1"), ("torchvision", "0.24.1"), ("pillow", "12.2.0")])
+def test_no_version_with_a_hole_that_a_users_file_reaches_is_accepted(name, vulnerable):
+    (requirement,) = [requirement for requirement in requirements() if requirement.name == name]
+    assert not requirement.specifier.contains(vulnerable)

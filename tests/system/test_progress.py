@@ -1,0 +1,111 @@
+"""Every long piece of work says how much is done and how much time is left: in a bar, or in a line a minute."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+import torch
+
+from sfrik.evaluate import knn
+from sfrik.evaluate.features import extract_features
+from sfrik.evaluate.knn import scores_by_k
+from sfrik.evaluate.logistic import logistic_sgd
+from sfrik.evaluate.protocols import evaluate
+from sfrik.pretrain.loop import pretrain
+from sfrik.reproduce import table as campaign
+from sfrik.settings import EvaluateSettings, FeatureSettings, PretrainSettings
+from sfrik.system import progress
+from sfrik.system.progress import told
+
+LEFT = r"\d+ s left$"
+
+
+@pytest.fixture
+def every_step(monkeypatch):
+    """A log that gets a line at each step."""
+    for name in ("JPY_SESSION_NAME", "SFRIK_BAR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    pretrain(PretrainSettings.from_recipe("smoke/random_weights", exp_dir=str(folder), device="cpu"), progress=False)
+    return str(folder)
+
+
+def lines(capsys):
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("protocol", [{}, {"weights": "finetune"}, {"lr_sweep": (0.1, 0.4)}])
+def test_an_evaluation_tells_epoch_loss_step_and_the_time_left(every_step, weights, tmp_path, capsys, protocol):
+    network = {"device": "cpu", "precision": "fp32", "workers": 0, "subset": 6, "batch_size": 32, "epochs": 2}
+    given = {"exp_dir": str(tmp_path), "pretrained": f"{weights}/backbone.safetensors", **network, **protocol}
+    evaluate(EvaluateSettings.from_recipe("smoke/random_weights", **given))
+    found = lines(capsys)
+    assert re.match(rf"epoch 1/2, loss [\d.]+, step 1 of 4, {LEFT}", found[0])
+    assert re.match(r"epoch 1/2  (mean )?loss [\d.]+  top-1", found[2])
+    assert re.match(r"epoch 2/2, loss [\d.]+, step 4 of 4, 0 s left", found[4])
+
+
+def test_the_extraction_of_features_tells_the_batches_and_the_time_left(every_step, weights, capsys):
+    given = {"exp_dir": weights, "device": "cpu", "precision": "fp32", "workers": 0, "subset": 6, "batch_size": 50}
+    extract_features(FeatureSettings.from_recipe("smoke/random_weights", **given))
+    found = lines(capsys)
+    assert re.match(rf"features of val, step 1 of 20, {LEFT}", found[0])
+    assert found[-1] == "features of train, step 2 of 2, 0 s left"
+
+
+def test_logistic_regression_and_the_search_for_neighbours_tell_the_time_left(every_step, capsys, monkeypatch):
+    features, labels = torch.randn(40, 4), torch.arange(40) % 2
+    logistic_sgd((features, labels), (features, labels), 2, epochs=3, batch_size=20)
+    assert lines(capsys)[-1] == "logistic regression, epochs, step 3 of 3, 0 s left"
+    monkeypatch.setattr(knn, "BANK_ON_CPU", 16)
+    list(scores_by_k(features, labels, features, (1, 3)))
+    assert lines(capsys)[-1] == "nearest neighbours, blocks, step 3 of 3, 0 s left"
+
+
+def test_parts_pass_in_order_and_only_one_process_tells(every_step, capsys):
+    assert list(told("abc", 3, "letters", show=False)) == ["a", "b", "c"]
+    assert lines(capsys) == []
+    assert list(told("abc", 3, "letters")) == ["a", "b", "c"]
+    assert len(lines(capsys)) == 3
+
+
+def test_a_bar_shows_the_parts_and_the_time_left(every_step, monkeypatch, capsys):
+    monkeypatch.setenv("JPY_SESSION_NAME", "a notebook")
+    monkeypatch.setattr(progress, "BAR_SECONDS", 0.0)
+    for _ in told("abc", 3, "letters"):
+        time.sleep(0.15)  # tqdm draws no more often than each 0.1 s
+    drawn = capsys.readouterr().err
+    assert "1/3" in drawn
+    assert re.search(r"\[\d\d:\d\d<\d\d:\d\d", drawn), "elapsed < left"
+
+
+def test_a_table_tells_the_run_of_how_many_and_the_time_left(tmp_path, monkeypatch, capsys):
+    class Done:
+        returncode = 0
+
+        def poll(self):
+            return 0
+
+        def terminate(self):
+            pass
+
+        def wait(self, timeout):
+            pass
+
+    def start(recipe, seed, stages, where):
+        return campaign._Child(recipe, seed, stages, Done(), tmp_path / "run.log", campaign.time.monotonic())
+
+    monkeypatch.setattr(campaign, "_start", start)
+    runs = [("smoke/a", seed, ("linear",)) for seed in range(3)]
+    assert campaign._side_by_side(runs, campaign.Where(tmp_path, 1, "")) == []
+    found = lines(capsys)
+    assert re.fullmatch(r"\[1/3\] smoke/a seed 0: done, \d+ s; about \d+ s left", found[0])
+    assert found[-1].startswith("[3/3]")

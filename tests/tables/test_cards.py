@@ -1,0 +1,64 @@
+"""The page of a recipe: each score is that of its file, and each link leads to it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from sfrik.system.files import write_json
+from sfrik.tables.collect import write_table
+from sfrik.tables.run_pages import write_cards
+
+ROOT = Path(__file__).parents[2]
+
+
+def score(root, recipe, seed, protocol, facts):
+    folder = root / "desk" / recipe / f"seed{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"{protocol}.json", {"protocol": protocol, **facts})
+
+
+def links(page):
+    return re.findall(r"\[([^\]]+)\]\(([^)]+)\)", page.read_text())
+
+
+def test_each_number_of_a_page_leads_to_the_file_that_holds_it(tmp_path):
+    for seed, value in enumerate((91.26, 92.0)):
+        score(tmp_path, "sfrik_l2_q512", seed, "linear", {"top1": value})
+    score(tmp_path, "sfrik_l2_q512", 1, "knn", {"top1_at": {"20": 88.04}})
+    write_table("table1", "desk", tmp_path)
+    (page,) = write_cards("desk", tmp_path)
+    assert page == tmp_path / "desk" / "sfrik_l2_q512" / "README.md"
+    found = dict(links(page))
+    assert found["91.3"] == "seed0/linear.json"
+    assert found["92.0"] == "seed1/linear.json"
+    assert found["88.0"] == "seed1/knn.json"
+    assert found["table1"] == "../tables/table1.md"
+    assert "table5" not in found
+    assert "| [0](seed0) | [91.3](seed0/linear.json) | – |" in page.read_text(), "seed 0 has no kNN score"
+
+
+def test_a_recipe_without_a_score_gets_no_page(tmp_path):
+    (tmp_path / "desk" / "auh_q512" / "seed0").mkdir(parents=True)
+    assert write_cards("desk", tmp_path) == []
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "results" / "desk").glob("*/README.md")), ids=lambda page: page.parent.name)
+def test_the_committed_pages_show_what_their_files_hold(page):
+    for text, target in links(page):
+        path = page.parent / target
+        assert path.exists() or target.startswith("../tables/"), target
+        if path.suffix == ".json" and re.fullmatch(r"[\d.]+", text):
+            values = [v for v in walk(json.loads(path.read_text())) if isinstance(v, float)]
+            assert any(f"{value:.{len(text.partition('.')[2])}f}" == text for value in values), (text, target)
+
+
+def walk(value):
+    if isinstance(value, dict):
+        for inner in value.values():
+            yield from walk(inner)
+    else:
+        yield value
