@@ -28,7 +28,8 @@ import torch
 from torch import Generator
 
 from sfrik.datasets.images import batches, load_images
-from sfrik.pretrain.distributed import build_encoder, build_objective
+from sfrik.networks import build_encoder
+from sfrik.objectives.factory import build_objective
 from sfrik.pretrain.loop import pretrain
 from sfrik.runs.folder import Run
 from sfrik.runs.provenance import processor

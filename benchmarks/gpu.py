@@ -29,11 +29,10 @@ from torch import Tensor
 from sfrik.cost.measure import hardware
 from sfrik.datasets.images import batches, image_files
 from sfrik.datasets.listing import list_images
-from sfrik.networks import build_backbone, build_projector
+from sfrik.networks import Encoder, build_backbone, build_projector
 from sfrik.objectives import SFRIK, VICReg
 from sfrik.objectives.reference import plain_loss
 from sfrik.optim import LARS
-from sfrik.pretrain.distributed import Encoder
 from sfrik.system.devices import autocast, pick_device, pick_precision
 from sfrik.views.base import build_views
 

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from sfrik.kernels import RotationInvariantKernel
-from sfrik.ops.autograd import wanted, with_gradients
-from sfrik.ops.collectives import other_rows, rank, row_counts, sum_over_processes, world_size
+from sfrik.ops.autograd import requires_grad, with_gradients
+from sfrik.ops.collectives import all_reduce_sum, other_rows, rank, row_counts, world_size
 from sfrik.ops.pairwise import LOW, Function, pair_sum, symmetric_product
 
 __all__ = ["MMD", "Cost", "choose_cost", "mmd_to_uniform"]
@@ -76,9 +76,9 @@ def mmd_to_uniform(
     mmd = MMD(kernel, unbiased, cost, low_precision)
     counts = row_counts(len(z), z.device)
     rows = z.detach().to(mmd.precision(z.dtype, z.device))
-    gradient = rows.new_zeros(rows.shape, dtype=torch.float32 if z.dtype in LOW else z.dtype) if wanted([z]) else None
+    gradient = rows.new_zeros(rows.shape, dtype=torch.float32 if z.dtype in LOW else z.dtype) if requires_grad([z]) else None
     with torch.autocast(z.device.type, enabled=False):
-        value = sum_over_processes(mmd.parts([rows], counts, [gradient], 1.0)[0])
+        value = all_reduce_sum(mmd.parts([rows], counts, [gradient], 1.0)[0])
     return with_gradients(value, [z], None if gradient is None else [gradient.to(z.dtype)])
 
 
@@ -155,7 +155,7 @@ class MMD:
         rows = [view.float() if view.dtype in LOW else view for view in views]
         sums = torch.stack([torch.cat([symmetric_product(z), z.sum(dim=0)[None]]) for z in rows])
         values = []
-        for z, moments, gradient in zip(rows, sum_over_processes(sums), gradients, strict=True):
+        for z, moments, gradient in zip(rows, all_reduce_sum(sums), gradients, strict=True):
             moment, total = moments[:-1], moments[-1]
             value = (first * total.dot(total) + of_square * torch.linalg.vector_norm(moment).square()) / world_size()
             norms = torch.linalg.vector_norm(z, dim=1).square()

@@ -126,6 +126,8 @@ def test_what_a_module_exports_is_there(name):
             defined.add(node.name)
         elif isinstance(node, ast.ImportFrom) and MODULES[name].name == "__init__.py":
             defined |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            defined.add(node.target.id)
         elif isinstance(node, ast.Assign):
             targets = {target.id for target in node.targets if isinstance(target, ast.Name)}
             defined |= targets

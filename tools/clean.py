@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     size = sum(_size(path) for path in found)
     for path in found:
         _delete(path)
-    print(f"{len(found)} caches and builds deleted, {_in_words(size)}; results are left alone (make clean-results)")
+    print(f"{len(found)} caches and builds deleted, {_format(size)}; results are left alone (make clean-results)")
     return 0
 
 
@@ -76,7 +76,7 @@ def _clean_results(folder: Path) -> int:
         print(f"results are deleted by a person at a terminal alone: nothing in {folder} was deleted", file=sys.stderr)
         return 1
     known = tracked(folder)
-    print(f"{folder}: {len(runs)} run folders, {_in_words(_size(folder))}, and the tables and figures made of them")
+    print(f"{folder}: {len(runs)} run folders, {_format(_size(folder))}, and the tables and figures made of them")
     if known:
         print(f"git tracks {len(known)} of the files, the published results (git restore {folder} brings back those alone)")
     wanted = folder.name if known else "yes"
@@ -127,7 +127,7 @@ def _size(path: Path) -> int:
     return sum(file.lstat().st_size for file in files if not file.is_dir())
 
 
-def _in_words(size: int) -> str:
+def _format(size: int) -> str:
     return f"{size / 2**20:.1f} MiB" if size < 2**30 else f"{size / 2**30:.1f} GiB"
 
 

@@ -1,5 +1,5 @@
 """The command line, `python -m sfrik`."""
 
-from sfrik.cli import main
+from sfrik.cli.main import main
 
 __all__ = ["main"]

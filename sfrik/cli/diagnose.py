@@ -53,7 +53,7 @@ def _diagnose(options: argparse.Namespace) -> Answer:
     from sfrik.evaluate.collapse import COLLAPSED, diagnose
 
     found = diagnose(folder, images, seed, options.device, options.data_dir)
-    lines = _in_words(found, folder)
+    lines = _format(found, folder)
     if options.figure:
         _draw(found, Path(options.figure))
         lines.append(f"figure: {options.figure}")
@@ -83,7 +83,7 @@ def _draw(found: Diagnosis, path: Path) -> None:
     write(draw_diagnosis(found), path)
 
 
-def _in_words(found: Diagnosis, folder: Path) -> list[str]:
+def _format(found: Diagnosis, folder: Path) -> list[str]:
     what = "embeddings" if found.epoch else "features"
     lines = [
         f"{folder}: {what} of {found.n} images in {found.q} dimensions, from {found.source}, after {found.epoch} epochs",

@@ -11,7 +11,7 @@ import sfrik
 from sfrik.runs.provenance import commit, processor, version
 from sfrik.system.devices import cores, pick_device, pick_precision
 
-__all__ = ["environment", "environment_in_words"]
+__all__ = ["environment", "format_environment"]
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "pydantic", "safetensors")
 OPTIONAL = (
@@ -56,7 +56,7 @@ def _torch() -> dict[str, Any]:
     }
 
 
-def environment_in_words(facts: dict[str, Any]) -> list[str]:
+def format_environment(facts: dict[str, Any]) -> list[str]:
     """A line for each fact, to be pasted into an issue."""
     rows = {**facts, "gpus": facts.get("gpus") or "none", "slurm": "there" if facts["slurm"] else "not there"}
     lines = []

@@ -21,10 +21,9 @@ import sfrik
 from sfrik.cli.diagnose import add_diagnose
 from sfrik.cli.output import answer
 from sfrik.cli.shell import add_completion, add_env
-from sfrik.cli.tables import add_run, add_status, add_table
+from sfrik.cli.tables import add_chapters, add_run, add_status, add_table
 from sfrik.cli.train import add_memory, add_training
 from sfrik.errors import STOPPED, Preempted, SfrikError, WorkerError, nearest
-from sfrik.reproduce.chapters import add_chapters
 from sfrik.system.terminal import paint
 
 __all__ = ["build_parser", "main"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import get_args
 
-from sfrik.cli.environment import environment, environment_in_words
+from sfrik.cli.environment import environment, format_environment
 from sfrik.cli.flags import PROFILES, add_command
 from sfrik.cli.output import Answer, add_json
 from sfrik.errors import SfrikError, nearest
@@ -35,7 +35,7 @@ def add_completion(commands, parser: argparse.ArgumentParser) -> None:
 
 def _env(options: argparse.Namespace) -> Answer:
     facts = environment()
-    return Answer(facts, environment_in_words(facts))
+    return Answer(facts, format_environment(facts))
 
 
 def _completion(shell: str, parser: argparse.ArgumentParser) -> Answer:

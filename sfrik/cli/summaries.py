@@ -11,7 +11,7 @@ from sfrik.runs.folder import Run
 from sfrik.settings import SECTIONS, FrozenSettings, PretrainSettings, Settings, results_root, run_folder
 from sfrik.tables.definitions import EXPERIMENTS, rows_of
 
-__all__ = ["next_command", "run_summary", "score_in_words", "summary", "table_summary"]
+__all__ = ["format_score", "next_command", "run_summary", "summary", "table_summary"]
 
 # The scores of a run in the order in which they are usually made: file -> command.
 CHAIN = {"linear": "evaluate", "knn": "knn_eval", "logistic": "logistic_regression"}
@@ -27,7 +27,7 @@ def summary(section: str, settings: Settings, recipe: str | None, outcome: dict[
         lines = [f"features: {outcome['features']}"]
     else:
         name = outcome["protocol"]
-        lines = [f"{name}: {score_in_words(outcome)}", f"score: {Path(settings.exp_dir) / f'{name}.json'}"]
+        lines = [f"{name}: {format_score(outcome)}", f"score: {Path(settings.exp_dir) / f'{name}.json'}"]
     following = next_command(settings, recipe)
     return [*lines, *([f"next: {following}"] if following else [])]
 
@@ -36,7 +36,7 @@ def run_summary(recipe: str, folder: Path, scores: dict[str, dict[str, Any]], ro
     """Of a run of notebooks; `scores` are its score files by name."""
     table = _table_of(recipe)
     following = [f"next: {_table(table, recipe.split('/')[0], root)} --render-only"] if table else []
-    words = [f"{name}: {score_in_words(score)}" for name, score in scores.items()]
+    words = [f"{name}: {format_score(score)}" for name, score in scores.items()]
     return [*words, f"notebooks and scores: {folder}", *following]
 
 
@@ -55,7 +55,7 @@ def table_summary(name: str, profile: str, seeds: int, root: str | Path) -> list
     return [*lines, f"next: {more}"]
 
 
-def score_in_words(score: dict[str, Any]) -> str:
+def format_score(score: dict[str, Any]) -> str:
     """The figures of a score file: `top-1 93.40 %, top-5 99.70 %, 1000 images`."""
     words = []
     for key, label in (("top1", "top-1"), ("top5", "top-5"), ("map", "mean average precision")):

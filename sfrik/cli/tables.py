@@ -1,4 +1,4 @@
-"""The commands about whole tables and whole runs: `sfrik table`, here or on a SLURM cluster, `sfrik status`, `sfrik run`."""
+"""The commands about whole tables and runs: `sfrik table`, `sfrik status`, `sfrik run` and `sfrik chapters`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sfrik.errors import SfrikError, nearest
 if TYPE_CHECKING:
     from sfrik.reproduce.status import RunStatus
 
-__all__ = ["add_run", "add_status", "add_table"]
+__all__ = ["add_chapters", "add_run", "add_status", "add_table"]
 
 LAUNCHES = ("local", "slurm")
 PLACES = ("partition", "nodes", "gpus", "procs", "time")  # flags that only a cluster has a use for
@@ -119,11 +119,11 @@ def _submit(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> Answer:
-    from sfrik.reproduce.status import state_counts, status_in_words, tables_status
+    from sfrik.reproduce.status import format_status, state_counts, tables_status
 
     found, jobs = tables_status(options.names, options.profile, whole(options.seeds, "--seeds", 1), options.exp_dir)
     content = {"runs": [asdict(status) for status in found], "counts": state_counts(found)}
-    return Answer(content, status_in_words(found, jobs))
+    return Answer(content, format_status(found, jobs))
 
 
 def _run(options: argparse.Namespace) -> Answer:
@@ -183,3 +183,22 @@ def _planned(runs: list[tuple[RunStatus, tuple[str, ...]]], root: str | Path) ->
     finished = len(runs) - count - len(broken)
     summary = f"{'1 run' if len(runs) == 1 else f'{len(runs)} runs'} in {root}: {finished} finished, {count} to run"
     return Answer({"root": str(root), "runs": content}, [*lines, summary + (f", {len(broken)} broken" if broken else "")])
+
+
+def add_chapters(commands) -> None:
+    chapters = add_command(commands, "chapters", "Execute every notebook, from 01 to 07, with what it shows for the reader.")
+    chapters.add_argument("--profile", default="desk", help=f"whose recipes and images: one of {', '.join(PROFILES)}")
+    chapters.add_argument("--exp-dir", "--exp_dir", default=None, help="root of the results folder")
+    add_json(chapters)
+    chapters.set_defaults(run=_chapters)
+
+
+def _chapters(options: argparse.Namespace) -> Answer:
+    if options.profile not in PROFILES:
+        raise SfrikError(f"unknown profile {options.profile!r}{nearest(options.profile, PROFILES)}: choose {', '.join(PROFILES)}")
+    from sfrik.reproduce.chapters import execute_chapters
+    from sfrik.settings import results_root
+
+    seconds = execute_chapters(options.profile, options.exp_dir)
+    folder = Path(options.exp_dir or results_root()) / options.profile / "notebooks"
+    return Answer({"folder": str(folder), "seconds": seconds}, [f"notebooks: {folder}"])

@@ -142,7 +142,7 @@ def _plan(settings: Settings, several: bool, nproc: int | None) -> Answer:
     """The settings, the steps, the images and the memory to expect: of `nproc` processes, else of one and of usual numbers."""
     _check_shares(settings, nproc)
     from sfrik.cost.memory import expected_images, expected_steps
-    from sfrik.cost.report import memory_by_processes, plan_in_words
+    from sfrik.cost.report import format_plan, memory_by_processes
 
     steps = expected_steps(settings)
     content = {
@@ -152,17 +152,17 @@ def _plan(settings: Settings, several: bool, nproc: int | None) -> Answer:
         "images": expected_images(settings),
         "memory_gib": _gib(memory_by_processes(settings, nproc or (None if several else 1))),
     }
-    return Answer(content, plan_in_words(settings, nproc, several))
+    return Answer(content, format_plan(settings, nproc, several))
 
 
 def _memory(options: argparse.Namespace) -> Answer:
     settings, nproc = resolve(options), processes(options)
     assert isinstance(settings, PretrainSettings)
     _check_shares(settings, nproc)
-    from sfrik.cost.report import memory_by_processes, memory_in_words
+    from sfrik.cost.report import format_memory, memory_by_processes
 
     found = memory_by_processes(settings, nproc)
-    return Answer(_gib(found), memory_in_words(settings, found))
+    return Answer(_gib(found), format_memory(settings, found))
 
 
 def _gib(found: dict[int, dict[str, float]]) -> dict[str, dict[str, float]]:

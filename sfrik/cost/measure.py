@@ -3,9 +3,9 @@
 A method is measured as this library computes it (`sfrik.objectives`) and, "plain", as its paper writes it, by autograd
 (`sfrik.objectives.reference`). All methods of one size are measured in turn, round after round, in one process, so that a ratio
 compares neighbours in time; the time of a method is the median over the rounds. One product of [n, q] with its transpose is timed
-before each: a unit of arithmetic that does not depend on the machine. Peak memory is what forward and backward pass need beyond the
-embeddings, their gradients included: on CUDA by PyTorch's count, on a CPU by the resident memory of a process that does nothing
-else (Linux). What libraries keep from call to call is not in it.
+before each: a unit of arithmetic that does not depend on the machine. Peak memory is what forward and backward pass need beyond
+the embeddings, their gradients included: on CUDA by PyTorch's count, on a CPU by the resident memory of a process that does
+nothing else (Linux). What libraries keep from call to call is not in it.
 
 Legend: n batch size, q dimension of the embeddings.
 """
@@ -29,17 +29,16 @@ import torch
 from torch import Tensor
 
 from sfrik.errors import SfrikError
-from sfrik.networks import build_backbone, build_projector
+from sfrik.networks import Encoder, build_backbone, build_projector
 from sfrik.objectives import AUH, SFRIK, SIGReg, SimCLR, VICReg
 from sfrik.objectives.base import Objective
 from sfrik.objectives.reference import plain_loss
 from sfrik.optim import LARS
-from sfrik.pretrain.distributed import Encoder
 from sfrik.runs.folder import Run
 from sfrik.runs.provenance import commit, now, processor, provenance
-from sfrik.runs.records import VERSION
 from sfrik.system.devices import autocast, channels_last, pick_device, pick_precision
 from sfrik.system.files import write_json
+from sfrik.system.records import VERSION
 from sfrik.tables.cost_rows import BASELINE, PLAIN, STEP_BATCH, read_costs
 from sfrik.tables.definitions import experiment
 

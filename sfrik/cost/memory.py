@@ -16,8 +16,8 @@ from torch import nn
 from sfrik.cost.loss_memory import Case, loss_peak
 from sfrik.evaluate.knn import QUERIES, block_rows
 from sfrik.networks import build_backbone, build_pixels, build_projector
+from sfrik.objectives.factory import build_objective
 from sfrik.pretrain.accumulate import micro_batches
-from sfrik.pretrain.distributed import build_objective
 from sfrik.settings import (
     EvaluateSettings,
     FeatureSettings,

@@ -8,13 +8,13 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from sfrik.architectures import ARCHITECTURES
 from sfrik.cost.memory import expected_images, expected_memory, expected_steps
 from sfrik.errors import SfrikError
 from sfrik.pretrain.accumulate import micro_batches
 from sfrik.settings import PretrainSettings, Settings
+from sfrik.settings.fields import ARCHITECTURES
 
-__all__ = ["memory_by_processes", "memory_in_words", "memory_widget", "plan_in_words"]
+__all__ = ["format_memory", "format_plan", "memory_by_processes", "memory_widget"]
 
 USUAL = (1, 2, 4, 8)  # processes
 METHODS = ("sfrik", "auh", "simclr", "vicreg", "sigreg")
@@ -23,7 +23,7 @@ COLOURS = {"parameters": "#0072B2", "activations": "#E69F00", "images": "#999999
 LEAST = 0.95  # of the total: what saves less is not worth a word
 
 
-def plan_in_words(settings: Settings, processes: int | None, several: bool) -> list[str]:
+def format_plan(settings: Settings, processes: int | None, several: bool) -> list[str]:
     """The settings, the steps, the images and the memory to expect of a command: of `processes`, else of one, or where it can
     share its work (`several`) of usual numbers.
     """
@@ -52,7 +52,7 @@ def memory_by_processes(settings: Settings, processes: int | None = None) -> dic
     return {count: expected_memory(settings, count) for count in counts}
 
 
-def memory_in_words(settings: PretrainSettings, found: dict[int, dict[str, float]]) -> list[str]:
+def format_memory(settings: PretrainSettings, found: dict[int, dict[str, float]]) -> list[str]:
     """A table of `memory_by_processes`; under it what takes most with the fewest processes, and what would lower it."""
     names = list(dict.fromkeys(name for parts in found.values() for name in parts))
     lines = ["  ".join([f"{'GiB of each process':<19}", *names, "      total"])]
@@ -133,7 +133,7 @@ def _shown(q: int, processes: int, micro_batch: int, **values: Any) -> dict[str,
     what = f"{given.arch}, projector {given.mlp}, {given.ssl_method}, batch {given.batch_size}, {given.precision}"
     what += f", micro-batches of at most {given.micro_batch}" if given.micro_batch else ""
     html = f'<p>{head}: {what}</p><div style="display:flex;height:24px;max-width:720px">{bar}</div><p>{legend}</p>'
-    return {"text/html": html, "text/plain": "\n".join(memory_in_words(given, {processes: parts}))}
+    return {"text/html": html, "text/plain": "\n".join(format_memory(given, {processes: parts}))}
 
 
 def _processes(count: int) -> str:

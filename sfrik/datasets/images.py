@@ -30,7 +30,16 @@ from sfrik.system.files import check_regular, read_text
 from sfrik.system.signals import GRACE, SIGNALS
 from sfrik.views.base import Views
 
-__all__ = ["Images", "batches", "class_members", "class_subset", "deaths_told", "derived_seed", "image_files", "load_images"]
+__all__ = [
+    "Images",
+    "batches",
+    "class_members",
+    "class_subset",
+    "derived_seed",
+    "explain_worker_death",
+    "image_files",
+    "load_images",
+]
 
 MNIST5K_TRAIN, MNIST5K_TUNE = 350, 50  # images a class; the other 100 are the test split
 MOST_SKIPPED = 100  # broken images in a row; more are a fault of the disk, not of the images
@@ -233,7 +242,7 @@ def batches(
 
 def _with_plain_errors(loader: DataLoader, batch_size: int) -> Iterator[list[Tensor]]:
     """The loader's batches; an error in a worker is told in its own words, without the worker's traceback around it."""
-    with deaths_told(loader.num_workers, batch_size):
+    with explain_worker_death(loader.num_workers, batch_size):
         try:
             yield from loader
         except SfrikError as error:
@@ -245,7 +254,7 @@ def _with_plain_errors(loader: DataLoader, batch_size: int) -> Iterator[list[Ten
 
 
 @contextmanager
-def deaths_told(workers: int, batch_size: int) -> Iterator[None]:
+def explain_worker_death(workers: int, batch_size: int) -> Iterator[None]:
     """Within it the death of a process that decodes is an error that says what to lower.
 
     PyTorch raises it from a signal's handler, wherever the program then is: in the loader, or in what uses its batches.

@@ -18,6 +18,7 @@ from sfrik.runs.checkpoints import Checkpoints
 from sfrik.runs.folder import Run
 from sfrik.settings import FrozenSettings
 from sfrik.system.files import file_hash
+from sfrik.system.records import VERSION, parse_record
 
 __all__ = ["EvaluationCheckpoint"]
 
@@ -62,13 +63,13 @@ class EvaluationCheckpoint:
 
     def save(self, state: dict[str, Any]) -> None:
         """Write a state; raises SfrikError as `sfrik.runs.checkpoints.Checkpoints` does."""
-        self._file.save({"version": records.VERSION, "of": self._of, **state})
+        self._file.save({"version": VERSION, "of": self._of, **state})
 
     def load(self) -> dict[str, Any] | None:
         """The state that was saved last; None where there is none of this evaluation, and a line on stderr if of another."""
         state = self._file.load()
         if state is not None:
-            records.parse_record(state, records.EvaluationCheckpoint, str(self.path))
+            parse_record(state, records.EvaluationCheckpoint, str(self.path))
         if state is None or state["of"] == self._of:
             return state
         other = ", ".join(name for name, value in self._of.items() if state["of"].get(name) != value)

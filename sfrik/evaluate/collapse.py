@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from sfrik.datasets.images import Images, batches, load_images
 from sfrik.diagnostics import Measures, measure
 from sfrik.errors import SfrikError
-from sfrik.networks import build_pixels, build_projector, load_backbone
-from sfrik.pretrain.distributed import Encoder, build_encoder
+from sfrik.networks import Encoder, build_encoder, build_pixels, build_projector, load_backbone
 from sfrik.runs.folder import Run
-from sfrik.runs.records import RunSettings, read_record
+from sfrik.runs.records import RunSettings
 from sfrik.settings import PretrainSettings
 from sfrik.system.devices import channels_last, pick_device
 from sfrik.system.files import file_hash
+from sfrik.system.records import read_record
 from sfrik.views.base import build_views
 
 __all__ = [

@@ -18,13 +18,14 @@ from sfrik.datasets.images import Images, batches, load_images
 from sfrik.errors import SfrikError
 from sfrik.evaluate.inputs import evaluation_split, frozen_backbone, scored_images, weights_path
 from sfrik.networks import Backbone
-from sfrik.ops.collectives import rank, rank_zero_says, world_size
+from sfrik.ops.collectives import broadcast_from_rank_zero, rank, world_size
 from sfrik.runs.folder import folder_lock
-from sfrik.runs.records import FeatureOrigin, read_record
+from sfrik.runs.records import FeatureOrigin
 from sfrik.settings import FeatureSettings
 from sfrik.system.devices import autocast, channels_last, pick_device, pick_precision
 from sfrik.system.files import atomic_write, check_regular, file_hash, write_error, write_json
-from sfrik.system.progress import told
+from sfrik.system.progress import track
+from sfrik.system.records import read_record
 from sfrik.views.base import Views, resize_for_test
 
 __all__ = ["extract", "extract_features", "features_hash", "features_here", "load_features"]
@@ -96,7 +97,7 @@ def extract_features(settings: FeatureSettings) -> Path:
     """
     evaluation_split(settings)  # features of the test images are not handed out before the choice either
     folder = features_folder(settings)
-    if rank_zero_says(_are_there(folder, settings)):
+    if broadcast_from_rank_zero(_are_there(folder, settings)):
         return folder
     device = pick_device(settings.device)
     precision = pick_precision(settings.precision, device)
@@ -107,7 +108,7 @@ def extract_features(settings: FeatureSettings) -> Path:
     backbone = channels_last(frozen_backbone(settings, splits["train"].channels), device)
     # two that extract into one folder would write to the same files
     with folder_lock(folder, "features.lock", wait=True) if rank() == 0 else nullcontext():
-        if not rank_zero_says(_are_there(folder, settings)):
+        if not broadcast_from_rank_zero(_are_there(folder, settings)):
             try:
                 _extract(folder, settings, splits, backbone, device, precision)
             finally:
@@ -128,7 +129,7 @@ def _extract(
     for split, images in splits.items():
         indices = _share(len(images), settings.batch_size)
         parts = _batches(backbone, images, indices, views, settings.batch_size, device, precision, settings.workers)
-        parts = told(parts, -(-len(indices) // settings.batch_size), f"features of {split}", show=rank() == 0)
+        parts = track(parts, -(-len(indices) // settings.batch_size), f"features of {split}", show=rank() == 0)
         _write_rows(_aside(folder, split), int(indices[0]) if len(indices) else 0, (some for some, _ in parts))
     _barrier()
     if rank() == 0:

@@ -11,9 +11,10 @@ from sfrik.errors import SfrikError
 from sfrik.networks import Backbone, build_pixels, load_backbone
 from sfrik.runs.checkpoints import Checkpoints
 from sfrik.runs.folder import Run
-from sfrik.runs.records import Choice, Score, read_record
+from sfrik.runs.records import Choice, Score
 from sfrik.settings import EvaluateSettings, FrozenSettings
 from sfrik.system.files import UnreadableError, set_aside
+from sfrik.system.records import read_record
 from sfrik.system.tensor_files import check_weights
 
 __all__ = ["evaluation_split", "finished_score", "frozen_backbone", "scored_images", "training_images", "weights_path"]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfrik.system.progress import told
+from sfrik.system.progress import track
 
 __all__ = ["block_rows", "knn_accuracy", "scores_by_k", "weighted_knn"]
 
@@ -106,7 +106,7 @@ def _nearest(train_features: Tensor, test_features: Tensor, k: int) -> tuple[Ten
     nearest, where = torch.empty(m, k, device=device), torch.empty(m, k, dtype=torch.int64, device=device)
     step, known = block_rows(device), 0  # known: neighbours found so far, of each test image
     blocks = range(0, len(train_features), step)
-    for start in told(blocks, len(blocks), "nearest neighbours, blocks"):
+    for start in track(blocks, len(blocks), "nearest neighbours, blocks"):
         block = F.normalize(train_features[start : start + step].to(device).float(), dim=1)
         for rows in (slice(low, low + QUERIES) for low in range(0, m, QUERIES)):
             query = F.normalize(test_features[rows].float(), dim=1)

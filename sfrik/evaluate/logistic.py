@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfrik.evaluate.linear_head import choose_rate, last_and_best, linear_heads, rate_groups, score_features, set_cosine_rates
-from sfrik.system.progress import told
+from sfrik.system.progress import track
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -148,7 +148,7 @@ def _epochs(
             getattr(head, name).data, getattr(head, name).grad = part, gradient
     rows = _Rows(*train, whole["weight"].device)
     optimizer = torch.optim.SGD(rate_groups(heads, rates), momentum=0.9, weight_decay=weight_decay, fused=True)
-    for epoch in told(range(epochs), epochs, "logistic regression, epochs"):
+    for epoch in track(range(epochs), epochs, "logistic regression, epochs"):
         set_cosine_rates(optimizer, rates, epoch, epochs)
         order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(train[1])))
         for features, labels in rows.batches(order, batch_size):

@@ -22,10 +22,11 @@ from sfrik.evaluate.linear_head import top_accuracies
 from sfrik.evaluate.logistic import logistic_lbfgs, logistic_sgd, logistic_sweep
 from sfrik.networks import Backbone
 from sfrik.runs.folder import Run
-from sfrik.runs.records import Score, read_record
+from sfrik.runs.records import Score
 from sfrik.settings import EvaluateSettings, FeatureSettings, FrozenSettings, KnnSettings, LogisticSettings
 from sfrik.system.devices import channels_last, pick_device, pick_precision
 from sfrik.system.files import file_hash
+from sfrik.system.records import read_record
 from sfrik.views.base import resize_for_test
 
 __all__ = ["class_scores", "evaluate", "knn_eval", "logistic_regression"]

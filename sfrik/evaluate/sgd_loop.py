@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sfrik.datasets.images import Images, batches, deaths_told
+from sfrik.datasets.images import Images, batches, explain_worker_death
 from sfrik.errors import SfrikError
 from sfrik.evaluate.checkpoint import EvaluationCheckpoint
 from sfrik.evaluate.linear_head import rate_groups, set_cosine_rates
@@ -170,7 +170,7 @@ class Training:
             first=at.step,
         )
         # its processes end here, and not when a traceback that holds it is let go of
-        with deaths_told(settings.workers, settings.batch_size), closing(loader):
+        with explain_worker_death(settings.workers, settings.batch_size), closing(loader):
             for (batch,), labels, _ in loader:
                 losses = self._step(batch, labels)
                 if at.step == self.steps:

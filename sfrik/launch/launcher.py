@@ -183,7 +183,7 @@ def _watch(workers: list[subprocess.Popen], call: str, screen: _Screen, requests
     grace = GRACE
     try:
         for worker in workers:  # in threads: a pipe takes so much, and the worker may never read
-            threading.Thread(target=_hand_over, args=(worker, call), daemon=True).start()
+            threading.Thread(target=_send_call, args=(worker, call), daemon=True).start()
         while _some_run(workers) and not any(worker.returncode for worker in workers):
             if requests.number or reports.stopped is not None:
                 break
@@ -219,7 +219,7 @@ def _watch(workers: list[subprocess.Popen], call: str, screen: _Screen, requests
             raise WorkerError(f"{who} {_how(worker.returncode)} before it could say why{screen.errors()}")
 
 
-def _hand_over(worker: subprocess.Popen, call: str) -> None:
+def _send_call(worker: subprocess.Popen, call: str) -> None:
     """Write the call to a worker's stdin, which stays open: its end tells the worker that this process is gone."""
     assert worker.stdin is not None  # as it was started
     with suppress(OSError, ValueError):  # it has ended already, and its exit status says how

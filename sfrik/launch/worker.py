@@ -98,7 +98,7 @@ def _work() -> int:
     rank = int(os.environ["RANK"])
     reporter = Reporter(reports, call["token"], rank)
     if rank == 0 and "SFRIK_BAR" in os.environ:
-        sfrik.system.progress.hand_over = lambda facts: reporter.send("progress", facts)
+        sfrik.system.progress.progress_callback = lambda facts: reporter.send("progress", facts)
     try:
         function, args, kwargs = unpack_call(call)
         device = getattr(args[0], "device", "auto") if args else "auto"

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sfrik.ops.autograd import normalise, normalise_backward, wanted, with_gradients
-from sfrik.ops.collectives import row_counts, sum_over_processes, world_size
+from sfrik.ops.autograd import normalise, normalise_backward, requires_grad, with_gradients
+from sfrik.ops.collectives import all_reduce_sum, row_counts, world_size
 from sfrik.ops.pairwise import LOW
 
 __all__ = ["Batch", "LossTerms", "NotFinite", "Objective"]
@@ -131,7 +131,7 @@ class Batch:
             self.z, self.norms = map(list, zip(*map(normalise, self.z), strict=True))
         rows = len(views[0])
         self.counts = [rows] * world_size() if equal_rows else row_counts(rows, views[0].device)
-        self.wanted = wanted(views)
+        self.requires_grad = requires_grad(views)
         self.gradients: list[Tensor | None] = [None] * len(views)
         self.pairs: dict[tuple[int, int], float] = {}  # of views, with what their alignment weighs in the mean
         for a in anchors:
@@ -147,7 +147,7 @@ class Batch:
         for (a, v), share in self.pairs.items():
             difference = self.z[a] - self.z[v]
             total += torch.linalg.vector_norm(difference).square() * (share / count)
-            if self.wanted and weight:
+            if self.requires_grad and weight:
                 difference.mul_(2 * weight * share * world_size() / count)
                 of_v, of_a = self.gradients[v], self.gradients[a]
                 self.gradients[v] = -difference if of_v is None else of_v.sub_(difference)
@@ -156,7 +156,7 @@ class Batch:
 
     def gradient(self, view: int) -> Tensor | None:
         """What the terms add to; None where no gradient is wanted."""
-        if self.wanted and self.gradients[view] is None:
+        if self.requires_grad and self.gradients[view] is None:
             self.gradients[view] = torch.zeros_like(self.z[view])
         return self.gradients[view]
 
@@ -168,11 +168,11 @@ class Batch:
 
     def totals(self, *parts: Tensor) -> Tensor:
         """The values of the terms, of which this process has these parts: one exchange."""
-        return sum_over_processes(torch.stack(parts))
+        return all_reduce_sum(torch.stack(parts))
 
     def terms(self, loss: Tensor, **parts: Tensor) -> LossTerms:
         """The loss with its gradient."""
-        if not self.wanted:
+        if not self.requires_grad:
             return LossTerms(loss, parts)
         gradients = [gradient for v in range(len(self.views)) if (gradient := self.gradient(v)) is not None]
         for z, norms, gradient in zip(self.z, self.norms, gradients, strict=False):  # no norms where nothing was normalised

@@ -40,7 +40,7 @@ from sfrik.mmd import MMD, Cost
 from sfrik.objectives.base import Batch, Objective
 from sfrik.objectives.sliced import EppsPulley, SlicedMMD
 from sfrik.ops.autograd import row_products
-from sfrik.ops.collectives import all_vectors, other_rows, sum_over_processes, world_size
+from sfrik.ops.collectives import all_reduce_sum, all_vectors, other_rows, world_size
 from sfrik.ops.pairwise import LOW, largest_pair, pair_sum, symmetric_product, tiles
 
 __all__ = ["AUH", "SFRIK", "SIGReg", "SimCLR", "VICReg"]
@@ -133,11 +133,11 @@ class AUH(Objective):
             pair_sum(batch.z[v], rest, function, batch.gradient(v), skip_diagonal=True)
             for v, rest in zip(regularised, others, strict=True)
         ]
-        sums = sum_over_processes(torch.stack(sums))
+        sums = all_reduce_sum(torch.stack(sums))
         uniformity = (sums.log() + shift).mean() - math.log(n * (n - 1))
         for v, total in zip(regularised, sums, strict=True):
-            if batch.wanted:
-                batch.wanted_gradient(v).mul_(2 * rate * self.unif_coeff * world_size() / len(regularised) / total)
+            if batch.requires_grad:
+                batch.requires_grad_gradient(v).mul_(2 * rate * self.unif_coeff * world_size() / len(regularised) / total)
         (alignment,) = batch.totals(batch.alignment(self.sim_coeff))
         loss = self.sim_coeff * alignment + self.unif_coeff * uniformity
         return batch.terms(loss, alignment=alignment, uniformity=uniformity)
@@ -191,7 +191,7 @@ class SimCLR(Objective):
             if keep:
                 kept.append(logits)
         value = (normalisers.sum() - 2 * similarity.sum()) / (2 * n)
-        if not batch.wanted:
+        if not batch.requires_grad:
             return value
         halves = [half[:, None] for half in normalisers.chunk(2)]
         of_rest = [part[:, 0] for half in other_rows(halves, batch.counts) for part in half]
@@ -205,7 +205,7 @@ class SimCLR(Objective):
             if columns is not None and columns != rows:
                 gradient[columns].addmm_(weights.T, own[rows], alpha=scale)
         for v, half in zip(pair, gradient.chunk(2), strict=True):
-            batch.wanted_gradient(v).add_(half)
+            batch.requires_grad_gradient(v).add_(half)
         return value
 
     def _logits(self, rows: Tensor, met: Tensor, on_diagonal: bool) -> Tensor:
@@ -259,11 +259,11 @@ class VICReg(Objective):
 
     def _by_covariance(self, batch, views, gradients):
         n, q = sum(batch.counts), views[0].shape[1]
-        means = sum_over_processes(torch.stack([z.sum(dim=0) for z in views])) / n
+        means = all_reduce_sum(torch.stack([z.sum(dim=0) for z in views])) / n
         for z, mean, gradient in zip(views, means, gradients, strict=True):
             covariance = None  # let go of that of the view before
             own = z - mean
-            covariance = sum_over_processes(symmetric_product(own)).div_(n - 1)
+            covariance = all_reduce_sum(symmetric_product(own)).div_(n - 1)
             std, factor = self._hinge(covariance.diagonal(), n, views)
             covariance.fill_diagonal_(0)
             if gradient is not None:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from sfrik.kernels import RotationInvariantKernel
-from sfrik.ops.collectives import sum_over_processes, world_size
+from sfrik.ops.collectives import all_reduce_sum, world_size
 
 __all__ = ["EppsPulley", "SlicedMMD", "directions"]
 
@@ -71,7 +71,7 @@ class SlicedMMD:
         projected = [z @ drawn for z in views]  # [n_local, M]
         means = [torch.stack([p.sum(dim=0) for p, _ in _legendre(t, degree, q)]) / n for t in projected]
         values = []
-        for t, mean, gradient in zip(projected, sum_over_processes(torch.stack(means)), gradients, strict=True):
+        for t, mean, gradient in zip(projected, all_reduce_sum(torch.stack(means)), gradients, strict=True):
             values.append(factors.dot(mean.square().mean(dim=1)) / world_size())
             if gradient is not None:
                 outer = factors[:, None] * mean * (2 * weight * world_size() / (n * self.slices))  # [L, M]
@@ -104,7 +104,7 @@ class EppsPulley:
         projected = [z @ drawn for z in views]  # [n_local, M]
         found = [torch.stack([torch.stack([(t * x).cos().sum(0), (t * x).sin().sum(0)]) for t in times]) for x in projected]
         values = []
-        for x, mean, gradient in zip(projected, sum_over_processes(torch.stack(found)) / n, gradients, strict=True):
+        for x, mean, gradient in zip(projected, all_reduce_sum(torch.stack(found)) / n, gradients, strict=True):
             mean[:, 0] -= mean.new_tensor([math.exp(-(t**2) / 2) for t in times])[:, None]  # [points, real and imaginary, M]
             integral = (mean.square().sum(dim=1) * mean.new_tensor(rule)[:, None]).sum(dim=0)  # [M]
             values.append(n * integral.mean() / world_size())

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["normalise", "normalise_backward", "row_products", "wanted", "with_gradients"]
+__all__ = ["normalise", "normalise_backward", "requires_grad", "row_products", "with_gradients"]
 
 SMALLEST = 1e-12  # norm under which a row is divided by this, as torch.nn.functional.normalize does
 
 
-def wanted(inputs: Sequence[Tensor]) -> bool:
+def requires_grad(inputs: Sequence[Tensor]) -> bool:
     """Whether autograd will ask for the gradient with respect to any of the inputs."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
 

@@ -19,15 +19,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 __all__ = [
+    "all_gather_rows",
     "all_objects",
-    "all_rows",
+    "all_reduce_max",
+    "all_reduce_sum",
     "all_vectors",
-    "largest_over_processes",
+    "broadcast_from_rank_zero",
     "other_rows",
     "rank",
-    "rank_zero_says",
     "row_counts",
-    "sum_over_processes",
     "world_size",
 ]
 
@@ -40,7 +40,7 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def rank_zero_says(value: Any) -> Any:
+def broadcast_from_rank_zero(value: Any) -> Any:
     """The value that rank 0 has, on every process; one that JSON can hold."""
     return all_objects(value if rank() == 0 else None)[0]
 
@@ -61,7 +61,7 @@ def all_objects(value: Any, device: torch.device | None = None) -> list[Any]:
     return [json.loads(bytes(part.view(-1).tolist())) for part in _together([text[:, None]], counts).split(counts)]
 
 
-def largest_over_processes(numbers: list[int], device: torch.device) -> list[int]:
+def all_reduce_max(numbers: list[int], device: torch.device) -> list[int]:
     """The largest of each number over the processes: how they agree, in one exchange, on what one of them knows."""
     if world_size() == 1:
         return numbers
@@ -106,7 +106,7 @@ def all_vectors(x: Tensor) -> Tensor:
     return out
 
 
-def all_rows(views: Sequence[Tensor]) -> list[Tensor]:
+def all_gather_rows(views: Sequence[Tensor]) -> list[Tensor]:
     """The rows of all processes, in the order of their ranks, of several views in one exchange and outside of autograd.
 
     Args:
@@ -122,7 +122,7 @@ def all_rows(views: Sequence[Tensor]) -> list[Tensor]:
     return list(_together(views, counts).split(views[0].shape[1], dim=1))
 
 
-def sum_over_processes(x: Tensor) -> Tensor:
+def all_reduce_sum(x: Tensor) -> Tensor:
     """The sum over processes, outside of autograd."""
     if world_size() > 1:
         x = x.detach().clone()

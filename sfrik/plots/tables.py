@@ -143,7 +143,7 @@ def rows_as_points(table: Table) -> Figure:
 
 def _captioned(figure: Figure, table: Table) -> Figure:
     """The figure with a line under it: which images, what the bars are, over how many seeds."""
-    figure.supxlabel(f"{table.title}. {table.spread_in_words}", fontsize=8, color="0.3", wrap=True)
+    figure.supxlabel(f"{table.title}. {table.format_spread}", fontsize=8, color="0.3", wrap=True)
     return figure
 
 

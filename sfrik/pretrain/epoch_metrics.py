@@ -12,11 +12,11 @@ from sfrik import diagnostics
 from sfrik.datasets.images import Images
 from sfrik.evaluate.features import extract
 from sfrik.evaluate.knn import knn_accuracy
-from sfrik.ops.collectives import all_rows
+from sfrik.ops.collectives import all_gather_rows
 from sfrik.settings import PretrainSettings
 from sfrik.views.base import resize_for_test
 
-__all__ = ["describe_epoch", "epoch_in_words"]
+__all__ = ["describe_epoch", "format_epoch"]
 
 MONITOR_IMAGES = 2000  # training images behind the kNN score that is shown during training
 
@@ -37,7 +37,7 @@ def describe_epoch(
 
     Every process calls this: the batch is gathered from all of them. `broken` are the images that were skipped so far.
     """
-    gathered = all_rows([view.detach().float() for view in embeddings[:2]])
+    gathered = all_gather_rows([view.detach().float() for view in embeddings[:2]])
     line: dict[str, Any] = {"epoch": epoch, "loss": loss, **diagnostics.summary(gathered), "seconds": round(seconds, 3)}
     if broken:
         line["broken_images"] = broken
@@ -61,7 +61,7 @@ def _monitor(settings: PretrainSettings, images: Images, backbone: nn.Module, de
     return knn_accuracy(features[:half], labels[:half], features[half:], labels[half:], 20, images.num_classes)
 
 
-def epoch_in_words(line: dict[str, Any], epochs: int) -> str:
+def format_epoch(line: dict[str, Any], epochs: int) -> str:
     """One line for people."""
     knn = f"  knn {line['knn']:.1f} %" if "knn" in line else ""
     broken = f"  broken images skipped: {len(line['broken_images'])}" if "broken_images" in line else ""

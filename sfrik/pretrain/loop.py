@@ -18,31 +18,26 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sfrik.datasets.images import Images, batches, deaths_told, derived_seed, load_images
+from sfrik.datasets.images import Images, batches, derived_seed, explain_worker_death, load_images
 from sfrik.errors import Preempted, SfrikError
-from sfrik.networks import save_weights
+from sfrik.networks import Encoder, build_encoder, save_weights
 from sfrik.objectives.base import LossTerms, NotFinite
-from sfrik.ops.collectives import all_objects, largest_over_processes, rank, rank_zero_says, world_size
+from sfrik.objectives.factory import build_objective
+from sfrik.ops.collectives import all_objects, all_reduce_max, broadcast_from_rank_zero, rank, world_size
 from sfrik.optim import LARS, learning_rate
 from sfrik.pretrain.accumulate import backward, micro_batches
-from sfrik.pretrain.distributed import (
-    Encoder,
-    build_encoder,
-    build_objective,
-    compile_failure_told,
-    distribute,
-    training_precision,
-)
-from sfrik.pretrain.epoch_metrics import describe_epoch, epoch_in_words
+from sfrik.pretrain.distributed import distribute, explain_compile_failure, training_precision
+from sfrik.pretrain.epoch_metrics import describe_epoch, format_epoch
 from sfrik.pretrain.nonfinite import not_finite
 from sfrik.runs.checkpoints import random_state, restore_random_state, restoring
 from sfrik.runs.folder import Run, settings_differences
 from sfrik.runs.loggers import Loggers, check_loggers
 from sfrik.runs.provenance import now, provenance
-from sfrik.runs.records import VERSION, TrainingCheckpoint, parse_record
+from sfrik.runs.records import TrainingCheckpoint
 from sfrik.settings import PretrainSettings
 from sfrik.system.devices import autocast, channels_last, pick_device
 from sfrik.system.progress import Progress
+from sfrik.system.records import VERSION, parse_record
 from sfrik.system.signals import StopRequests, stop, stop_requests
 from sfrik.views.base import Views, build_views
 
@@ -76,13 +71,13 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any
     with run.lock() if rank() == 0 else nullcontext():
         if rank() == 0:
             run.start(settings)
-        if rank_zero_says(run.finished):
+        if broadcast_from_rank_zero(run.finished):
             _say(progress, f"{run.folder}: pretrained already")
             if rank() == 0:  # after a process that was killed when it had just recorded the weights
                 _clean_up(run)
             return (run.epochs() or [{}])[-1]
         if rank() == 0:
-            run.say("running", stage="pretrain")
+            run.update_status("running", stage="pretrain")
         try:
             if settings.ssl_method == "none":
                 if rank() == 0:
@@ -182,7 +177,7 @@ class _Training:
         skipped: list[str] = []
         embeddings = terms = None
         # its processes end here, and not when a traceback that holds it is let go of
-        with deaths_told(settings.workers, share), compile_failure_told(), closing(loader):
+        with explain_worker_death(settings.workers, share), explain_compile_failure(), closing(loader):
             for step, (batch, _, where) in enumerate(loader, at.step):
                 wanted = order[step * share : (step + 1) * share]
                 skipped += [self.images.name(int(i)) for i in wanted[wanted != where]]
@@ -210,9 +205,9 @@ class _Training:
         if rank() == 0:
             self._log("epoch", line, self._global_step() - 1)
         self._save()
-        self.progress.write(epoch_in_words(line, settings.epochs))  # after it: nobody may be there to read, and printing fail
+        self.progress.write(format_epoch(line, settings.epochs))  # after it: nobody may be there to read, and printing fail
         if self.at.epoch < settings.epochs:
-            number = largest_over_processes([requests.number], self.device)[0]
+            number = all_reduce_max([requests.number], self.device)[0]
             self._stop_if(number)
         return line
 
@@ -259,7 +254,7 @@ class _Training:
         if self.device.type == "cuda" and world_size() > 1 and self.at.step % AGREE_EVERY:
             return
         due = rank() == 0 and time.monotonic() - self.saved > 60 * self.settings.checkpoint_minutes
-        number, save = largest_over_processes([requests.number, int(due)], self.device)
+        number, save = all_reduce_max([requests.number, int(due)], self.device)
         if number or save:
             self.at.seconds = time.perf_counter() - started
             self._gather_broken(skipped)
@@ -295,7 +290,7 @@ class _Training:
     def _resume(self, progress: bool) -> _Place:
         """Restore the newest checkpoint; where to go on. Rank 0 chooses, the others read what it chose."""
         checkpoint = self.run.checkpoints.load() if rank() == 0 else None
-        if not rank_zero_says(checkpoint is not None):
+        if not broadcast_from_rank_zero(checkpoint is not None):
             return _Place()
         if checkpoint is None:
             checkpoint = self.run.checkpoints.load()
@@ -324,7 +319,7 @@ class _Training:
         return self.at.epoch * self.steps_per_epoch + self.at.step
 
     def _say_running(self, state: str = "running", **facts: Any) -> None:
-        self.run.say(state, stage="pretrain", **{"epoch": self.at.epoch, "epochs": self.settings.epochs, **facts})
+        self.run.update_status(state, stage="pretrain", **{"epoch": self.at.epoch, "epochs": self.settings.epochs, **facts})
 
 
 def _say_failed(run: Run, error: Exception) -> None:

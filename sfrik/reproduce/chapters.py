@@ -6,25 +6,20 @@ whole, on a run of their own in <root>/<profile>/chapters, so that no score of a
 
 from __future__ import annotations
 
-import argparse
 import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from sfrik.cli.flags import PROFILES, add_command
-from sfrik.cli.output import Answer, add_json
-from sfrik.errors import SfrikError, nearest
 from sfrik.reproduce.notebooks import Kernel, execute
 from sfrik.reproduce.table import rendering, stop_at_once
 from sfrik.runs.folder import folder_lock
 from sfrik.settings import load_recipe, results_root
 from sfrik.tables.rows import DIMS
 
-__all__ = ["add_chapters", "execute_chapters"]
+__all__ = ["execute_chapters"]
 
 RENDERED = ("01_kernel_theory", "07_tables")  # those that `sfrik table` executes too
-WORDS = "Execute every notebook, from 01 to 07, with what it shows for the reader."
 
 
 def execute_chapters(profile: str = "desk", root: str | Path | None = None) -> dict[str, float]:
@@ -59,19 +54,3 @@ def execute_chapters(profile: str = "desk", root: str | Path | None = None) -> d
             seconds[name] = time.monotonic() - started
             print(f"{name}: {seconds[name]:.0f} s", flush=True)
     return seconds
-
-
-def add_chapters(commands) -> None:
-    chapters = add_command(commands, "chapters", WORDS)
-    chapters.add_argument("--profile", default="desk", help=f"whose recipes and images: one of {', '.join(PROFILES)}")
-    chapters.add_argument("--exp-dir", "--exp_dir", default=None, help="root of the results folder")
-    add_json(chapters)
-    chapters.set_defaults(run=_chapters)
-
-
-def _chapters(options: argparse.Namespace) -> Answer:
-    if options.profile not in PROFILES:
-        raise SfrikError(f"unknown profile {options.profile!r}{nearest(options.profile, PROFILES)}: choose {', '.join(PROFILES)}")
-    seconds = execute_chapters(options.profile, options.exp_dir)
-    folder = Path(options.exp_dir or results_root()) / options.profile / "notebooks"
-    return Answer({"folder": str(folder), "seconds": seconds}, [f"notebooks: {folder}"])

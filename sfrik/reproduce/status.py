@@ -20,14 +20,15 @@ from sfrik.errors import SfrikError
 from sfrik.launch.slurm import QueuedJob, queued_jobs
 from sfrik.reproduce.table import STAGES, last_attempt, missing_stages, one_line
 from sfrik.runs.folder import Run
-from sfrik.runs.records import Provenance, RunSettings, Score, State, read_record
+from sfrik.runs.records import RunSettings, Score, State
 from sfrik.settings import results_root, run_folder
 from sfrik.system.progress import duration
+from sfrik.system.records import Provenance, read_record
 from sfrik.system.terminal import paint
 from sfrik.tables.cost_rows import read_costs
 from sfrik.tables.definitions import EXPERIMENTS, experiment, grids, read_choice, rows_of
 
-__all__ = ["STATES", "RunStatus", "needed_runs", "run_status", "state_counts", "status_in_words", "tables_status"]
+__all__ = ["STATES", "RunStatus", "format_status", "needed_runs", "run_status", "state_counts", "tables_status"]
 
 COLOURS = {
     **{"done": "green", "running": "blue", "queued": "yellow", "preempted": "yellow"},
@@ -160,7 +161,7 @@ def tables_status(
     return [run_status(recipe, seed, stages, root, jobs) for (recipe, seed), stages in needed.items()], jobs
 
 
-def status_in_words(found: Sequence[RunStatus], jobs: Iterable[QueuedJob] = ()) -> list[str]:
+def format_status(found: Sequence[RunStatus], jobs: Iterable[QueuedJob] = ()) -> list[str]:
     """A line for every run, then for the other jobs in the queue, then how many runs there are of each state."""
     width = max((len(status.recipe) for status in found), default=0)
     lines = []

@@ -28,12 +28,13 @@ from sfrik.errors import Preempted, SfrikError, nearest
 from sfrik.reproduce.notebooks import Kernel, execute, notebook_path
 from sfrik.runs.folder import Run, folder_lock
 from sfrik.runs.provenance import commit, now
-from sfrik.runs.records import VERSION, Choice, Score, read_record
+from sfrik.runs.records import Choice, Score
 from sfrik.settings import SECTIONS, Settings, load_recipe, results_root, run_folder
 from sfrik.system import signals as preemption
 from sfrik.system.devices import cores
 from sfrik.system.files import check_regular, is_there, make_folder, read_text, write_error, write_json
 from sfrik.system.progress import duration
+from sfrik.system.records import VERSION, read_record
 from sfrik.system.signals import SIGNALS, stop, stop_requests
 from sfrik.tables.claims import write_claims
 from sfrik.tables.collect import as_csv, build_table, tables_with_scores
@@ -263,7 +264,7 @@ def run_recipe(
                     parameters = {"recipe": recipe, "seed": seed, "exp_dir": str(run.folder), "chapter": False}
                     parameters |= stage.parameters | ({"data_dir": data_dir} if data_dir else {})
                     parameters |= {"nproc_per_node": nproc_per_node} if nproc_per_node and name == "pretrain" else {}
-                    run.say("running", stage=name)
+                    run.update_status("running", stage=name)
                     if requests.number:  # between two notebooks, which have handlers of their own
                         stop(requests.number, f"before {stage.notebook}")
                     execute(stage.notebook, parameters, run.folder / stage.copy, kernel)

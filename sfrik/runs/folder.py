@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfrik.errors import SfrikError
 from sfrik.runs.provenance import commit, now
-from sfrik.runs.records import VERSION, LogLine, Provenance, RunSettings, Score, State, parse_record, read_record
+from sfrik.runs.records import LogLine, RunSettings, Score, State
 from sfrik.settings import Settings
 from sfrik.system.files import (
     UnreadableError,
@@ -43,6 +43,7 @@ from sfrik.system.files import (
     write_json,
     write_text,
 )
+from sfrik.system.records import VERSION, Provenance, parse_record, read_record
 from sfrik.system.tensor_files import check_weights, read_header
 
 try:
@@ -226,7 +227,7 @@ class Run:
         """The lines of metrics.jsonl that are of a whole epoch."""
         return [line for line in self.metrics() if "effective_rank" in line]
 
-    def say(self, state: str, **facts: Any) -> None:
+    def update_status(self, state: str, **facts: Any) -> None:
         """Write down what the run is doing, for `sfrik status`: state is "running", "preempted" or "failed".
 
         On a full disk the old state is overwritten in its place, which needs no room; a status that cannot be written is no
@@ -253,7 +254,7 @@ class Run:
 
     def say_at_last(self, state: str, **facts: Any) -> None:
         """Why the run stopped, added to what it said before, such as the epoch."""
-        self.say(state, **{name: value for name, value in {**(self.state() or {}), **facts}.items() if name != "state"})
+        self.update_status(state, **{name: value for name, value in {**(self.state() or {}), **facts}.items() if name != "state"})
 
     def say_done(self) -> None:
         (self.folder / "state.json").unlink(missing_ok=True)

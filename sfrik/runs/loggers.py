@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from sfrik.errors import SfrikError
-from sfrik.runs.records import WandbPlace, read_record
+from sfrik.runs.records import WandbPlace
 from sfrik.system.files import write_json
+from sfrik.system.records import read_record
 
 __all__ = ["Loggers", "check_loggers"]
 

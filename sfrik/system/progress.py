@@ -13,13 +13,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-__all__ = ["Bar", "Progress", "duration", "told", "wants_bar"]
+__all__ = ["Bar", "Progress", "duration", "track", "wants_bar"]
 
 Part = TypeVar("Part")
 
 BAR_SECONDS, STATE_SECONDS, LINE_SECONDS = 0.5, 5.0, 60.0  # least time between two of a kind
 
-hand_over: Callable[[dict[str, Any]], None] | None = None  # set in a worker of sfrik.launch.launcher
+progress_callback: Callable[[dict[str, Any]], None] | None = None  # set in a worker of sfrik.launch.launcher
 
 
 def wants_bar() -> bool:
@@ -64,7 +64,7 @@ class Progress:
     def __init__(self, total: int, done: int = 0, save: Callable[..., None] | None = None, show: bool = True) -> None:
         self.total, self.save, self.show = total, save, show
         self._begun, self._first = time.monotonic(), done
-        self._bar = Bar() if show and wants_bar() and hand_over is None else None
+        self._bar = Bar() if show and wants_bar() and progress_callback is None else None
         self._last = {BAR_SECONDS: 0.0, STATE_SECONDS: 0.0, LINE_SECONDS: self._begun}
         self._drawn = False
 
@@ -81,8 +81,8 @@ class Progress:
             self.save(**facts)
         if self.show and BAR_SECONDS in due and self._bar is not None:
             self._bar.show(done, self.total, text)
-        elif self.show and BAR_SECONDS in due and hand_over is not None:
-            hand_over({"done": done, "total": self.total, "text": text})
+        elif self.show and BAR_SECONDS in due and progress_callback is not None:
+            progress_callback({"done": done, "total": self.total, "text": text})
         self._drawn |= self.show and BAR_SECONDS in due
         if self.show and LINE_SECONDS in due and not wants_bar():
             print(f"{text}, step {done} of {self.total}, {duration(facts['seconds_left'])} left", flush=True)
@@ -110,7 +110,7 @@ class Progress:
         return round((time.monotonic() - self._begun) / made * (self.total - done), 1)
 
 
-def told(parts: Iterable[Part], total: int, what: str, show: bool = True) -> Iterator[Part]:
+def track(parts: Iterable[Part], total: int, what: str, show: bool = True) -> Iterator[Part]:
     """The parts of a work, one after the other, `total` in all, while a bar or lines say how many are done and the time left."""
     progress = Progress(total, show=show)
     try:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from sfrik.errors import SfrikError
-from sfrik.runs.records import Provenance, read_record
 from sfrik.system.files import UnreadableError, atomic_write, check_regular, file_hash
+from sfrik.system.records import Provenance, read_record
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,9 +16,10 @@ from typing import Any
 
 from sfrik.errors import SfrikError
 from sfrik.runs.folder import Run
-from sfrik.runs.records import Score, read_record
+from sfrik.runs.records import Score
 from sfrik.settings import results_root, run_folder
 from sfrik.system.files import is_there, write_text
+from sfrik.system.records import read_record
 from sfrik.tables.cost_rows import read_costs
 from sfrik.tables.definitions import EXPERIMENTS, Experiment, experiment
 from sfrik.tables.rows import IMAGES, Column, Row, paper_figures
@@ -80,7 +81,7 @@ class Table:
         return list(dict.fromkeys(label for m in self.measured for label in m.row.labels))
 
     @property
-    def spread_in_words(self) -> str:
+    def format_spread(self) -> str:
         """What a mean and its spread are of."""
         counts = sorted({len(m.seeds) for m in self.measured if m.seeds})
         if counts in ([], [1]):

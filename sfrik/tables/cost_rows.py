@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sfrik.errors import SfrikError
-from sfrik.runs.records import Costs, read_record
+from sfrik.runs.records import Costs
 from sfrik.system.files import is_there
+from sfrik.system.records import read_record
 from sfrik.tables.rows import Column, Row, paper_figures
 
 __all__ = ["BASELINE", "PLAIN", "STEP_BATCH", "complexity_columns", "read_costs", "table5_rows", "table6_rows"]

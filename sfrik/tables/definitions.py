@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfrik.errors import SfrikError, nearest
-from sfrik.runs.records import Choice, read_record
+from sfrik.runs.records import Choice
 from sfrik.settings import load_recipe, results_root
 from sfrik.system.files import is_there
+from sfrik.system.records import read_record
 from sfrik.tables.cost_rows import complexity_columns, table5_rows, table6_rows
 from sfrik.tables.rows import (
     KNN,

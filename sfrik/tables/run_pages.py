@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from sfrik.runs.records import Provenance, read_record
 from sfrik.settings import results_root
 from sfrik.system.files import is_there, write_text
+from sfrik.system.records import Provenance, read_record
 from sfrik.tables.collect import MISSING, build_table, seeds_there
 from sfrik.tables.definitions import EXPERIMENTS
 from sfrik.tables.rows import Column, Row

@@ -53,9 +53,9 @@ from sfrik.views.photos import (
     SMALL,
     STATISTICS,
     fast_views,
-    laws,
     normalise,
     plain_views,
+    policies,
     swav_kinds,
 )
 
@@ -108,7 +108,7 @@ def build_views(augmentations: str, size: int, dataset: str, input_pipeline: str
         if of_digits is None:
             raise SfrikError(f"augmentations {augmentations} are not for the digits of mnist5k: use digits, auh, obow or swav")
         return Views(None, of_digits(size, **crops))
-    views = laws(augmentations, size, dataset, **crops)
+    views = policies(augmentations, size, dataset, **crops)
     if input_pipeline == "tensor":
         return Views(*fast_views(views, dataset), of_tensors=True)
     return Views(plain_views(views, dataset), _as_they_are)

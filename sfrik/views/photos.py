@@ -29,9 +29,9 @@ __all__ = [
     "Crop",
     "Whole",
     "fast_views",
-    "laws",
     "normalise",
     "plain_views",
+    "policies",
     "swav_kinds",
 ]
 
@@ -76,7 +76,7 @@ class Whole:
     patches = None
 
 
-def laws(augmentations: str, size: int, dataset: str, **crops: Any) -> list[Crop | Whole]:
+def policies(augmentations: str, size: int, dataset: str, **crops: Any) -> list[Crop | Whole]:
     """The views in the order of `PretrainSettings.view_sizes`, patches of one crop as one; arguments as of `build_views`."""
     jitter_p = 1.0 if dataset in SMALL else 0.8
     if augmentations == "obow":

@@ -18,7 +18,7 @@ import torch
 
 import sfrik
 from sfrik.cli import main
-from sfrik.cli.environment import environment, environment_in_words
+from sfrik.cli.environment import environment, format_environment
 from sfrik.settings import recipe_names
 from sfrik.system.terminal import paint, wants_colour
 
@@ -43,7 +43,7 @@ def test_env_tells_versions_hardware_and_the_precision_that_auto_means(capsys):
 def test_env_names_no_path_no_host_no_user_and_no_secret(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "0123456789secret")
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    text = "\n".join(environment_in_words(environment()))
+    text = "\n".join(format_environment(environment()))
     hidden = [str(Path.home()), str(ROOT), sys.prefix, os.getcwd(), socket.gethostname(), "secret"]
     hidden += [] if getpass.getuser() == "root" else [getpass.getuser()]
     assert [word for word in hidden if word not in ("/", "localhost") and word in text] == []
@@ -60,7 +60,7 @@ def test_env_works_where_pytorch_cannot_be_imported(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", broken)
     facts = environment()
     assert facts["torch_error"] == "ImportError"
-    assert "torch_error ImportError" in environment_in_words(facts)
+    assert "torch_error ImportError" in format_environment(facts)
 
 
 def test_a_reader_who_has_read_enough_is_no_error():

@@ -23,11 +23,12 @@ import scale
 from sfrik.cli import main
 from sfrik.cost.loss_memory import Case, loss_peak
 from sfrik.cost.memory import expected_memory
-from sfrik.cost.report import memory_by_processes, memory_in_words
+from sfrik.cost.report import format_memory, memory_by_processes
+from sfrik.networks import build_encoder
 from sfrik.objectives import AUH, SFRIK, SIGReg, SimCLR, VICReg
+from sfrik.objectives.factory import build_objective
 from sfrik.optim import LARS
 from sfrik.pretrain.accumulate import backward, micro_batches
-from sfrik.pretrain.distributed import build_encoder, build_objective
 from sfrik.settings import PretrainSettings
 from sfrik.system.devices import autocast
 
@@ -197,7 +198,7 @@ def test_a_mistake_in_the_command_is_one_line(flags, words, capsys):
 def test_what_it_advises_needs_what_it_says():
     settings = PretrainSettings(arch="resnet50", batch_size=2048)
     (parts,) = memory_by_processes(settings, 4).values()
-    *_, advice = memory_in_words(settings, {4: parts})
+    *_, advice = format_memory(settings, {4: parts})
     size, said, processes, each = re.search(
         r"--micro-batch (\d+) \((.*) GiB\), (\d+) processes \((.*) GiB each\)", advice
     ).groups()
@@ -208,7 +209,7 @@ def test_what_it_advises_needs_what_it_says():
 
 def test_where_the_weights_have_most_it_advises_fewer_of_them():
     settings = PretrainSettings(batch_size=4)
-    assert "--mlp" in memory_in_words(settings, memory_by_processes(settings, 1))[-1]
+    assert "--mlp" in format_memory(settings, memory_by_processes(settings, 1))[-1]
 
 
 # --- the widget

@@ -17,9 +17,8 @@ from sfrik.datasets.images import batches, load_images
 from sfrik.diagnostics import Measures, measure
 from sfrik.errors import SfrikError
 from sfrik.evaluate.collapse import DIMENSIONAL, FULL, HEALTHY, LEAST_RANK, LEAST_UNIFORMITY, UNKNOWN, diagnose, judge
-from sfrik.networks import save_weights
+from sfrik.networks import build_encoder, save_weights
 from sfrik.plots.runs import draw_diagnosis
-from sfrik.pretrain.distributed import build_encoder
 from sfrik.runs.folder import Run
 from sfrik.settings import PretrainSettings
 from sfrik.system.files import file_hash, read_json, write_json

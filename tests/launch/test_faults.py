@@ -217,7 +217,7 @@ def test_where_somebody_looks_a_bar_is_drawn(headless, monkeypatch, capsys, name
 def test_a_worker_hands_its_progress_over_and_draws_nothing(headless, monkeypatch, capsys):
     handed = []
     monkeypatch.setenv("SFRIK_BAR", "1")
-    monkeypatch.setattr(progress, "hand_over", handed.append)
+    monkeypatch.setattr(progress, "progress_callback", handed.append)
     tell([])
     assert handed == [{"done": 3, "total": 8, "text": "epoch 1/2, loss 0.5000"}]
     assert capsys.readouterr() == ("a line\n", "")

@@ -11,7 +11,7 @@ from scipy.special import eval_gegenbauer
 
 from sfrik.kernels import RotationInvariantKernel
 from sfrik.objectives import AUH, SFRIK, SimCLR, VICReg
-from sfrik.pretrain.distributed import build_objective
+from sfrik.objectives.factory import build_objective
 from sfrik.settings import PretrainSettings
 
 N, Q = 5, 4

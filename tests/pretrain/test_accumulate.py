@@ -15,9 +15,9 @@ from torch import nn
 
 from sfrik.cost.memory import expected_memory
 from sfrik.errors import SfrikError
+from sfrik.networks import Encoder
 from sfrik.objectives import SFRIK
 from sfrik.pretrain.accumulate import backward, micro_batches
-from sfrik.pretrain.distributed import Encoder
 from sfrik.pretrain.loop import pretrain
 from sfrik.runs.checkpoints import Checkpoints
 from sfrik.runs.folder import Run

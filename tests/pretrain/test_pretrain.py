@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 
 from sfrik.datasets.images import load_images
 from sfrik.errors import SfrikError
-from sfrik.networks import build_backbone, save_weights
+from sfrik.networks import build_backbone, build_encoder, save_weights
 from sfrik.objectives import AUH, SFRIK, SimCLR, VICReg
+from sfrik.objectives.factory import build_objective
 from sfrik.pretrain import loop as module
-from sfrik.pretrain.distributed import build_encoder, build_objective, training_precision
+from sfrik.pretrain.distributed import training_precision
 from sfrik.pretrain.loop import pretrain
 from sfrik.runs.checkpoints import Checkpoints
 from sfrik.runs.folder import Run
@@ -336,7 +337,7 @@ def test_the_objective_is_told_which_views_are_anchors_and_which_are_regularised
             seen.append((len(views), tuple(anchors), regularise))
             return super().forward(views, anchors, regularise)
 
-    monkeypatch.setattr("sfrik.pretrain.distributed.SFRIK", Watched)
+    monkeypatch.setattr("sfrik.objectives.factory.SFRIK", Watched)
     chosen = settings(tmp_path / "run", recipe, epochs=1, subset=7)
     pretrain(chosen, progress=False)
     assert set(seen) == {(len(chosen.view_sizes), anchors, regularise)}

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch.utils.data import get_worker_info
 
-from sfrik.datasets.images import MOST_SKIPPED, Images, batches, deaths_told
+from sfrik.datasets.images import MOST_SKIPPED, Images, batches, explain_worker_death
 from sfrik.errors import SfrikError
+from sfrik.networks import Encoder
 from sfrik.objectives import SFRIK, VICReg
 from sfrik.objectives.base import NotFinite
-from sfrik.pretrain.distributed import Encoder
 from sfrik.pretrain.loop import pretrain
 from sfrik.runs.folder import Run
 from sfrik.settings import PretrainSettings
@@ -136,7 +136,7 @@ def test_many_broken_images_in_a_row_are_a_fault_of_the_disk():
 
 def read_all(loader) -> None:
     """As a training does: PyTorch raises the death of the process in the loader or in what uses its batches."""
-    with deaths_told(1, 2), closing(loader):
+    with explain_worker_death(1, 2), closing(loader):
         for _ in loader:
             pass
 

@@ -141,7 +141,7 @@ def test_a_run_that_is_stopped_says_where_unless_all_is_done(tmp_path, monkeypat
     run = Run(tmp_path / "smoke" / "sfrik_l3_q64" / "seed0")
 
     def stopped(*arguments):
-        run.say("running", stage="pretrain", epoch=3)
+        run.update_status("running", stage="pretrain", epoch=3)
         if done:
             monkeypatch.setattr(campaign, "missing_stages", lambda *arguments: [])
         raise Preempted("stopped by SIGTERM (somewhere); the same command goes on from there")

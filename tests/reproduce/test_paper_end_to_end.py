@@ -24,8 +24,7 @@ from safetensors.torch import load_file
 
 from sfrik.cli import main
 from sfrik.datasets import images as datasets
-from sfrik.networks import load_backbone
-from sfrik.pretrain.distributed import Encoder
+from sfrik.networks import Encoder, load_backbone
 from sfrik.runs.checkpoints import Checkpoints
 from sfrik.settings import load_recipe
 

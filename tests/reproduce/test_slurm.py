@@ -300,7 +300,7 @@ def test_the_last_job_of_a_table_never_submits_what_failed_and_says_why(cluster,
     monkeypatch.setattr(slurm_table, "make_table", lambda *args, **kwargs: rendered.append(kwargs["render_only"]))
     finished |= {(recipe, stage) for (recipe, _), stages in needed_runs(["table1"], "smoke", 1, root).items() for stage in stages}
     finished -= {("smoke/simclr_q64", stage) for stage in ("pretrain", "linear", "knn")}
-    Run(run_folder("smoke/simclr_q64", 0, root)).say("failed", stage="pretrain", error="no images")
+    Run(run_folder("smoke/simclr_q64", 0, root)).update_status("failed", stage="pretrain", error="no images")
     assert submit_table("table1", "smoke", 1, Layout(), Site(), root, part=1) == 1
     assert cluster.jobs == []
     assert rendered == [True]
@@ -462,7 +462,7 @@ def test_a_job_that_stops_three_times_at_the_same_step_is_not_requeued_again(clu
     run = Run(tmp_path / "run")
 
     def stopped_at(step):
-        run.say("preempted", stage="pretrain", epoch=0, step=step, steps=8)
+        run.update_status("preempted", stage="pretrain", epoch=0, step=step, steps=8)
         return script(cluster, tmp_path, ["bash", "-c", "exit 75"])[0]
 
     assert [stopped_at(step) for step in (0, 4, 4)] == [0, 0, 0]
@@ -497,14 +497,14 @@ def test_a_running_run_tells_epoch_loss_time_left_and_job(cluster, root, run):
     submit_runs([RUN], Layout(), Site(), root)
     cluster.becomes("1", "RUNNING")
     assert (status(root).state, status(root).detail) == ("running", "starting, job 1 on node[1-2]")
-    run.say("running", stage="pretrain", epoch=2, epochs=20, step=30, steps=400, loss=1.23456, seconds_left=312.0)
+    run.update_status("running", stage="pretrain", epoch=2, epochs=20, step=30, steps=400, loss=1.23456, seconds_left=312.0)
     assert status(root).detail == "pretrain: epoch 3/20, loss 1.2346, 5 min left, job 1 on node[1-2]"
-    run.say("running", stage="linear")
+    run.update_status("running", stage="linear")
     assert status(root).detail == "linear, job 1 on node[1-2]"
 
 
 def test_a_run_of_this_machine_is_running_while_its_process_holds_the_lock_and_stopped_when_it_is_gone(root, run):
-    run.say("running", stage="pretrain", epoch=0, epochs=2)
+    run.update_status("running", stage="pretrain", epoch=0, epochs=2)
     with run.lock():
         assert status(root).state == "running"
         assert status(root).detail.startswith("pretrain: epoch 1/2, on ")
@@ -514,19 +514,19 @@ def test_a_run_of_this_machine_is_running_while_its_process_holds_the_lock_and_s
 
 
 def test_a_preempted_run_says_whether_a_job_goes_on(cluster, root, run, monkeypatch):
-    run.say("preempted", stage="pretrain", epoch=1, epochs=2)
+    run.update_status("preempted", stage="pretrain", epoch=1, epochs=2)
     assert (status(root).state, status(root).detail) == ("preempted", "pretrain: epoch 2/2; the same command goes on")
     submit_runs([RUN], Layout(), Site(), root)
     assert status(root).state == "queued", "another job than the one that stopped"
     monkeypatch.setenv("SLURM_JOB_ID", "1")
-    run.say("preempted", stage="pretrain", epoch=1, epochs=2)
+    run.update_status("preempted", stage="pretrain", epoch=1, epochs=2)
     cluster.becomes("1", "PENDING", "BeginTime", "")
     assert status(root).detail == "pretrain: epoch 2/2; requeued, job 1 waits (BeginTime)"
     assert status(root).state == "preempted"
 
 
 def test_a_failed_run_tells_its_last_error_in_one_line(root, run):
-    run.say("failed", stage="pretrain", error="rank 1 on node2 failed:\nTraceback\n  File x\nValueError: the reason")
+    run.update_status("failed", stage="pretrain", error="rank 1 on node2 failed:\nTraceback\n  File x\nValueError: the reason")
     assert (status(root).state, status(root).detail) == ("failed", "pretrain: rank 1 on node2 failed: ValueError: the reason")
 
 
@@ -539,7 +539,7 @@ def test_a_job_that_failed_before_the_run_could_say_anything_is_known_by_its_log
 
 def test_status_without_slurm_works_from_the_folders_and_as_json(root, run, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
-    run.say("failed", stage="pretrain", error="no images")
+    run.update_status("failed", stage="pretrain", error="no images")
     assert main(["status", "table1", "--profile", "smoke", "--exp-dir", str(root)]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert any(line.split() == ["smoke/sfrik_l3_q64", "seed", "0", "failed", "pretrain:", "no", "images"] for line in printed)

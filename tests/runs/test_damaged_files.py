@@ -23,9 +23,9 @@ from sfrik.pretrain.loop import pretrain
 from sfrik.runs import folder as runs
 from sfrik.runs.checkpoints import Checkpoints
 from sfrik.runs.folder import Run
-from sfrik.runs.records import VERSION
 from sfrik.settings import EvaluateSettings, KnnSettings, PretrainSettings
 from sfrik.system.files import atomic_write, file_hash, read_json, write_json
+from sfrik.system.records import VERSION
 from sfrik.system.tensor_files import read_pickle
 
 RECIPE = "smoke/sfrik_l2_q64"

@@ -185,7 +185,7 @@ def test_where_no_checkpoint_can_be_read_a_person_decides(run, capsys):
 
 def test_a_run_says_what_it_does_until_it_is_done(run):
     assert run.state() is None
-    run.say("running", epoch=3)
+    run.update_status("running", epoch=3)
     said = run.state()
     assert (said["state"], said["epoch"], said["pid"]) == ("running", 3, os.getpid())
     assert not run.is_locked()

@@ -7,7 +7,8 @@ import re
 import pytest
 
 from sfrik.cost.memory import _counts, expected_memory
-from sfrik.settings import RECIPES, SECTIONS, EvaluateSettings, KnnSettings, LogisticSettings, PretrainSettings, recipe_names
+from sfrik.settings import SECTIONS, EvaluateSettings, KnnSettings, LogisticSettings, PretrainSettings, recipe_names
+from sfrik.settings.base import RECIPES
 from sfrik.tables.definitions import EXPERIMENTS, rows_of
 
 PAPER = recipe_names("paper")

@@ -17,7 +17,6 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from sfrik import settings as module
 from sfrik.cli.flags import whole
 from sfrik.errors import SfrikError
 from sfrik.settings import (
@@ -31,6 +30,7 @@ from sfrik.settings import (
     recipe_names,
     run_folder,
 )
+from sfrik.settings import base as module
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -350,7 +350,7 @@ def test_a_value_beyond_its_bound_is_refused_with_the_bound(name, value, words):
 
 @pytest.mark.parametrize(("kernel", "most"), [("rbf", 40), ("heat", 80), ("power", 1.999)])
 def test_every_kernel_that_the_settings_accept_is_built_at_once(kernel, most):
-    from sfrik.pretrain.distributed import build_objective
+    from sfrik.objectives.factory import build_objective
 
     started = time.process_time()
     for scale, q, degree in itertools.product((1e-6, 1.0, most), (2, 256, 65536), (1, 64)):

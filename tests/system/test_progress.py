@@ -17,7 +17,6 @@ from sfrik.pretrain.loop import pretrain
 from sfrik.reproduce import table as campaign
 from sfrik.settings import EvaluateSettings, FeatureSettings, PretrainSettings
 from sfrik.system import progress
-from sfrik.system.progress import told
 
 LEFT = r"\d+ s left$"
 
@@ -71,16 +70,16 @@ def test_logistic_regression_and_the_search_for_neighbours_tell_the_time_left(ev
 
 
 def test_parts_pass_in_order_and_only_one_process_tells(every_step, capsys):
-    assert list(told("abc", 3, "letters", show=False)) == ["a", "b", "c"]
+    assert list(progress.track("abc", 3, "letters", show=False)) == ["a", "b", "c"]
     assert lines(capsys) == []
-    assert list(told("abc", 3, "letters")) == ["a", "b", "c"]
+    assert list(progress.track("abc", 3, "letters")) == ["a", "b", "c"]
     assert len(lines(capsys)) == 3
 
 
 def test_a_bar_shows_the_parts_and_the_time_left(every_step, monkeypatch, capsys):
     monkeypatch.setenv("JPY_SESSION_NAME", "a notebook")
     monkeypatch.setattr(progress, "BAR_SECONDS", 0.0)
-    for _ in told("abc", 3, "letters"):
+    for _ in progress.track("abc", 3, "letters"):
         time.sleep(0.15)  # tqdm draws no more often than each 0.1 s
     drawn = capsys.readouterr().err
     assert "1/3" in drawn

@@ -1,9 +1,4 @@
-"""Backbone and projector, and the reading and writing of their weights.
-
-A backbone is torchvision's ResNet without classifier, under torchvision's own keys, with the last BatchNorm of each
-residual branch initialised to zero; it maps images [n, c, h, w] to features [n, d]. For images of 32 pixels or so the
-stem is one 3 x 3 convolution and no pooling. `resnet8` is the desk profile's network.
-"""
+"""Weights files: ours, written as safetensors, and those of other code, read as a backbone."""
 
 from __future__ import annotations
 
@@ -17,129 +12,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sfrik.architectures import ARCHITECTURES, parse_mlp
 from sfrik.errors import SfrikError, nearest
+from sfrik.networks.backbones import Backbone, build_backbone
 from sfrik.system.files import WriteError, check_regular, file_hash, read_text, write_text
 from sfrik.system.tensor_files import check_weights, read_pickle, read_safetensors, write_safetensors
 
-__all__ = ["Backbone", "build_backbone", "build_projector", "load_backbone", "pretrained", "save_weights"]
+__all__ = ["backbone_state", "load_backbone", "pretrained", "save_weights"]
 
 # The authors' release: name -> (file, architecture). Its backbone scores 70.3 % by linear probing on ImageNet (their README).
 RELEASE = "https://github.com/valeoai/sfrik/releases/download/v0.1.0"
 PRETRAINED = {"resnet50-sfrik-200ep": ("sfrik_32k_in1000_200ep_r50_backbone.pth", "resnet50")}
-
-
-class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut, which is a 1 x 1 convolution where the width changes (He et al. 2016)."""
-
-    def __init__(self, inside: int, outside: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inside, outside, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outside)
-        self.conv2 = nn.Conv2d(outside, outside, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outside)
-        self.shortcut = nn.Identity()
-        if inside != outside:
-            self.shortcut = nn.Sequential(nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside))
-
-    def forward(self, x: Tensor) -> Tensor:
-        branch = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
-        return torch.relu(branch + self.shortcut(x))
-
-
-class Backbone(nn.Module):
-    """A network of images [n, c, h, w] whose features [n, d] have d = `num_features` dimensions."""
-
-    num_features: int
-
-
-class ResNet8(Backbone):
-    """Eight layers for 28-pixel digits: a 3 x 3 stem of stride 2, residual blocks of 32, 64, 128 channels; d = 128.
-
-    The residual branches are not initialised to zero: the untrained network would be nearly linear, and as a baseline
-    it scored 46 % where this one scores 81 %.
-    """
-
-    def __init__(self, channels: int = 1, width: int = 32) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        blocks, inside = [], width
-        for stage in range(3):
-            outside = width * 2**stage
-            blocks.append(ResidualBlock(inside, outside, stride=1 if stage == 0 else 2))
-            inside = outside
-        self.layers = nn.Sequential(*blocks)
-        self.num_features = inside
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.bn1(self.conv1(x)))
-        return self.layers(x).mean(dim=(2, 3))  # [n, d]
-
-
-def build_backbone(arch: str, stem: str = "imagenet", channels: int = 3) -> Backbone:
-    """A freshly initialised backbone; `.num_features` is the dimension d of its features.
-
-    Args:
-        arch: one of `ARCHITECTURES`.
-        stem: "imagenet" (7 x 7 convolution of stride 2 and a max-pool) or "small" (3 x 3 of stride 1, no pool).
-        channels: of the images, 3 or 1.
-
-    >>> backbone = build_backbone("resnet8", channels=1)
-    >>> backbone(torch.zeros(2, 1, 28, 28)).shape, backbone.num_features
-    (torch.Size([2, 128]), 128)
-    """
-    if arch not in ARCHITECTURES:
-        raise SfrikError(f"unknown arch {arch!r}: choose one of {', '.join(ARCHITECTURES)}")
-    if arch == "resnet8":
-        return ResNet8(channels)
-    import torchvision  # here, since it takes seconds to import and the desk profile does without
-
-    net = getattr(torchvision.models, arch)(weights=None, zero_init_residual=True)
-    net.num_features = net.fc.in_features  # a Backbone in all but name
-    net.fc = nn.Identity()
-    if stem == "small" or channels != 3:
-        kernel, stride = (3, 1) if stem == "small" else (7, 2)
-        net.conv1 = nn.Conv2d(channels, 64, kernel, stride, padding=kernel // 2, bias=False)
-        nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
-    if stem == "small":
-        net.maxpool = nn.Identity()
-    return net
-
-
-class Pixels(Backbone):
-    """No network: the pixels themselves are the features, the baseline that any backbone should beat."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = num_features
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(1)  # [n, c h w]
-
-
-def build_pixels(size: int, channels: int) -> Backbone:
-    return Pixels(channels * size * size)
-
-
-def build_projector(num_features: int, mlp: str) -> nn.Sequential:
-    """Projector from its widths, "8192-8192-8192": Linear, BatchNorm, ReLU for each but the last, Linear without bias.
-
-    The last width is q, the dimension of the embeddings.
-
-    >>> build_projector(128, "256-64")(torch.zeros(2, 128)).shape
-    torch.Size([2, 64])
-    """
-    widths = parse_mlp(mlp)
-    layers: list[nn.Module] = []
-    inside = num_features
-    for width in widths[:-1]:
-        layers += [nn.Linear(inside, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
-        inside = width
-    return nn.Sequential(*layers, nn.Linear(inside, widths[-1], bias=False))
 
 
 def save_weights(module: nn.Module, path: str | Path, **about: str) -> str:

@@ -1,0 +1,49 @@
+"""The encoder: backbone and projector as one module."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sfrik.networks.backbones import build_backbone, build_pixels, build_projector
+from sfrik.settings import PretrainSettings
+
+__all__ = ["Encoder", "build_encoder"]
+
+
+class Encoder(nn.Module):
+    """Backbone and projector: a list of views in, the embeddings of each out.
+
+    Two views pass one after the other, so that BatchNorm's statistics are those of one view; with `by_size`, as multi-crop
+    has it, the views of one size pass together. One call takes all views: DDP expects one forward pass for each backward pass.
+    """
+
+    def __init__(self, backbone: nn.Module, projector: nn.Module, by_size: bool = False) -> None:
+        super().__init__()
+        self.backbone, self.projector, self.by_size = backbone, projector, by_size
+
+    def forward(self, views: list[Tensor]) -> list[Tensor]:
+        if not self.by_size:
+            return [self._embed(view) for view in views]
+        together: dict[int, list[int]] = {}
+        for index, view in enumerate(views):
+            together.setdefault(view.shape[-1], []).append(index)
+        embeddings: dict[int, Tensor] = {}
+        for indices in together.values():
+            whole = self._embed(torch.cat([views[index] for index in indices]))
+            embeddings.update(zip(indices, whole.chunk(len(indices)), strict=True))
+        return [embeddings[index] for index in range(len(views))]
+
+    def _embed(self, images: Tensor) -> Tensor:
+        return self.projector(self.backbone(images.contiguous(memory_format=torch.channels_last)))
+
+
+def build_encoder(settings: PretrainSettings, channels: int) -> Encoder:
+    """The network that the settings describe, for images of so many channels."""
+    if settings.arch == "pixels":
+        return Encoder(build_pixels(settings.size, channels), nn.Identity())
+    backbone = build_backbone(settings.arch, settings.stem, channels)
+    encoder = Encoder(backbone, build_projector(backbone.num_features, settings.mlp), settings.multi_crop)
+    if settings.compile:
+        encoder.compile()  # in place, at its first call: the names of its weights stay, and its backbone by itself is as it was
+    return encoder

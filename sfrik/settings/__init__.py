@@ -1,0 +1,31 @@
+"""Every setting with its type, unit, default and meaning."""
+
+from sfrik.settings.base import SECTIONS, Settings, load_recipe, recipe_names, results_root, run_folder
+from sfrik.settings.evaluation import (
+    EvaluateSettings,
+    FeatureSettings,
+    FrozenSettings,
+    KnnSettings,
+    LogisticSettings,
+    TransferSettings,
+)
+from sfrik.settings.fields import ARCHITECTURES, parse_mlp
+from sfrik.settings.pretraining import PretrainSettings
+
+__all__ = [
+    "ARCHITECTURES",
+    "SECTIONS",
+    "EvaluateSettings",
+    "FeatureSettings",
+    "FrozenSettings",
+    "KnnSettings",
+    "LogisticSettings",
+    "PretrainSettings",
+    "Settings",
+    "TransferSettings",
+    "load_recipe",
+    "parse_mlp",
+    "recipe_names",
+    "results_root",
+    "run_folder",
+]

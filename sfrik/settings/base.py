@@ -1,0 +1,177 @@
+"""What all settings share, and recipes: files of settings that `from_recipe` and `load_recipe` read.
+
+A setting has one name everywhere: in a recipe (TOML), as a notebook parameter (snake case) and as a flag of the command line
+(hyphens or underscores). There is one class per command. A recipe keeps the settings of pretraining at its top level and those of
+an evaluation in a `[table]`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing_extensions import Self
+
+from sfrik.errors import SfrikError, nearest
+from sfrik.settings.fields import ARCHITECTURES, Architecture, Batch, Count, Datasets, Int, Pixels
+from sfrik.system.files import read_toml
+
+__all__ = ["RECIPES", "SECTIONS", "Settings", "load_recipe", "recipe_names", "results_root", "run_folder"]
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+SECTIONS: dict[str, type[Settings]] = {}  # section of a recipe -> its class; "pretrain" is the top level
+
+# Settings that say where and on what a run happens, not what it computes: they stay out of its hash.
+PLACE = {"exp_dir", "data_dir", "extraction_dir", "workers", "device", "pretrained", "ckp_path", "label_list", "target_dir"}
+PLACE |= {"checkpoint_minutes", "loggers"}
+
+
+class Settings(BaseModel):
+    """What all commands share."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    dataset: Datasets = Field("imagenet", description="images to read")
+    data_dir: str = Field("data", description="folder of the images; ImageNet: with train/ and val/")
+    subset: Count | None = Field(None, description="the first so many training images of each class; all when unset")
+    size: Pixels = Field(224, description="side of the views and of the test images, in pixels")
+    arch: Architecture = Field("resnet18", description=f"backbone: {', '.join(ARCHITECTURES)}, or pixels (none)")
+    stem: Literal["imagenet", "small"] = Field("imagenet", description="first layers of the ResNet; small is for 32 pixels")
+    batch_size: Batch = Field(256, description="images a step, over all processes")
+    seed: Int = Field(0, ge=0, le=2**32 - 1, description="of initialisation, order and augmentation")
+    exp_dir: str = Field("", description="the run's folder; results/<profile>/<recipe>/seed<k> when a recipe is given")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to compute")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="of the network; losses are in fp32")
+    workers: Int = Field(4, ge=0, le=1024, description="processes that decode images, for each training process")
+
+    def __init_subclass__(cls, sections: tuple[str, ...] = (), **kwargs: Any) -> None:
+        """`sections`: the parts of a recipe that hold settings of this class."""
+        super().__init_subclass__(**kwargs)
+        SECTIONS.update(dict.fromkeys(sections, cls))
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], source: str = "") -> Self:
+        """Checked settings; the error names the setting, where it stands and the nearest known one."""
+        where = f" in {source}" if source else ""
+        for name in values:
+            if name not in cls.model_fields:
+                shown = name if name.isidentifier() else repr(name)
+                raise SfrikError(f"unknown setting {shown}{where}{nearest(name, cls.model_fields)}")
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            problem = error.errors()[0]
+            name = ".".join(str(part) for part in problem["loc"]) or "settings"
+            message = problem["msg"].removeprefix("Value error, ")
+            got = f"{problem['input']!r:.100}" if problem["loc"] else ""
+            own = problem["type"] == "value_error" and ", got " in message  # of ours, which names the value itself
+            got = "" if not got or own else f", got {got}"
+            raise SfrikError(f"{name}{where}: {message}{got}") from None
+
+    @classmethod
+    def from_recipe(cls, recipe: str, **overrides: Any) -> Self:
+        """Settings of recipe PROFILE/NAME with overrides; None keeps the recipe's value.
+
+        >>> from sfrik.settings import PretrainSettings
+        >>> PretrainSettings.from_recipe("desk/sfrik_l3_q512", epochs=3).epochs
+        3
+        """
+        given = {name: value for name, value in overrides.items() if value is not None}
+        settings = cls.parse(load_recipe(recipe, cls.section(given)) | given, f"recipe {recipe} with overrides")
+        if settings.exp_dir:
+            return settings
+        return settings.model_copy(update={"exp_dir": str(run_folder(recipe, settings.seed))})
+
+    @classmethod
+    def section(cls, given: Mapping[str, Any]) -> str:
+        """The part of a recipe that holds these settings, "pretrain" for its top level; `given` are the overrides."""
+        return next(name for name, kind in SECTIONS.items() if kind is cls)
+
+    def what(self) -> dict[str, Any]:
+        """The settings that determine the outcome: without those that say where it is computed, or that have no effect."""
+        idle = PLACE | self.without_effect()
+        return {name: value for name, value in self.model_dump(mode="json").items() if name not in idle}
+
+    def without_effect(self) -> set[str]:
+        """Names of the settings that belong to a choice which was not made, such as the crops of SwAV under other views."""
+        return set()
+
+    def hash(self) -> str:
+        """Twelve hexadecimal digits that name `what()`."""
+        return hashlib.sha256(json.dumps(self.what(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def results_root() -> Path:
+    """results/ of the checkout that the library runs from, seen from the working directory; else of the working directory."""
+    checkout = RECIPES.parents[1]
+    return Path(os.path.relpath(checkout / "results")) if (checkout / "Makefile").is_file() else Path("results")
+
+
+def run_folder(recipe: str, seed: int, root: str | Path | None = None) -> Path:
+    """<root>/<profile>/<recipe>/seed<k>, the root being `results_root()` when None."""
+    return Path(root or results_root()) / recipe / f"seed{seed}"
+
+
+def recipe_names(profile: str | None = None) -> list[str]:
+    """The recipes there are, as PROFILE/NAME."""
+    found = (path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.glob("*/*.toml"))
+    return sorted(name for name in found if not name.endswith("/profile") and (not profile or name.startswith(profile + "/")))
+
+
+def load_recipe(name: str, command: str = "pretrain") -> dict[str, Any]:
+    """Settings of recipe PROFILE/NAME for one command; those of all commands are checked, whichever it is.
+
+    `profile.toml` in the profile's folder holds what its recipes share. An evaluation inherits the images and the
+    network from the top level, where the settings of pretraining stand. Files are read again when they have changed.
+
+    Raises:
+        SfrikError: there is no such recipe; a file cannot be read; a section or a setting is unknown, or a value is wrong.
+    """
+    profile, _, own = name.partition("/")
+    signatures = [_signature(RECIPES / f"{part}.toml") for part in (f"{profile}/profile", name)]
+    if not re.fullmatch(r"[^/\\]+/[^/\\]+", name) or profile in (".", "..") or own == "profile" or signatures[1] is None:
+        raise SfrikError(f"unknown recipe {name!r}{nearest(name, recipe_names())}: the recipes are in sfrik/recipes")
+    return dict(_checked_recipe(RECIPES, name, *signatures)[command])
+
+
+def _signature(path: Path) -> tuple[int, ...] | None:
+    """What changes with a file; None where there is none."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a name with a zero byte
+        return None
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
+
+
+@lru_cache(maxsize=1024)
+def _checked_recipe(root: Path, name: str, *signatures: tuple[int, ...] | None) -> dict[str, dict[str, Any]]:
+    """The settings of each section; `signatures` are of the profile's file and of the recipe's."""
+    merged: dict[str, Any] = {}
+    for part, signature in zip((f"{name.split('/')[0]}/profile", name), signatures, strict=True):
+        if signature is None:
+            continue
+        for key, value in read_toml(root / f"{part}.toml").items():
+            if not isinstance(value, dict):
+                merged[key] = value
+            elif key == "pretrain":
+                raise SfrikError(f"section [pretrain] in recipe {part}.toml: move its settings to the top, above all sections")
+            elif key not in SECTIONS:
+                raise SfrikError(f"unknown section [{key}] in recipe {part}.toml{nearest(key, SECTIONS)}")
+            else:
+                merged[key] = {**merged.get(key, {}), **value}
+    top = {key: value for key, value in merged.items() if not isinstance(value, dict)}
+    SECTIONS["pretrain"].parse(top, f"recipe {name}")
+    shared = {key: value for key, value in top.items() if key in Settings.model_fields and key != "batch_size"}
+    found = {"pretrain": top}
+    for section, kind in SECTIONS.items():
+        if section != "pretrain":
+            found[section] = {**shared, **merged.get(section, {})}
+            kind.parse(found[section], f"recipe {name}, section [{section}]")
+    return found
