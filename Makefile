@@ -1,6 +1,6 @@
 # Rebuilds the paper's tables. `make` alone prints the targets.
 #
-#   PROFILE=desk     smoke (minutes, to test), desk (minutes, two CPU cores), cifar10 (one GPU), paper (days, by expectation)
+#   PROFILE=digits     smoke (minutes, to test), digits (minutes, two CPU cores), cifar10 (one GPU), paper (days, by expectation)
 #   SEEDS=1          seeds 0 .. SEEDS-1 of each run
 #   JOBS=0           runs side by side; 0: one for each core, or one on a GPU
 #   DATA=            folder of the images where a profile needs one (ImageNet: with train/ and val/; STL10, Places205, VOC07 in it)
@@ -20,7 +20,7 @@ SHELL := /bin/bash
 TABLES := table2 table3 table4 table5 table6 table7 table8 table9
 .PHONY: help setup table1 $(TABLES) tables notebooks status test types matrix test-slurm test-lab docs bench lab clean clean-results
 
-PROFILE ?= desk
+PROFILE ?= digits
 SEEDS ?= 1
 JOBS ?= 0
 DATA ?=
@@ -58,7 +58,7 @@ endif
 CLUSTER = $(foreach flag,PARTITION NODES GPUS PROCS TIME,$(if $($(flag)),--$(shell echo $(flag) | tr A-Z a-z) '$($(flag))'))
 
 help:  ## print this list
-	@echo "usage: make TARGET [PROFILE=desk|smoke|cifar10|paper] [SEEDS=1] [JOBS=0] [VENV=.venv]"
+	@echo "usage: make TARGET [PROFILE=digits|smoke|cifar10|paper] [SEEDS=1] [JOBS=0] [VENV=.venv]"
 	@echo "       make TABLE LAUNCH=slurm [PARTITION=...] [NODES=1] [GPUS=0] [PROCS=1] [TIME=...]    and   make status"
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 

@@ -24,7 +24,7 @@ SCRIPTS = {
     "losses": [],
     "sliced": [],
     "input": [],
-    "desk": [],
+    "digits": [],
     "knn": ["--queries", "50000", "--bank", "200000", "--rounds", "1"],
 }
 
@@ -92,10 +92,10 @@ def of_the_others() -> Iterator[list[str]]:
             value = f"{own['worker / pil']:.2f} times the images; {own['whole / pil']:.2f} with the device's part on the CPU too"
             bound = "at least 4" if views == "vicreg" else "–"
             yield [f"input pipeline per core, {views} views ({facts})", "pipeline on PIL images", value, bound]
-    if measured := found("desk"):
+    if measured := found("digits"):
         own = measured["epochs"]
         value = f"{own['epoch / passes']:.3f} of the time; {own['epoch / model']:.3f} of the network's passes alone"
-        what = f"desk epoch, {measured['recipe']}, {measured['threads']} thread"
+        what = f"digits epoch, {measured['recipe']}, {measured['threads']} thread"
         yield [what, "forward, loss and backward on ready tensors", value, "at most 1.15"]
     if measured := found("knn"):
         own = measured["median"]

@@ -1,10 +1,10 @@
-"""Where `sfrik diagnose` has its thresholds from, and whether the loss ranks the desk's runs as the probes do.
+"""Where `sfrik diagnose` has its thresholds from, and whether the loss ranks the digits profile's runs as the probes do.
 
     python benchmarks/diagnosis.py                   trains what is missing (a minute a run on one core), measures, renders
     python benchmarks/diagnosis.py --only ranking    the ranks alone, from the committed scores: seconds
     python benchmarks/diagnosis.py --render          the tables of docs/diagnosis.md and the figures, from the numbers there are
 
-The runs go to --folder, which keeps what is finished; the numbers to results/desk/diagnosis/diagnosis.json and ranking.json.
+The runs go to --folder, which keeps what is finished; the numbers to results/digits/diagnosis/diagnosis.json and ranking.json.
 
 A run's group is what its settings make of it, not what was measured: "healthy" are recipes of the tables; "degree 1" have a
 kernel of degree 1 alone, "alignment alone" no regulariser: both collapse. "Weakened" runs have a little of a regulariser, or a
@@ -39,7 +39,7 @@ from sfrik.settings import FeatureSettings, KnnSettings, PretrainSettings
 from sfrik.system.files import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
-PAGE, NUMBERS, FIGURES = ROOT / "docs/diagnosis.md", ROOT / "results/desk/diagnosis", ROOT / "results/desk/figures"
+PAGE, NUMBERS, FIGURES = ROOT / "docs/diagnosis.md", ROOT / "results/digits/diagnosis", ROOT / "results/digits/figures"
 
 # name: (group, recipe, changed settings, seeds)
 RUNS: dict[str, tuple[str, str, dict[str, Any], int]] = {
@@ -97,20 +97,20 @@ def measured(name: str, seed: int, folder: Path) -> dict[str, Any]:
     if kept.is_file():
         return read_json(kept)
     place = {"seed": seed, "exp_dir": str(folder / name / f"seed{seed}")}
-    settings = PretrainSettings.from_recipe(f"desk/{recipe}", **place, knn_every=0, **changes)
+    settings = PretrainSettings.from_recipe(f"digits/{recipe}", **place, knn_every=0, **changes)
     pretrain(settings, progress=False)
     run = Run(settings.exp_dir)
     found = diagnose(run.folder)
     place["extraction_dir"] = str(run.folder / "features")
-    extract_features(FeatureSettings.from_recipe(f"desk/{recipe}", **place))
-    knn = knn_eval(KnnSettings.from_recipe(f"desk/{recipe}", **place))
+    extract_features(FeatureSettings.from_recipe(f"digits/{recipe}", **place))
+    knn = knn_eval(KnnSettings.from_recipe(f"digits/{recipe}", **place))
     lines = run.epochs()
     print(f"{name} seed {seed}: {found.verdict}", flush=True)
     row = {
         "run": name,
         "seed": seed,
         "group": group,
-        "recipe": f"desk/{recipe}",
+        "recipe": f"digits/{recipe}",
         "changes": changes,
         "commit": read_json(run.folder / "provenance.json")["commit"],
         "knn20": knn["top1_at"]["20"],
@@ -229,7 +229,7 @@ def table_of_runs() -> list[str]:
 
 def row_of_run(name: str, rows: list[dict[str, Any]]) -> list[str]:
     changes = ", ".join(f"{key} = {value}" for key, value in rows[0]["changes"].items())
-    what = f"{rows[0]['recipe'].removeprefix('desk/')}, {changes}" if changes else name
+    what = f"{rows[0]['recipe'].removeprefix('digits/')}, {changes}" if changes else name
     shares = [", ".join(f"{share:.2f}" for share in row["energy_share"][:2]) or "–" for row in rows]
     return [
         what,

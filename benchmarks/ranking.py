@@ -1,4 +1,4 @@
-"""Do the training loss, alignment, uniformity and effective rank rank the desk's runs as the probes do? By committed scores.
+"""Do the training loss, alignment, uniformity and effective rank rank the digits runs as the probes do? From committed scores.
 
 `python benchmarks/diagnosis.py --only ranking` runs it. Spearman's rank correlation throughout. What is compared:
 
@@ -29,7 +29,7 @@ from sfrik.plots.tables import COLOURS, MARKERS
 from sfrik.runs.folder import Run
 from sfrik.system.files import read_json
 
-ROOT = Path(__file__).parents[1] / "results/desk"
+ROOT = Path(__file__).parents[1] / "results/digits"
 PROBES = {"linear": "linear probing", "logistic": "logistic regression", "knn": "20-NN"}
 MEASURES = ("alignment", "uniformity", "effective_rank")
 METHODS = {

@@ -29,7 +29,7 @@ include_patterns = [
     "docs/api/*.rst",
     "notebooks/*.ipynb",
 ]
-include_patterns += ["results/README.md", "results/desk/README.md", "results/desk/*/README.md", "results/desk/tables/*.md"]
+include_patterns += ["results/README.md", "results/digits/README.md", "results/digits/*/README.md", "results/digits/tables/*.md"]
 exclude_patterns = [".*", "site", "build", "data", "sfrik", "tests", "benchmarks", "*.egg-info", "docs/_*", "results/smoke"]
 nitpicky = False
 

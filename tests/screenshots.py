@@ -1,4 +1,4 @@
-"""Run every notebook by Run All in JupyterLab and picture it whole: python tests/screenshots.py OUT [--profile desk].
+"""Run every notebook by Run All in JupyterLab and picture it whole: python tests/screenshots.py OUT [--profile digits].
 
 OUT gets a small checkout: the notebooks with their parameters set to the profile, a copy of its results without the run that the
 notebooks show, which is trained anew, and shots/<notebook>/01.png and on, to be looked at. Told of each notebook: the seconds of
@@ -16,7 +16,7 @@ from pathlib import Path
 from browser import chromium
 from lab import ROOT, Notebook, jupyterlab, parametrised
 
-RUNS = {"smoke": "sfrik_l3_q64", "desk": "sfrik_l3_q512"}
+RUNS = {"smoke": "sfrik_l3_q64", "digits": "sfrik_l3_q512"}
 LIMIT = 1800.0  # seconds for a notebook
 SIZE = {"width": 1280, "height": 1400}
 

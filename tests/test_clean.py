@@ -21,11 +21,11 @@ clean = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(clean)
 
 GOES = ["sfrik/__pycache__/a.pyc", ".pytest_cache/x", ".ruff_cache/x", "site/index.html", ".coverage", "coverage.xml"]
-GOES += ["results/desk/a/seed0/.settings.json.host-1-0a1b2c3d.tmp"]
-GOES += ["results/desk/a/seed0/02_pretraining.partial.ipynb", "notebooks/.ipynb_checkpoints/01.ipynb"]
-STAYS = ["sfrik/a.py", "results/desk/a/seed0/settings.json", "results/desk/a/seed0/backbone.safetensors", "data/cifar10/x"]
+GOES += ["results/digits/a/seed0/.settings.json.host-1-0a1b2c3d.tmp"]
+GOES += ["results/digits/a/seed0/02_pretraining.partial.ipynb", "notebooks/.ipynb_checkpoints/01.ipynb"]
+STAYS = ["sfrik/a.py", "results/digits/a/seed0/settings.json", "results/digits/a/seed0/backbone.safetensors", "data/cifar10/x"]
 STAYS += [
-    "results/desk/a/seed0/02_pretraining.ipynb",
+    "results/digits/a/seed0/02_pretraining.ipynb",
     ".venv/lib/__pycache__/a.pyc",
     "env/lib/__pycache__/a.pyc",
     "env/pyvenv.cfg",
@@ -78,7 +78,7 @@ def test_caches_and_builds_go_and_everything_else_stays(checkout, capsys):
 
 @pytest.mark.parametrize("name", ["02_pretraining.partial.ipynb", ".settings.json.host-1-0a1b2c3d.tmp"])
 def test_what_is_being_written_stays(checkout, name):
-    path = checkout / "results/desk/a/seed0" / name
+    path = checkout / "results/digits/a/seed0" / name
     os.utime(path)
     clean.main([], checkout)
     assert path.exists()
@@ -94,45 +94,45 @@ def test_what_git_tracks_stays_even_where_it_looks_like_a_cache(checkout):
 @pytest.mark.parametrize(("answer", "deleted"), [("yes", True), ("y", False), ("", False)])
 def test_results_go_when_a_person_says_yes(checkout, person, capsys, answer, deleted):
     person(answer)
-    assert clean.main(["--results", str(checkout / "results/desk")]) == (0 if deleted else 1)
-    assert (checkout / "results/desk").exists() != deleted
+    assert clean.main(["--results", str(checkout / "results/digits")]) == (0 if deleted else 1)
+    assert (checkout / "results/digits").exists() != deleted
     out = capsys.readouterr().out
     assert "1 run folders, 0.0 MiB" in out
     assert ("nothing was deleted" in out) != deleted
 
 
-@pytest.mark.parametrize(("answer", "deleted"), [("yes", False), ("desk", True)])
+@pytest.mark.parametrize(("answer", "deleted"), [("yes", False), ("digits", True)])
 def test_results_that_git_tracks_go_when_their_profile_is_typed(checkout, person, capsys, answer, deleted):
-    track(checkout, "results/desk/a/seed0/settings.json")
+    track(checkout, "results/digits/a/seed0/settings.json")
     person(answer)
-    clean.main(["--results", str(checkout / "results/desk")])
-    assert (checkout / "results/desk").exists() != deleted
+    clean.main(["--results", str(checkout / "results/digits")])
+    assert (checkout / "results/digits").exists() != deleted
     assert "git tracks 1 of the files" in capsys.readouterr().out
 
 
-LOCKS = ["desk/a/seed0/lock", "desk/a/seed0/run.lock", "desk/a/seed0/linear.lock", "desk/render.lock", "lock"]
+LOCKS = ["digits/a/seed0/lock", "digits/a/seed0/run.lock", "digits/a/seed0/linear.lock", "digits/render.lock", "lock"]
 
 
-@pytest.mark.parametrize("lock", [*LOCKS, "desk/complexity/seed0/lock"])
+@pytest.mark.parametrize("lock", [*LOCKS, "digits/complexity/seed0/lock"])
 def test_results_that_a_process_is_writing_stay(checkout, person, capsys, lock):
     person("yes")
     path = checkout / "results" / lock
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert clean.main(["--results", str(checkout / "results/desk")]) == 1
+        assert clean.main(["--results", str(checkout / "results/digits")]) == 1
     assert "is being written by another process" in capsys.readouterr().err
-    assert (checkout / "results/desk").exists()
+    assert (checkout / "results/digits").exists()
 
 
 def test_without_a_terminal_no_result_is_deleted(checkout):
-    command = ["make", "--no-print-directory", "clean-results", "PROFILE=desk", f"RESULTS={checkout / 'results'}"]
-    done = subprocess.run(command, cwd=ROOT, input="yes\ndesk\n", capture_output=True, text=True, timeout=60)
+    command = ["make", "--no-print-directory", "clean-results", "PROFILE=digits", f"RESULTS={checkout / 'results'}"]
+    done = subprocess.run(command, cwd=ROOT, input="yes\ndigits\n", capture_output=True, text=True, timeout=60)
     assert done.returncode != 0
     assert "by a person at a terminal alone" in done.stderr
-    assert (checkout / "results/desk/a/seed0/settings.json").exists()
+    assert (checkout / "results/digits/a/seed0/settings.json").exists()
 
 
 def test_results_that_are_not_there_are_no_error(tmp_path, capsys):
-    assert clean.main(["--results", str(tmp_path / "desk")]) == 0
+    assert clean.main(["--results", str(tmp_path / "digits")]) == 0
     assert "there are no results" in capsys.readouterr().out

@@ -1,7 +1,7 @@
 """`make clean` and `make clean-results`: what is rebuilt within seconds goes at once, results only when a person says so.
 
     python tools/clean.py                        caches, builds, coverage, notebooks that did not reach their end
-    python tools/clean.py --results results/desk asks on the terminal; where git tracks files, the folder's name must be typed
+    python tools/clean.py --results results/digits asks on the terminal; where git tracks files, the folder's name must be typed
 
 Standard library alone: it works before `make setup`, without the virtual environment. What git tracks is never deleted unasked.
 """

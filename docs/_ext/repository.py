@@ -1,6 +1,6 @@
 """What the site takes from the repository beside its pages: executed notebooks, tables with figures, the folders of the runs.
 
-- A notebook is shown as its executed copy (results/desk/notebooks) where there is one.
+- A notebook is shown as its executed copy (results/digits/notebooks) where there is one.
 - A table gets a title and its figure.
 - The folder of a run with one seed becomes a page that shows its records, the folder of figures one that shows them.
 - A link to another file of the repository is a download; to an executed notebook of a run, or a folder, it is plain text.
@@ -22,8 +22,8 @@ from sphinx.util.osutil import relative_uri
 __all__ = ["setup"]
 
 ROOT = Path(__file__).parents[2]
-EXECUTED = "results/desk/notebooks"
-FIGURES = "results/desk/figures"
+EXECUTED = "results/digits/notebooks"
+FIGURES = "results/digits/figures"
 CHAPTERS = "docs/notebooks"  # the page that lists the notebooks
 WIDGET = "application/vnd.jupyter.widget-view+json"
 RESULTS_PAGES = """
@@ -32,8 +32,8 @@ RESULTS_PAGES = """
 :hidden:
 :glob:
 
-/results/desk/README
-/results/desk/tables/*
+/results/digits/README
+/results/digits/tables/*
 ```
 """
 PICTURES = (".png", ".svg", ".gif", ".mp4")
@@ -41,7 +41,7 @@ PICTURES = (".png", ".svg", ".gif", ".mp4")
 
 def folders() -> list[str]:
     """The folders of results that become pages, as paths in the repository."""
-    runs = sorted({path.parent for path in (ROOT / "results" / "desk").glob("*/seed*/provenance.json")})
+    runs = sorted({path.parent for path in (ROOT / "results" / "digits").glob("*/seed*/provenance.json")})
     figures = [ROOT / FIGURES] if (ROOT / FIGURES).is_dir() else []
     return [path.relative_to(ROOT).as_posix() for path in [*figures, *runs]]
 
@@ -57,9 +57,9 @@ def _read(app, docname: str, source: list[str]) -> None:
     source[0] = source[0].replace(" ± ", "\u00a0±\u00a0")  # a mean is not parted from its spread
     if docname == "results/README":
         source[0] += RESULTS_PAGES
-    elif re.fullmatch(r"results/desk/[^/]+/README", docname):
+    elif re.fullmatch(r"results/digits/[^/]+/README", docname):
         source[0] = f"---\norphan: true\n---\n\n{source[0]}"  # reached from the tables, not from the list of pages
-    elif table := re.fullmatch(r"results/desk/tables/table(\d+)", docname):
+    elif table := re.fullmatch(r"results/digits/tables/table(\d+)", docname):
         source[0] = f"# Table {table[1]}\n\n{source[0]}"
         if (ROOT / FIGURES / f"table{table[1]}.svg").is_file():
             source[0] += f"\n\n![Figure of table {table[1]}](../figures/table{table[1]}.svg)\n"

@@ -28,7 +28,7 @@ RUN = "Run the notebooks of one recipe and seed by papermill; what is finished i
 def add_table(commands) -> None:
     table = add_command(commands, "table", TABLE)
     table.add_argument("name", help="table1 to table9, or all: render what is there, train nothing")
-    table.add_argument("--profile", default="desk", help=f"one of {', '.join(PROFILES)}")
+    table.add_argument("--profile", default="digits", help=f"one of {', '.join(PROFILES)}")
     table.add_argument("--seeds", default="1", help="number of seeds, from 0")
     table.add_argument("--jobs", default="0", help="runs side by side; 0: as many as there are cores (on CPU)")
     table.add_argument("--render-only", "--render_only", action="store_true", help="train nothing: render all that is there")
@@ -49,7 +49,7 @@ def add_table(commands) -> None:
 def add_status(commands) -> None:
     status = add_command(commands, "status", STATUS)
     status.add_argument("names", nargs="*", metavar="TABLE", help="table1 to table9; all of the profile when none is named")
-    status.add_argument("--profile", default="desk", help=f"one of {', '.join(PROFILES)}")
+    status.add_argument("--profile", default="digits", help=f"one of {', '.join(PROFILES)}")
     status.add_argument("--seeds", default="1", help="number of seeds, from 0")
     status.add_argument("--exp-dir", "--exp_dir", default=None, help="root of the results folder")
     add_json(status)
@@ -187,7 +187,7 @@ def _planned(runs: list[tuple[RunStatus, tuple[str, ...]]], root: str | Path) ->
 
 def add_chapters(commands) -> None:
     chapters = add_command(commands, "chapters", "Execute every notebook, from 01 to 07, with what it shows for the reader.")
-    chapters.add_argument("--profile", default="desk", help=f"whose recipes and images: one of {', '.join(PROFILES)}")
+    chapters.add_argument("--profile", default="digits", help=f"whose recipes and images: one of {', '.join(PROFILES)}")
     chapters.add_argument("--exp-dir", "--exp_dir", default=None, help="root of the results folder")
     add_json(chapters)
     chapters.set_defaults(run=_chapters)

@@ -47,7 +47,7 @@ __all__ = ["complexity", "growth", "hardware", "loss_calls", "measure", "measure
 # Backbone, side of the images, channels, hidden widths of the projector: the network of a whole step by profile.
 NETWORKS = {
     "smoke": ("resnet8", 28, 1, "64"),
-    "desk": ("resnet8", 28, 1, "512"),
+    "digits": ("resnet8", 28, 1, "512"),
     "cifar10": ("resnet18", 32, 3, "2048-2048"),
     "paper": ("resnet50", 224, 3, "8192-8192"),
 }

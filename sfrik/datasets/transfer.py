@@ -2,7 +2,7 @@
 
 places205    photographs of 205 scenes (Zhou et al. 2014); top-1 of a linear head
 voc07        PASCAL VOC 2007 (Everingham et al. 2010); mAP over 20 classes of object
-digits8x8    scikit-learn's handwritten digits, for the desk profile; no download
+digits8x8    scikit-learn's handwritten digits, for the digits profile; no download
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The embeddings are those of two random views of training images, by backbone and projector in evaluation mode and float32. A
 run without weights, as the repository holds them, is judged by the last epoch that its metrics.jsonl tells of. The
-thresholds were found on runs of the desk profile, by benchmarks/diagnosis.py; docs/diagnosis.md has the runs, and what the
+thresholds were found on runs of the digits profile, by benchmarks/diagnosis.py; docs/diagnosis.md has the runs, and what the
 thresholds do not tell elsewhere.
 """
 
@@ -49,7 +49,7 @@ FULL = "full collapse"
 UNKNOWN = "unknown"
 COLLAPSED = (DIMENSIONAL, FULL)
 
-# Each in the middle, in logarithms, of the gap between the desk's runs on either side (docs/diagnosis.md).
+# Each in the middle, in logarithms, of the gap between the digits profile's runs on either side (docs/diagnosis.md).
 LEAST_UNIFORMITY = 0.0018  # -uniformity; below it the images are one point
 LEAST_RANK = 7.4  # effective rank; below it they are spread over a few dimensions
 

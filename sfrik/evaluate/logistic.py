@@ -30,7 +30,7 @@ def logistic_lbfgs(
 ) -> dict[str, Any]:
     """Multinomial logistic regression on standardised features, the L2 penalty chosen on the tuning split.
 
-    Memory: several copies of the features; for the few thousand images of the desk profile. ImageNet needs SGD.
+    Memory: several copies of the features; for the few thousand images of the digits profile. ImageNet needs SGD.
 
     Args:
         train, tune, test: (features [n, d], labels [n]) each.

@@ -4,7 +4,7 @@
 |---|---|---|
 | places205 | linear probe with augmentation, as `sfrik.evaluate.linear` has it | `top1`, `top5` in % |
 | voc07 | one-against-all linear SVMs on features of the whole images (`sfrik.evaluate.svm`) | `map` over 20 classes in % |
-| digits8x8 | multinomial logistic regression on features of the whole images; ours, for the desk profile | `top1` in % |
+| digits8x8 | multinomial logistic regression on features of the whole images; ours, for the digits profile | `top1` in % |
 
 The paper names the first two and gives no code for them; VICReg's paper, which it follows, describes them.
 """

@@ -83,7 +83,7 @@ def build_backbone(arch: str, stem: str = "imagenet", channels: int = 3) -> Back
         raise SfrikError(f"unknown arch {arch!r}: choose one of {', '.join(ARCHITECTURES)}")
     if arch == "resnet8":
         return ResNet8(channels)
-    import torchvision  # here, since it takes seconds to import and the desk profile does without
+    import torchvision  # here, since it takes seconds to import and the digits profile does without
 
     net = getattr(torchvision.models, arch)(weights=None, zero_init_residual=True)
     net.num_features = net.fc.in_features  # a Backbone in all but name

@@ -137,7 +137,7 @@ class AUH(Objective):
         uniformity = (sums.log() + shift).mean() - math.log(n * (n - 1))
         for v, total in zip(regularised, sums, strict=True):
             if batch.requires_grad:
-                batch.requires_grad_gradient(v).mul_(2 * rate * self.unif_coeff * world_size() / len(regularised) / total)
+                batch.wanted_gradient(v).mul_(2 * rate * self.unif_coeff * world_size() / len(regularised) / total)
         (alignment,) = batch.totals(batch.alignment(self.sim_coeff))
         loss = self.sim_coeff * alignment + self.unif_coeff * uniformity
         return batch.terms(loss, alignment=alignment, uniformity=uniformity)
@@ -205,7 +205,7 @@ class SimCLR(Objective):
             if columns is not None and columns != rows:
                 gradient[columns].addmm_(weights.T, own[rows], alpha=scale)
         for v, half in zip(pair, gradient.chunk(2), strict=True):
-            batch.requires_grad_gradient(v).add_(half)
+            batch.wanted_gradient(v).add_(half)
         return value
 
     def _logits(self, rows: Tensor, met: Tensor, on_diagonal: bool) -> Tensor:

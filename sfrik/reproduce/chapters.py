@@ -22,7 +22,7 @@ __all__ = ["execute_chapters"]
 RENDERED = ("01_kernel_theory", "07_tables")  # those that `sfrik table` executes too
 
 
-def execute_chapters(profile: str = "desk", root: str | Path | None = None) -> dict[str, float]:
+def execute_chapters(profile: str = "digits", root: str | Path | None = None) -> dict[str, float]:
     """Execute the notebooks with their defaults; seconds by notebook.
 
     A finished run in <root>/<profile>/chapters is shown as it is; remove that folder to train again. It waits for another process

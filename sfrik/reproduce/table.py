@@ -130,7 +130,7 @@ def render_all(profile: str, root: str | Path | None = None) -> int:
     parameters = {"tables": names, "profile": profile, "root": str(root)}
     with stop_at_once(), rendering(profile, root):
         execute("07_tables", parameters, root / profile / "notebooks" / "07_tables.ipynb")
-        if profile == "desk":
+        if profile == "digits":
             write_claims(profile, root)
     print(f"{len(names)} tables in {root / profile / 'tables'}: {', '.join(names)}")
     return 0

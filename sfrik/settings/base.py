@@ -80,7 +80,7 @@ class Settings(BaseModel):
         """Settings of recipe PROFILE/NAME with overrides; None keeps the recipe's value.
 
         >>> from sfrik.settings import PretrainSettings
-        >>> PretrainSettings.from_recipe("desk/sfrik_l3_q512", epochs=3).epochs
+        >>> PretrainSettings.from_recipe("digits/sfrik_l3_q512", epochs=3).epochs
         3
         """
         given = {name: value for name, value in overrides.items() if value is not None}

@@ -1,4 +1,4 @@
-"""The paper's claims against the desk's measurements: each is a contrast of table cells, with its standard error.
+"""The paper's claims against the digits profile's measurements: each is a contrast of table cells, with its standard error.
 
 A contrast is a sum of means over seeds, each with a weight, written so that the claim says it is above zero. It holds where it
 is above two standard errors (from the spread over seeds), does not hold where it is below minus two, and is not decided
@@ -44,7 +44,7 @@ class Claim:
 
 
 def claims() -> list[Claim]:
-    """The claims that the desk profile can speak to."""
+    """The claims that the digits profile can speak to."""
     figures = paper_figures()
     linear, kernels = figures["linear_in20"], figures["kernel_choice"]
     r50, transfer = figures["imagenet_r50"], figures["transfer_in20"]
@@ -180,7 +180,7 @@ def verdict(value: float, error: float) -> str:
     return "holds" if value > 0 else "does not hold"
 
 
-def claims_as_markdown(profile: str = "desk", root: str | Path | None = None) -> str:
+def claims_as_markdown(profile: str = "digits", root: str | Path | None = None) -> str:
     """One line a contrast: what the paper says, what was measured, whether it holds."""
     tables = {name: build_table(name, profile, root) for name in ("table1", "table2", "table3", "table4", "table6")}
     header = ["claim", "the paper", "measured here", "difference ± standard error", "n", "verdict"]
@@ -199,7 +199,7 @@ def claims_as_markdown(profile: str = "desk", root: str | Path | None = None) ->
     return "\n".join(lines)
 
 
-def write_claims(profile: str = "desk", root: str | Path | None = None) -> Path:
+def write_claims(profile: str = "digits", root: str | Path | None = None) -> Path:
     """Write <root>/<profile>/README.md."""
     path = Path(root or results_root()) / profile / "README.md"
     write_text(path, PAGE.format(table=claims_as_markdown(profile, root), edges=_choices_at_an_edge(profile, root)))
@@ -215,7 +215,7 @@ def _choices_at_an_edge(profile: str, root: str | Path | None) -> str:
     return ", ".join(found) or "none"
 
 
-PAGE = """# What the desk profile says of the paper's claims
+PAGE = """# What the digits profile says of the paper's claims
 
 MNIST5k (3,500 training digits, 1,000 test digits), an eight-layer ResNet, 16 epochs: a small experiment of its own, measured on
 two CPU cores, and not the paper's. This page is written by `make tables` from the score files beside it. Differences are signed

@@ -34,7 +34,7 @@ def _rows(profile: str, sizes: dict[str, tuple], with_paper: Callable[[str, int,
 
 
 # images of a step, where those of the loss would take minutes or more memory than one GPU has
-STEP_BATCH = {"smoke": 16, "desk": 256, "paper": 256}
+STEP_BATCH = {"smoke": 16, "digits": 256, "paper": 256}
 PLAIN = " plain"  # the end of a method's name: the formula of its paper by autograd, as in the authors' code
 ENTRY = " q="  # in the name of every entry of a file of costs
 BASELINE = "VICReg plain"  # what ratios are to
@@ -54,13 +54,13 @@ ALL = (
 # profile -> methods, dimensions, batch sizes
 TABLE5 = {
     "smoke": (BOTH, (512,), (64, 128)),
-    "desk": (BOTH, (4096,), (256, 512, 1024, 2048)),
+    "digits": (BOTH, (4096,), (256, 512, 1024, 2048)),
     "cifar10": (BOTH, (8192,), (256, 512, 1024, 2048)),
     "paper": (BOTH, (32768,), (256, 512, 1024, 2048)),
 }
 TABLE6 = {
     "smoke": (ALL, (64, 128), (64,)),
-    "desk": (ALL, (256, 512, 1024, 2048, 4096, 8192), (512,)),
+    "digits": (ALL, (256, 512, 1024, 2048, 4096, 8192), (512,)),
     "cifar10": (ALL, (512, 1024, 2048, 4096, 8192), (512,)),
     "paper": (ALL, (2048, 4096, 8192, 16384, 32768), (2048,)),
 }

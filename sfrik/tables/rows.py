@@ -1,6 +1,6 @@
 """The rows and columns of the paper's tables: a row is a recipe with the paper's own figures, a column a key of a score file.
 
-The desk and smoke profiles have smaller dimensions q, which stand where the paper has the last of its own.
+The digits profile and smoke profiles have smaller dimensions q, which stand where the paper has the last of its own.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ __all__ = [
 # The dimensions of table 1. Smoke has one, since starting the notebooks is nearly all of its time.
 DIMS = {
     "smoke": (64,),
-    "desk": (128, 256, 512),
+    "digits": (128, 256, 512),
     "cifar10": (512, 1024, 2048),
     "paper": (1024, 2048, 4096, 8192),
 }
 PREFIX = {"paper": "in20_"}
 IMAGES = {
     "smoke": "300 digits of MNIST5k (a test of the machinery)",
-    "desk": "MNIST5k (3,500 training, 1,000 test digits)",
+    "digits": "MNIST5k (3,500 training, 1,000 test digits)",
     "cifar10": "CIFAR-10",
     "paper": "ImageNet",
 }
-TARGETS = {"paper": ("places205", "voc07"), "desk": ("digits8x8",), "smoke": ("digits8x8",), "cifar10": ()}
+TARGETS = {"paper": ("places205", "voc07"), "digits": ("digits8x8",), "smoke": ("digits8x8",), "cifar10": ()}
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def table1_rows(profile: str) -> list[Row]:
     for degree in (1, 3):
         paper = {"linear_top1": figures[f"SFRIK_L{degree}_q{paper_q}"]}
         rows.append(Row(f"SFRIK L={degree}", q, _recipe(profile, f"sfrik_l{degree}_q{q}"), paper, paper_q))
-    if profile in ("desk", "smoke"):
+    if profile in ("digits", "smoke"):
         rows.append(Row("random weights", None, f"{profile}/random_weights"))
         rows.append(Row("raw pixels", None, f"{profile}/raw_pixels"))
     return rows
@@ -160,7 +160,7 @@ def table3_rows(profile: str) -> list[Row]:
 
 def table4_rows(profile: str) -> list[Row]:
     figures = paper_figures()["imagenet_r50"]
-    dims = {8192: 128, 16384: 256, 32768: 512} if profile == "desk" else dict.fromkeys((8192, 16384, 32768), 64)
+    dims = {8192: 128, 16384: 256, 32768: 512} if profile == "digits" else dict.fromkeys((8192, 16384, 32768), 64)
     rows = []
     for label, stem, paper_q in [
         ("VICReg", "vicreg", 8192),
@@ -175,8 +175,8 @@ def table4_rows(profile: str) -> list[Row]:
         paper = dict(zip(figures["columns"], figures[f"{label} q={paper_q}"], strict=True))
         if not (profile == "smoke" and paper_q > 8192):  # smoke has one dimension
             rows.append(Row(label, q, recipe, paper, paper_q))
-    if profile == "desk":  # VICReg needs a large q: without this row the few labels would tell of q alone
-        rows.insert(1, Row("VICReg", 512, "desk/vicreg_q512"))
+    if profile == "digits":  # VICReg needs a large q: without this row the few labels would tell of q alone
+        rows.insert(1, Row("VICReg", 512, "digits/vicreg_q512"))
     return rows
 
 
@@ -222,7 +222,7 @@ def table8_rows(profile: str) -> list[Row]:
 
 # method, stem of the recipes, the setting that is tuned, its values in the names of the recipes
 GRIDS = {
-    "desk": [
+    "digits": [
         ("SimCLR", "simclr", "simclr_temp", ("0.15", "0.3", "0.6")),
         ("AUH", "auh", "auh_sim_coeff", ("384", "768", "1536")),
         ("VICReg", "vicreg", "vicreg_sim_coeff = vicreg_std_coeff", ("5", "10", "15")),

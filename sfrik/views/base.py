@@ -2,7 +2,7 @@ r"""The augmentations: how several views of one image are drawn.
 
 Two stages. `per_image` runs on one decoded image, in the workers of the data loader, and gives the tensors that they hand
 over; `per_batch` runs on whole batches on the device of the network and gives the views. torchvision is imported where it is
-used: it takes seconds, and the desk profile does without.
+used: it takes seconds, and the digits profile does without.
 
 | images | `per_image`, seeded by epoch and image | `per_batch`, seeded by epoch and step |
 |---|---|---|
@@ -61,7 +61,7 @@ from sfrik.views.photos import (
 
 __all__ = ["Views", "build_views", "digit_views", "probe_views", "resize_for_test"]
 
-DIGIT_SCALE = (0.35, 1.0)  # of auh at the desk: a twelfth of a digit's image seldom shows which digit it is
+DIGIT_SCALE = (0.35, 1.0)  # of auh on MNIST5k: a twelfth of a digit's image seldom shows which digit it is
 
 PerImage = Callable[[Any], tuple[Tensor, ...]]
 PerBatch = Callable[[list[Tensor], Generator], list[Tensor]]
@@ -115,7 +115,7 @@ def build_views(augmentations: str, size: int, dataset: str, input_pipeline: str
 
 
 def probe_views(size: int, dataset: str) -> Views:
-    """The one augmented view that a linear probe trains on: random crop and flip (digits: the desk's affine map)."""
+    """The one augmented view that a linear probe trains on: random crop and flip (digits: the digits profile's affine map)."""
     if dataset == "mnist5k":
         return Views(None, lambda batch, generator: [digit_views(batch[0], generator)])
     from torchvision.transforms import v2

@@ -64,7 +64,7 @@ def test_env_works_where_pytorch_cannot_be_imported(monkeypatch):
 
 
 def test_a_reader_who_has_read_enough_is_no_error():
-    command = f"{sys.executable} -m sfrik memory --recipe desk/sfrik_l3_q512 --json | true"
+    command = f"{sys.executable} -m sfrik memory --recipe digits/sfrik_l3_q512 --json | true"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], env=environment, capture_output=True, text=True)
     assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
@@ -107,7 +107,7 @@ def completed(tmp_path_factory):
         (["sfrik", "pretrain", "--recipe", "smoke/sfrik_l2"], [r for r in recipe_names() if r.startswith("smoke/sfrik_l2")]),
         (["sfrik", "pretrain", "--ssl-method", "vic"], ["vicreg"]),
         (["sfrik", "table", "table3"], ["table3"]),
-        (["sfrik", "table", "table3", "--profile", "des"], ["desk"]),
+        (["sfrik", "table", "table3", "--profile", "des"], ["digits"]),
         (["sfrik", "completion", "z"], ["zsh"]),
     ],
     ids=lambda words: " ".join(words) if words[0] == "sfrik" else "",

@@ -39,7 +39,7 @@ def test_each_fault_of_the_tables_is_held_by_tests_that_exist():
 
 
 def test_each_mean_and_deviation_of_the_readme_stands_in_a_table_of_the_results():
-    results = "".join(page.read_text() for page in (ROOT / "results" / "desk" / "tables").glob("*.md"))
+    results = "".join(page.read_text() for page in (ROOT / "results" / "digits" / "tables").glob("*.md"))
     named = re.findall(r"-?\d+(?:\.\d+)? ± \d+(?:\.\d+)?", (ROOT / "README.md").read_text())
     assert len(named) > 50
     assert [number for number in named if f"[{number}]" not in results] == []

@@ -130,7 +130,7 @@ def test_each_module_of_the_readme_is_in_the_reference(site):
 def test_every_notebook_is_there_and_executed_ones_show_their_figures(site):
     for source in (ROOT / "notebooks").glob("*.ipynb"):
         shown = page(site / "notebooks" / f"{source.stem}.html")
-        if (ROOT / "results" / "desk" / "notebooks" / source.name).is_file():
+        if (ROOT / "results" / "digits" / "notebooks" / source.name).is_file():
             assert any("_images/" in link for link in shown.loaded), source.name
 
 

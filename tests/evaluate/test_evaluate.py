@@ -378,7 +378,7 @@ COMMANDS = {
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_test_images_are_read_once_the_choice_is_written_down_and_by_the_chosen_one_alone(run, tmp_path, command):
     kind, work, overrides = COMMANDS[command]
-    folder = tmp_path / "desk" / "sim_1024" / "seed0"
+    folder = tmp_path / "digits" / "sim_1024" / "seed0"
     folder.mkdir(parents=True)
     (folder / "backbone.safetensors").write_bytes((run / "backbone.safetensors").read_bytes())
     given = {"choice": "table9_sfrik", **overrides}
@@ -387,7 +387,7 @@ def test_the_test_images_are_read_once_the_choice_is_written_down_and_by_the_cho
     before = sorted(folder.iterdir())
     with pytest.raises(SfrikError, match=r"choice of grid table9_sfrik is not written down yet .*make table9"):
         work(of(kind, folder, **given))
-    written = tmp_path / "desk" / "tuning" / "table9_sfrik.json"
+    written = tmp_path / "digits" / "tuning" / "table9_sfrik.json"
     written.parent.mkdir()
     write_json(written, {"chosen": "sim_2048"})
     with pytest.raises(SfrikError, match="is sim_2048, not sim_1024"):

@@ -141,8 +141,8 @@ def weights(tmp_path):
     for name, channels in (("gray", 1), ("colour", 3)):
         torch.manual_seed(channels)
         save_weights(build_backbone("resnet8", "small", channels), tmp_path / f"{name}.safetensors")
-    (tmp_path / "desk" / "a" / "seed0").mkdir(parents=True)
-    (tmp_path / "gray.safetensors").rename(tmp_path / "desk" / "a" / "seed0" / "backbone.safetensors")
+    (tmp_path / "digits" / "a" / "seed0").mkdir(parents=True)
+    (tmp_path / "gray.safetensors").rename(tmp_path / "digits" / "a" / "seed0" / "backbone.safetensors")
     return tmp_path
 
 
@@ -156,14 +156,14 @@ def settings_of(folder, target="digits8x8", **overrides):
         "precision": "fp32",
         "workers": 0,
     }
-    return TransferSettings(exp_dir=str(folder / "desk" / "a" / "seed0"), target=target, **{**given, **overrides})
+    return TransferSettings(exp_dir=str(folder / "digits" / "a" / "seed0"), target=target, **{**given, **overrides})
 
 
 def test_digits_are_scored_once_and_the_score_is_kept(weights, monkeypatch):
     score = transfer(settings_of(weights))
-    assert read_json(weights / "desk" / "a" / "seed0" / "transfer_digits8x8.json") == score
+    assert read_json(weights / "digits" / "a" / "seed0" / "transfer_digits8x8.json") == score
     assert (score["target"], score["images"] + score["train_images"]) == ("digits8x8", 1797)
-    assert score["backbone_sha256"] == file_hash(weights / "desk" / "a" / "seed0" / "backbone.safetensors")
+    assert score["backbone_sha256"] == file_hash(weights / "digits" / "a" / "seed0" / "backbone.safetensors")
     # untrained features of digits are far above the 10 % of guessing
     assert score["top1"] > 50
     monkeypatch.setattr("sfrik.evaluate.transfer.load_target", lambda *arguments: pytest.fail("computed again"))
@@ -178,11 +178,11 @@ def test_a_target_has_no_tuning_split(weights):
 def test_a_grid_is_scored_on_the_target_by_the_chosen_one_alone(weights):
     with pytest.raises(SfrikError, match="not written down yet"):
         transfer(settings_of(weights, choice="grid"))
-    (weights / "desk" / "tuning").mkdir()
-    write_json(weights / "desk" / "tuning" / "grid.json", {"chosen": "b"})
+    (weights / "digits" / "tuning").mkdir()
+    write_json(weights / "digits" / "tuning" / "grid.json", {"chosen": "b"})
     with pytest.raises(SfrikError, match="is b, not a"):
         transfer(settings_of(weights, choice="grid"))
-    write_json(weights / "desk" / "tuning" / "grid.json", {"chosen": "a"})
+    write_json(weights / "digits" / "tuning" / "grid.json", {"chosen": "a"})
     assert transfer(settings_of(weights, choice="grid"))["images"] == 602
 
 

@@ -35,7 +35,7 @@ from sfrik.runs.folder import Run
 TESTS = Path(__file__).parents[1]
 ERROR, GONE, STOPPED = 15, 15, 30  # seconds: to the cell's error; to the end of all; for workers that save first
 START = 180  # seconds for interpreters to start and import on a busy machine
-RECIPE = "desk/sfrik_l3_q512"  # 16 epochs of 13 steps, too many to end here
+RECIPE = "digits/sfrik_l3_q512"  # 16 epochs of 13 steps, too many to end here
 
 
 @pytest.fixture(autouse=True)

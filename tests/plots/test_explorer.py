@@ -93,6 +93,6 @@ def test_the_first_screen_of_notebook_01_quotes_the_tables():
     cells = json.loads((ROOT / "notebooks" / "01_kernel_theory.ipynb").read_text())["cells"]
     number = re.compile(r"\d+\.\d+ ± \d+\.\d+")
     quoted = set(number.findall("".join(cells[0]["source"])))
-    tables = "".join((ROOT / "results" / "desk" / "tables" / f"{name}.md").read_text() for name in ("table1", "table6"))
+    tables = "".join((ROOT / "results" / "digits" / "tables" / f"{name}.md").read_text() for name in ("table1", "table6"))
     assert len(quoted) >= 10
     assert quoted <= set(number.findall(tables))

@@ -51,7 +51,7 @@ def test_the_choice_is_the_best_on_the_tuning_split_and_the_first_of_equals(tmp_
 
 
 def test_every_recipe_of_a_grid_bars_its_test_images_until_the_choice():
-    for profile in ("smoke", "desk"):
+    for profile in ("smoke", "digits"):
         for grid, recipes in grids(profile).items():
             for recipe in recipes:
                 assert EvaluateSettings.from_recipe(recipe).choice == grid

@@ -156,11 +156,11 @@ def test_a_request_reaches_the_second_notebook_of_a_kernel_which_then_serves_a_t
 
 
 def test_the_links_of_a_copy_lead_from_where_it_lies_and_to_the_copies_beside_it(tmp_path, monkeypatch):
-    for place in ("notebooks/02.ipynb", "results/desk/tables/table1.md"):
+    for place in ("notebooks/02.ipynb", "results/digits/tables/table1.md"):
         (tmp_path / place).parent.mkdir(parents=True)
         (tmp_path / place).touch()
     monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path / "notebooks")
-    text = "[a](../results/desk/tables/table1.md) [b](02.ipynb#end) [c](https://x.org/02.ipynb) [d](not_there.md)"
+    text = "[a](../results/digits/tables/table1.md) [b](02.ipynb#end) [c](https://x.org/02.ipynb) [d](not_there.md)"
 
     def published(folder):
         folder.mkdir(parents=True)
@@ -171,8 +171,8 @@ def test_the_links_of_a_copy_lead_from_where_it_lies_and_to_the_copies_beside_it
         return re.findall(r"\(([^)]+)\)", json.loads((folder / "copy.ipynb").read_text())["cells"][0]["source"])
 
     others = ["https://x.org/02.ipynb", "not_there.md"]
-    assert published(tmp_path / "results/desk/notebooks") == ["../tables/table1.md", "02.ipynb#end", *others]
-    assert published(tmp_path / "results/desk/run/seed0") == [
+    assert published(tmp_path / "results/digits/notebooks") == ["../tables/table1.md", "02.ipynb#end", *others]
+    assert published(tmp_path / "results/digits/run/seed0") == [
         "../../tables/table1.md",
         "../../../../notebooks/02.ipynb#end",
         *others,

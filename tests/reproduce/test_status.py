@@ -253,7 +253,7 @@ def test_tables_pages_claims_and_choices_name_the_broken_file(root, tmp_path, wa
         "smoke/sfrik_l3_q64/seed0/linear.json": lambda: build_table("table1", "smoke", root),
         "smoke/sfrik_l2_q64/seed0/provenance.json": lambda: write_cards("smoke", root),
         "smoke/complexity/seed0/table6.json": lambda: build_table("table6", "smoke", root),
-        "desk/tuning/sfrik.json": lambda: write_claims("desk", root),
+        "digits/tuning/sfrik.json": lambda: write_claims("digits", root),
         "smoke/tune_sfrik_128/seed0/linear_tune.json": lambda: write_choices("smoke", root),
     }
     for recipe in grids("smoke")["vicreg"]:

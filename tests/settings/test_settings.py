@@ -61,8 +61,8 @@ def recipes(tmp_path, monkeypatch):
 # --- recipes
 
 
-def test_there_are_recipes_for_the_desk_and_for_the_smoke_test():
-    assert recipe_names("desk")
+def test_there_are_recipes_for_the_digits_and_for_the_smoke_test():
+    assert recipe_names("digits")
     assert recipe_names("smoke")
     assert not [name for name in recipe_names() if name.endswith("profile")]
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def score(root, recipe, seed, protocol, facts):
-    folder = root / "desk" / recipe / f"seed{seed}"
+    folder = root / "digits" / recipe / f"seed{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{protocol}.json", {"protocol": protocol, **facts})
 
@@ -29,9 +29,9 @@ def test_each_number_of_a_page_leads_to_the_file_that_holds_it(tmp_path):
     for seed, value in enumerate((91.26, 92.0)):
         score(tmp_path, "sfrik_l2_q512", seed, "linear", {"top1": value})
     score(tmp_path, "sfrik_l2_q512", 1, "knn", {"top1_at": {"20": 88.04}})
-    write_table("table1", "desk", tmp_path)
-    (page,) = write_cards("desk", tmp_path)
-    assert page == tmp_path / "desk" / "sfrik_l2_q512" / "README.md"
+    write_table("table1", "digits", tmp_path)
+    (page,) = write_cards("digits", tmp_path)
+    assert page == tmp_path / "digits" / "sfrik_l2_q512" / "README.md"
     found = dict(links(page))
     assert found["91.3"] == "seed0/linear.json"
     assert found["92.0"] == "seed1/linear.json"
@@ -42,11 +42,11 @@ def test_each_number_of_a_page_leads_to_the_file_that_holds_it(tmp_path):
 
 
 def test_a_recipe_without_a_score_gets_no_page(tmp_path):
-    (tmp_path / "desk" / "auh_q512" / "seed0").mkdir(parents=True)
-    assert write_cards("desk", tmp_path) == []
+    (tmp_path / "digits" / "auh_q512" / "seed0").mkdir(parents=True)
+    assert write_cards("digits", tmp_path) == []
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "results" / "desk").glob("*/README.md")), ids=lambda page: page.parent.name)
+@pytest.mark.parametrize("page", sorted((ROOT / "results" / "digits").glob("*/README.md")), ids=lambda page: page.parent.name)
 def test_the_committed_pages_show_what_their_files_hold(page):
     for text, target in links(page):
         path = page.parent / target

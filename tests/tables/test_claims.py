@@ -13,7 +13,7 @@ from sfrik.tables.collect import build_table
 
 def linear(root, recipe, *values):
     for seed, value in enumerate(values):
-        folder = root / "desk" / recipe / f"seed{seed}"
+        folder = root / "digits" / recipe / f"seed{seed}"
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "linear.json", {"protocol": "linear", "top1": value})
 
@@ -36,7 +36,7 @@ def test_the_standard_error_is_that_of_a_difference_of_means(tmp_path):
     linear(tmp_path, "sfrik_l2_q512", 90.0, 92.0, 97.0)
     linear(tmp_path, "sfrik_l1_q512", 40.0, 40.0, 43.0)
     contrast = Contrast("", "table1", "linear_top1", {("SFRIK L=2", 512): 1.0, ("SFRIK L=1", 512): -1.0})
-    value, error, n = value_and_error(contrast, build_table("table1", "desk", tmp_path))
+    value, error, n = value_and_error(contrast, build_table("table1", "digits", tmp_path))
     # variances 13 and 3 of n = 3
     assert (value, n) == (pytest.approx(52.0), 3)
     assert error == pytest.approx(math.sqrt((13 + 3) / 3))
@@ -45,9 +45,9 @@ def test_the_standard_error_is_that_of_a_difference_of_means(tmp_path):
 def test_one_seed_or_a_missing_cell_decides_nothing(tmp_path):
     contrast = Contrast("", "table1", "linear_top1", {("SFRIK L=2", 512): 1.0, ("SFRIK L=1", 512): -1.0})
     linear(tmp_path, "sfrik_l2_q512", 90.0, 92.0)
-    assert value_and_error(contrast, build_table("table1", "desk", tmp_path)) is None
+    assert value_and_error(contrast, build_table("table1", "digits", tmp_path)) is None
     linear(tmp_path, "sfrik_l1_q512", 40.0)
-    assert value_and_error(contrast, build_table("table1", "desk", tmp_path)) is None
+    assert value_and_error(contrast, build_table("table1", "digits", tmp_path)) is None
 
 
 def test_a_constant_and_a_difference_of_differences_are_contrasts_too(tmp_path):
@@ -56,7 +56,7 @@ def test_a_constant_and_a_difference_of_differences_are_contrasts_too(tmp_path):
     linear(tmp_path, "sfrik_l2_q128", 89.0, 89.0)
     rows = {("VICReg", 512): 1.0, ("VICReg", 128): -1.0, ("SFRIK L=2", 512): -1.0, ("SFRIK L=2", 128): 1.0}
     value, error, _ = value_and_error(
-        Contrast("", "table1", "linear_top1", rows, constant=0.5), build_table("table1", "desk", tmp_path)
+        Contrast("", "table1", "linear_top1", rows, constant=0.5), build_table("table1", "digits", tmp_path)
     )
     assert (value, error) == (pytest.approx(0.5 + 9.0 - 1.0), pytest.approx(1.0))
 
@@ -64,7 +64,7 @@ def test_a_constant_and_a_difference_of_differences_are_contrasts_too(tmp_path):
 def test_every_contrast_names_cells_that_its_table_has():
     for claim in claims():
         for contrast in claim.contrasts:
-            table = build_table(contrast.table, "desk", "nowhere")
+            table = build_table(contrast.table, "digits", "nowhere")
             rows = {(m.row.method, m.row.q, *m.row.labels.values()) for m in table.measured}
             assert set(contrast.rows) <= rows, contrast
             assert contrast.column in {column.name for column in table.columns}
@@ -79,11 +79,11 @@ def test_the_claim_of_the_cost_is_judged_by_the_plain_formulas_and_the_closed_fo
     }
     names = ("loss_products", "loss_time_ratio", "loss_mib", "loss_memory_ratio")
     for seed in range(2):
-        folder = tmp_path / "desk" / "complexity" / f"seed{seed}"
+        folder = tmp_path / "digits" / "complexity" / f"seed{seed}"
         folder.mkdir(parents=True)
         entries = {f"{method} q=8192 n=512": dict(zip(names, values, strict=True)) for method, values in cells.items()}
         write_json(folder / "table6.json", {**entries, "hardware": "cpu"})
-    lines = [line for line in claims_as_markdown("desk", tmp_path).splitlines() if "q = 8192, batch 512" in line]
+    lines = [line for line in claims_as_markdown("digits", tmp_path).splitlines() if "q = 8192, batch 512" in line]
     assert len(lines) == 4
     said = [[cell.strip() for cell in line.split("|")][4:7] for line in lines]
     assert said[0] == ["+0.875 ± 0.000", "2", "holds"]
@@ -93,12 +93,12 @@ def test_the_claim_of_the_cost_is_judged_by_the_plain_formulas_and_the_closed_fo
 
 
 def test_the_page_has_a_line_for_every_contrast_and_says_what_was_not_measured(tmp_path):
-    text = claims_as_markdown("desk", tmp_path)
+    text = claims_as_markdown("digits", tmp_path)
     lines = text.splitlines()[2:]
     assert len(lines) == sum(len(claim.contrasts) for claim in claims())
     assert all(line.endswith("not measured |") for line in lines)
     assert {line.count("|") for line in text.splitlines()} == {7}
     linear(tmp_path, "sfrik_l2_q512", 90.0, 92.0, 97.0)
     linear(tmp_path, "sfrik_l1_q512", 40.0, 40.0, 43.0)
-    page = write_claims("desk", tmp_path).read_text()
+    page = write_claims("digits", tmp_path).read_text()
     assert "[linear probing](tables/table1.md) | +52.00 ± 2.31 | 3 | holds |" in page

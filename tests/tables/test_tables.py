@@ -31,7 +31,7 @@ MEASURED = [f"{protocol}_top1_{part}" for protocol in ("linear", "logistic", "kn
 
 
 def score(root, recipe, seed, protocol, top1):
-    folder = root / "desk" / recipe / f"seed{seed}"
+    folder = root / "digits" / recipe / f"seed{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     found = {"top1_at": {"10": 1.0, "20": top1}} if protocol == "knn" else {"top1": top1}
     write_json(folder / f"{protocol}.json", {"protocol": protocol, **found})
@@ -47,7 +47,7 @@ def root(tmp_path):
     for protocol in ("linear", "logistic", "knn"):
         score(tmp_path, "vicreg_q256", 0, protocol, 55.55)
     score(tmp_path, "random_weights", 0, "linear", 12.0)
-    (tmp_path / "desk" / "vicreg_q256" / "seed0.old").mkdir()
+    (tmp_path / "digits" / "vicreg_q256" / "seed0.old").mkdir()
     return tmp_path
 
 
@@ -64,10 +64,10 @@ def cells(text, start):
 # --- rows
 
 
-@pytest.mark.parametrize("profile", ["smoke", "desk"])
+@pytest.mark.parametrize("profile", ["smoke", "digits"])
 def test_every_row_of_table1_has_its_recipe(profile):
     rows = rows_of("table1", profile)
-    assert len(rows) == 4 * {"smoke": 1, "desk": 3}[profile] + 2 + 2
+    assert len(rows) == 4 * {"smoke": 1, "digits": 3}[profile] + 2 + 2
     assert {row.recipe for row in rows} <= set(recipe_names(profile))
     assert len({row.recipe for row in rows}) == len(rows)
 
@@ -86,16 +86,18 @@ def test_every_row_of_table1_has_its_recipe(profile):
     ],
 )
 def test_a_row_stands_beside_the_papers_figure_of_its_method_and_dimension(method, q, paper, paper_q):
-    (row,) = [row for row in rows_of("table1", "desk") if (row.method, row.q) == (method, q)]
+    (row,) = [row for row in rows_of("table1", "digits") if (row.method, row.q) == (method, q)]
     assert (row.paper.get("linear_top1"), row.paper_q) == (paper, paper_q)
 
 
 def test_an_unknown_table_is_refused_naming_the_nearest_and_all_there_are():
     with pytest.raises(SfrikError, match=r"unknown table 'tabel1' \(did you mean table1\?\): there is table1, table2"):
-        rows_of("tabel1", "desk")
+        rows_of("tabel1", "digits")
 
 
-@pytest.mark.parametrize(("profile", "near"), [("deks", "did you mean desk"), ("smok", "did you mean smoke"), ("sky", "choose")])
+@pytest.mark.parametrize(
+    ("profile", "near"), [("digit", "did you mean digits"), ("smok", "did you mean smoke"), ("sky", "choose")]
+)
 def test_a_profile_without_the_table_is_refused_naming_those_that_have_it(profile, near):
     with pytest.raises(SfrikError, match=rf"no recipes in profile '{profile}'.*{near}.*smoke"):
         rows_of("table1", profile)
@@ -116,7 +118,7 @@ def test_every_group_of_the_papers_figures_names_its_source():
 
 
 def test_without_results_every_measured_cell_is_empty_and_the_papers_column_stands(tmp_path):
-    table = build_table("table1", "desk", tmp_path)
+    table = build_table("table1", "digits", tmp_path)
     rows = csv_rows(table)
     assert all(row[column] == "" for row in rows.values() for column in MEASURED)
     assert all(row[f"{protocol}_top1_n"] == "0" for row in rows.values() for protocol in ("linear", "logistic", "knn"))
@@ -127,18 +129,18 @@ def test_without_results_every_measured_cell_is_empty_and_the_papers_column_stan
 
 
 def test_no_figure_of_the_paper_stands_in_a_measured_column(root):
-    rows = csv_rows(build_table("table1", "desk", root))
+    rows = csv_rows(build_table("table1", "digits", root))
     written = {(90.0 + 92.0 + 97.0) / 3, statistics.stdev([90.0, 92.0, 97.0]), 80.0, 0.0, 71.0, 1.0, 55.55, 12.0}
     shown = {row[column] for row in rows.values() for column in MEASURED} - {""}
     assert shown <= {f"{value:.3f}" for value in written}
 
 
 def test_a_changed_figure_of_the_paper_changes_the_papers_column_alone(root, monkeypatch):
-    before = csv_rows(build_table("table1", "desk", root))
+    before = csv_rows(build_table("table1", "digits", root))
     figures = paper_figures()
     figures["linear_in20"]["SFRIK_L2"] = [1.0, 2.0, 3.0, 4.0]
     monkeypatch.setattr(table_rows, "paper_figures", lambda: figures)
-    after = csv_rows(build_table("table1", "desk", root))
+    after = csv_rows(build_table("table1", "digits", root))
     assert after["SFRIK L=2", "512"]["paper_linear_top1"] == "4.0"
     for key, row in after.items():
         differing = {column for column in row if row[column] != before[key][column]}
@@ -149,7 +151,7 @@ def test_a_changed_figure_of_the_paper_changes_the_papers_column_alone(root, mon
 
 
 def test_the_csv_gives_mean_deviation_count_seeds_and_runs(root):
-    rows = csv_rows(build_table("table1", "desk", root))
+    rows = csv_rows(build_table("table1", "digits", root))
     row = rows["SFRIK L=2", "512"]
     assert row["linear_top1_mean"] == "93.000"
     # of 90, 92, 97: the sum of squares 9 + 1 + 16 = 26 over n - 1 = 2
@@ -157,12 +159,12 @@ def test_the_csv_gives_mean_deviation_count_seeds_and_runs(root):
     assert (row["logistic_top1_mean"], row["logistic_top1_sd"]) == ("80.000", "0.000")
     assert (row["knn_top1_mean"], row["knn_top1_sd"], row["knn_top1_n"]) == ("71.000", "1.000", "3")
     assert row["seeds"] == "0 1 2"
-    assert row["runs"] == "desk/sfrik_l2_q512/seed0 desk/sfrik_l2_q512/seed1 desk/sfrik_l2_q512/seed2"
+    assert row["runs"] == "digits/sfrik_l2_q512/seed0 digits/sfrik_l2_q512/seed1 digits/sfrik_l2_q512/seed2"
     assert (row["paper_linear_top1"], row["paper_q"]) == ("47.0", "8192")
 
 
 def test_one_seed_has_no_deviation_and_a_missing_score_no_mean(root):
-    rows = csv_rows(build_table("table1", "desk", root))
+    rows = csv_rows(build_table("table1", "digits", root))
     one = rows["VICReg", "256"]
     assert (one["linear_top1_mean"], one["linear_top1_sd"], one["linear_top1_n"]) == ("55.550", "", "1")
     partial = rows["random weights", ""]
@@ -171,7 +173,7 @@ def test_one_seed_has_no_deviation_and_a_missing_score_no_mean(root):
 
 
 def test_the_markdown_shows_mean_and_deviation_links_and_dashes(root):
-    text = as_markdown(build_table("table1", "desk", root))
+    text = as_markdown(build_table("table1", "digits", root))
     links = " ".join(f"[{seed}](../sfrik_l2_q512/seed{seed})" for seed in range(3))
     found = [line for line in text.splitlines() if line.startswith("| SFRIK L=2 | 512 ")]
     numbers = " | ".join(f"[{number}](../sfrik_l2_q512/README.md)" for number in ("93.0 ± 3.6", "80.0 ± 0.0", "71.0 ± 1.0"))
@@ -184,7 +186,7 @@ def test_the_markdown_shows_mean_and_deviation_links_and_dashes(root):
 
 
 def test_the_latex_shows_the_same_numbers_and_escapes_percent(root):
-    text = as_latex(build_table("table1", "desk", root))
+    text = as_latex(build_table("table1", "digits", root))
     assert cells(text, "SFRIK L=2 & 512 ")[2:] == [r"93.0 $\pm$ 3.6", r"80.0 $\pm$ 0.0", r"71.0 $\pm$ 1.0", "3", "47.0 (8192)"]
     assert cells(text, "raw pixels ") == ["raw pixels", "--", "--", "--", "--", "0", "--"]
     body = text.split("\n", 1)[1]
@@ -194,30 +196,30 @@ def test_the_latex_shows_the_same_numbers_and_escapes_percent(root):
 
 
 def test_the_note_says_how_many_seeds_and_where_the_papers_figures_are_from(root):
-    text = as_markdown(build_table("table1", "desk", root))
+    text = as_markdown(build_table("table1", "digits", root))
     assert "n = 1 to 3 seeds" in text
     assert paper_figures()["linear_in20"]["source"] in text
-    assert "n = 1 seeds" in as_markdown(build_table("table1", "desk", root, seeds=1))
+    assert "n = 1 seeds" in as_markdown(build_table("table1", "digits", root, seeds=1))
 
 
 def test_the_first_so_many_seeds_can_be_asked_for(root):
-    row = csv_rows(build_table("table1", "desk", root, seeds=2))["SFRIK L=2", "512"]
+    row = csv_rows(build_table("table1", "digits", root, seeds=2))["SFRIK L=2", "512"]
     assert (row["linear_top1_mean"], row["seeds"]) == ("91.000", "0 1")
 
 
 def test_a_table_is_written_in_three_formats_that_say_the_same(root):
-    table = write_table("table1", "desk", root)
-    folder = root / "desk" / "tables"
+    table = write_table("table1", "digits", root)
+    folder = root / "digits" / "tables"
     assert sorted(path.name for path in folder.iterdir()) == ["table1.csv", "table1.md", "table1.tex"]
     for suffix, render in (("csv", as_csv), ("md", as_markdown), ("tex", as_latex)):
         assert (folder / f"table1.{suffix}").read_text() == render(table)
-    assert as_csv(build_table("table1", "desk", root)) == as_csv(table), "a table is a function of the scores alone"
+    assert as_csv(build_table("table1", "digits", root)) == as_csv(table), "a table is a function of the scores alone"
 
 
 def test_a_link_of_the_markdown_leads_to_the_run_or_to_the_page_of_the_recipe(root):
-    write_table("table1", "desk", root)
-    write_cards("desk", root)
-    path = root / "desk" / "tables" / "table1.md"
+    write_table("table1", "digits", root)
+    write_cards("digits", root)
+    path = root / "digits" / "tables" / "table1.md"
     links = re.findall(r"\]\((.*?)\)", path.read_text())
     pages = [link for link in links if link.endswith("README.md")]
     assert len(links) - len(pages) == 5
@@ -227,26 +229,26 @@ def test_a_link_of_the_markdown_leads_to_the_run_or_to_the_page_of_the_recipe(ro
 
 
 def test_the_links_of_the_markdown_start_where_the_text_will_lie(root):
-    text = as_markdown(build_table("table1", "desk", root), base="../results/desk")
-    assert "](../results/desk/sfrik_l2_q512/README.md)" in text
+    text = as_markdown(build_table("table1", "digits", root), base="../results/digits")
+    assert "](../results/digits/sfrik_l2_q512/README.md)" in text
     assert "](../sfrik" not in text
 
 
 def test_a_score_file_that_was_cut_short_is_named(root):
-    (root / "desk" / "vicreg_q256" / "seed0" / "linear.json").write_text('{"top1": 5')
+    (root / "digits" / "vicreg_q256" / "seed0" / "linear.json").write_text('{"top1": 5')
     with pytest.raises(SfrikError, match=r"vicreg_q256/seed0/linear\.json is not valid JSON"):
-        build_table("table1", "desk", root)
+        build_table("table1", "digits", root)
 
 
 def test_a_knn_score_without_twenty_neighbours_is_a_missing_cell_and_no_crash(root):
-    write_json(root / "desk" / "vicreg_q256" / "seed0" / "knn.json", {"protocol": "knn", "top1_at": {"10": 50.0}})
-    assert csv_rows(build_table("table1", "desk", root))["VICReg", "256"]["knn_top1_mean"] == ""
+    write_json(root / "digits" / "vicreg_q256" / "seed0" / "knn.json", {"protocol": "knn", "top1_at": {"10": 50.0}})
+    assert csv_rows(build_table("table1", "digits", root))["VICReg", "256"]["knn_top1_mean"] == ""
 
 
 # --- the other tables
 
 
-def with_scores(root, name, profile="desk", value=50.0):
+def with_scores(root, name, profile="digits", value=50.0):
     """A score of every kind for each row of a table, seed 0."""
     for row in rows_of(name, profile):
         folder = root / row.recipe / "seed0"
@@ -260,7 +262,7 @@ def with_scores(root, name, profile="desk", value=50.0):
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-@pytest.mark.parametrize("profile", ["smoke", "desk", "cifar10", "paper"])
+@pytest.mark.parametrize("profile", ["smoke", "digits", "cifar10", "paper"])
 def test_every_row_of_every_table_has_its_recipe_and_no_row_is_twice(name, profile):
     if profile not in EXPERIMENTS[name].profiles:
         with pytest.raises(SfrikError, match=f"{name} has no recipes in profile"):
@@ -279,14 +281,14 @@ def test_the_papers_figures_of_a_row_stand_in_columns_that_the_table_has(name):
         for row in rows_of(name, profile):
             assert set(row.paper) <= set(EXPERIMENTS[name].paper_columns)
     group = EXPERIMENTS[name].figures
-    has_figures = any(row.paper for row in rows_of(name, "desk"))
+    has_figures = any(row.paper for row in rows_of(name, "digits"))
     assert has_figures == (group is not None)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_measured_cell_of_a_table_is_filled_from_its_score_file(name, tmp_path):
     with_scores(tmp_path, name)
-    table = build_table(name, "desk", tmp_path)
+    table = build_table(name, "digits", tmp_path)
     filled = {column.name for column in table.columns if column.score != "metrics"}
     for measured in table.measured:
         assert {column for column in filled if measured.mean(column) is not None} == filled
@@ -297,14 +299,14 @@ def test_every_measured_cell_of_a_table_is_filled_from_its_score_file(name, tmp_
 
 
 def test_the_kernels_of_table2_stand_beside_the_figures_of_the_poster():
-    rows = {row.labels["kernel"]: row.paper.get("linear_top1") for row in rows_of("table2", "desk")}
+    rows = {row.labels["kernel"]: row.paper.get("linear_top1") for row in rows_of("table2", "digits")}
     assert rows == {"truncated L=3": 47.5, "exp(-s |u - v|^2)": 41.3, "C - |u - v|^p": 27.8, "heat": None}
 
 
 def test_table4_has_the_nine_figures_of_each_row_of_the_slides():
-    rows = {(row.method, row.paper_q): row for row in rows_of("table4", "desk")}
+    rows = {(row.method, row.paper_q): row for row in rows_of("table4", "digits")}
     assert len(rows) == 7
-    assert rows.pop(("VICReg", None)).paper == {}, "the desk's own row of VICReg at the large q"
+    assert rows.pop(("VICReg", None)).paper == {}, "the digits profile's own row of VICReg at the large q"
     assert rows["VICReg", 8192].paper["semi1_top1"] == 49.4
     assert rows["SFRIK L=3", 32768].paper["semi10_top5"] == 87.5
     assert all(len(row.paper) == 9 for row in rows.values())
@@ -312,13 +314,13 @@ def test_table4_has_the_nine_figures_of_each_row_of_the_slides():
 
 
 def test_table5_reads_each_batch_size_from_one_file_of_measurements(tmp_path):
-    folder = tmp_path / "desk" / "complexity" / "seed0"
+    folder = tmp_path / "digits" / "complexity" / "seed0"
     folder.mkdir(parents=True)
     cells = {"loss_ms": 40.0, "product_ms": 8.0, "loss_products": 5.0, "loss_mib": 100.4}
     write_json(folder / "table5.json", {"VICReg plain q=4096 n=512": cells})
     rows = {
         (row["method"], row["batch_size"]): row
-        for row in csv.DictReader(as_csv(build_table("table5", "desk", tmp_path)).splitlines())
+        for row in csv.DictReader(as_csv(build_table("table5", "digits", tmp_path)).splitlines())
     }
     assert rows["VICReg plain", "512"]["loss_ms_mean"] == "40.000"
     assert rows["VICReg plain", "512"]["loss_products_mean"] == "5.000"
@@ -332,11 +334,11 @@ def test_table5_reads_each_batch_size_from_one_file_of_measurements(tmp_path):
     "content", [None, {"VICReg q=8192 n=1024": {"loss_ms": 40.0, "loss_time_ratio": 1.0}, "hardware": "cpu"}]
 )
 def test_costs_that_are_missing_or_of_other_rows_are_rendered_as_dashes(name, content, tmp_path):
-    folder = tmp_path / "desk" / "complexity" / "seed0"
+    folder = tmp_path / "digits" / "complexity" / "seed0"
     folder.mkdir(parents=True)
     if content:
         write_json(folder / f"{name}.json", content)
-    table = build_table(name, "desk", tmp_path)
+    table = build_table(name, "digits", tmp_path)
     assert not any(m.seeds for m in table.measured)
     lines = [line for line in as_markdown(table).splitlines() if line.startswith(("| VICReg", "| SFRIK", "| SIGReg"))]
     assert lines
@@ -347,31 +349,31 @@ def test_costs_that_are_missing_or_of_other_rows_are_rendered_as_dashes(name, co
 
 def test_table9_compares_the_grid_by_the_first_seed_alone(tmp_path):
     for seed, value in enumerate((90.0, 10.0)):
-        folder = tmp_path / "desk" / "tune_sfrik_2048" / f"seed{seed}"
+        folder = tmp_path / "digits" / "tune_sfrik_2048" / f"seed{seed}"
         folder.mkdir(parents=True)
         for name in ("linear_tune", "linear_inference"):
             write_json(folder / f"{name}.json", {"protocol": name, "top1": value})
-    (row,) = [m for m in build_table("table9", "desk", tmp_path).measured if m.row.recipe == "desk/tune_sfrik_2048"]
+    (row,) = [m for m in build_table("table9", "digits", tmp_path).measured if m.row.recipe == "digits/tune_sfrik_2048"]
     assert (row.mean("tune_top1"), row.mean("test_top1")) == (90.0, 50.0)
 
 
 def test_the_grids_of_table9_are_named_by_the_choice_of_their_recipes():
-    assert {name: len(recipes) for name, recipes in grids("desk").items()} == {"simclr": 3, "auh": 3, "vicreg": 3, "sfrik": 3}
+    assert {name: len(recipes) for name, recipes in grids("digits").items()} == {"simclr": 3, "auh": 3, "vicreg": 3, "sfrik": 3}
 
 
 def test_the_last_epoch_of_the_training_curve_gives_alignment_and_rank(tmp_path):
-    folder = tmp_path / "desk" / "kernel_heat" / "seed0"
+    folder = tmp_path / "digits" / "kernel_heat" / "seed0"
     folder.mkdir(parents=True)
     lines = [{"epoch": e, "alignment": 0.5 - e / 10, "uniformity": -3.0, "effective_rank": 10.0 + e} for e in range(3)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (row,) = [m for m in build_table("table2", "desk", tmp_path).measured if m.row.labels["kernel"] == "heat"]
+    (row,) = [m for m in build_table("table2", "digits", tmp_path).measured if m.row.labels["kernel"] == "heat"]
     assert (row.mean("alignment"), row.mean("effective_rank")) == (0.3, 12.0)
 
 
 def test_the_tables_with_scores_are_those_of_which_something_was_measured(tmp_path):
-    assert tables_with_scores("desk", tmp_path) == []
+    assert tables_with_scores("digits", tmp_path) == []
     score(tmp_path, "kernel_rbf", 0, "linear", 50.0)
-    assert tables_with_scores("desk", tmp_path) == ["table2"]
+    assert tables_with_scores("digits", tmp_path) == ["table2"]
 
 
 def test_latex_escapes_what_it_would_read_as_its_own_and_leaves_mathematics():
@@ -382,7 +384,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_table_in_the_readme_is_the_table_of_the_results():
-    written = (ROOT / "results" / "desk" / "tables" / "table1.md").read_text().replace("](../", "](results/desk/")
+    written = (ROOT / "results" / "digits" / "tables" / "table1.md").read_text().replace("](../", "](results/digits/")
     rows = [line for line in written.splitlines() if line.startswith("|")]
     block = (ROOT / "README.md").read_text().split("<!-- table1 -->\n")[1].split("\n\n")[0]
     assert block.splitlines() == rows
@@ -390,11 +392,11 @@ def test_the_table_in_the_readme_is_the_table_of_the_results():
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_tables_of_the_results_are_those_of_the_score_files(name):
-    folder = ROOT / "results" / "desk" / "tables"
+    folder = ROOT / "results" / "digits" / "tables"
     for suffix, render in (("csv", as_csv), ("md", as_markdown), ("tex", as_latex)):
-        assert (folder / f"{name}.{suffix}").read_text() == render(build_table(name, "desk", ROOT / "results"))
+        assert (folder / f"{name}.{suffix}").read_text() == render(build_table(name, "digits", ROOT / "results"))
 
 
 def test_the_page_of_the_claims_is_that_of_the_score_files():
-    page = (ROOT / "results" / "desk" / "README.md").read_text()
-    assert claims_as_markdown("desk", ROOT / "results") in page
+    page = (ROOT / "results" / "digits" / "README.md").read_text()
+    assert claims_as_markdown("digits", ROOT / "results") in page

@@ -521,34 +521,34 @@ def test_the_same_seed_gives_the_same_crops_and_patches(pipeline):
 # --- digits
 
 
-DESK = {
+DIGITS = {
     "auh": {},
     "obow": {"num_img_crops": 2, "image_crop_size": 20, "num_img_patches": 5, "img_patch_size": 12},
     "swav": {"nmb_crops": (2, 6), "size_crops": (28, 12), "min_scale_crops": (0.14, 0.05), "max_scale_crops": (1.0, 0.14)},
 }
-DESK_SCALES = {
+DIGITS_SCALES = {
     "auh": [(0.35, 1.0)] * 2,
     "obow": [(0.08, 0.6)] * 2 + [(0.6, 1.0)],  # both crops, then the one crop that all patches are cut from
     "swav": [(0.14, 1.0)] * 2 + [(0.05, 0.14)] * 6,
 }
 
 
-def desk(augmentations):
-    return build_views(augmentations, 28, "mnist5k", **DESK[augmentations])
+def digits(augmentations):
+    return build_views(augmentations, 28, "mnist5k", **DIGITS[augmentations])
 
 
-@pytest.mark.parametrize("augmentations", DESK)
+@pytest.mark.parametrize("augmentations", DIGITS)
 def test_views_of_digits_follow_from_their_generator_alone(augmentations):
     digits = torch.randint(0, 256, (6, 1, 28, 28), dtype=torch.uint8, generator=Generator().manual_seed(0))
     state = torch.get_rng_state()
-    one, again, other = (desk(augmentations).per_batch([digits], Generator().manual_seed(seed)) for seed in (3, 3, 4))
+    one, again, other = (digits(augmentations).per_batch([digits], Generator().manual_seed(seed)) for seed in (3, 3, 4))
     assert torch.equal(torch.get_rng_state(), state), "nothing is drawn from the generator that all share"
     assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
     moving = slice(1 if augmentations == "obow" else 0, None)
     assert not any(torch.equal(a, b) for a, b in zip(one[moving], other[moving], strict=True))
 
 
-@pytest.mark.parametrize("augmentations", DESK)
+@pytest.mark.parametrize("augmentations", DIGITS)
 def test_digits_are_cropped_by_the_scales_of_their_settings_and_never_mirrored(augmentations, monkeypatch):
     maps, affine_grid = [], torch.nn.functional.affine_grid
 
@@ -557,11 +557,11 @@ def test_digits_are_cropped_by_the_scales_of_their_settings_and_never_mirrored(a
         return affine_grid(theta, *arguments, **keywords)
 
     monkeypatch.setattr(torch.nn.functional, "affine_grid", recorded)
-    desk(augmentations).per_batch([torch.zeros(1500, 1, 28, 28, dtype=torch.uint8)], Generator().manual_seed(0))
-    assert len(maps) == len(DESK_SCALES[augmentations])
+    digits(augmentations).per_batch([torch.zeros(1500, 1, 28, 28, dtype=torch.uint8)], Generator().manual_seed(0))
+    assert len(maps) == len(DIGITS_SCALES[augmentations])
     torch.manual_seed(5)
     large = torch.empty(1, 2000, 2000)  # so large that whole pixels do not show
-    for theta, scale in zip(maps, DESK_SCALES[augmentations], strict=True):
+    for theta, scale in zip(maps, DIGITS_SCALES[augmentations], strict=True):
         assert (theta[:, 0, 0] > 0).all(), "a negative width would mirror"
         assert (theta[:, 1, 1] > 0).all(), "a negative height would turn upside down"
         assert not theta[:, 0, 1].any()
@@ -596,10 +596,10 @@ def test_a_box_that_fits_nowhere_is_the_whole_image():
     assert torch.equal(boxes, torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(200, 4))
 
 
-@pytest.mark.parametrize("augmentations", DESK)
+@pytest.mark.parametrize("augmentations", DIGITS)
 def test_digits_have_their_contrast_multiplied_by_six_to_fourteen_tenths(augmentations):
     grey = torch.full((1500, 1, 28, 28), 100, dtype=torch.uint8)
-    views = desk(augmentations).per_batch([grey], Generator().manual_seed(0))
+    views = digits(augmentations).per_batch([grey], Generator().manual_seed(0))
     mean, std = STATISTICS["mnist5k"]
     for index, view in enumerate(views):
         factor = ((view * std[0] + mean[0]) * 2.55).flatten(1)
@@ -617,9 +617,9 @@ def test_white_stays_white_where_the_contrast_rises():
 
 def test_the_whole_digit_of_obow_is_the_digit():
     digits = torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8, generator=Generator().manual_seed(0))
-    whole = desk("obow").per_batch([digits], Generator())[0]
+    whole = digits("obow").per_batch([digits], Generator())[0]
     assert torch.equal(whole, resize_for_test(28, "mnist5k").per_batch([digits], Generator())[0])
-    smaller = build_views("obow", 20, "mnist5k", **DESK["obow"]).per_batch([digits], Generator())[0]
+    smaller = build_views("obow", 20, "mnist5k", **DIGITS["obow"]).per_batch([digits], Generator())[0]
     assert smaller.shape == (4, 1, 20, 20)
 
 
