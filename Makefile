@@ -11,7 +11,7 @@
 #   GPUS=0           slurm: GPUs of each node, one process for each
 #   PROCS=1          slurm: processes on each node that has no GPU
 #   TIME=            slurm: limit of a job (20:00:00); one that reaches it saves, requeues itself and goes on
-#   PYTHON=python3   what makes the virtual environment (3.10 to 3.13)
+#   PYTHON=python3   what makes the virtual environment (3.11 to 3.14)
 #   COVERAGE=        test: 1 reports the lines of sfrik/ that the tests run, but for those that run alone
 #   VENV=.venv       the virtual environment; VENV= uses the active one instead (conda: environment.yml)
 
@@ -46,8 +46,8 @@ READY := $(VENV)/ready
 
 # Made anew when the project's requirements changed; pip then installs only what is missing.
 $(READY): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
-	  { echo "sfrik needs Python 3.10 to 3.13, $(PYTHON) is $$($(PYTHON) -V): make setup PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' || \
+	  { echo "sfrik needs Python 3.11 to 3.14, $(PYTHON) is $$($(PYTHON) -V): make setup PYTHON=python3.13" >&2; exit 1; }
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)/bin/python -m pip install --quiet --editable '.[notebooks,dev,docs]'

@@ -14,10 +14,9 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from typing_extensions import Self
 
 from sfrik.errors import SfrikError, nearest
 from sfrik.settings.fields import ARCHITECTURES, Architecture, Batch, Count, Datasets, Int, Pixels

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
-from typing_extensions import Self
 
 from sfrik.settings.base import Settings
 from sfrik.settings.fields import Count, Epochs, Int, LowerCase, NotNegative, Penalties, Rate, Rates, Temperature

@@ -6,8 +6,8 @@ import itertools
 import math
 import os
 import re
-import sys
 import time
+import tomllib
 import warnings
 from pathlib import Path
 from typing import Literal, get_args, get_origin
@@ -20,7 +20,6 @@ from packaging.version import Version
 from sfrik.cli.flags import whole
 from sfrik.errors import SfrikError
 from sfrik.settings import (
-    CROPS,
     SECTIONS,
     EvaluateSettings,
     KnnSettings,
@@ -31,11 +30,7 @@ from sfrik.settings import (
     run_folder,
 )
 from sfrik.settings import base as module
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from sfrik.settings.pretraining import CROPS
 
 ROOT = Path(__file__).parents[2]
 PLACES = {

@@ -6,7 +6,7 @@ import csv
 import json
 import re
 import statistics
-import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -20,11 +20,6 @@ from sfrik.tables.collect import as_csv, as_latex, as_markdown, build_table, esc
 from sfrik.tables.definitions import EXPERIMENTS, grids, rows_of
 from sfrik.tables.rows import paper_figures
 from sfrik.tables.run_pages import write_cards
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 SHARED = Path(__file__).parents[3] / "shared" / "paper.toml"
 MEASURED = [f"{protocol}_top1_{part}" for protocol in ("linear", "logistic", "knn") for part in ("mean", "sd")]
