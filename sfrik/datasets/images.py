@@ -27,6 +27,7 @@ from sfrik.datasets.listing import class_folders, images_below, list_images
 from sfrik.errors import SfrikError
 from sfrik.system.devices import cores
 from sfrik.system.files import check_regular, read_text
+from sfrik.system.random import derived_seed
 from sfrik.system.signals import GRACE, SIGNALS
 from sfrik.views.base import Views
 
@@ -35,7 +36,6 @@ __all__ = [
     "batches",
     "class_members",
     "class_subset",
-    "derived_seed",
     "explain_worker_death",
     "image_files",
     "load_images",
@@ -186,11 +186,6 @@ def image_files(
         classes=classes,
         decode=lambda i: decode_image(folder / names[i]),
     )
-
-
-def derived_seed(*parts: int) -> int:
-    """A 63-bit seed from several whole numbers, such as (seed, epoch, index)."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def batches(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfrik.datasets.images import derived_seed
+from sfrik.system.random import derived_seed
 
 __all__ = [
     "choose_rate",

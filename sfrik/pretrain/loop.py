@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sfrik.datasets.images import Images, batches, derived_seed, explain_worker_death, load_images
+from sfrik.datasets.images import Images, batches, explain_worker_death, load_images
 from sfrik.errors import Preempted, SfrikError
 from sfrik.networks import Encoder, build_encoder, save_weights
 from sfrik.objectives.base import LossTerms, NotFinite
@@ -37,6 +37,7 @@ from sfrik.runs.records import TrainingCheckpoint
 from sfrik.settings import PretrainSettings
 from sfrik.system.devices import autocast, channels_last, pick_device
 from sfrik.system.progress import Progress
+from sfrik.system.random import derived_seed
 from sfrik.system.records import VERSION, parse_record
 from sfrik.system.signals import StopRequests, stop, stop_requests
 from sfrik.views.base import Views, build_views

@@ -13,7 +13,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from sfrik.datasets.images import Images, batches, class_members, class_subset, derived_seed, image_files, load_images
+from sfrik.datasets.images import Images, batches, class_members, class_subset, image_files, load_images
 from sfrik.errors import SfrikError
 from sfrik.views.base import build_views, probe_views, resize_for_test
 
@@ -303,13 +303,6 @@ def test_images_with_a_label_for_each_class_are_selected_and_batched_row_by_row(
         assert torch.cat([labels for _, labels, _ in parts]).tolist() == targets[[2, 3, 0]].tolist()
         values = torch.cat([view for (view,), _, _ in parts])[:, 0, 0, 0]
         assert values.argsort().tolist() == [2, 0, 1], "the pixels go with their labels"
-
-
-def test_derived_seeds_differ_and_fit_in_63_bits():
-    seeds = [derived_seed(seed, epoch, index) for seed in range(4) for epoch in range(4) for index in range(50)]
-    assert len(set(seeds)) == len(seeds)
-    assert all(0 <= seed < 2**63 for seed in seeds)
-    assert derived_seed(1, 2) == derived_seed(1, 2) != derived_seed(2, 1)
 
 
 # --- torchvision's own formats
