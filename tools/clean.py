@@ -99,7 +99,7 @@ def _old(path: Path) -> bool:
 
 
 def _is_locked(path: Path) -> bool:
-    """Whether a living process holds a lock (`sfrik.runs.folder_lock`)."""
+    """Whether a living process holds a lock (`sfrik.system.locks`)."""
     try:
         import fcntl
     except ImportError:  # Windows

@@ -19,11 +19,11 @@ from sfrik.errors import SfrikError
 from sfrik.evaluate.inputs import evaluation_split, frozen_backbone, scored_images, weights_path
 from sfrik.networks import Backbone
 from sfrik.ops.collectives import broadcast_from_rank_zero, rank, world_size
-from sfrik.runs.folder import folder_lock
 from sfrik.runs.records import FeatureOrigin
 from sfrik.settings import FeatureSettings
 from sfrik.system.devices import autocast, channels_last, pick_device, pick_precision
 from sfrik.system.files import atomic_write, check_regular, file_hash, write_error, write_json
+from sfrik.system.locks import folder_lock
 from sfrik.system.progress import track
 from sfrik.system.records import read_record
 from sfrik.views.base import Views, resize_for_test

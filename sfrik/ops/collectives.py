@@ -24,6 +24,7 @@ __all__ = [
     "all_reduce_max",
     "all_reduce_sum",
     "all_vectors",
+    "barrier",
     "broadcast_from_rank_zero",
     "other_rows",
     "rank",
@@ -38,6 +39,12 @@ def world_size() -> int:
 
 def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if world_size() > 1:
+        dist.barrier()
 
 
 def broadcast_from_rank_zero(value: Any) -> Any:

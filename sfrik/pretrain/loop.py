@@ -8,37 +8,38 @@ the last bit.
 from __future__ import annotations
 
 import time
-from contextlib import closing, nullcontext, suppress
-from dataclasses import asdict, dataclass, field
+from contextlib import closing, nullcontext
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from sfrik.datasets.images import Images, batches, explain_worker_death, load_images
-from sfrik.errors import Preempted, SfrikError
-from sfrik.networks import Encoder, build_encoder, save_weights
+from sfrik.errors import Preempted
+from sfrik.networks import Encoder, build_encoder
 from sfrik.objectives.base import LossTerms, NotFinite
 from sfrik.objectives.factory import build_objective
-from sfrik.ops.collectives import all_objects, all_reduce_max, broadcast_from_rank_zero, rank, world_size
+from sfrik.ops.collectives import all_objects, all_reduce_max, barrier, broadcast_from_rank_zero, rank, world_size
 from sfrik.optim import LARS, learning_rate
 from sfrik.pretrain.accumulate import backward, micro_batches
 from sfrik.pretrain.distributed import distribute, explain_compile_failure, training_precision
 from sfrik.pretrain.epoch_metrics import describe_epoch, format_epoch
+from sfrik.pretrain.finish import clean_up, finish, record_failure
 from sfrik.pretrain.nonfinite import not_finite
-from sfrik.runs.checkpoints import random_state, restore_random_state, restoring
-from sfrik.runs.folder import Run, settings_differences
+from sfrik.pretrain.order import check_batch_size, epoch_order
+from sfrik.pretrain.resume import Position, print_from_rank_zero, restore
+from sfrik.runs.checkpoints import random_state
+from sfrik.runs.folder import Run
 from sfrik.runs.loggers import Loggers, check_loggers
-from sfrik.runs.provenance import now, provenance
-from sfrik.runs.records import TrainingCheckpoint
+from sfrik.runs.provenance import provenance
 from sfrik.settings import PretrainSettings
 from sfrik.system.devices import autocast, channels_last, pick_device
 from sfrik.system.progress import Progress
 from sfrik.system.random import derived_seed
-from sfrik.system.records import VERSION, parse_record
+from sfrik.system.records import VERSION
 from sfrik.system.signals import StopRequests, stop, stop_requests
 from sfrik.views.base import Views, build_views
 
@@ -65,7 +66,7 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any
     precision = training_precision(settings, device)
     # Everything that can be wrong with the input is found before the folder is made.
     images = load_images(settings.dataset, "pretrain", settings.data_dir, settings.subset)
-    steps_per_epoch = _check_sizes(settings, images)
+    steps_per_epoch = check_batch_size(settings, images)
     views = build_views(settings.augmentations, settings.size, settings.dataset, settings.input_pipeline, **settings.crops)
     torch.manual_seed(derived_seed(settings.seed))
     encoder = channels_last(build_encoder(settings, images.channels), device)
@@ -73,9 +74,9 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any
         if rank() == 0:
             run.start(settings)
         if broadcast_from_rank_zero(run.finished):
-            _say(progress, f"{run.folder}: pretrained already")
+            print_from_rank_zero(progress, f"{run.folder}: pretrained already")
             if rank() == 0:  # after a process that was killed when it had just recorded the weights
-                _clean_up(run)
+                clean_up(run)
             return (run.epochs() or [{}])[-1]
         if rank() == 0:
             run.update_status("running", stage="pretrain")
@@ -83,24 +84,14 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any
             if settings.ssl_method == "none":
                 if rank() == 0:
                     run.record_start(**provenance(device.type, precision, world_size()))
-                    _finish(run, encoder, settings)
-                _barrier()
+                    finish(run, encoder, settings)
+                barrier()
                 return {}
             return _Training(settings, run, images, views, encoder, device, precision, steps_per_epoch, progress).work()
         except Exception as error:
             if not isinstance(error, Preempted):
-                _say_failed(run, error)
+                record_failure(run, error)
             raise
-
-
-@dataclass
-class _Place:
-    """How far a training has come: the next step of the epoch, and what the epoch's line will tell of the steps before."""
-
-    epoch: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    broken: list[str] = field(default_factory=list)  # images that were skipped, on all processes
 
 
 class _Training:
@@ -121,14 +112,15 @@ class _Training:
         self.settings, self.run, self.images, self.views, self.steps_per_epoch = settings, run, images, views, steps_per_epoch
         self.encoder, self.device, self.precision = encoder, device, precision
         if world_size() > 1 and device.type == "cpu":
-            _say(progress, "BatchNorm on CPU: each process normalises by its own share of the batch; rank 0's averages are kept")
+            print_from_rank_zero(progress, "BatchNorm on CPU: each process normalises its own shard; rank 0's averages are kept")
         if left := len(images) % settings.batch_size:
-            _say(progress, f"{left} of {len(images)} images do not fill a batch: each epoch leaves out others")
+            print_from_rank_zero(progress, f"{left} of {len(images)} images do not fill a batch: each epoch leaves out others")
         self.model = distribute(encoder, device, precision, settings.view_sizes, images.channels)
         self.objective = build_objective(settings)
         self.optimizer = LARS(encoder.parameters(), lr=0.0, weight_decay=settings.wd)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        self.at = self._resume(progress)
+        parts = {"model": encoder, "optimizer": self.optimizer, "scaler": self.scaler}
+        self.at = restore(run, settings, parts, steps_per_epoch, device, progress)
         total = settings.epochs * steps_per_epoch
         self.progress = Progress(total, self._global_step(), self._say_running, progress and rank() == 0)
         self.saved = time.monotonic()
@@ -154,15 +146,15 @@ class _Training:
             if rank() == 0:
                 self.loggers.close()
         if rank() == 0:
-            _finish(self.run, self.encoder, self.settings)
-        _barrier()
+            finish(self.run, self.encoder, self.settings)
+        barrier()
         return line
 
     def _epoch(self, requests: StopRequests) -> dict[str, Any]:
         settings, at = self.settings, self.at
         self.model.train()
         started = time.perf_counter() - at.seconds
-        order = _order(len(self.images), settings, at.epoch, self.steps_per_epoch)
+        order = epoch_order(len(self.images), settings, at.epoch, self.steps_per_epoch)
         share = settings.batch_size // world_size()
         loader = batches(
             self.images,
@@ -202,7 +194,7 @@ class _Training:
             self.device,
             self.precision,
         )
-        self.at = _Place(at.epoch + 1, broken=at.broken)
+        self.at = Position(at.epoch + 1, broken=at.broken)
         if rank() == 0:
             self._log("epoch", line, self._global_step() - 1)
         self._save()
@@ -247,7 +239,7 @@ class _Training:
             names = [self.images.name(int(i)) for i in where]
             place = {"epoch": self.at.epoch, "step": self.at.step}
             fault = not_finite(error, self.run.folder, place, names, embeddings, self._weights())
-            _barrier()  # the loss is the same everywhere, so all are here; none ends the others while they write
+            barrier()  # the loss is the same everywhere, so all are here; none ends the others while they write
             raise fault from None
 
     def _save_and_stop_if_asked(self, requests: StopRequests, started: float, skipped: list[str]) -> None:
@@ -269,7 +261,7 @@ class _Training:
     def _stop_if(self, number: int) -> None:
         if number == 0:
             return
-        _barrier()  # none leaves while rank 0 is saving
+        barrier()  # none leaves while rank 0 is saving
         where = f"epoch {self.at.epoch}, step {self.at.step} of {self.steps_per_epoch}"
         if rank() == 0:
             self._say_running("preempted", step=self._global_step())
@@ -288,89 +280,8 @@ class _Training:
         parts = {"model": self.encoder, "optimizer": self.optimizer, "scaler": self.scaler}
         return {name: part.state_dict() for name, part in parts.items()}
 
-    def _resume(self, progress: bool) -> _Place:
-        """Restore the newest checkpoint; where to go on. Rank 0 chooses, the others read what it chose."""
-        checkpoint = self.run.checkpoints.load() if rank() == 0 else None
-        if not broadcast_from_rank_zero(checkpoint is not None):
-            return _Place()
-        if checkpoint is None:
-            checkpoint = self.run.checkpoints.load()
-        path = self.run.checkpoints.paths[0]
-        parse_record(checkpoint, TrainingCheckpoint, str(path), "finish the run with the release that wrote it, or move it away")
-        assert checkpoint is not None  # as it was parsed
-        if differences := settings_differences(checkpoint["settings"], self.settings.what()):
-            raise SfrikError(f"{path} is of a run with other settings ({differences}): move it away, or choose another --exp-dir")
-        with restoring(path):
-            for name, part in (("model", self.encoder), ("optimizer", self.optimizer), ("scaler", self.scaler)):
-                part.load_state_dict(checkpoint[name])
-        place = _Place(**checkpoint["place"])
-        _say(progress, f"{self.run.folder}: going on after epoch {place.epoch}, step {place.step} of {self.steps_per_epoch}")
-        if checkpoint["processes"] == world_size():
-            with restoring(path):
-                restore_random_state(checkpoint["random"][rank()], self.device)
-        else:
-            _say(
-                progress,
-                f"it was trained by {checkpoint['processes']} processes and goes on with {world_size()}: the views are drawn "
-                "otherwise, and on a CPU BatchNorm sees shares of another size",
-            )
-        return place
-
     def _global_step(self) -> int:
         return self.at.epoch * self.steps_per_epoch + self.at.step
 
     def _say_running(self, state: str = "running", **facts: Any) -> None:
         self.run.update_status(state, stage="pretrain", **{"epoch": self.at.epoch, "epochs": self.settings.epochs, **facts})
-
-
-def _say_failed(run: Run, error: Exception) -> None:
-    """The first process that fails says why: the others then fail for want of it."""
-    with suppress(OSError, SfrikError):  # two that write at once; the error itself is what counts
-        if (run.state() or {}).get("state") != "failed":
-            run.say_at_last("failed", stage="pretrain", error=str(error))
-
-
-def _check_sizes(settings: PretrainSettings, images: Images) -> int:
-    """Steps an epoch; the last images that do not fill a batch wait for another epoch's order."""
-    if settings.batch_size % world_size():
-        raise SfrikError(f"batch_size {settings.batch_size} is over all processes and does not divide by {world_size()} of them")
-    if len(images) < settings.batch_size and settings.ssl_method != "none":
-        raise SfrikError(f"batch_size {settings.batch_size} is more than the {len(images)} images: lower it")
-    share, most = settings.batch_size // world_size(), settings.micro_batch
-    if most and share // micro_batches(share, most) < 2:
-        raise SfrikError(f"BatchNorm needs two images, micro_batch {most} of the {share} on a process leaves one: raise it")
-    return len(images) // settings.batch_size
-
-
-def _order(n: int, settings: PretrainSettings, epoch: int, steps_per_epoch: int) -> np.ndarray:
-    """This process's images of the epoch, in order: its share of each batch."""
-    order = np.random.default_rng([settings.seed, epoch]).permutation(n)[: steps_per_epoch * settings.batch_size]
-    shares = order.reshape(steps_per_epoch, world_size(), -1)
-    return shares[:, rank()].reshape(-1)
-
-
-def _finish(run: Run, encoder: Encoder, settings: PretrainSettings) -> None:
-    """Write the weights and record them; the checkpoints go once all of that is on disk."""
-    about, weights = {"arch": settings.arch, "stem": settings.stem, "settings": settings.hash()}, {}
-    if settings.ssl_method != "none" and list(encoder.projector.parameters()):  # else nothing was trained, or there is none
-        weights[run.projector.name] = save_weights(encoder.projector, run.projector, mlp=settings.mlp, **about)
-    weights[run.backbone.name] = save_weights(encoder.backbone, run.backbone, **about)
-    run.record(finished=now(), weights=weights)  # last: with it the run is done
-    run.forget_other_scores()
-    _clean_up(run)
-
-
-def _clean_up(run: Run) -> None:
-    """Remove what a finished run does not need."""
-    run.checkpoints.drop()
-    run.say_done()
-
-
-def _say(progress: bool, text: str) -> None:
-    if progress and rank() == 0:
-        print(text, flush=True)
-
-
-def _barrier() -> None:
-    if world_size() > 1:
-        dist.barrier()

@@ -13,8 +13,8 @@ from typing import Any
 
 from sfrik.reproduce.notebooks import Kernel, execute
 from sfrik.reproduce.table import rendering, stop_at_once
-from sfrik.runs.folder import folder_lock
 from sfrik.settings import load_recipe, results_root
+from sfrik.system.locks import folder_lock
 from sfrik.tables.rows import DIMS
 
 __all__ = ["execute_chapters"]

@@ -19,8 +19,8 @@ from sfrik.launch.slurm import Job, Layout, QueuedJob, Site, queued_jobs, read_s
 from sfrik.reproduce.notebooks import notebook_path
 from sfrik.reproduce.status import run_status
 from sfrik.reproduce.table import make_table, missing_stages, stop_at_once, table_runs
-from sfrik.runs.folder import folder_lock
 from sfrik.settings import PretrainSettings, results_root, run_folder
+from sfrik.system.locks import folder_lock
 from sfrik.tables.definitions import experiment
 
 __all__ = ["Wanted", "submit_runs", "submit_table"]

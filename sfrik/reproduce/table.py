@@ -26,13 +26,14 @@ from typing import Any
 
 from sfrik.errors import Preempted, SfrikError, nearest
 from sfrik.reproduce.notebooks import Kernel, execute, notebook_path
-from sfrik.runs.folder import Run, folder_lock
+from sfrik.runs.folder import Run
 from sfrik.runs.provenance import commit, now
 from sfrik.runs.records import Choice, Score
 from sfrik.settings import SECTIONS, Settings, load_recipe, results_root, run_folder
 from sfrik.system import signals as preemption
 from sfrik.system.devices import cores
 from sfrik.system.files import check_regular, is_there, make_folder, read_text, write_error, write_json
+from sfrik.system.locks import folder_lock
 from sfrik.system.progress import duration
 from sfrik.system.records import VERSION, read_record
 from sfrik.system.signals import SIGNALS, stop, stop_requests
@@ -270,15 +271,15 @@ def run_recipe(
                     execute(stage.notebook, parameters, run.folder / stage.copy, kernel)
             except (Preempted, KeyboardInterrupt):
                 if missing_stages(recipe, seed, root, stages):
-                    run.say_at_last("preempted", stage=name)
+                    run.update_last_status("preempted", stage=name)
                 else:  # it came when all was done
-                    run.say_done()
+                    run.clear_status()
                 raise
             except Exception as error:
                 known = isinstance(error, SfrikError | OSError)
-                run.say_at_last("failed", stage=name, error=str(error) if known else f"{type(error).__name__}: {error}")
+                run.update_last_status("failed", stage=name, error=str(error) if known else f"{type(error).__name__}: {error}")
                 raise
-            run.say_done()
+            run.clear_status()
 
 
 def _wait_for_workers(run: Run) -> None:

@@ -18,22 +18,19 @@ from __future__ import annotations
 import json
 import os
 import socket
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfrik.errors import SfrikError
+from sfrik.runs.cached import cached_hash, cached_provenance, print_once, why_not_opened
 from sfrik.runs.provenance import commit, now
 from sfrik.runs.records import LogLine, RunSettings, Score, State
 from sfrik.settings import Settings
 from sfrik.system.files import (
     UnreadableError,
     WriteError,
-    check_regular,
     file_hash,
     make_folder,
     read_json,
@@ -43,18 +40,14 @@ from sfrik.system.files import (
     write_json,
     write_text,
 )
-from sfrik.system.records import VERSION, Provenance, parse_record, read_record
+from sfrik.system.locks import folder_lock, is_locked
+from sfrik.system.records import VERSION, parse_record, read_record
 from sfrik.system.tensor_files import check_weights, read_header
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 if TYPE_CHECKING:
     from sfrik.runs.checkpoints import Checkpoints
 
-__all__ = ["Run", "folder_lock", "settings_differences"]
+__all__ = ["Run", "settings_differences"]
 
 WRITTEN = (
     *("settings.json", "provenance.json", "state.json", "metrics.jsonl"),
@@ -98,7 +91,7 @@ class Run:
         path, ours = self.folder / "settings.json", settings.what()
         known = self._known_settings()
         differences = settings_differences(known, ours) if known is not None else ""
-        broken = {weights: _why_not_opened(weights) for weights in (self.backbone, self.projector) if weights.is_file()}
+        broken = {weights: why_not_opened(weights) for weights in (self.backbone, self.projector) if weights.is_file()}
         if known is None and broken.get(self.backbone) == "" and (theirs := read_header(self.backbone).get("settings")):
             differences = "" if theirs == settings.hash() else f"hash {theirs} -> {settings.hash()}"
         if differences and (self.backbone.is_file() or self.checkpoints.exist):
@@ -144,7 +137,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether the pretraining is done: the weights open and are recorded. Older releases recorded none."""
-        if not self.backbone.is_file() or _why_not_opened(self.backbone):
+        if not self.backbone.is_file() or why_not_opened(self.backbone):
             return False
         record = self._provenance()
         return self.backbone.name in record.get("weights", {}) or "version" not in record
@@ -158,7 +151,7 @@ class Run:
             weights = self.backbone.stat()
         except OSError:
             return None
-        if _why_not_opened(self.backbone):
+        if why_not_opened(self.backbone):
             return None
         record = self._provenance().get("weights", {}).get(self.backbone.name)
         if record:
@@ -166,15 +159,10 @@ class Run:
             # a file that was moved or copied here keeps the time of its content, and not that of its name
             if max(weights.st_mtime_ns, weights.st_ctime_ns) <= max(written.st_mtime_ns, written.st_ctime_ns):
                 return record
-        return _remembered_hash(str(self.backbone), weights.st_mtime_ns, weights.st_size)
+        return cached_hash(self.backbone)
 
     def _provenance(self) -> dict[str, Any]:
-        path = self.folder / "provenance.json"
-        try:
-            found = path.stat()
-        except FileNotFoundError:
-            return {}
-        return _remembered_provenance(str(path), found.st_mtime_ns, found.st_size)
+        return cached_provenance(self.folder / "provenance.json")
 
     def record_start(self, **facts: Any) -> None:
         """Write where a run that starts comes from, in place of an older run's provenance.json."""
@@ -220,7 +208,7 @@ class Run:
             except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or not a line of the log
                 if number < len(texts):
                     reason = error if isinstance(error, SfrikError) else f"line {number} is not JSON ({error}): it is left out"
-                    _report_once(f"{path}: {reason}")
+                    print_once(f"{path}: {reason}")
         return lines
 
     def epochs(self) -> list[dict[str, Any]]:
@@ -252,11 +240,11 @@ class Run:
         except SfrikError:
             return None
 
-    def say_at_last(self, state: str, **facts: Any) -> None:
+    def update_last_status(self, state: str, **facts: Any) -> None:
         """Why the run stopped, added to what it said before, such as the epoch."""
         self.update_status(state, **{name: value for name, value in {**(self.state() or {}), **facts}.items() if name != "state"})
 
-    def say_done(self) -> None:
+    def clear_status(self) -> None:
         (self.folder / "state.json").unlink(missing_ok=True)
 
     @contextmanager
@@ -267,15 +255,7 @@ class Run:
 
     def is_locked(self) -> bool:
         """Whether a living process is writing the folder. Nothing is written to find out."""
-        if fcntl is None:
-            return False
-        for path in (self.folder / "lock", self.folder / "run.lock"):
-            with suppress(FileNotFoundError):
-                check_regular(path)
-                with path.open("rb") as file:
-                    if not _take(file, fcntl.LOCK_SH):
-                        return True
-        return False
+        return any(is_locked(self.folder / name) for name in ("lock", "run.lock"))
 
     def forget_other_scores(self) -> None:
         """Remove the scores that are of other weights than those that are here now."""
@@ -317,103 +297,7 @@ class Run:
         return whole
 
 
-@contextmanager
-def folder_lock(folder: str | Path, name: str = "lock", wait: bool = False) -> Iterator[None]:
-    """Keep a second process out of a folder. The system drops the lock of a process that died.
-
-    Args:
-        wait: until the process that holds it lets go, with a line that names it.
-
-    Raises:
-        SfrikError: another process holds it; it is named.
-    """
-    make_folder(folder)
-    if fcntl is None:
-        yield
-        return
-    path = Path(folder) / name
-    try:
-        if path.exists():
-            check_regular(path)
-        file = path.open("ab+", buffering=0)  # a name that the disk has no room for must not fail when the file is closed
-    except OSError as error:
-        raise write_error(path, error) from None
-    with file:
-        reported = False
-        while not _take(file, fcntl.LOCK_EX):
-            file.seek(0)
-            holder = file.read().decode(errors="replace").strip() or "unknown"
-            if not wait:
-                raise SfrikError(f"{folder} is being written by another process ({holder}): wait for it, or stop it")
-            if not reported:
-                print(f"waiting for {holder}, which writes {folder}", flush=True)
-            reported = True
-            time.sleep(0.2)
-        job = f", SLURM job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
-        with suppress(OSError):  # on a full disk the lock holds without its holder's name
-            file.truncate(0)
-            file.write(f"pid {os.getpid()} on {socket.gethostname()}{job}".encode())
-        _held.add(file)
-        try:
-            yield
-        finally:
-            _held.discard(file)
-
-
 def settings_differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     """Each setting that differs, in words; nothing where all are the same."""
     names = [name for name in sorted(ours.keys() | theirs.keys()) if theirs.get(name) != ours.get(name)]
     return "; ".join(f"{name} {theirs.get(name)!r} -> {ours.get(name)!r}" for name in names)
-
-
-def _why_not_opened(path: Path) -> str:
-    """Why a file of weights does not open; nothing where its header fits its length.
-
-    Raises:
-        UnreadableError, OSError: of the file system: the file may be whole.
-    """
-    found = path.stat()
-    return _checked_header(str(path), found.st_mtime_ns, found.st_size)
-
-
-@cache
-def _checked_header(path: str, modified: int, size: int) -> str:
-    try:
-        read_header(path)
-    except UnreadableError:
-        raise
-    except SfrikError as error:
-        return str(error)
-    return ""
-
-
-@cache
-def _remembered_provenance(path: str, modified: int, size: int) -> dict[str, Any]:
-    return read_record(path, Provenance)
-
-
-@cache
-def _remembered_hash(path: str, modified: int, size: int) -> str:
-    return file_hash(path)
-
-
-@cache
-def _report_once(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-_held: set = set()  # the files that this process has locked
-if hasattr(os, "register_at_fork"):  # a forked child, as one that decodes images, would hold the lock of a parent that is dead
-    os.register_at_fork(after_in_child=lambda: [file.close() for file in _held])
-
-
-def _take(file, kind: int) -> bool:
-    """Lock an open file unless another process holds it; the system frees it when the file is closed or its owner dies."""
-    assert fcntl is not None  # asked before
-    for attempt in range(3):  # `is_locked` of another process holds it for a moment
-        try:
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            time.sleep(0.01 * (attempt < 2))
-    return False

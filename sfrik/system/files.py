@@ -12,12 +12,8 @@ import errno
 import hashlib
 import json
 import os
-import re
-import secrets
-import socket
 import stat
 import sys
-import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from sfrik.errors import SfrikError
+from sfrik.system.temporary import remove_abandoned, sync_folder, temporary_path
 
 __all__ = [
     "UnreadableError",
@@ -46,8 +43,6 @@ __all__ = [
     "write_text",
 ]
 
-TEMPORARY = re.compile(r"\..+\.(?P<host>[^/]+)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
-ABANDONED = 86400.0  # seconds after which a temporary file of another machine counts as left behind
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO",
@@ -77,12 +72,11 @@ def atomic_write(path: str | Path, needed: int = 0, keep: Path | None = None) ->
         WriteError: the file cannot be written; what was at `path` is still there, and nothing is left beside it.
     """
     path = Path(path)
-    host = re.sub(r"\W", "_", socket.gethostname())[:64]
-    temporary = path.with_name(f".{path.name}.{host}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = temporary_path(path)
     file = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(path.parent, host)
+        remove_abandoned(path.parent)
         with open(temporary, "xb") as raw:
             file = _Recorder(raw)
             yield cast(BinaryIO, file)
@@ -91,7 +85,7 @@ def atomic_write(path: str | Path, needed: int = 0, keep: Path | None = None) ->
         if keep is not None and path.is_file():
             os.replace(path, keep)
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -142,7 +136,7 @@ def sync_file(path: Path) -> None:
     try:
         with path.open("rb") as file:
             os.fsync(file.fileno())
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise write_error(path, error) from None
 
@@ -264,48 +258,6 @@ def file_hash(path: str | Path) -> str:
 def _json_kind(value: Any) -> str:
     kinds = {list: "a list", str: "a string", bool: "true or false", int: "a number", float: "a number"}
     return kinds.get(type(value), "null")
-
-
-def _remove_abandoned(folder: Path, host: str) -> None:
-    """Delete the temporary files of writers that are gone."""
-    with suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            found = TEMPORARY.fullmatch(entry.name)
-            if found is None:
-                continue
-            if found["host"] == host and os.name != "nt":
-                gone = not _is_alive(int(found["pid"]))
-            else:
-                gone = time.time() - entry.stat().st_mtime > ABANDONED
-            if gone:
-                os.unlink(entry.path)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # of another user
-        return True
-    return True
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flush the folder, so that a rename in it survives a power cut."""
-    if os.name == "nt":
-        return
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # one may write into it and not list it
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that do not flush folders
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def write_error(path: str | Path, error: OSError, needed: int = 0) -> WriteError:

@@ -179,7 +179,7 @@ def test_a_run_that_was_stopped_and_resumed_gives_the_weights_of_the_uninterrupt
     assert not Run(tmp_path).backbone.exists()
     torch.manual_seed(123)  # what was drawn elsewhere must not matter
     last = pretrain(settings(tmp_path))
-    assert "going on after epoch 1" in capsys.readouterr().out
+    assert "resuming after epoch 1" in capsys.readouterr().out
     resumed = read_json(tmp_path / "provenance.json")["resumed"]
     assert [(record["step"], record["hardware"]["processes"]) for record in resumed] == [(4, 1)]
     assert same_bits(weights(tmp_path), weights(whole[0]))

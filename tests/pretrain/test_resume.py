@@ -184,7 +184,7 @@ def test_three_processes_cut_by_each_signal_end_in_the_same_bytes_and_others_may
 
     capsys.readouterr()
     pretrain(settings(other))
-    assert "it was trained by 3 processes and goes on with 1: the views are drawn otherwise" in capsys.readouterr().out
+    assert "trained by 3 processes so far, resumed by 1: the views are drawn differently" in capsys.readouterr().out
     lines = Run(other).metrics()
     assert [line["step"] for line in lines if "step" in line] == list(range(EPOCHS * STEPS))
     assert Run(other).backbone.read_bytes() != Run(whole).backbone.read_bytes(), "what is said to differ does"
@@ -202,5 +202,5 @@ def test_one_process_cut_by_each_signal_ends_in_the_same_bytes_here_by_vicreg_on
             assert f"stopped by {number.name} (saved in {folder} at epoch" in cut["said"]
     places = [cut["saved"] for _, _, cut in cuts]
     assert any(place % STEPS for place in places), "one at least is within an epoch"
-    assert f"going on after epoch {places[-1] // STEPS}, step {places[-1] % STEPS} of {STEPS}" in end["said"]
+    assert f"resuming after epoch {places[-1] // STEPS}, step {places[-1] % STEPS} of {STEPS}" in end["said"]
     assert_same(folder, whole)

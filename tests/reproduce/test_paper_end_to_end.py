@@ -418,7 +418,7 @@ def test_a_truncated_file_ends_pretraining_by_its_name_and_without_it_the_same_c
     monkeypatch.undo()
     broken.unlink()
     assert pretrain(tmp_path, folder, "vicreg", workers) == 0
-    assert ("going on after epoch 1" in capsys.readouterr().out) == bool(workers)
+    assert ("resuming after epoch 1" in capsys.readouterr().out) == bool(workers)
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [0, 0, 1], "a step's line and each epoch's, none of them twice"
     if workers:

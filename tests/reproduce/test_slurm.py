@@ -20,8 +20,9 @@ from sfrik.launch.slurm import Job, Layout, Site, job_name, queued_jobs, read_si
 from sfrik.reproduce import submit as slurm_table
 from sfrik.reproduce.status import needed_runs, run_status, tables_status
 from sfrik.reproduce.submit import submit_runs, submit_table
-from sfrik.runs.folder import Run, folder_lock
+from sfrik.runs.folder import Run
 from sfrik.settings import run_folder
+from sfrik.system.locks import folder_lock
 
 CHECKOUT = Path(__file__).parents[2]
 SCRIPT = CHECKOUT / "sfrik" / "launch" / "job.sh"

@@ -199,7 +199,7 @@ def test_the_listing_hashes_no_weights_reads_few_files_and_checks_a_recipe_once(
     read_bytes, parse = files.read_bytes, Settings.parse.__func__
     monkeypatch.setattr(files, "read_bytes", lambda path: read.append(path) or read_bytes(path))
     monkeypatch.setattr(Settings, "parse", classmethod(lambda kind, *given: parsed.append(kind) or parse(kind, *given)))
-    monkeypatch.setattr("sfrik.runs.folder.file_hash", lambda path: pytest.fail(f"{path} is hashed"))
+    monkeypatch.setattr("sfrik.runs.cached.file_hash", lambda path: pytest.fail(f"{path} is hashed"))
     campaign._parsed.cache_clear()
     load_recipe.cache_clear() if hasattr(load_recipe, "cache_clear") else None
     found, _ = tables_status(["table1"], "smoke", len(seeds), tmp_path)

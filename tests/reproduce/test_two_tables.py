@@ -22,7 +22,7 @@ LONG = 300  # seconds for notebooks on a busy machine
 RUN = ("smoke/random_weights", 0)
 HOLD = """
 import sys
-from sfrik.runs.folder import folder_lock
+from sfrik.system.locks import folder_lock
 with folder_lock(sys.argv[1], sys.argv[2]):
     print("held", flush=True)
     sys.stdin.read()

@@ -20,7 +20,7 @@ import torch
 from sfrik.errors import SfrikError
 from sfrik.evaluate.protocols import evaluate, knn_eval
 from sfrik.pretrain.loop import pretrain
-from sfrik.runs import folder as runs
+from sfrik.runs import cached
 from sfrik.runs.checkpoints import Checkpoints
 from sfrik.runs.folder import Run
 from sfrik.settings import EvaluateSettings, KnnSettings, PretrainSettings
@@ -139,8 +139,8 @@ def test_a_file_system_that_does_not_give_a_file_costs_no_file_and_no_training(f
     with monkeypatch.context() as patch:
         patch.setattr(io, "open", unreadable(real[0]))
         patch.setattr("builtins.open", unreadable(real[0]))
-        runs._checked_header.cache_clear()
-        runs._remembered_provenance.cache_clear()
+        cached._checked_header.cache_clear()
+        cached._read_provenance.cache_clear()
         for work in (train, probe):
             if (work, name) not in ((train, "linear.json"), (probe, "settings.json")):
                 with pytest.raises((SfrikError, OSError), match=rf"{name}|Permission denied"):

@@ -191,7 +191,7 @@ def test_a_run_says_what_it_does_until_it_is_done(run):
     assert not run.is_locked()
     with run.lock():
         assert run.is_locked()
-    run.say_done()
+    run.clear_status()
     assert run.state() is None
 
 

@@ -1,0 +1,79 @@
+"""The position of a pretraining, and its restoration from a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from sfrik.errors import SfrikError
+from sfrik.ops.collectives import broadcast_from_rank_zero, rank, world_size
+from sfrik.runs.checkpoints import restore_random_state, restoring
+from sfrik.runs.folder import Run, settings_differences
+from sfrik.runs.records import TrainingCheckpoint
+from sfrik.settings import PretrainSettings
+from sfrik.system.records import parse_record
+
+__all__ = ["Position", "print_from_rank_zero", "restore"]
+
+
+@dataclass
+class Position:
+    """The next step of an epoch, and what the epoch's line in metrics.jsonl needs to know about the steps before it.
+
+    Attributes:
+        seconds: spent on the epoch so far.
+        broken: names of the images that were skipped, on all processes.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    broken: list[str] = field(default_factory=list)
+
+
+def restore(
+    run: Run, settings: PretrainSettings, parts: dict[str, Any], steps_per_epoch: int, device: torch.device, progress: bool
+) -> Position:
+    """Load the newest checkpoint into the parts of a training; the first position if there is none. Rank 0 chooses the file.
+
+    Args:
+        parts: model, optimizer and scaler by their names in the checkpoint.
+
+    Raises:
+        SfrikError: the checkpoint is broken, has other settings, or does not fit.
+    """
+    checkpoint = run.checkpoints.load() if rank() == 0 else None
+    if not broadcast_from_rank_zero(checkpoint is not None):
+        return Position()
+    if checkpoint is None:
+        checkpoint = run.checkpoints.load()
+    path = run.checkpoints.paths[0]
+    parse_record(checkpoint, TrainingCheckpoint, str(path), "finish the run with the release that wrote it, or move it away")
+    assert checkpoint is not None  # as it was parsed
+    if differences := settings_differences(checkpoint["settings"], settings.what()):
+        raise SfrikError(f"{path} is of a run with other settings ({differences}): move it away, or choose another --exp-dir")
+    with restoring(path):
+        for name, part in parts.items():
+            part.load_state_dict(checkpoint[name])
+    position = Position(**checkpoint["place"])
+    print_from_rank_zero(
+        progress, f"{run.folder}: resuming after epoch {position.epoch}, step {position.step} of {steps_per_epoch}"
+    )
+    if checkpoint["processes"] == world_size():
+        with restoring(path):
+            restore_random_state(checkpoint["random"][rank()], device)
+    else:
+        print_from_rank_zero(
+            progress,
+            f"trained by {checkpoint['processes']} processes so far, resumed by {world_size()}: the views are drawn differently, "
+            "and on a CPU BatchNorm sees shards of another size",
+        )
+    return position
+
+
+def print_from_rank_zero(progress: bool, text: str) -> None:
+    """Print a line once, whatever the number of processes, if progress is to be shown."""
+    if progress and rank() == 0:
+        print(text, flush=True)

@@ -1,0 +1,112 @@
+"""Locks on folders: one process writes at a time, and the operating system frees the lock of a process that died.
+
+The locks are `filelock`'s. On a file system without `flock` (some network file systems) a marker file `<name>.soft` takes its
+place: there the marker of a process that died on another machine has to be deleted by hand.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+
+from sfrik.errors import SfrikError
+from sfrik.system.files import check_regular, make_folder, write_error
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+__all__ = ["folder_lock", "is_locked"]
+
+WITHOUT_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
+PROBED = 0.05  # seconds in which `is_locked` of another process lets go of a lock that it looks at
+POLL = 0.2  # seconds between two attempts to take a lock
+
+
+@contextmanager
+def folder_lock(folder: str | Path, name: str = "lock", wait: bool = False) -> Iterator[None]:
+    """Hold the lock `name` of a folder, which is created if it is missing.
+
+    Args:
+        wait: wait until the process that holds the lock releases it, and print a line that names that process.
+
+    Raises:
+        SfrikError: another process holds the lock; the message names it. WriteError: the lock file cannot be created.
+    """
+    make_folder(folder)
+    path = Path(folder) / name
+    if path.exists():
+        check_regular(path)
+    lock = _acquire(path, folder, wait)
+    try:
+        if not isinstance(lock, SoftFileLock):  # a marker already names its process
+            job = f", SLURM job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
+            with suppress(OSError):  # on a full disk the lock is held without the name of its process
+                path.write_text(f"pid {os.getpid()} on {socket.gethostname()}{job}", encoding="utf-8")
+        yield
+    finally:
+        lock.release()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process holds the lock at `path`. Writes nothing."""
+    if _marker(path).exists():
+        return True
+    if fcntl is None:
+        return False
+    with suppress(FileNotFoundError):
+        check_regular(path)
+        with path.open("rb") as file:
+            for attempt in range(3):  # a process that acquires the lock may hold it for a moment only
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    return False
+                except BlockingIOError:
+                    time.sleep(0.01 * (attempt < 2))
+                except OSError as error:
+                    return error.errno not in WITHOUT_FLOCK
+            return True
+    return False
+
+
+def _acquire(path: Path, folder: str | Path, wait: bool) -> BaseFileLock:
+    lock: BaseFileLock = FileLock(path, fallback_to_soft=False)
+    try:
+        try:
+            lock.acquire(timeout=PROBED, poll_interval=PROBED / 5)
+        except OSError as error:
+            if error.errno not in WITHOUT_FLOCK:
+                raise
+            lock = SoftFileLock(_marker(path))
+            lock.acquire(timeout=PROBED, poll_interval=PROBED / 5)
+    except Timeout:
+        holder = _holder(lock)
+        if not wait:
+            raise SfrikError(f"{folder} is being written by another process ({holder}): wait for it, or stop it") from None
+        print(f"waiting for {holder}, which writes {folder}", flush=True)
+        lock.acquire(timeout=-1, poll_interval=POLL)
+    except OSError as error:
+        raise write_error(path, error) from None
+    return lock
+
+
+def _marker(path: Path) -> Path:
+    return path.with_name(f"{path.name}.soft")
+
+
+def _holder(lock: BaseFileLock) -> str:
+    """The process that holds a lock, from the content of the lock file."""
+    with suppress(OSError):
+        lines = Path(lock.lock_file).read_text(encoding="utf-8", errors="replace").split("\n")
+        if isinstance(lock, SoftFileLock):  # filelock's marker: process id, host and more, a line each
+            return f"pid {lines[0]} on {lines[1]}; if it has ended, delete {lock.lock_file}" if len(lines) > 1 else "unknown"
+        return lines[0].strip() or "unknown"
+    return "unknown"
