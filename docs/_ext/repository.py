@@ -13,6 +13,7 @@ import json
 import posixpath
 import re
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 from docutils import nodes
@@ -50,6 +51,9 @@ def folders() -> list[str]:
 
 
 def _read(app, docname: str, source: list[str]) -> None:
+    if docname.startswith("docs/api/") and docname != "docs/api/index":
+        source[0] += _reference(posixpath.basename(docname))
+        return
     if docname.startswith("notebooks/"):
         executed = ROOT / EXECUTED / f"{posixpath.basename(docname)}.ipynb"
         source[0] = _without_widgets(executed.read_text() if executed.is_file() else source[0])
@@ -76,6 +80,20 @@ def _without_widgets(notebook: str) -> str:
             for output in cell["outputs"]:
                 output.get("data", {}).pop(WIDGET, None)
     return json.dumps(content)
+
+
+def _reference(room: str) -> str:
+    """Directives that document a module, or a package: the names that it exports, then the other names of its modules."""
+    package = ROOT / "sfrik" / room
+    modules = [path.stem for path in sorted(package.glob("[!_]*.py"))]
+    exported = set(getattr(import_module(f"sfrik.{room}"), "__all__", ())) if package.is_dir() else set()
+    hidden = {f"sfrik.{room}": exported & set(modules)}  # a name that a package shares with its module is the module's
+    hidden |= {f"sfrik.{room}.{module}": exported - set(modules) for module in modules}
+    return "".join(
+        f"\n``{name}``\n{'-' * (len(name) + 4)}\n\n.. automodule:: {name}\n   :members:\n"
+        + f"   :exclude-members: {', '.join(sorted(names))}\n" * bool(names)
+        for name, names in hidden.items()
+    )
 
 
 # --- links

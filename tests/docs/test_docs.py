@@ -1,15 +1,16 @@
-"""The pages under docs/ and README.md: what they link to is there, and the tests that they name exist."""
+"""The pages under docs/ and README.md: links have targets, the tests they name exist, the picture of the imports is current."""
 
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def defined_in(name: str) -> set[str]:
@@ -19,13 +20,13 @@ def defined_in(name: str) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_what_a_page_links_to_is_there(page):
+def test_every_link_of_a_page_has_a_target(page):
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text())
     local = [link for link in links if not link.startswith(("http://", "https://"))]
     assert [link for link in local if not (page.parent / link).exists()] == []
 
 
-def test_each_fault_of_the_tables_is_held_by_tests_that_exist():
+def test_each_fault_in_the_tables_names_tests_that_exist():
     tables = (ROOT / "docs" / "faults.md").read_text().split("| test |\n|---|---|---|---|---|\n")[1:]
     table = [line for part in tables for line in part.split("\n\n")[0].splitlines()]
     assert len(tables) == 3
@@ -34,12 +35,31 @@ def test_each_fault_of_the_tables_is_held_by_tests_that_exist():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         assert len(cells) == 5, line
         named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", cells[4])
-        assert named, f"no test holds: {cells[0]}"
+        assert named, f"no test is named for: {cells[0]}"
         assert all(test in defined_in(name) for name, test in named), cells[4]
 
 
-def test_each_mean_and_deviation_of_the_readme_stands_in_a_table_of_the_results():
+def test_each_mean_and_deviation_in_the_readme_is_in_a_table_of_the_results():
     results = "".join(page.read_text() for page in (ROOT / "results" / "digits" / "tables").glob("*.md"))
     named = re.findall(r"-?\d+(?:\.\d+)? ± \d+(?:\.\d+)?", (ROOT / "README.md").read_text())
     assert len(named) > 50
     assert [number for number in named if f"[{number}]" not in results] == []
+
+
+def drawing():
+    spec = importlib.util.spec_from_file_location("draw_rooms", ROOT / "tools" / "draw_rooms.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_picture_of_the_imports_is_what_the_code_imports_now():
+    assert drawing().PICTURE.read_text() == drawing().draw(), "python tools/draw_rooms.py draws it again"
+
+
+def test_the_picture_has_a_box_for_each_package_and_refuses_a_cycle():
+    packages = {path.stem for path in (ROOT / "sfrik").iterdir() if path.stem not in ("__pycache__", "recipes")}
+    drawn = set(re.findall(r">(\w+)</text>", drawing().draw()))
+    assert drawn == {name for name in packages if not name.startswith("__")}
+    with pytest.raises(ValueError, match="cycle: a, b"):
+        drawing().levels({"a": {"b"}, "b": {"a"}, "c": set()})
