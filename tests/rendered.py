@@ -1,4 +1,4 @@
-"""What several test files ask of a rendered table."""
+"""A check of a rendered table that several test files share."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from sfrik.tables.definitions import rows_of
 
 
 def assert_cells_are_scores(folder: Path, table: str) -> None:
-    """Each row of a table of a profile's folder holds the scores of its run, seed 0: linear probing, logistic, 20-NN."""
+    """Assert that each row holds the scores of its run with seed 0: linear probing, logistic regression, 20-NN."""
     lines = (folder / "tables" / f"{table}.csv").read_text().splitlines()
     rows = rows_of(table, folder.name)
     assert len(lines) == 1 + len(rows)

@@ -38,8 +38,9 @@ from sfrik.system.progress import duration
 from sfrik.system.records import VERSION, read_record
 from sfrik.system.signals import SIGNALS, stop, stop_requests
 from sfrik.tables.claims import write_claims
-from sfrik.tables.collect import as_csv, build_table, tables_with_scores
+from sfrik.tables.collect import build_table, tables_with_scores
 from sfrik.tables.definitions import experiment, grids, rows_of
+from sfrik.tables.render import as_csv
 from sfrik.tables.rows import TARGETS
 
 __all__ = [

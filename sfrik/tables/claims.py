@@ -1,8 +1,8 @@
-"""The paper's claims against the digits profile's measurements: each is a contrast of table cells, with its standard error.
+"""The paper's claims compared with the measurements of the digits profile, as contrasts of table cells with standard errors.
 
-A contrast is a sum of means over seeds, each with a weight, written so that the claim says it is above zero. It holds where it
-is above two standard errors (from the spread over seeds), does not hold where it is below minus two, and is not decided
-between. With three seeds this is a reading aid and not a test of significance.
+A contrast is a weighted sum of means over seeds, with signs such that the claim predicts a positive value. The claim holds if the
+contrast exceeds two standard errors (from the spread over seeds), does not hold if it is below minus two, and is not decided
+otherwise. With three seeds this is a reading aid, not a significance test.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from sfrik.settings import results_root
 from sfrik.system.files import write_text
 from sfrik.tables.collect import Measured, Table, build_table
 from sfrik.tables.definitions import grids, read_choice
+from sfrik.tables.render import MISSING, markdown_table
 from sfrik.tables.rows import paper_figures
 
 __all__ = ["Claim", "Contrast", "claims", "claims_as_markdown", "verdict", "write_claims"]
 
-MARGIN = 2.0  # standard errors
+MARGIN = 2.0  # in standard errors
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """`constant` + sum of weight * mean over rows of one column; `rows` maps (method, q, *labels) to the weight."""
+    """`constant` plus the sum of weight * mean over rows of one column; `rows` maps (method, q, `*labels`) to the weight."""
 
-    what: str
+    title: str
     table: str
     column: str
     rows: Mapping[tuple, float]
@@ -36,7 +37,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says, with its figures, and the contrasts that it says are above zero."""
+    """A claim of the paper with its figures, and the contrasts that it predicts to be positive."""
 
     text: str
     paper: str
@@ -44,7 +45,7 @@ class Claim:
 
 
 def claims() -> list[Claim]:
-    """The claims that the digits profile can speak to."""
+    """The claims that can be compared with measurements of the digits profile."""
     figures = paper_figures()
     linear, kernels = figures["linear_in20"], figures["kernel_choice"]
     r50, transfer = figures["imagenet_r50"], figures["transfer_in20"]
@@ -69,28 +70,28 @@ def claims() -> list[Claim]:
     at_small, at_large = 128, 512
     return [
         Claim(
-            "Degree 1 alone is not enough: L = 2 does better than L = 1.",
+            "Degree 1 is not enough: L = 2 is better than L = 1.",
             f"{linear['SFRIK_L2'][-1]} against {linear['SFRIK_L1_q8192']} % (q = 8192)",
             table1({("SFRIK L=2", 512): 1.0, ("SFRIK L=1", 512): -1.0}),
         ),
         Claim(
-            "Degree 3 helps: L = 3 does better than L = 2.",
+            "Degree 3 helps: L = 3 is better than L = 2.",
             f"{linear['SFRIK_L3_q8192']} against {linear['SFRIK_L2'][-1]} % (q = 8192)",
             table1({("SFRIK L=3", 512): 1.0, ("SFRIK L=2", 512): -1.0}),
         ),
         Claim(
-            "Three degrees suffice: truncated at L = 3 does better than the Gaussian kernel (here with eight degrees).",
+            "Three degrees suffice: the kernel truncated at L = 3 is better than the Gaussian kernel (here with eight degrees).",
             f"{kernels['truncated L=3']} against {kernels['exp(-t |u - v|^2)']} % (q = 8192)",
             kernel("exp(-s |u - v|^2)"),
         ),
         Claim(
-            "The kernel C - |u - v|^p (here p = 1) does worse than the truncated one.",
+            "The kernel C - |u - v|^p (here p = 1) is worse than the truncated one.",
             f"{kernels['truncated L=3']} against {kernels['C - |u - v|^p']} % (q = 8192)",
             kernel("C - |u - v|^p"),
         ),
         Claim(
-            "VICReg needs a large q, SFRIK less so: from the largest q to the smallest VICReg loses more "
-            "(its weights were chosen at the largest q and kept, SFRIK's follow q).",
+            "VICReg needs a large q more than SFRIK does: from the largest q to the smallest, VICReg loses more accuracy "
+            "(VICReg keeps the coefficients chosen at the largest q, SFRIK's scale with q).",
             f"from q = 8192 to 2048 VICReg loses {linear['VICReg'][-1] - linear['VICReg'][1]:.1f} points, "
             f"SFRIK L = 2 {linear['SFRIK_L2'][-1] - linear['SFRIK_L2'][1]:.1f}",
             table1(
@@ -103,20 +104,24 @@ def claims() -> list[Claim]:
             ),
         ),
         Claim(
-            "As q grows SFRIK takes less time and memory than VICReg (both by the plain formulas and autograd, as in the paper; "
-            "here at its q / n of 16, 8 and 4, and at q = n).",
-            "of whole steps, n = 2048, "
+            "As q grows, SFRIK needs less time and memory than VICReg (both with plain formulas and autograd, as in the paper; "
+            "measured here at the paper's ratios q / n of 16, 8 and 4, and at q = n).",
+            "whole steps, n = 2048: "
             + "; ".join(f"q = {q[1:]}: {figures['time_and_memory'][q]}" for q in ("q8192", "q16384", "q32768")),
             [
                 *(
                     Contrast(
-                        f"1 - {cost} of the loss / VICReg's, both plain, {at(q)}", "table6", f"loss_{cost}_ratio", plain(q), 1.0
+                        f"1 - {cost} of the loss / VICReg, both plain, {at(q)}",
+                        "table6",
+                        f"loss_{cost}_ratio",
+                        plain(q),
+                        1.0,
                     )
                     for cost in ("time", "memory")
                     for q in (8192, 4096, 2048, 512)
                 ),
                 Contrast(
-                    "1 - time of a step / VICReg's, both plain, q = 8192, batch 256",
+                    "1 - time of a step / VICReg, both plain, q = 8192, batch 256",
                     "table6",
                     "step_time_ratio",
                     plain(8192),
@@ -125,22 +130,22 @@ def claims() -> list[Claim]:
             ],
         ),
         Claim(
-            "The same of both computed well, VICReg by the Gram matrix where q > n: SFRIK still takes less.",
+            "SFRIK still needs less if both are computed efficiently, VICReg with the Gram matrix if q > n.",
             "not compared",
             [
                 *(
-                    Contrast(f"time of VICReg - of SFRIK, products of n x n x q, {at(q)}", "table6", "loss_products", fast(q))
+                    Contrast(f"time, VICReg - SFRIK, in products of n x n x q, {at(q)}", "table6", "loss_products", fast(q))
                     for q in (8192, 4096, 2048, 512)
                 ),
                 *(
-                    Contrast(f"memory of VICReg - of SFRIK, MiB, {at(q)}", "table6", "loss_mib", fast(q))
+                    Contrast(f"memory, VICReg - SFRIK, MiB, {at(q)}", "table6", "loss_mib", fast(q))
                     for q in (8192, 4096, 2048, 512)
                 ),
-                Contrast("time of a step with VICReg - with SFRIK, ms, q = 8192, batch 256", "table6", "step_ms", fast(8192)),
+                Contrast("time of a step, VICReg - SFRIK, ms, q = 8192, batch 256", "table6", "step_ms", fast(8192)),
             ],
         ),
         Claim(
-            "With 1 % of the labels VICReg is ahead of SFRIK (the rates of fine-tuning were chosen for SFRIK L = 3, q = 512).",
+            "With 1 % of the labels VICReg is better than SFRIK (the fine-tuning rates were chosen for SFRIK, L = 3, q = 512).",
             f"{r50['VICReg q=8192'][5]} against {r50['SFRIK L=3 q=8192'][5]} % (ResNet-50, q = 8192)",
             [
                 Contrast(f"1 % of labels, L = 3, q = {q}", "table4", "semi1_top1", {("VICReg", q): 1.0, ("SFRIK L=3", q): -1.0})
@@ -148,7 +153,7 @@ def claims() -> list[Claim]:
             ],
         ),
         Claim(
-            "The features move to other images better than VICReg's.",
+            "SFRIK's features transfer to other images better than VICReg's.",
             f"Places205 top-1 {transfer['SFRIK_L3'][0]} against {transfer['VICReg'][0]} % (q = 8192)",
             [Contrast("scikit-learn's digits", "table3", "transfer_top1", {("SFRIK L=3", 512): 1.0, ("VICReg", 512): -1.0})],
         ),
@@ -156,7 +161,7 @@ def claims() -> list[Claim]:
 
 
 def value_and_error(contrast: Contrast, table: Table) -> tuple[float, float, int] | None:
-    """The contrast, its standard error over seeds and the smallest n; None where a cell is missing or has one seed."""
+    """The contrast, its standard error over seeds and the smallest n; None if a cell is missing or has only one seed."""
     rows: dict[tuple, Measured] = {(m.row.method, m.row.q, *m.row.labels.values()): m for m in table.measured}
     value, variance, least = contrast.constant, 0.0, math.inf
     for key, weight in contrast.rows.items():
@@ -174,29 +179,29 @@ def _signed(value: float, error: float, contrast: Contrast) -> str:
 
 
 def verdict(value: float, error: float) -> str:
-    """Whether a contrast is above zero, as far as two standard errors tell."""
+    """Whether a contrast is positive by more than two standard errors."""
     if abs(value) <= MARGIN * error:
         return "not decided"
     return "holds" if value > 0 else "does not hold"
 
 
 def claims_as_markdown(profile: str = "digits", root: str | Path | None = None) -> str:
-    """One line a contrast: what the paper says, what was measured, whether it holds."""
+    """A Markdown table with one line per contrast: the claim, the paper's figures, the measured difference, the verdict."""
     tables = {name: build_table(name, profile, root) for name in ("table1", "table2", "table3", "table4", "table6")}
     header = ["claim", "the paper", "measured here", "difference ± standard error", "n", "verdict"]
-    lines = [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
+    rows = []
     for claim in claims():
-        words = [claim.text.replace("|", "‖"), claim.paper]
+        text = [claim.text.replace("|", "‖"), claim.paper]
         for contrast in claim.contrasts:
-            start = f"| {' | '.join(words)} | [{contrast.what}](tables/{contrast.table}.md) |"
-            words = ["", ""]  # once
+            row = [*text, f"[{contrast.title}](tables/{contrast.table}.md)"]
+            text = ["", ""]  # only in the first line of a claim
             found = value_and_error(contrast, tables[contrast.table])
             if found is None:
-                lines.append(f"{start} – | – | not measured |")
+                rows.append([*row, MISSING, MISSING, "not measured"])
                 continue
             value, error, n = found
-            lines.append(f"{start} {_signed(value, error, contrast)} | {n} | {verdict(value, error)} |")
-    return "\n".join(lines)
+            rows.append([*row, _signed(value, error, contrast), str(n), verdict(value, error)])
+    return "\n".join(markdown_table(header, rows))
 
 
 def write_claims(profile: str = "digits", root: str | Path | None = None) -> Path:
@@ -207,7 +212,7 @@ def write_claims(profile: str = "digits", root: str | Path | None = None) -> Pat
 
 
 def _choices_at_an_edge(profile: str, root: str | Path | None) -> str:
-    """The recipes that table 9 chose and that are the first or last of their grid."""
+    """The recipes chosen in table 9 that are the first or the last of their grid."""
     found = []
     for grid, recipes in grids(profile).items():
         chosen = read_choice(profile, grid, root)
@@ -215,24 +220,26 @@ def _choices_at_an_edge(profile: str, root: str | Path | None) -> str:
     return ", ".join(found) or "none"
 
 
-PAGE = """# What the digits profile says of the paper's claims
+PAGE = """# The paper's claims on the digits profile
 
-MNIST5k (3,500 training digits, 1,000 test digits), an eight-layer ResNet, 16 epochs: a small experiment of its own, measured on
-two CPU cores, and not the paper's. This page is written by `make tables` from the score files beside it. Differences are signed
-so that the claim predicts a positive one; accuracies are in points of top-1 %, costs are ratios or in the unit that
-stands there. *holds*: more than two standard errors above zero; *does not hold*: more than two below; *not decided*: between.
-The standard error is from the spread over n seeds; with three of them it is rough: where there is no difference, one contrast in
-five to nine is still called *holds* or *does not hold*. The error of the shared test images is not in it.
+MNIST5k (3,500 training digits, 1,000 test digits), an eight-layer ResNet, 16 epochs, two CPU cores: a small experiment, not a
+repetition of the paper's. This page is written by `make tables` from the score files in this folder.
+
+Differences are signed so that the claim predicts a positive value. Differences of accuracies are in points of top-1 accuracy (%);
+differences of costs are ratios, or have the unit given in the row. *holds*: more than two standard errors above zero; *does not
+hold*: more than two below; *not decided*: in between. The standard error comes from the spread over n seeds. With three seeds it
+is rough: if there is no true difference, one contrast in five to nine is still called *holds* or *does not hold*. It does not
+include the error due to the test images, which all runs share.
 
 {table}
 
-Each kernel of table 2 had its own weight of the alignment, chosen on the tuning split with seed 0 (the recipes say from which);
-of the paper's figures we know neither scale nor weight. Choices of table 9 at the edge of their grid, where a wider one
-may do better: {edges}.
+For each kernel of table 2 the alignment weight was chosen separately, on the tuning split with seed 0 (the recipes list the
+candidates); the scale and the weight behind the paper's figures are not known. Choices of table 9 at the edge of their grid,
+where a wider grid may be better: {edges}.
 
-The tables with means, spreads and links to every run: [1](tables/table1.md) linear probing, [2](tables/table2.md) kernels,
-[3](tables/table3.md) transfer, [4](tables/table4.md) all protocols, [5](tables/table5.md) memory,
-[6](tables/table6.md) time and memory, [7](tables/table7.md) multi-crop, [8](tables/table8.md) few labels,
-[9](tables/table9.md) tuning. Figures are in [figures](figures), the executed notebooks in [notebooks](notebooks) and beside the
-scores of each run.
+The tables with means, standard deviations and links to every run: [1](tables/table1.md) linear probing,
+[2](tables/table2.md) kernels, [3](tables/table3.md) transfer, [4](tables/table4.md) all protocols,
+[5](tables/table5.md) memory, [6](tables/table6.md) time and memory, [7](tables/table7.md) multi-crop,
+[8](tables/table8.md) few labels, [9](tables/table9.md) tuning. Figures are in [figures](figures), executed notebooks in
+[notebooks](notebooks) and in the folder of each run.
 """

@@ -1,4 +1,4 @@
-"""The rows and columns of the paper's tables 5 and 6, which compare costs: a row is a method at a size, an entry of one file."""
+"""Rows and columns of tables 5 and 6, which compare costs: a row is a method at one size, stored as an entry of a shared file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["BASELINE", "PLAIN", "STEP_BATCH", "complexity_columns", "read_costs"
 
 
 def _rows(profile: str, sizes: dict[str, tuple], with_paper: Callable[[str, int, int], dict]) -> list[Row]:
-    """A row for each method, q and batch size; all are entries of one file."""
+    """One row for each method, q and batch size."""
     methods, dims, batches = sizes[profile]
     return [
         Row(
@@ -33,11 +33,11 @@ def _rows(profile: str, sizes: dict[str, tuple], with_paper: Callable[[str, int,
     ]
 
 
-# images of a step, where those of the loss would take minutes or more memory than one GPU has
+# Images per step, in profiles where a step with the batch size of the loss takes minutes or more memory than one GPU has.
 STEP_BATCH = {"smoke": 16, "digits": 256, "paper": 256}
-PLAIN = " plain"  # the end of a method's name: the formula of its paper by autograd, as in the authors' code
-ENTRY = " q="  # in the name of every entry of a file of costs
-BASELINE = "VICReg plain"  # what ratios are to
+PLAIN = " plain"  # suffix of a method: the formula of its paper with autograd, as in the authors' code
+ENTRY = " q="  # part of the name of every entry
+BASELINE = "VICReg plain"  # ratios are relative to this method
 BOTH = ("VICReg plain", "SFRIK L=3 plain", "VICReg", "SFRIK L=3", "SIGReg")
 ALL = (
     "VICReg plain",
@@ -51,7 +51,7 @@ ALL = (
     "SFRIK L=3",
     "SIGReg",
 )
-# profile -> methods, dimensions, batch sizes
+# Methods, dimensions and batch sizes of each profile.
 TABLE5 = {
     "smoke": (BOTH, (512,), (64, 128)),
     "digits": (BOTH, (4096,), (256, 512, 1024, 2048)),
@@ -67,20 +67,21 @@ TABLE6 = {
 
 
 def read_costs(path: Path) -> dict[str, Any]:
-    """What was measured for a table of costs: an object for each entry, and the hardware; empty where nothing was.
+    """The measurements for table 5 or 6: one object per entry, the hardware and the commit; empty if the file does not exist.
 
     Raises:
-        SfrikError: the file cannot be read or holds something else; it is named.
+        SfrikError: the file cannot be read or has another content; the message names it.
     """
     found = read_record(path, Costs) if is_there(path) else {}
     for name, value in found.items():
         expected = str if name in ("hardware", "commit") else dict if ENTRY in name else object
         if not isinstance(value, expected):
-            raise SfrikError(f"{path}: {name} is {str(value)[:60]!r} and no record of costs: move the file away and run again")
+            raise SfrikError(f"{path}: {name} is {str(value)[:60]!r}, not a record of costs: move the file away and run again")
     return found
 
 
 def table5_rows(profile: str) -> list[Row]:
+    """Methods and batch sizes at one q."""
     figures = paper_figures()["memory_q32768"]
 
     def paper(method: str, q: int, n: int) -> dict[str, float]:
@@ -91,6 +92,7 @@ def table5_rows(profile: str) -> list[Row]:
 
 
 def table6_rows(profile: str) -> list[Row]:
+    """Methods and dimensions at one batch size."""
     figures = paper_figures()["time_and_memory"]
 
     def paper(method: str, q: int, n: int) -> dict[str, str]:
@@ -101,20 +103,21 @@ def table6_rows(profile: str) -> list[Row]:
 
 
 def complexity_columns(table: str, profile: str) -> list[Column]:
+    """The measured costs; those of a whole step are in table 6, and in table 5 on a GPU."""
     columns = [
         Column("product_ms", "one product of n x n x q", table, ("product_ms",), "ms"),
         Column("loss_ms", "loss, forward and backward", table, ("loss_ms",), "ms"),
         Column("loss_products", "loss in products of n x n x q", table, ("loss_products",), "", 2),
         Column("loss_mib", "peak memory of the loss", table, ("loss_mib",), "MiB", 0),
-        Column("loss_time_ratio", f"time of the loss / {BASELINE}'s", table, ("loss_time_ratio",), "", 3),
-        Column("loss_memory_ratio", f"memory of the loss / {BASELINE}'s", table, ("loss_memory_ratio",), "", 2),
+        Column("loss_time_ratio", f"time of the loss / {BASELINE}", table, ("loss_time_ratio",), "", 3),
+        Column("loss_memory_ratio", f"memory of the loss / {BASELINE}", table, ("loss_memory_ratio",), "", 2),
     ]
     on_gpu = profile in ("cifar10", "paper")
     if table == "table6" or on_gpu:
         batch = f" of {STEP_BATCH[profile]} images" if profile in STEP_BATCH else ""
         columns.append(Column("step_ms", f"whole step{batch}", table, ("step_ms",), "ms"))
-        columns.append(Column("step_time_ratio", f"time of a step / {BASELINE}'s", table, ("step_time_ratio",), "", 2))
+        columns.append(Column("step_time_ratio", f"time of a step / {BASELINE}", table, ("step_time_ratio",), "", 2))
     if on_gpu:
         columns.append(Column("step_mib", "peak memory of a step", table, ("step_mib",), "MiB", 0))
-        columns.append(Column("step_memory_ratio", f"memory of a step / {BASELINE}'s", table, ("step_memory_ratio",), "", 2))
+        columns.append(Column("step_memory_ratio", f"memory of a step / {BASELINE}", table, ("step_memory_ratio",), "", 2))
     return columns

@@ -1,4 +1,4 @@
-"""The paper's tables: what each asks, in which profiles, with which runs."""
+"""Definitions of the paper's tables: titles, rows, columns, profiles, and the stages of their runs."""
 
 from __future__ import annotations
 
@@ -34,28 +34,41 @@ __all__ = ["EXPERIMENTS", "Experiment", "experiment", "grids", "read_choice", "r
 
 @dataclass(frozen=True)
 class Experiment:
-    """A table: title, the paper's setting, measured columns by profile, rows by profile, the stages of each run."""
+    """A table of the paper.
+
+    Attributes:
+        title: of the table.
+        setting: of the paper's experiment.
+        figures: the group of paper.toml with the paper's figures; None if no source has them.
+        columns: the measured columns of a profile.
+        rows: the rows of a profile.
+        paper_columns: headings of the paper's figures, by key of `Row.paper`.
+        profiles: those that have recipes for the table.
+        stages: of each run.
+        remark: a note below the table.
+        images: whether the cells depend on the profile's images.
+    """
 
     title: str
     setting: str
-    figures: str | None  # the group of paper.toml; None where no source gives a figure
+    figures: str | None
     columns: Callable[[str], list[Column]]
     rows: Callable[[str], list[Row]]
-    paper_columns: Mapping[str, str]  # key of Row.paper -> heading
+    paper_columns: Mapping[str, str]
     profiles: tuple[str, ...] = ("smoke", "digits", "cifar10", "paper")
     stages: tuple[str, ...] = ("pretrain", "linear", "knn")
     remark: str = ""
-    images: bool = True  # whether the cells depend on the profile's images
+    images: bool = True
 
 
 def experiment(name: str, profile: str) -> Experiment:
-    """A table by its name.
+    """The definition of a table.
 
     Raises:
-        SfrikError: there is no such table, or it has no recipes in this profile.
+        SfrikError: an unknown table, or one without recipes in this profile.
     """
     if name not in EXPERIMENTS:
-        raise SfrikError(f"unknown table {name!r}{nearest(name, EXPERIMENTS)}: there is {', '.join(EXPERIMENTS)}")
+        raise SfrikError(f"unknown table {name!r}{nearest(name, EXPERIMENTS)}: the tables are {', '.join(EXPERIMENTS)}")
     found = EXPERIMENTS[name]
     if profile not in found.profiles:
         near = nearest(profile, found.profiles)
@@ -69,7 +82,7 @@ def rows_of(name: str, profile: str) -> list[Row]:
 
 
 def grids(profile: str) -> dict[str, list[str]]:
-    """The recipes of each method's grid of table 9, by the name of the grid, which is what `choice` names."""
+    """The recipes of each grid of table 9, by the name of the grid (the setting `choice`)."""
     found: dict[str, list[str]] = {}
     for row in rows_of("table9", profile):
         found.setdefault(load_recipe(row.recipe, "evaluate")["choice"], []).append(row.recipe)
@@ -77,17 +90,17 @@ def grids(profile: str) -> dict[str, list[str]]:
 
 
 def read_choice(profile: str, grid: str, root: str | Path | None = None) -> str | None:
-    """The recipe of a grid of table 9 that was chosen on the tuning split; None where none is yet.
+    """The recipe of a grid of table 9 that was chosen on the tuning split; None before the choice.
 
     Raises:
-        SfrikError: the file of the choice is broken, or names no recipe of the grid; it is named.
+        SfrikError: the file of the choice is broken or does not name a recipe of the grid; the message names the file.
     """
     path = Path(root or results_root()) / profile / "tuning" / f"{grid}.json"
     if not is_there(path):
         return None
     recipe = f"{profile}/{read_record(path, Choice)['chosen']}"
     if recipe not in grids(profile)[grid]:
-        raise SfrikError(f"{path} names {recipe}, which is no recipe of the grid {grid}: move it away and run again")
+        raise SfrikError(f"{path} names {recipe}, which is not a recipe of the grid {grid}: move it away and run again")
     return recipe
 
 
@@ -95,11 +108,11 @@ def _always(*columns: Column) -> Callable[[str], list[Column]]:
     return lambda profile: list(columns)
 
 
-REPEATED = (
-    "A seed is a repetition of the whole measurement; memory is beyond the embeddings; ratios are of neighbours in time, to the "
-    "paper's baseline, VICReg by its plain formula. *plain*: the formula of the paper by autograd, as in the authors' code; the "
-    "others are the closed forms of this library. One product is of the embeddings of a view with their transpose; the loss is "
-    "of two views."
+COST_REMARK = (
+    "A seed is a repetition of the whole measurement. Memory excludes the embeddings. Ratios compare consecutive measurements "
+    "with the paper's baseline, the plain formula of VICReg. *plain*: the formula of the paper with autograd, as in the authors' "
+    "code; the other rows are the closed forms of this library. The loss is that of two views; one product is that of one view's "
+    "embeddings with their transpose."
 )
 IN20 = "ImageNet 20 %, ResNet-18, 100 epochs"
 EXPERIMENTS = {
@@ -110,11 +123,11 @@ EXPERIMENTS = {
         _always(LINEAR, LOGISTIC, KNN),
         table1_rows,
         {"linear_top1": "linear probing, %"},
-        remark="On MNIST5k the alignment weights of SFRIK and AUH are scaled with q as the paper's trade-off asks, SimCLR's and "
-        "VICReg's were chosen at q = 512 and kept.",
+        remark="On MNIST5k the alignment weights of SFRIK and AUH are proportional to q, as in the paper; the settings of SimCLR "
+        "and VICReg were chosen at q = 512 and used for every q.",
     ),
     "table2": Experiment(
-        "The choice of the kernel",
+        "Choice of the kernel",
         f"{IN20}; the regulariser is the plain MMD",
         "kernel_choice",
         _always(
@@ -128,9 +141,9 @@ EXPERIMENTS = {
         table2_rows,
         {"linear_top1": "linear probing, %"},
         profiles=("smoke", "digits", "paper"),
-        remark="On MNIST5k: s = 2.5 and p = 1 as series of eight degrees, heat of four at time 4 / (q - 1); weights of the "
-        "alignment 16, 64, 2048, of the truncated kernel 2048. Alignment (mean squared distance of two views), uniformity and "
-        "effective rank are of the embeddings of the last training batch.",
+        remark="On MNIST5k: s = 2.5 and p = 1 as series of eight degrees, the heat kernel with four degrees at time 4 / (q - 1). "
+        "Alignment weights: 2048 for the truncated kernel, 16, 64 and 2048 for the others in their order. Alignment (mean "
+        "squared distance between two views), uniformity and effective rank are those of the last training batch's embeddings.",
     ),
     "table3": Experiment(
         "Transfer to other images",
@@ -161,7 +174,7 @@ EXPERIMENTS = {
         },
         profiles=("smoke", "digits", "paper"),
         stages=("pretrain", "linear", "semi", "knn"),
-        remark="On MNIST5k the rates and epochs of fine-tuning were chosen for SFRIK L=3, q = 512, and are used for all.",
+        remark="On MNIST5k the learning rates and epochs of fine-tuning were chosen for SFRIK L=3, q = 512, and used for all.",
     ),
     "table5": Experiment(
         "Peak memory against the batch size",
@@ -171,7 +184,7 @@ EXPERIMENTS = {
         table5_rows,
         {"peak": "peak of a step, GB per GPU"},
         stages=(),
-        remark=REPEATED,
+        remark=COST_REMARK,
         images=False,
     ),
     "table6": Experiment(
@@ -180,9 +193,9 @@ EXPERIMENTS = {
         "time_and_memory",
         lambda profile: complexity_columns("table6", profile),
         table6_rows,
-        {"against_vicreg": "SFRIK against VICReg, of whole steps"},
+        {"against_vicreg": "SFRIK relative to VICReg, whole steps"},
         stages=(),
-        remark=REPEATED,
+        remark=COST_REMARK,
         images=False,
     ),
     "table7": Experiment(
@@ -193,8 +206,8 @@ EXPERIMENTS = {
         table7_rows,
         {"linear_top1": "linear probing, %"},
         profiles=("smoke", "digits", "paper"),
-        remark="On MNIST5k two views are random affine maps of the digit and multi-crop is crops without flips; about a tenth "
-        "of SwAV's 12-pixel crops of digits are nearly black.",
+        remark="On MNIST5k the two views are random affine transforms of a digit, and multi-crop uses crops without flips; about "
+        "a tenth of SwAV's 12-pixel crops are nearly black.",
     ),
     "table8": Experiment(
         "Random crops, few labels",
@@ -205,21 +218,21 @@ EXPERIMENTS = {
         {"logistic_top1": "logistic regression, %"},
         profiles=("smoke", "digits", "paper"),
         stages=("pretrain", "knn"),
-        remark="On MNIST5k the evaluations see the labels of 35 training digits a class.",
+        remark="On MNIST5k the evaluations use the labels of 35 training digits per class.",
     ),
     "table9": Experiment(
-        "Tuning on a split of its own, then one test score",
+        "Tuning on a separate split, then one test score",
         IN20,
         None,
         _always(
             Column("tune_top1", "linear probing on the tuning split (seed 0)", "linear_tune", only=(0,)),
-            Column("test_top1", "the choice on the test images", "linear_inference"),
+            Column("test_top1", "chosen setting on the test images", "linear_inference"),
         ),
         table9_rows,
         {"test_top1": "linear probing, %"},
         profiles=("smoke", "digits"),
         stages=("pretrain", "tune"),
-        remark="Each method's grid is scored on the tuning split with seed 0; in this table the choice alone is scored on "
-        "the test images, once, with the head that was trained for the tuning score (table 1 had scored some of these settings).",
+        remark="Each method's grid is scored on the tuning split with seed 0. In this table only the chosen setting is scored on "
+        "the test images, once, with the head trained for the tuning score (table 1 also has scores of some of these settings).",
     ),
 }

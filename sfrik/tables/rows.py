@@ -1,6 +1,6 @@
-"""The rows and columns of the paper's tables: a row is a recipe with the paper's own figures, a column a key of a score file.
+"""Rows and columns of the paper's tables: a row is a recipe with the paper's figures, a column a key of a score file.
 
-The digits profile and smoke profiles have smaller dimensions q, which stand where the paper has the last of its own.
+The profiles digits and smoke have smaller dimensions q; they are compared with the largest ones of the paper.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
     "transfer_columns",
 ]
 
-# The dimensions of table 1. Smoke has one, since starting the notebooks is nearly all of its time.
+# The dimensions of table 1. Smoke has only one: nearly all of its time is spent on starting the notebooks.
 DIMS = {
     "smoke": (64,),
     "digits": (128, 256, 512),
@@ -41,7 +41,7 @@ DIMS = {
 }
 PREFIX = {"paper": "in20_"}
 IMAGES = {
-    "smoke": "300 digits of MNIST5k (a test of the machinery)",
+    "smoke": "300 digits of MNIST5k (a test of the software)",
     "digits": "MNIST5k (3,500 training, 1,000 test digits)",
     "cifar10": "CIFAR-10",
     "paper": "ImageNet",
@@ -51,9 +51,16 @@ TARGETS = {"paper": ("places205", "voc07"), "digits": ("digits8x8",), "smoke": (
 
 @dataclass(frozen=True)
 class Column:
-    """A measured quantity: `key` leads to it in the file <score>.json of a run (metrics: the last epoch of metrics.jsonl).
+    """A measured quantity of a run.
 
-    `only` are the seeds that count, all when None.
+    Attributes:
+        name: its name in the CSV file.
+        title: its heading in the other formats, without the unit.
+        score: the file that holds it, <score>.json; "metrics" is the last epoch of metrics.jsonl.
+        key: the path to the value in that file.
+        unit: of the value.
+        digits: decimals to show.
+        only: the seeds to use; all when None.
     """
 
     name: str
@@ -71,11 +78,16 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """What was run, and what the paper says of it: `paper` by the name of a column, `paper_q` at which dimension.
+    """A recipe, with the paper's figures for it.
 
     Attributes:
-        labels: further columns that tell the rows apart, such as the kernel.
-        entry: key in a score file that holds many measurements.
+        method: the name of the method.
+        q: dimension of the embeddings; None for baselines without one.
+        recipe: PROFILE/NAME.
+        paper: the paper's figures by column.
+        paper_q: the dimension that they were measured at.
+        labels: additional columns that distinguish the rows, such as the kernel.
+        entry: the key of this row in a score file that holds several measurements.
     """
 
     method: str
@@ -88,7 +100,7 @@ class Row:
 
 
 def paper_figures() -> dict[str, Any]:
-    """The paper's own figures, with their sources."""
+    """The paper's figures and their sources."""
     return tomllib.loads((Path(__file__).parent / "paper.toml").read_text())
 
 
@@ -102,7 +114,7 @@ KNN = Column("knn_top1", "20-NN", "knn", ("top1_at", "20"))
 
 
 def table1_rows(profile: str) -> list[Row]:
-    """Every method and dimension, with the two baselines that need no training."""
+    """All methods and dimensions, and the two baselines that need no training."""
     figures = paper_figures()["linear_in20"]
     dims, paper_dims = DIMS[profile], figures["q"][-len(DIMS[profile]) :]
     rows = []
@@ -123,6 +135,7 @@ def table1_rows(profile: str) -> list[Row]:
 
 
 def table2_rows(profile: str) -> list[Row]:
+    """Kernels of the MMD at the largest q of the profile."""
     figures, q = paper_figures()["kernel_choice"], DIMS[profile][-1]
     kernels = [
         ("truncated L=3", f"sfrik_l3_q{q}", figures["truncated L=3"]),
@@ -139,6 +152,7 @@ def table2_rows(profile: str) -> list[Row]:
 
 
 def table3_rows(profile: str) -> list[Row]:
+    """The methods whose transfer is measured, at the largest q of the profile."""
     figures, q = paper_figures()["transfer_in20"], DIMS[profile][-1]
     names = ("places_top1", "places_top5", "voc07_map")
     return [
@@ -154,6 +168,7 @@ def table3_rows(profile: str) -> list[Row]:
 
 
 def table4_rows(profile: str) -> list[Row]:
+    """VICReg and SFRIK at the paper's dimensions, or the profile's in their place."""
     figures = paper_figures()["imagenet_r50"]
     dims = {8192: 128, 16384: 256, 32768: 512} if profile == "digits" else dict.fromkeys((8192, 16384, 32768), 64)
     rows = []
@@ -170,12 +185,13 @@ def table4_rows(profile: str) -> list[Row]:
         paper = dict(zip(figures["columns"], figures[f"{label} q={paper_q}"], strict=True))
         if not (profile == "smoke" and paper_q > 8192):  # smoke has one dimension
             rows.append(Row(label, q, recipe, paper, paper_q))
-    if profile == "digits":  # VICReg needs a large q: without this row the few labels would tell of q alone
+    if profile == "digits":  # VICReg needs a large q: without this row, table 4 would show only the effect of a small q
         rows.insert(1, Row("VICReg", 512, "digits/vicreg_q512"))
     return rows
 
 
 def transfer_columns(profile: str) -> list[Column]:
+    """The transfer scores of a profile."""
     if profile == "paper":
         return [
             Column("places_top1", "Places205 top-1", "transfer_places205"),
@@ -186,6 +202,7 @@ def transfer_columns(profile: str) -> list[Column]:
 
 
 def table4_columns(profile: str) -> list[Column]:
+    """All evaluation protocols."""
     return [
         LINEAR,
         Column("linear_top5", "linear probing, top-5", "linear", ("top5",)),
@@ -199,6 +216,7 @@ def table4_columns(profile: str) -> list[Column]:
 
 
 def table7_rows(profile: str) -> list[Row]:
+    """SFRIK and VICReg with two views, OBoW and SwAV multi-crop."""
     q = DIMS[profile][-1]
     return [
         Row(label, q, _recipe(profile, f"{stem}_q{q}{suffix}"), labels={"views": views})
@@ -208,6 +226,7 @@ def table7_rows(profile: str) -> list[Row]:
 
 
 def table8_rows(profile: str) -> list[Row]:
+    """All methods on STL10, or on random crops of the profile's images."""
     q, prefix = DIMS[profile][-1], "stl10_" if profile == "paper" else "crops_"
     return [
         Row(label, q, f"{profile}/{prefix}{stem}_q{q}")
@@ -215,7 +234,7 @@ def table8_rows(profile: str) -> list[Row]:
     ]
 
 
-# method, stem of the recipes, the setting that is tuned, its values in the names of the recipes
+# Per profile: method, stem of the recipe names, tuned setting, its values as in the recipe names.
 GRIDS = {
     "digits": [
         ("SimCLR", "simclr", "simclr_temp", ("0.15", "0.3", "0.6")),
@@ -231,6 +250,7 @@ GRIDS = {
 
 
 def table9_rows(profile: str) -> list[Row]:
+    """The tuning grid of each method."""
     q = DIMS[profile][-1]
     return [
         Row(method, q, f"{profile}/tune_{stem}_{value}", labels={"setting": f"{setting} = {value}"})

@@ -1,75 +1,79 @@
-"""A page for each recipe that was run: the score of each seed, each a link to the file that it stands in.
+"""One page per recipe with the scores of each seed, linked to the score files: <root>/<profile>/<recipe>/README.md.
 
-A mean of a table leads here, and from here to the run: <root>/<profile>/<recipe>/README.md.
+The numbers of a table link to these pages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from sfrik.settings import results_root
 from sfrik.system.files import is_there, write_text
 from sfrik.system.records import Provenance, read_record
-from sfrik.tables.collect import MISSING, build_table, seeds_there
+from sfrik.tables.collect import build_table, existing_seeds
 from sfrik.tables.definitions import EXPERIMENTS
+from sfrik.tables.render import MISSING, markdown_table
 from sfrik.tables.rows import Column, Row
 
-__all__ = ["write_cards"]
+__all__ = ["write_run_pages"]
 
 
-def write_cards(profile: str, root: str | Path | None = None) -> list[Path]:
-    """Write the page of every recipe of the profile that has a score; the pages.
+def write_run_pages(profile: str, root: str | Path | None = None) -> list[Path]:
+    """Write the page of every recipe of the profile that has a score.
 
     Args:
-        root: the folder of the results.
+        profile: the profile whose recipes are considered.
+        root: the folder of the results; `results_root()` when None.
+
+    Returns:
+        The paths of the pages.
     """
     root = Path(root or results_root())
-    found: dict[str, Card] = {}
+    pages: dict[str, RunPage] = {}
     for name, experiment in EXPERIMENTS.items():
         if profile not in experiment.profiles:
             continue
         for measured in build_table(name, profile, root).measured:
-            card = found.setdefault(measured.row.recipe, Card(measured.row))
+            page = pages.setdefault(measured.row.recipe, RunPage(measured.row))
             for column in experiment.columns(profile) if measured.seeds else []:
                 if measured.row.entry is None and column.name in measured.scores:
-                    card.scores[column.name] = (column, measured.scores[column.name])
+                    page.scores[column.name] = (column, measured.scores[column.name])
             if measured.seeds:
-                card.tables[name] = None
-    pages = []
-    for recipe, card in found.items():
+                page.tables[name] = None
+    written = []
+    for recipe, page in pages.items():
         folder = root / recipe
-        if card.tables and folder.is_dir():
-            write_text(folder / "README.md", card.as_markdown(folder))
-            pages.append(folder / "README.md")
-    return pages
+        if page.tables and folder.is_dir():
+            write_text(folder / "README.md", page.as_markdown(folder))
+            written.append(folder / "README.md")
+    return written
 
 
-class Card:
-    """What is known of one recipe: its scores by column and seed, and the tables that show them."""
+class RunPage:
+    """The page of one recipe: its scores by column and seed, and the tables that show them."""
 
     def __init__(self, row: Row) -> None:
         self.row = row
         self.scores: dict[str, tuple[Column, dict[int, float]]] = {}
-        self.tables: dict[str, None] = {}
+        self.tables: dict[str, None] = {}  # an ordered set
 
     def as_markdown(self, folder: Path) -> str:
         about = " · ".join([self.row.method, *([f"q = {self.row.q}"] if self.row.q else []), *self.row.labels.values()])
         lines = [f"# {self.row.recipe}", ""]
         if self.row.entry is None:
-            lines += [f"{about}. The recipe: `sfrik/recipes/{self.row.recipe}.toml`."]
+            lines += [f"{about}. Recipe: `sfrik/recipes/{self.row.recipe}.toml`."]
         lines += [f"Shown in {', '.join(f'[{name}](../tables/{name}.md)' for name in self.tables)}.", ""]
         columns = [column for column, _ in self.scores.values()]
         header = ["seed", *(column.heading for column in columns), "commit", "started", "files"]
-        lines += [_row(header), _row(["---"] * len(header))]
-        for seed in seeds_there(self.row.recipe, folder.parents[1]):
+        rows = []
+        for seed in existing_seeds(self.row.recipe, folder.parents[1]):
             run = folder / f"seed{seed}"
             record = run / "provenance.json"
             origin = read_record(record, Provenance) if is_there(record) else {}
             cells = [f"[{seed}]({run.name})", *(_number(*self.scores[column.name], run.name, seed) for column in columns)]
-            lines.append(_row([*cells, origin.get("commit", MISSING)[:12], origin.get("started", MISSING), _files(run)]))
-        lines += ["", "A number leads to the file that it stands in, which names the weights, the settings and the commit.", ""]
-        return "\n".join(lines)
+            rows.append([*cells, origin.get("commit", MISSING)[:12], origin.get("started", MISSING), _files(run)])
+        note = "A number links to its score file, which names the weights, the settings and the commit."
+        return "\n".join([*lines, *markdown_table(header, rows), "", note, ""])
 
 
 def _number(column: Column, by_seed: dict[int, float], run: str, seed: int) -> str:
@@ -80,12 +84,8 @@ def _number(column: Column, by_seed: dict[int, float], run: str, seed: int) -> s
 
 
 def _files(run: Path) -> str:
-    """The run's records and executed notebooks, each a link."""
+    """Links to the records and executed notebooks of a run."""
     notebooks = sorted(path.name for path in run.glob("*.ipynb") if not path.name.endswith(".partial.ipynb"))
     names = [name for name in ("settings.json", "provenance.json", "metrics.jsonl") if (run / name).is_file()]
     names += sorted(path.name for path in run.glob("table*.json"))  # the measurements of tables 5 and 6
     return " ".join(f"[{name.removesuffix('.ipynb')}]({run.name}/{name})" for name in (*names, *notebooks))
-
-
-def _row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

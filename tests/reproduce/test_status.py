@@ -24,7 +24,7 @@ from sfrik.system.files import write_json
 from sfrik.tables.claims import write_claims
 from sfrik.tables.collect import build_table
 from sfrik.tables.definitions import grids, rows_of
-from sfrik.tables.run_pages import write_cards
+from sfrik.tables.run_pages import write_run_pages
 
 STAGES = ("pretrain", "linear", "knn")
 RECIPE = "smoke/sfrik_l3_q64"
@@ -251,7 +251,7 @@ def test_a_run_and_a_table_name_the_broken_file(root, capsys, name, way):
 def test_tables_pages_claims_and_choices_name_the_broken_file(root, tmp_path, way):
     cases = {
         "smoke/sfrik_l3_q64/seed0/linear.json": lambda: build_table("table1", "smoke", root),
-        "smoke/sfrik_l2_q64/seed0/provenance.json": lambda: write_cards("smoke", root),
+        "smoke/sfrik_l2_q64/seed0/provenance.json": lambda: write_run_pages("smoke", root),
         "smoke/complexity/seed0/table6.json": lambda: build_table("table6", "smoke", root),
         "digits/tuning/sfrik.json": lambda: write_claims("digits", root),
         "smoke/tune_sfrik_128/seed0/linear_tune.json": lambda: write_choices("smoke", root),

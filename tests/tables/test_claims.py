@@ -1,4 +1,4 @@
-"""The verdicts on the paper's claims: contrasts of cells made by hand."""
+"""The verdicts on the paper's claims, from contrasts of hand-made cells."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def linear(root, recipe, *values):
 
 
 @pytest.mark.parametrize(
-    ("value", "error", "said"),
+    ("value", "error", "expected"),
     [
         (5.0, 2.4, "holds"),
         (5.0, 2.5, "not decided"),
@@ -28,8 +28,8 @@ def linear(root, recipe, *values):
         (0, 0, "not decided"),
     ],
 )
-def test_a_claim_is_decided_beyond_two_standard_errors(value, error, said):
-    assert verdict(value, error) == said
+def test_a_claim_is_decided_beyond_two_standard_errors(value, error, expected):
+    assert verdict(value, error) == expected
 
 
 def test_the_standard_error_is_that_of_a_difference_of_means(tmp_path):
@@ -42,7 +42,7 @@ def test_the_standard_error_is_that_of_a_difference_of_means(tmp_path):
     assert error == pytest.approx(math.sqrt((13 + 3) / 3))
 
 
-def test_one_seed_or_a_missing_cell_decides_nothing(tmp_path):
+def test_a_single_seed_or_a_missing_cell_gives_no_contrast(tmp_path):
     contrast = Contrast("", "table1", "linear_top1", {("SFRIK L=2", 512): 1.0, ("SFRIK L=1", 512): -1.0})
     linear(tmp_path, "sfrik_l2_q512", 90.0, 92.0)
     assert value_and_error(contrast, build_table("table1", "digits", tmp_path)) is None
@@ -50,7 +50,7 @@ def test_one_seed_or_a_missing_cell_decides_nothing(tmp_path):
     assert value_and_error(contrast, build_table("table1", "digits", tmp_path)) is None
 
 
-def test_a_constant_and_a_difference_of_differences_are_contrasts_too(tmp_path):
+def test_a_contrast_can_have_a_constant_and_be_a_difference_of_differences(tmp_path):
     for recipe, values in {"vicreg_q512": (90.0, 90.0), "vicreg_q128": (80.0, 82.0), "sfrik_l2_q512": (90.0, 90.0)}.items():
         linear(tmp_path, recipe, *values)
     linear(tmp_path, "sfrik_l2_q128", 89.0, 89.0)
@@ -61,7 +61,7 @@ def test_a_constant_and_a_difference_of_differences_are_contrasts_too(tmp_path):
     assert (value, error) == (pytest.approx(0.5 + 9.0 - 1.0), pytest.approx(1.0))
 
 
-def test_every_contrast_names_cells_that_its_table_has():
+def test_every_contrast_refers_to_cells_of_its_table():
     for claim in claims():
         for contrast in claim.contrasts:
             table = build_table(contrast.table, "digits", "nowhere")
@@ -70,8 +70,8 @@ def test_every_contrast_names_cells_that_its_table_has():
             assert contrast.column in {column.name for column in table.columns}
 
 
-def test_the_claim_of_the_cost_is_judged_by_the_plain_formulas_and_the_closed_forms_stand_beside(tmp_path):
-    cells = {  # time in products and in VICReg plain's; memory in MiB and in VICReg plain's
+def test_the_cost_claim_uses_the_plain_formulas_and_the_next_claim_the_closed_forms(tmp_path):
+    cells = {  # time in products and relative to VICReg plain; memory in MiB and relative to VICReg plain
         "VICReg plain": (64.0, 1.0, 1600.0, 1.0),
         "SFRIK L=3 plain": (8.0, 0.125, 200.0, 0.125),
         "VICReg": (3.5, 0.055, 64.0, 0.04),
@@ -85,14 +85,14 @@ def test_the_claim_of_the_cost_is_judged_by_the_plain_formulas_and_the_closed_fo
         write_json(folder / "table6.json", {**entries, "hardware": "cpu"})
     lines = [line for line in claims_as_markdown("digits", tmp_path).splitlines() if "q = 8192, batch 512" in line]
     assert len(lines) == 4
-    said = [[cell.strip() for cell in line.split("|")][4:7] for line in lines]
-    assert said[0] == ["+0.875 ± 0.000", "2", "holds"]
-    assert said[1] == ["+0.875 ± 0.000", "2", "holds"]
-    assert said[2] == ["-0.25 ± 0.00", "2", "does not hold"]
-    assert said[3] == ["-6.00 ± 0.00", "2", "does not hold"]
+    found = [[cell.strip() for cell in line.split("|")][4:7] for line in lines]
+    assert found[0] == ["+0.875 ± 0.000", "2", "holds"]
+    assert found[1] == ["+0.875 ± 0.000", "2", "holds"]
+    assert found[2] == ["-0.25 ± 0.00", "2", "does not hold"]
+    assert found[3] == ["-6.00 ± 0.00", "2", "does not hold"]
 
 
-def test_the_page_has_a_line_for_every_contrast_and_says_what_was_not_measured(tmp_path):
+def test_the_page_has_a_line_for_every_contrast_and_marks_those_not_measured(tmp_path):
     text = claims_as_markdown("digits", tmp_path)
     lines = text.splitlines()[2:]
     assert len(lines) == sum(len(claim.contrasts) for claim in claims())

@@ -1,4 +1,4 @@
-"""Tables from results made by hand: means, deviations, counts, dashes, and the paper's figures in a column of their own."""
+"""Tables from hand-made results: means, standard deviations, counts, dashes, and the paper's figures in separate columns."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from sfrik.settings import recipe_names
 from sfrik.system.files import write_json
 from sfrik.tables import rows as table_rows
 from sfrik.tables.claims import claims_as_markdown
-from sfrik.tables.collect import as_csv, as_latex, as_markdown, build_table, escape, tables_with_scores, write_table
+from sfrik.tables.collect import build_table, tables_with_scores
 from sfrik.tables.definitions import EXPERIMENTS, grids, rows_of
+from sfrik.tables.render import as_csv, as_latex, as_markdown, escape, write_table
 from sfrik.tables.rows import paper_figures
-from sfrik.tables.run_pages import write_cards
+from sfrik.tables.run_pages import write_run_pages
 
 SHARED = Path(__file__).parents[3] / "shared" / "paper.toml"
 MEASURED = [f"{protocol}_top1_{part}" for protocol in ("linear", "logistic", "knn") for part in ("mean", "sd")]
@@ -34,7 +35,7 @@ def score(root, recipe, seed, protocol, top1):
 
 @pytest.fixture
 def root(tmp_path):
-    """Three seeds of SFRIK L=2 at q = 512, one of VICReg at q = 256, a linear probe alone of the random weights."""
+    """Three seeds of SFRIK L=2 at q = 512, one of VICReg at q = 256, and only a linear probe of the random weights."""
     for seed, linear in enumerate([90.0, 92.0, 97.0]):
         score(tmp_path, "sfrik_l2_q512", seed, "linear", linear)
         score(tmp_path, "sfrik_l2_q512", seed, "logistic", 80.0)
@@ -51,7 +52,7 @@ def csv_rows(table):
 
 
 def cells(text, start):
-    """The cells of the one line of a Markdown or LaTeX table that begins with `start`."""
+    """The cells of the only line of a Markdown or LaTeX table that starts with `start`."""
     (line,) = [line for line in text.splitlines() if line.startswith(start)]
     return [cell.strip(" \\") for cell in re.split(r"[|&]", line.strip("| "))]
 
@@ -80,20 +81,20 @@ def test_every_row_of_table1_has_its_recipe(profile):
         ("raw pixels", None, None, None),
     ],
 )
-def test_a_row_stands_beside_the_papers_figure_of_its_method_and_dimension(method, q, paper, paper_q):
+def test_a_row_has_the_papers_figure_of_its_method_and_dimension(method, q, paper, paper_q):
     (row,) = [row for row in rows_of("table1", "digits") if (row.method, row.q) == (method, q)]
     assert (row.paper.get("linear_top1"), row.paper_q) == (paper, paper_q)
 
 
-def test_an_unknown_table_is_refused_naming_the_nearest_and_all_there_are():
-    with pytest.raises(SfrikError, match=r"unknown table 'tabel1' \(did you mean table1\?\): there is table1, table2"):
+def test_an_unknown_table_is_refused_with_the_nearest_name_and_all_names():
+    with pytest.raises(SfrikError, match=r"unknown table 'tabel1' \(did you mean table1\?\): the tables are table1, table2"):
         rows_of("tabel1", "digits")
 
 
 @pytest.mark.parametrize(
     ("profile", "near"), [("digit", "did you mean digits"), ("smok", "did you mean smoke"), ("sky", "choose")]
 )
-def test_a_profile_without_the_table_is_refused_naming_those_that_have_it(profile, near):
+def test_a_profile_without_the_table_is_refused_with_the_profiles_that_have_it(profile, near):
     with pytest.raises(SfrikError, match=rf"no recipes in profile '{profile}'.*{near}.*smoke"):
         rows_of("table1", profile)
 
@@ -101,7 +102,7 @@ def test_a_profile_without_the_table_is_refused_naming_those_that_have_it(profil
 # --- the paper's figures
 
 
-def test_the_paper_toml_of_the_package_is_the_one_that_was_read_from_the_sources():
+def test_the_papers_figures_in_the_package_equal_the_reference_copy():
     if not SHARED.is_file():
         pytest.skip(f"the original is not at {SHARED}")
     assert paper_figures() == tomllib.loads(SHARED.read_text())
@@ -112,7 +113,7 @@ def test_every_group_of_the_papers_figures_names_its_source():
         assert group.get("source"), name
 
 
-def test_without_results_every_measured_cell_is_empty_and_the_papers_column_stands(tmp_path):
+def test_without_results_every_measured_cell_is_empty_and_the_papers_column_is_filled(tmp_path):
     table = build_table("table1", "digits", tmp_path)
     rows = csv_rows(table)
     assert all(row[column] == "" for row in rows.values() for column in MEASURED)
@@ -123,14 +124,14 @@ def test_without_results_every_measured_cell_is_empty_and_the_papers_column_stan
     assert cells(as_latex(table), "SFRIK L=3 ") == ["SFRIK L=3", "512", "--", "--", "--", "0", "47.5 (8192)"]
 
 
-def test_no_figure_of_the_paper_stands_in_a_measured_column(root):
+def test_no_figure_of_the_paper_is_in_a_measured_column(root):
     rows = csv_rows(build_table("table1", "digits", root))
     written = {(90.0 + 92.0 + 97.0) / 3, statistics.stdev([90.0, 92.0, 97.0]), 80.0, 0.0, 71.0, 1.0, 55.55, 12.0}
     shown = {row[column] for row in rows.values() for column in MEASURED} - {""}
     assert shown <= {f"{value:.3f}" for value in written}
 
 
-def test_a_changed_figure_of_the_paper_changes_the_papers_column_alone(root, monkeypatch):
+def test_a_changed_figure_of_the_paper_changes_only_the_papers_column(root, monkeypatch):
     before = csv_rows(build_table("table1", "digits", root))
     figures = paper_figures()
     figures["linear_in20"]["SFRIK_L2"] = [1.0, 2.0, 3.0, 4.0]
@@ -145,11 +146,11 @@ def test_a_changed_figure_of_the_paper_changes_the_papers_column_alone(root, mon
 # --- cells
 
 
-def test_the_csv_gives_mean_deviation_count_seeds_and_runs(root):
+def test_the_csv_has_mean_standard_deviation_count_seeds_and_runs(root):
     rows = csv_rows(build_table("table1", "digits", root))
     row = rows["SFRIK L=2", "512"]
     assert row["linear_top1_mean"] == "93.000"
-    # of 90, 92, 97: the sum of squares 9 + 1 + 16 = 26 over n - 1 = 2
+    # 90, 92, 97: sum of squared deviations 9 + 1 + 16 = 26, divided by n - 1 = 2
     assert row["linear_top1_sd"] == f"{13**0.5:.3f}"
     assert (row["logistic_top1_mean"], row["logistic_top1_sd"]) == ("80.000", "0.000")
     assert (row["knn_top1_mean"], row["knn_top1_sd"], row["knn_top1_n"]) == ("71.000", "1.000", "3")
@@ -190,19 +191,19 @@ def test_the_latex_shows_the_same_numbers_and_escapes_percent(root):
     assert body.count(r"\\") == 17, "a header and sixteen rows"
 
 
-def test_the_note_says_how_many_seeds_and_where_the_papers_figures_are_from(root):
+def test_the_note_states_the_number_of_seeds_and_the_source_of_the_papers_figures(root):
     text = as_markdown(build_table("table1", "digits", root))
     assert "n = 1 to 3 seeds" in text
     assert paper_figures()["linear_in20"]["source"] in text
     assert "n = 1 seeds" in as_markdown(build_table("table1", "digits", root, seeds=1))
 
 
-def test_the_first_so_many_seeds_can_be_asked_for(root):
+def test_a_table_can_be_limited_to_the_first_seeds(root):
     row = csv_rows(build_table("table1", "digits", root, seeds=2))["SFRIK L=2", "512"]
     assert (row["linear_top1_mean"], row["seeds"]) == ("91.000", "0 1")
 
 
-def test_a_table_is_written_in_three_formats_that_say_the_same(root):
+def test_a_table_is_written_in_three_formats_with_the_same_content(root):
     table = write_table("table1", "digits", root)
     folder = root / "digits" / "tables"
     assert sorted(path.name for path in folder.iterdir()) == ["table1.csv", "table1.md", "table1.tex"]
@@ -211,9 +212,9 @@ def test_a_table_is_written_in_three_formats_that_say_the_same(root):
     assert as_csv(build_table("table1", "digits", root)) == as_csv(table), "a table is a function of the scores alone"
 
 
-def test_a_link_of_the_markdown_leads_to_the_run_or_to_the_page_of_the_recipe(root):
+def test_the_markdown_links_to_the_runs_and_to_the_pages_of_the_recipes(root):
     write_table("table1", "digits", root)
-    write_cards("digits", root)
+    write_run_pages("digits", root)
     path = root / "digits" / "tables" / "table1.md"
     links = re.findall(r"\]\((.*?)\)", path.read_text())
     pages = [link for link in links if link.endswith("README.md")]
@@ -223,19 +224,19 @@ def test_a_link_of_the_markdown_leads_to_the_run_or_to_the_page_of_the_recipe(ro
     assert all((path.parent / page).is_file() for page in pages)
 
 
-def test_the_links_of_the_markdown_start_where_the_text_will_lie(root):
+def test_the_links_of_the_markdown_are_relative_to_base(root):
     text = as_markdown(build_table("table1", "digits", root), base="../results/digits")
     assert "](../results/digits/sfrik_l2_q512/README.md)" in text
     assert "](../sfrik" not in text
 
 
-def test_a_score_file_that_was_cut_short_is_named(root):
+def test_a_truncated_score_file_is_named(root):
     (root / "digits" / "vicreg_q256" / "seed0" / "linear.json").write_text('{"top1": 5')
     with pytest.raises(SfrikError, match=r"vicreg_q256/seed0/linear\.json is not valid JSON"):
         build_table("table1", "digits", root)
 
 
-def test_a_knn_score_without_twenty_neighbours_is_a_missing_cell_and_no_crash(root):
+def test_a_knn_score_without_twenty_neighbours_is_a_missing_cell_not_an_error(root):
     write_json(root / "digits" / "vicreg_q256" / "seed0" / "knn.json", {"protocol": "knn", "top1_at": {"10": 50.0}})
     assert csv_rows(build_table("table1", "digits", root))["VICReg", "256"]["knn_top1_mean"] == ""
 
@@ -244,7 +245,7 @@ def test_a_knn_score_without_twenty_neighbours_is_a_missing_cell_and_no_crash(ro
 
 
 def with_scores(root, name, profile="digits", value=50.0):
-    """A score of every kind for each row of a table, seed 0."""
+    """Write every score of each row of a table, for seed 0."""
     for row in rows_of(name, profile):
         folder = root / row.recipe / "seed0"
         folder.mkdir(parents=True, exist_ok=True)
@@ -258,7 +259,7 @@ def with_scores(root, name, profile="digits", value=50.0):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 @pytest.mark.parametrize("profile", ["smoke", "digits", "cifar10", "paper"])
-def test_every_row_of_every_table_has_its_recipe_and_no_row_is_twice(name, profile):
+def test_every_row_of_every_table_has_a_recipe_and_rows_are_unique(name, profile):
     if profile not in EXPERIMENTS[name].profiles:
         with pytest.raises(SfrikError, match=f"{name} has no recipes in profile"):
             rows_of(name, profile)
@@ -271,7 +272,7 @@ def test_every_row_of_every_table_has_its_recipe_and_no_row_is_twice(name, profi
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_the_papers_figures_of_a_row_stand_in_columns_that_the_table_has(name):
+def test_the_papers_figures_of_a_row_belong_to_columns_of_the_table(name):
     for profile in EXPERIMENTS[name].profiles:
         for row in rows_of(name, profile):
             assert set(row.paper) <= set(EXPERIMENTS[name].paper_columns)
@@ -293,22 +294,22 @@ def test_every_measured_cell_of_a_table_is_filled_from_its_score_file(name, tmp_
     assert len(widths) == 1
 
 
-def test_the_kernels_of_table2_stand_beside_the_figures_of_the_poster():
+def test_the_kernels_of_table2_have_the_figures_of_the_poster():
     rows = {row.labels["kernel"]: row.paper.get("linear_top1") for row in rows_of("table2", "digits")}
     assert rows == {"truncated L=3": 47.5, "exp(-s |u - v|^2)": 41.3, "C - |u - v|^p": 27.8, "heat": None}
 
 
-def test_table4_has_the_nine_figures_of_each_row_of_the_slides():
+def test_each_row_of_table4_has_the_nine_figures_of_the_slides():
     rows = {(row.method, row.paper_q): row for row in rows_of("table4", "digits")}
     assert len(rows) == 7
-    assert rows.pop(("VICReg", None)).paper == {}, "the digits profile's own row of VICReg at the large q"
+    assert rows.pop(("VICReg", None)).paper == {}, "VICReg at the large q is only in the digits profile"
     assert rows["VICReg", 8192].paper["semi1_top1"] == 49.4
     assert rows["SFRIK L=3", 32768].paper["semi10_top5"] == 87.5
     assert all(len(row.paper) == 9 for row in rows.values())
     assert (rows["SFRIK L=3", 32768].q, rows["VICReg", 8192].q) == (512, 128)
 
 
-def test_table5_reads_each_batch_size_from_one_file_of_measurements(tmp_path):
+def test_table5_reads_all_batch_sizes_from_one_file(tmp_path):
     folder = tmp_path / "digits" / "complexity" / "seed0"
     folder.mkdir(parents=True)
     cells = {"loss_ms": 40.0, "product_ms": 8.0, "loss_products": 5.0, "loss_mib": 100.4}
@@ -342,7 +343,7 @@ def test_costs_that_are_missing_or_of_other_rows_are_rendered_as_dashes(name, co
     assert as_latex(table)
 
 
-def test_table9_compares_the_grid_by_the_first_seed_alone(tmp_path):
+def test_table9_compares_the_grid_with_the_first_seed_only(tmp_path):
     for seed, value in enumerate((90.0, 10.0)):
         folder = tmp_path / "digits" / "tune_sfrik_2048" / f"seed{seed}"
         folder.mkdir(parents=True)
@@ -352,7 +353,7 @@ def test_table9_compares_the_grid_by_the_first_seed_alone(tmp_path):
     assert (row.mean("tune_top1"), row.mean("test_top1")) == (90.0, 50.0)
 
 
-def test_the_grids_of_table9_are_named_by_the_choice_of_their_recipes():
+def test_the_grids_of_table9_are_named_after_the_setting_choice():
     assert {name: len(recipes) for name, recipes in grids("digits").items()} == {"simclr": 3, "auh": 3, "vicreg": 3, "sfrik": 3}
 
 
@@ -365,20 +366,20 @@ def test_the_last_epoch_of_the_training_curve_gives_alignment_and_rank(tmp_path)
     assert (row.mean("alignment"), row.mean("effective_rank")) == (0.3, 12.0)
 
 
-def test_the_tables_with_scores_are_those_of_which_something_was_measured(tmp_path):
+def test_the_tables_with_scores_have_at_least_one_measured_cell(tmp_path):
     assert tables_with_scores("digits", tmp_path) == []
     score(tmp_path, "kernel_rbf", 0, "linear", 50.0)
     assert tables_with_scores("digits", tmp_path) == ["table2"]
 
 
-def test_latex_escapes_what_it_would_read_as_its_own_and_leaves_mathematics():
+def test_latex_escapes_special_characters_outside_of_formulas():
     assert escape("a_b 5 % $q^2$ |u|^2") == r"a\_b 5 \% $q^2$ \textbar{}u\textbar{}\^{}2"
 
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_table_in_the_readme_is_the_table_of_the_results():
+def test_table_1_in_the_readme_equals_the_published_one():
     written = (ROOT / "results" / "digits" / "tables" / "table1.md").read_text().replace("](../", "](results/digits/")
     rows = [line for line in written.splitlines() if line.startswith("|")]
     block = (ROOT / "README.md").read_text().split("<!-- table1 -->\n")[1].split("\n\n")[0]
@@ -386,12 +387,12 @@ def test_the_table_in_the_readme_is_the_table_of_the_results():
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_the_tables_of_the_results_are_those_of_the_score_files(name):
+def test_the_published_tables_equal_those_rendered_from_the_score_files(name):
     folder = ROOT / "results" / "digits" / "tables"
     for suffix, render in (("csv", as_csv), ("md", as_markdown), ("tex", as_latex)):
         assert (folder / f"{name}.{suffix}").read_text() == render(build_table(name, "digits", ROOT / "results"))
 
 
-def test_the_page_of_the_claims_is_that_of_the_score_files():
+def test_the_published_claims_equal_those_rendered_from_the_score_files():
     page = (ROOT / "results" / "digits" / "README.md").read_text()
     assert claims_as_markdown("digits", ROOT / "results") in page

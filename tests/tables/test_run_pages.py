@@ -1,4 +1,4 @@
-"""The page of a recipe: each score is that of its file, and each link leads to it."""
+"""The page of a recipe shows the scores of its files and links to them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from sfrik.system.files import write_json
-from sfrik.tables.collect import write_table
-from sfrik.tables.run_pages import write_cards
+from sfrik.tables.render import write_table
+from sfrik.tables.run_pages import write_run_pages
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,12 +25,12 @@ def links(page):
     return re.findall(r"\[([^\]]+)\]\(([^)]+)\)", page.read_text())
 
 
-def test_each_number_of_a_page_leads_to_the_file_that_holds_it(tmp_path):
+def test_each_number_of_a_page_links_to_its_score_file(tmp_path):
     for seed, value in enumerate((91.26, 92.0)):
         score(tmp_path, "sfrik_l2_q512", seed, "linear", {"top1": value})
     score(tmp_path, "sfrik_l2_q512", 1, "knn", {"top1_at": {"20": 88.04}})
     write_table("table1", "digits", tmp_path)
-    (page,) = write_cards("digits", tmp_path)
+    (page,) = write_run_pages("digits", tmp_path)
     assert page == tmp_path / "digits" / "sfrik_l2_q512" / "README.md"
     found = dict(links(page))
     assert found["91.3"] == "seed0/linear.json"
@@ -43,11 +43,11 @@ def test_each_number_of_a_page_leads_to_the_file_that_holds_it(tmp_path):
 
 def test_a_recipe_without_a_score_gets_no_page(tmp_path):
     (tmp_path / "digits" / "auh_q512" / "seed0").mkdir(parents=True)
-    assert write_cards("digits", tmp_path) == []
+    assert write_run_pages("digits", tmp_path) == []
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "results" / "digits").glob("*/README.md")), ids=lambda page: page.parent.name)
-def test_the_committed_pages_show_what_their_files_hold(page):
+def test_the_committed_pages_agree_with_their_files(page):
     for text, target in links(page):
         path = page.parent / target
         assert path.exists() or target.startswith("../tables/"), target
