@@ -32,7 +32,7 @@ from sfrik.evaluate.collapse import Diagnosis, diagnose
 from sfrik.evaluate.features import extract_features
 from sfrik.evaluate.protocols import knn_eval
 from sfrik.plots.runs import draw_diagnosis
-from sfrik.plots.tables import save, style
+from sfrik.plots.tables import save_figure, style
 from sfrik.pretrain.loop import pretrain
 from sfrik.runs.folder import Run
 from sfrik.settings import FeatureSettings, KnnSettings, PretrainSettings
@@ -79,8 +79,8 @@ def main() -> None:
     if options.only != "runs" and not options.render:
         write_json(NUMBERS / "ranking.json", ranking.ranking(ranking.scored_runs()))
     style()
-    save(figure(), FIGURES / "diagnosis")
-    save(
+    save_figure(figure(), FIGURES / "diagnosis")
+    save_figure(
         ranking.draw([ranking.Scored(**run) for run in read_json(NUMBERS / "ranking.json")["runs"]]),
         FIGURES / "diagnosis_ranking",
     )

@@ -1,4 +1,4 @@
-"""Whether a figure can be read: what test_sphere.py and test_explorer.py share."""
+"""A check that no labels of a figure overlap, shared by test_sphere.py and test_kernel_explorer.py."""
 
 import itertools
 from unittest import mock
@@ -9,14 +9,14 @@ from matplotlib.text import Text
 
 
 def assert_labels_apart(figure: Figure) -> None:
-    """No text that is shown lies on another, and each is within the figure."""
-    canvas, draw, drawn = FigureCanvasAgg(figure), Text.draw, []  # which texts are drawn, Matplotlib decides while it draws
+    """Assert that no two visible texts overlap, and that each is inside the figure."""
+    canvas, draw, drawn = FigureCanvasAgg(figure), Text.draw, []  # only Matplotlib knows which texts it draws
     with mock.patch.object(Text, "draw", lambda text, renderer: drawn.append(text) or draw(text, renderer)):
         canvas.draw()
     boxes = {text: text.get_window_extent(canvas.get_renderer()) for text in drawn if text.get_visible() and text.get_text()}
     assert len(boxes) > 10
     for text, box in boxes.items():
         inside = figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1
-        assert inside, f"{text.get_text()!r} is cut"
+        assert inside, f"{text.get_text()!r} is cut off"
     for (one, first), (other, second) in itertools.combinations(boxes.items(), 2):
-        assert not first.padded(-1).overlaps(second.padded(-1)), f"{one.get_text()!r} lies on {other.get_text()!r}"
+        assert not first.padded(-1).overlaps(second.padded(-1)), f"{one.get_text()!r} overlaps {other.get_text()!r}"

@@ -77,10 +77,10 @@ def _draw(found: Diagnosis, path: Path) -> None:
 
     matplotlib.use("agg")  # a file is all that is wanted: no display is needed
     from sfrik.plots.runs import draw_diagnosis
-    from sfrik.plots.tables import style, write
+    from sfrik.plots.tables import style, write_figure
 
     style()
-    write(draw_diagnosis(found), path)
+    write_figure(draw_diagnosis(found), path)
 
 
 def _format(found: Diagnosis, folder: Path) -> list[str]:

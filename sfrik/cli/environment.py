@@ -13,9 +13,9 @@ from sfrik.system.devices import cores, pick_device, pick_precision
 
 __all__ = ["environment", "format_environment"]
 
-PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pillow", "pydantic", "safetensors")
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pydantic", "safetensors")
 OPTIONAL = (
-    *("scikit-learn", "matplotlib", "pandas", "mlxtend", "jupyterlab", "ipykernel", "ipywidgets", "papermill"),
+    *("scikit-learn", "scipy", "matplotlib", "pandas", "mlxtend", "jupyterlab", "ipykernel", "ipywidgets", "papermill"),
     *("tensorboard", "wandb", "shtab"),
 )
 VARIABLES = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "WORLD_SIZE", "SLURM_JOB_ID")

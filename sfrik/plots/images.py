@@ -1,6 +1,6 @@
-"""Images, and what a classifier makes of them: views, confusions, neighbours.
+"""Figures of images: views, nearest neighbours, mistakes of a classifier, confusion matrices.
 
-A mark tells right from wrong, beside the colour and the line of the frame: readable in grey.
+Correct and wrong predictions differ in a mark and in the line style of the frame, not only in colour.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from sfrik.errors import SfrikError
 from sfrik.views.photos import STATISTICS
 
 __all__ = [
-    "confusion",
     "draw_confusion",
     "image_sheet",
     "most_confused",
     "neighbour_grid",
-    "sample_photographs",
+    "sample_photos",
     "thumbnail",
     "view_grid",
 ]
@@ -37,21 +36,22 @@ FRAMES = {
 }
 
 
-def sample_photographs() -> Images:
-    """Two photographs that come with scikit-learn, 640 x 427 pixels: a temple in China and a flower. No download.
+def sample_photos() -> Images:
+    """Two photos of 640 x 427 pixels that come with scikit-learn, a temple in China and a flower. No download.
 
-    Both are under CC BY 2.0; its images/README.txt names the authors: danielbuechele, and vultilion's page for the flower.
+    Both are licensed under CC BY 2.0. scikit-learn's images/README.txt attributes them to danielbuechele, and links to a page of
+    vultilion for the flower.
     """
     try:
         from sklearn.datasets import load_sample_image
     except ImportError:
-        raise SfrikError("the photographs come with the package scikit-learn: pip install scikit-learn") from None
+        raise SfrikError("the sample photos come with scikit-learn: pip install scikit-learn") from None
     names = ("china.jpg", "flower.jpg")
     return Images(np.zeros(2, np.int64), 1, lambda i: names[i], open=lambda i: Image.fromarray(load_sample_image(names[i])))
 
 
 def thumbnail(images: Images, index: int) -> Any:
-    """One image of a split as it is, for drawing."""
+    """One image of a split, unchanged, to be drawn."""
     if images.tensor is not None:
         return images.tensor[index]
     assert images.open is not None, "images are in memory or on disk"
@@ -66,14 +66,15 @@ def view_grid(
     side: float = 0.6,
     dataset: str = "imagenet",
 ) -> Figure:
-    """Images in rows, one title a row; rows may differ in length.
+    """A grid of images, one title per row; rows may differ in length.
 
     Args:
-        rows: images: PIL, arrays [h, w] or [h, w, 3], tensors [c, h, w] of bytes, or of floats as views are.
+        rows: PIL images, arrays [h, w] or [h, w, 3], tensors [c, h, w] of bytes, or normalised views (float tensors).
+        titles: the title of each row.
         notes: a text below each image.
-        right: whether what each image shows is right: its frame and a mark say so; None: neither.
+        right: whether each image is correct, shown by its frame and a mark; None for neither.
         side: of an image, in inches.
-        dataset: whose statistics views were normalised by; they are drawn in the range of the image.
+        dataset: the data set whose mean and standard deviation normalised the views; the normalisation is undone.
     """
     columns, below = max(len(row) for row in rows), _lines(notes)
     figure, axes = plt.subplots(
@@ -103,7 +104,7 @@ def image_sheet(
     columns: int = 8,
     side: float = 1.0,
 ) -> Figure:
-    """The images at `indices`, in rows of `columns`, each with its note and mark below; a sheet without images says so."""
+    """The images at `indices` in rows of `columns`, each with its note and mark; without indices, a figure with "no image"."""
     if not len(indices):
         figure = plt.figure(figsize=(2, 0.4))
         figure.text(0.5, 0.5, "no image", ha="center", va="center")
@@ -112,12 +113,19 @@ def image_sheet(
     def rows(values: Sequence[Any]) -> list[Sequence[Any]]:
         return [values[low : low + columns] for low in range(0, len(values), columns)]
 
-    pictures = rows([thumbnail(images, int(i)) for i in indices])
-    return view_grid(pictures, [""] * len(pictures), rows(notes), None if right is None else rows(right), side)
+    thumbnails = rows([thumbnail(images, int(i)) for i in indices])
+    return view_grid(thumbnails, [""] * len(thumbnails), rows(notes), None if right is None else rows(right), side)
 
 
 def neighbour_grid(queries: Images, bank: Images, shown: Sequence[int], near: Sequence[Sequence[int]]) -> Figure:
-    """Images of `queries` at `shown`, each in front of its neighbours `near` in `bank`: those of its class are marked right."""
+    """Query images, each followed by its nearest neighbours; neighbours of the query's class are marked as correct.
+
+    Args:
+        queries: the images that are classified.
+        bank: the images that the neighbours come from.
+        shown: indices in `queries`.
+        near: for each of them, the indices of its neighbours in `bank`.
+    """
     rows, titles, notes, right = [], [], [], []
     for query, neighbours in zip(shown, near, strict=True):
         label, others = int(queries.targets[query]), [int(bank.targets[int(i)]) for i in neighbours]
@@ -128,18 +136,8 @@ def neighbour_grid(queries: Images, bank: Images, shown: Sequence[int], near: Se
     return view_grid(rows, titles, notes, right, side=0.9)
 
 
-def confusion(labels: Any, predicted: Any, classes: int) -> np.ndarray:
-    """Counts [classes, classes] of images: the row is the true class, the column the predicted one.
-
-    >>> confusion([0, 0, 1], [0, 1, 1], classes=2).tolist()
-    [[1, 1], [0, 1]]
-    """
-    pairs = np.asarray(labels, dtype=np.int64) * classes + np.asarray(predicted, dtype=np.int64)
-    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
-
-
 def most_confused(counts: np.ndarray, most: int = 20) -> np.ndarray:
-    """Which classes to draw: all, or of more than `most` those of the largest counts off the diagonal, in the classes' order."""
+    """Indices of the classes to draw, in order: all, or the `most` classes with the largest counts off the diagonal."""
     if len(counts) <= most:
         return np.arange(len(counts))
     wrong = counts - np.diag(np.diag(counts))
@@ -148,11 +146,12 @@ def most_confused(counts: np.ndarray, most: int = 20) -> np.ndarray:
 
 
 def draw_confusion(counts: Mapping[str, np.ndarray], names: Sequence[str] | None = None, most: int = 20) -> Figure:
-    """Confusion matrices side by side: counts, mistakes shaded on one scale, the share of each true class that is right.
+    """Confusion matrices side by side, with the mistakes shaded on a common scale and the accuracy of each class.
 
     Args:
-        counts: a title and `confusion`'s counts, each. names: of the classes; their numbers when None.
-        most: classes to draw; of more, the most confused of all matrices together.
+        counts: matrices [classes, classes] by their titles; a row is the true class, a column the predicted one.
+        names: of the classes; their numbers when None.
+        most: the number of classes to draw. Of more classes, the most confused ones of all matrices together are drawn.
     """
     shown = most_confused(np.sum(list(counts.values()), axis=0), most)
     labels = [str(k) if names is None else names[k] for k in shown]
@@ -175,7 +174,7 @@ def draw_confusion(counts: Mapping[str, np.ndarray], names: Sequence[str] | None
         some = f"\n(the {len(shown)} most confused of {total} classes)" if len(shown) < total else ""
         axis.set(xlabel="predicted class", title=title + some)
         axis.title.set_fontsize(10)
-    axes[0][0].set_ylabel("true class (share that is right)")
+    axes[0][0].set_ylabel("true class (accuracy)")
     return figure
 
 
@@ -184,7 +183,7 @@ def _name(images: Images, label: int) -> str:
 
 
 def _lines(notes: Sequence[Sequence[str]] | None) -> int:
-    """Lines of the longest note."""
+    """The number of lines of the longest note."""
     return max((text.count("\n") + 1 for row in notes for text in row), default=0) if notes else 0
 
 
@@ -196,7 +195,7 @@ def _mark(axis: Axes, note: str, right: bool | None) -> None:
 
 
 def _displayable(image: Any, dataset: str) -> np.ndarray:
-    """Values from 0 to 1: [h, w] or [h, w, 3]."""
+    """An image as values from 0 to 1: [h, w] or [h, w, 3]."""
     if not isinstance(image, torch.Tensor):
         return np.asarray(image) / 255
     pixels = image.detach().float().cpu()

@@ -1,11 +1,12 @@
-r"""A kernel b_1 P_1 + b_2 P_2 + b_3 P_3 as pictures: a table of typical ones, and sliders that change one.
+r"""Figures of a kernel :math:`b_1 P_1 + b_2 P_2 + b_3 P_3`: a comparison of several kernels, and sliders for one.
 
-A collapsed set is here the uniform law on the unit sphere of a subspace of dimension m: m = 1 is two opposite points, m = 2 a
-great circle. Its odd degrees are 0 by symmetry, and E <u, v>^2 = 1/m, so up to degree 3 it costs what degree 2 asks:
+A collapsed distribution is here the uniform distribution on the unit sphere of a subspace of dimension m: two opposite points for
+m = 1, a great circle for m = 2. Its odd degrees are 0 by symmetry, and :math:`\mathbb{E} \langle u, v \rangle^2 = 1/m`. With
+:math:`P_2(q; t) = (q t^2 - 1) / (q - 1)`, only degree 2 contributes up to degree 3:
 
-    MMD^2 = b_2 (q/m - 1) / (q - 1).                            [P_2(q; t) = (q t^2 - 1) / (q - 1)]
+.. math:: \mathrm{MMD}^2 = b_2\, \frac{q/m - 1}{q - 1}.
 
-A single point costs phi(1) = b_1 + b_2 + b_3, the most there is.
+The largest value is that of a single point, :math:`\varphi(1) = b_1 + b_2 + b_3`.
 
 Legend: q dimension of the embeddings, b coefficients, t inner product of two unit vectors.
 """
@@ -24,43 +25,51 @@ from matplotlib.figure import Figure
 
 from sfrik.errors import SfrikError
 from sfrik.kernels import RotationInvariantKernel
-from sfrik.plots.sphere import draw_points, flow, two_groups
+from sfrik.plots.sphere import draw_points, gradient_flow, two_groups
 from sfrik.plots.tables import COLOURS
 
-__all__ = ["collapsed_costs", "kernel_explorer", "kernel_pictures"]
+__all__ = ["collapsed_costs", "draw_kernels", "kernel_explorer"]
 
 COLOUR = COLOURS["SFRIK L=2"]
-START, STEPS, RATE = two_groups(120), 300, 0.5  # of the points that flow on S^2
+START, STEPS, RATE = two_groups(120), 300, 0.5  # of the gradient flow on S^2
 DIMENSIONS = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 SLIDERS = "Sliders for b_1, b_2, b_3 and q: open this notebook in JupyterLab and run it to move them."
 
 
 def collapsed_costs(b: Sequence[float], q: int) -> dict[str, float]:
-    """MMD^2 of sets that use fewer and fewer dimensions, as a share of that of a single point; b_1, b_2, b_3 and an even q."""
+    """MMD^2 of distributions that use fewer dimensions than q, relative to that of a single point.
+
+    Args:
+        b: b_1, b_2, b_3.
+        q: an even dimension.
+    """
     subspaces = {"two opposite points": 1, "great circle": 2, "half the dimensions": q // 2, "uniform": q}
     return {"one point": 1.0, **{name: b[1] * (q / m - 1) / (q - 1) / sum(b) for name, m in subspaces.items()}}
 
 
-def kernel_pictures(kernels: Mapping[str, tuple[Sequence[float], int]]) -> Figure:
-    """A row for each kernel, given as (b_1, b_2, b_3) and q: phi, its coefficients, what collapse costs, points that flow.
+def draw_kernels(kernels: Mapping[str, tuple[Sequence[float], int]]) -> Figure:
+    """One row per kernel: phi, its coefficients, the MMD^2 of collapsed distributions, and a gradient flow on S^2.
+
+    Args:
+        kernels: ((b_1, b_2, b_3), q) by name.
 
     Raises:
-        SfrikError: no coefficient above 0.
+        SfrikError: a kernel without a positive coefficient.
     """
     height = 1.5 * len(kernels) + 0.9
     figure = Figure(figsize=(9.4, height), dpi=90)
     edges = {"left": 0.14, "right": 0.995, "bottom": 0.46 / height, "top": 1 - 0.36 / height, "wspace": 0.15, "hspace": 0.22}
-    ratios = {"width_ratios": [1.5, 1, 0.95, 1.9, 1.2]}  # the third holds the names of the fourth
+    ratios = {"width_ratios": [1.5, 1, 0.95, 1.9, 1.2]}  # the third is room for the labels of the fourth
     grid = np.delete(figure.subplots(len(kernels), 5, squeeze=False, gridspec_kw={**edges, **ratios}), 2, axis=1)
     for row, (name, (b, q)) in zip(grid, kernels.items(), strict=True):
         if not any(b):
-            raise SfrikError(f"{name}: all coefficients are 0, and a kernel needs one above 0")
+            raise SfrikError(f"{name}: all coefficients are 0; a kernel needs a positive one")
         _phi(row[0], RotationInvariantKernel(tuple(b), q))
         _bars(row[1], {f"$b_{l}$": value / sum(b) for l, value in enumerate(b, start=1)})
         _costs(row[2], collapsed_costs(b, q))
-        draw_points(row[3], flow(START, RotationInvariantKernel(tuple(b), 3), STEPS, RATE)[-1], COLOUR)
+        draw_points(row[3], gradient_flow(START, RotationInvariantKernel(tuple(b), 3), STEPS, RATE)[-1], COLOUR)
         row[0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=28, fontsize=10)
-    titles = (r"kernel $\varphi(t)\,/\,\varphi(1)$", "share of $b_l$, %", "MMD² of collapsed sets, %", "points on $S^2$")
+    titles = (r"kernel $\varphi(t)\,/\,\varphi(1)$", "share of $b_l$, %", "MMD² if collapsed, %", "points on $S^2$")
     for axis, title in zip(grid[0], titles, strict=True):
         axis.set_title(title, fontsize=10, pad=6)
     grid[-1][0].set_xlabel("inner product t", fontsize=9)
@@ -108,10 +117,10 @@ def _percent(share: float) -> str:
 
 
 def kernel_explorer(b: Sequence[float] = (1.0, 40.0, 40.0), q: int = 64) -> None:
-    """Show sliders for b_1, b_2, b_3 and q in a notebook, and under them a picture that follows.
+    """Show sliders for b_1, b_2, b_3 and q in a notebook, and below them a figure that is updated.
 
-    The picture is an output of its own, which stays in a saved notebook as it was at last; in the sliders' place a viewer
-    without widgets shows a sentence.
+    The figure is a separate output, so that a saved notebook keeps its last state. A viewer without widgets shows a sentence in
+    place of the sliders.
     """
     import ipywidgets
     from IPython.display import display
@@ -123,23 +132,23 @@ def kernel_explorer(b: Sequence[float] = (1.0, 40.0, 40.0), q: int = 64) -> None
     box = ipywidgets.GridBox(sliders, layout={"grid_template_columns": "repeat(2, auto)", "max_width": "800px"})
     box.add_class("sfrik-explorer")
 
-    def bundle() -> dict[str, Any]:
+    def current() -> dict[str, Any]:
         *values, dimension = (slider.value for slider in sliders)
-        return picture_bundle(values, dimension)
+        return mime_bundle(values, dimension)
 
     display({**(box._repr_mimebundle_() or {}), "text/plain": SLIDERS}, raw=True)
-    shown = display(bundle(), raw=True, display_id=True)
-    assert shown is not None  # with a display_id there is a handle
+    shown = display(current(), raw=True, display_id=True)
+    assert shown is not None  # display returns a handle when display_id is given
     for slider in sliders:
-        slider.observe(lambda change: shown.update(bundle(), raw=True), names="value")
+        slider.observe(lambda change: shown.update(current(), raw=True), names="value")
 
 
-def picture_bundle(b: Sequence[float], q: int) -> dict[str, Any]:
-    """The picture of one kernel as a PNG, and its numbers in words."""
+def mime_bundle(b: Sequence[float], q: int) -> dict[str, Any]:
+    """The figure of one kernel as a PNG, with its numbers as text."""
     name = f"b = ({', '.join(f'{value:g}' for value in b)}), q = {q}"
     if not any(b):
-        return {"text/plain": f"{name}: a kernel needs one coefficient above 0"}
+        return {"text/plain": f"{name}: a kernel needs a positive coefficient"}
     costs = ", ".join(f"{what} {_percent(cost)}" for what, cost in collapsed_costs(b, q).items())
     buffer = io.BytesIO()
-    FigureCanvasAgg(kernel_pictures({f"q = {q}": (b, q)})).print_png(buffer)
-    return {"image/png": buffer.getvalue(), "text/plain": f"{name}; MMD² in % of that of one point: {costs}"}
+    FigureCanvasAgg(draw_kernels({f"q = {q}": (b, q)})).print_png(buffer)
+    return {"image/png": buffer.getvalue(), "text/plain": f"{name}; MMD² in % of its value for one point: {costs}"}

@@ -1,4 +1,4 @@
-"""Figures: one style, and the drawings that more than one notebook shows."""
+"""Figures of the tables, with the style, colours and markers that all figures share."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from sfrik.tables.cost_rows import PLAIN
 
 __all__ = [
     "COLOURS",
-    "against_q",
-    "cost_against_size",
-    "curves_of_cost",
-    "rows_as_points",
-    "save",
+    "MARKERS",
+    "draw_accuracy_against_q",
+    "draw_cost_curves",
+    "draw_costs",
+    "draw_rows",
+    "save_figure",
     "style",
-    "write",
+    "write_figure",
 ]
 
-# Okabe and Ito's palette: told apart by colour-blind readers; markers tell the same in grey.
+# Okabe and Ito's palette, which colour-blind readers can distinguish; markers distinguish the methods in greyscale.
 COLOURS = {
     "SFRIK L=1": "#E69F00",
     "SFRIK L=2": "#0072B2",
@@ -40,11 +41,11 @@ COLOURS = {
     "raw pixels": "#000000",
 }
 MARKERS = {"SFRIK L=1": "v", "SFRIK L=2": "o", "SFRIK L=3": "X", "AUH": "s", "VICReg": "D", "SimCLR": "^", "SIGReg": "P"}
-PANELS = 4  # at most, side by side
+MAX_PANELS = 4  # side by side
 
 
 def style() -> None:
-    """Matplotlib's settings for every figure of the project."""
+    """Apply the Matplotlib settings of the project's figures."""
     plt.rcParams.update(
         {
             "figure.figsize": (6.4, 3.6),
@@ -61,43 +62,45 @@ def style() -> None:
 
 
 def _mean(measured: Measured, column: str) -> float:
-    """The mean of what is known to be measured."""
+    """The mean of a column that is known to be measured."""
     mean = measured.mean(column)
     assert mean is not None
     return mean
 
 
-def against_q(table: Table) -> Figure:
-    """Measured accuracy of each method against the dimension of the embeddings, one panel a column of the table.
+def draw_accuracy_against_q(table: Table) -> Figure:
+    """Measured accuracy against the dimension q of the embeddings, one panel per column of the table.
 
-    Points are means over seeds, bars one standard deviation; the baselines that have no q are lines. The value axis is broken:
-    above it has room for the methods that were measured at several q, below for what lies under them.
+    Points are means over seeds and bars one standard deviation; baselines without q are horizontal lines. The value axis is
+    broken: its upper part is for the methods that were measured at several q, its lower part for lower accuracies.
     """
     rows = {"figsize": (3.5 * len(table.columns), 4.6), "sharex": True, "height_ratios": (3, 1)}
     figure, axes = plt.subplots(2, len(table.columns), layout="constrained", squeeze=False, **rows)
     methods = list(dict.fromkeys(m.row.method for m in table.measured if m.row.q))
     for (upper, lower), column in zip(axes.T, table.columns, strict=True):
-        there = [m for m in table.measured if m.mean(column.name) is not None]
-        least = _break(upper, lower, there, column.name)
-        for axis, points in ((upper, there), (lower, [m for m in there if _mean(m, column.name) < least])):
+        shown = [m for m in table.measured if m.mean(column.name) is not None]
+        least = _break(upper, lower, shown, column.name)
+        for axis, points in ((upper, shown), (lower, [m for m in shown if _mean(m, column.name) < least])):
             for method in dict.fromkeys(m.row.method for m in points):
-                own = [m for m in points if m.row.method == method]
-                if own[0].row.q is None:
+                of_method = [m for m in points if m.row.method == method]
+                if of_method[0].row.q is None:
                     line = ":" if method == "raw pixels" else "--"
-                    axis.axhline(own[0].mean(column.name), color=COLOURS[method], linestyle=line, label=method)
+                    axis.axhline(of_method[0].mean(column.name), color=COLOURS[method], linestyle=line, label=method)
                     continue
-                beside = 2 ** (0.05 * (methods.index(method) - (len(methods) - 1) / 2))  # so that none hides another
-                _errorbars(axis, [(m.row.q or 0) * beside for m in own], own, column.name, method)
-        _sizes(lower, sorted({m.row.q for m in table.measured if m.row.q}), "dimension q of the embeddings")
+                shift = 2 ** (0.05 * (methods.index(method) - (len(methods) - 1) / 2))  # so that no point hides another
+                means, spreads = [_mean(m, column.name) for m in of_method], [m.spread(column.name) or 0 for m in of_method]
+                look = {"color": COLOURS[method], "marker": MARKERS[method], "capsize": 3, "label": method}
+                axis.errorbar([(m.row.q or 0) * shift for m in of_method], means, yerr=spreads, **look)
+        _size_axis(lower, sorted({m.row.q for m in table.measured if m.row.q}), "dimension q of the embeddings")
         upper.set(title=column.title)
     figure.supylabel("top-1 accuracy, %", fontsize=10)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center")
-    return _captioned(figure, table)
+    return _add_caption(figure, table)
 
 
 def _break(upper: Axes, lower: Axes, points: list[Measured], column: str) -> float:
-    """Share the values out between two axes: what was measured at several q above, the rest below; the value between them."""
+    """Split the value axis: methods measured at several q above, the rest below; returns the value between the two parts."""
     several = [m for m in points if sum(other.row.method == m.row.method for other in points) > 1]
 
     def ends(some: list[Measured]) -> tuple[float, float]:
@@ -112,17 +115,17 @@ def _break(upper: Axes, lower: Axes, points: list[Measured], column: str) -> flo
     upper.spines["bottom"].set_visible(False)
     upper.tick_params(axis="x", which="both", bottom=False)
     lower.locator_params(axis="y", nbins=4)
-    for axis, place in ((upper, 0), (lower, 1)):  # the two short strokes that say that the axis is broken
+    for axis, place in ((upper, 0), (lower, 1)):  # two short strokes mark the break
         axis.plot([-0.02, 0.02], [place - 0.012, place + 0.012], transform=axis.transAxes, color="black", lw=0.8, clip_on=False)
     return low - margin
 
 
-def rows_as_points(table: Table) -> Figure:
-    """Each row of a table as a point with its standard deviation over seeds, one panel a measured column."""
+def draw_rows(table: Table) -> Figure:
+    """Each row of a table as a point with its standard deviation over seeds, one panel per measured column."""
     rows = [m for m in table.measured if m.seeds]
     columns = [column for column in table.columns if any(m.mean(column.name) is not None for m in rows)]
     names = [", ".join([m.row.method, *([f"q = {m.row.q}"] if m.row.q else []), *m.row.labels.values()]) for m in rows]
-    down = -(-len(columns) // PANELS)
+    down = -(-len(columns) // MAX_PANELS)
     across = -(-len(columns) // down)
     size = (2.6 + 1.8 * across, 0.4 + down * (0.9 + 0.28 * len(rows)))
     figure, axes = plt.subplots(down, across, figsize=size, layout="constrained", sharey=True, squeeze=False)
@@ -138,19 +141,19 @@ def rows_as_points(table: Table) -> Figure:
         axis.locator_params(axis="x", nbins=4)
         axis.tick_params(axis="y", labelsize=9)
     axes[0][0].set_yticks([-place for place in range(len(rows))], names)
-    return _captioned(figure, table)
+    return _add_caption(figure, table)
 
 
-def _captioned(figure: Figure, table: Table) -> Figure:
-    """The figure with a line under it: which images, what the bars are, over how many seeds."""
+def _add_caption(figure: Figure, table: Table) -> Figure:
+    """Add a line below the figure: the images, what the bars are, and the number of seeds."""
     figure.supxlabel(f"{table.title}. {table.format_spread}", fontsize=8, color="0.3", wrap=True)
     return figure
 
 
-def cost_against_size(table: Table) -> Figure:
-    """Time and memory of each method against q, or against the batch size where there is one q; both axes are logarithmic.
+def draw_costs(table: Table) -> Figure:
+    """Time and memory of each method against q, or against the batch size if there is one q, on logarithmic axes.
 
-    Points are means over repetitions, bars one standard deviation. Lines as in `curves_of_cost`.
+    Points are means over repetitions and bars one standard deviation; lines are those of `draw_cost_curves`.
     """
     by_q = len({m.row.q for m in table.measured}) > 1
 
@@ -170,26 +173,30 @@ def cost_against_size(table: Table) -> Figure:
             sizes(rows), ((m.row.q or 0, int(m.row.labels["batch size"]), m.mean("product_ms")) for m in rows), strict=True
         )
         _limit(axis, column.name, dict(facts))
-        _sizes(axis, sorted(set(sizes(table.measured))), "dimension q of the embeddings" if by_q else "batch size n")
+        _size_axis(axis, sorted(set(sizes(table.measured))), "dimension q of the embeddings" if by_q else "batch size n")
         axis.set_yscale("log")
         axis.set(title=fill(column.title, 24), ylabel=column.unit)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center")
-    return _captioned(figure, table)
+    return _add_caption(figure, table)
 
 
-def curves_of_cost(costs: pd.DataFrame) -> Figure:
-    """Time and memory of one repetition, from a table with the columns method, q, n, product_ms, loss_ms and loss_mib.
+def draw_cost_curves(costs: pd.DataFrame) -> Figure:
+    """Time and memory of one repetition.
 
-    A method has one colour and marker: a dashed line by the plain formula, a solid one by this library's. Dotted are the limits:
-    one product of n x n x q, which a loss on a Gram matrix cannot do without, and the gradients of two views.
+    Each method has one colour and marker; its plain formula is a dashed line, the implementation of this library a solid one.
+    Dotted lines are lower bounds for a loss on a Gram matrix: the time of one product of n x n x q, and the memory of the
+    gradients of two views.
+
+    Args:
+        costs: a table with the columns method, q, n, product_ms, loss_ms and loss_mib.
     """
     size, title = ("q", "dimension q of the embeddings") if costs["q"].nunique() > 1 else ("n", "batch size n")
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
     for axis, cost, label in ((axes[0], "loss_ms", "time, ms"), (axes[1], "loss_mib", "peak memory, MiB")):
-        for method, own in costs[costs[cost] > 0].groupby("method", sort=False):
-            axis.plot(own[size], own[cost], label=method, **_line(str(method)))
+        for method, of_method in costs[costs[cost] > 0].groupby("method", sort=False):
+            axis.plot(of_method[size], of_method[cost], label=method, **_line(str(method)))
         _limit(axis, cost, {row[size]: (row["q"], row["n"], row["product_ms"]) for _, row in costs.iterrows()})
-        _sizes(axis, sorted(costs[size].unique()), title)
+        _size_axis(axis, sorted(costs[size].unique()), title)
         axis.set_yscale("log")
         axis.set(ylabel=label)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
@@ -197,45 +204,42 @@ def curves_of_cost(costs: pd.DataFrame) -> Figure:
 
 
 def _line(method: str) -> dict[str, Any]:
-    """Colour, marker and line of a method of the tables of costs."""
+    """Colour, marker and line style of a method in the tables of costs."""
     name = method.removesuffix(PLAIN)
     line = {"color": COLOURS[name], "marker": MARKERS[name]}
     return line if name == method else {**line, "linestyle": "--", "markerfacecolor": "white"}
 
 
 def _limit(axis: Axes, cost: str, by_size: dict[int, tuple[int, int, float | None]]) -> None:
-    """What a loss on the Gram matrix cannot do without, dotted: the time of one product, the memory of the gradients.
+    """Draw the lower bound for a loss on a Gram matrix: the time of one product, or the memory of the gradients.
 
     Args:
-        cost: loss_ms or loss_mib. by_size: q, n and the milliseconds of one product at each size.
+        axis: where to draw.
+        cost: loss_ms or loss_mib.
+        by_size: q, n and the milliseconds of one product for each size.
     """
-    found = {size: product if cost == "loss_ms" else 2 * 4 * n * q / 2**20 for size, (q, n, product) in by_size.items()}
-    found = {size: value for size, value in sorted(found.items()) if value}
+    bounds = {size: product if cost == "loss_ms" else 2 * 4 * n * q / 2**20 for size, (q, n, product) in by_size.items()}
+    bounds = {size: value for size, value in sorted(bounds.items()) if value}
     label = "limit: one product n × n × q;\nin memory: the gradients"
-    axis.plot(list(found), list(found.values()), color="#7F7F7F", linestyle=":", linewidth=2, label=label)
+    axis.plot(list(bounds), list(bounds.values()), color="#7F7F7F", linestyle=":", linewidth=2, label=label)
 
 
-def _errorbars(axis: Axes, sizes: list[float], points: list[Measured], column: str, method: str) -> None:
-    means, spreads = [_mean(m, column) for m in points], [m.spread(column) or 0 for m in points]
-    axis.errorbar(sizes, means, yerr=spreads, color=COLOURS[method], marker=MARKERS[method], capsize=3, label=method)
-
-
-def _sizes(axis: Axes, sizes: list[int], title: str) -> None:
+def _size_axis(axis: Axes, sizes: list[int], title: str) -> None:
     axis.set_xscale("log", base=2)
     axis.set_xticks(sizes, [str(size) for size in sizes])
     axis.minorticks_off()
     axis.set(xlabel=title)
 
 
-def save(figure: Figure, stem: Path) -> None:
-    """As PNG and SVG, without a date, so that the same figure gives the same file."""
-    write(figure, stem.with_suffix(".png"), dpi=150, metadata={"Software": None})
+def save_figure(figure: Figure, stem: Path) -> None:
+    """Write a figure as PNG and SVG, without a date, so that the same figure gives the same files."""
+    write_figure(figure, stem.with_suffix(".png"), dpi=150, metadata={"Software": None})
     with plt.rc_context({"svg.hashsalt": "sfrik"}):
-        write(figure, stem.with_suffix(".svg"), metadata={"Date": None})
+        write_figure(figure, stem.with_suffix(".svg"), metadata={"Date": None})
 
 
-def write(figure: Figure, path: Path, **options: Any) -> None:
-    """Write a figure in the format of the path's suffix, complete or not at all; `options` as of `Figure.savefig`."""
+def write_figure(figure: Figure, path: Path, **options: Any) -> None:
+    """Write a figure atomically, in the format of the path's suffix; `options` are those of `Figure.savefig`."""
     content = BytesIO()
     figure.savefig(content, format=path.suffix[1:], **options)
     with atomic_write(path, len(content.getbuffer())) as file:

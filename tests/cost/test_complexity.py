@@ -14,7 +14,7 @@ from sfrik.cost import measure as module
 from sfrik.cost.measure import build, complexity, growth, hardware, loss_calls, loss_of, measure, resident_peaks, step_calls
 from sfrik.errors import SfrikError
 from sfrik.objectives import AUH, SFRIK, SIGReg, SimCLR, VICReg
-from sfrik.plots.tables import curves_of_cost
+from sfrik.plots.tables import draw_cost_curves
 from sfrik.system.files import read_json, write_json
 from sfrik.tables.definitions import rows_of
 
@@ -161,7 +161,7 @@ def test_curves_are_dashed_for_plain_formulas_in_the_colour_of_their_method_and_
         for method in ("VICReg plain", "VICReg", "SIGReg")
         for n in (64, 128)
     ]
-    figure = curves_of_cost(pd.DataFrame(rows))
+    figure = draw_cost_curves(pd.DataFrame(rows))
     for axis in figure.axes:
         lines = {line.get_label(): line for line in axis.lines}
         assert lines["VICReg plain"].get_color() == lines["VICReg"].get_color() != lines["SIGReg"].get_color()

@@ -22,7 +22,7 @@ from sfrik.datasets.transfer import VOC_CLASSES, load_target
 from sfrik.errors import SfrikError
 from sfrik.launch.slurm import read_site
 from sfrik.objectives.base import NotFinite
-from sfrik.plots.tables import write
+from sfrik.plots.tables import write_figure
 from sfrik.pretrain.nonfinite import not_finite
 from sfrik.system.files import WriteError
 from sfrik.views.base import resize_for_test
@@ -239,16 +239,16 @@ def test_the_first_bytes_decide_and_a_file_that_is_gone_is_said_to_be(tmp_path):
 
 def test_a_figure_that_cannot_be_written_is_one_line_and_leaves_what_was_there(tmp_path, monkeypatch):
     figure = plt.figure()
-    write(figure, tmp_path / "new" / "a.png")
+    write_figure(figure, tmp_path / "new" / "a.png")
     before = (tmp_path / "new" / "a.png").read_bytes()
-    write(figure, tmp_path / "new" / "b.svg", metadata={"Date": None})
+    write_figure(figure, tmp_path / "new" / "b.svg", metadata={"Date": None})
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["a.png", "b.svg"]
     monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(WriteError, match=r"a\.png could not be written \(the disk is full; it needs "):
-        write(figure, tmp_path / "new" / "a.png", dpi=300)
+        write_figure(figure, tmp_path / "new" / "a.png", dpi=300)
     assert (tmp_path / "new" / "a.png").read_bytes() == before
     (tmp_path / "file").touch()
-    assert "file/a.png could not be written" in line(write, figure, tmp_path / "file" / "a.png")
+    assert "file/a.png could not be written" in line(write_figure, figure, tmp_path / "file" / "a.png")
     plt.close(figure)
 
 

@@ -1,4 +1,4 @@
-"""Points that flow on the sphere: they follow the library's gradient, end where the theory says, and are drawn with depth."""
+"""The gradient flow on the sphere: it follows the library's gradient and converges as the theory predicts; animations."""
 
 import io
 import itertools
@@ -16,7 +16,7 @@ from sfrik.errors import SfrikError
 from sfrik.kernels import RotationInvariantKernel
 from sfrik.mmd import mmd_to_uniform
 from sfrik.plots import sphere
-from sfrik.plots.sphere import degree_energies, flow, moving_png, pictures_of, stills, two_groups, write_gif
+from sfrik.plots.sphere import animated_png, draw_frames, draw_snapshots, gradient_flow, mmd_per_degree, two_groups, write_gif
 
 KERNELS = {f"L = {L}": RotationInvariantKernel((1.0,) * L, 3) for L in (1, 2, 3)} | {
     "RBF": RotationInvariantKernel.rbf(2.5, 3, 8),
@@ -26,7 +26,7 @@ KERNELS = {f"L = {L}": RotationInvariantKernel((1.0,) * L, 3) for L in (1, 2, 3)
 
 @pytest.fixture(scope="module")
 def paths():
-    return {name: flow(two_groups(60), kernel, 200) for name, kernel in KERNELS.items()}
+    return {name: gradient_flow(two_groups(60), kernel, 200) for name, kernel in KERNELS.items()}
 
 
 # --- the flow
@@ -38,12 +38,12 @@ def test_a_step_follows_the_gradient_of_the_librarys_mmd():
     (gradient,) = torch.autograd.grad(mmd_to_uniform(z, kernel), z)
     speed = rate / kernel.derivative(torch.ones((), dtype=torch.float64))
     expected = normalize(z.detach() - speed * n * gradient, dim=1)
-    torch.testing.assert_close(flow(z.detach(), kernel, 1, rate)[1], expected)
+    torch.testing.assert_close(gradient_flow(z.detach(), kernel, 1, rate)[1], expected)
 
 
 def test_the_scale_of_a_kernel_changes_no_path():
     start = two_groups(20)
-    small, large = (flow(start, RotationInvariantKernel((b, 2 * b), 3), 30) for b in (1.0, 40.0))
+    small, large = (gradient_flow(start, RotationInvariantKernel((b, 2 * b), 3), 30) for b in (1.0, 40.0))
     torch.testing.assert_close(small, large)
 
 
@@ -68,29 +68,29 @@ def test_degree_2_spreads_the_points_to_a_covariance_of_a_third_of_the_identity(
     torch.testing.assert_close(covariance, torch.eye(3, dtype=torch.float64) / 3, atol=1e-3, rtol=0)
 
 
-def test_each_degree_that_is_added_goes_to_zero_and_the_next_does_not(paths):
+def test_the_degrees_up_to_L_go_to_zero_and_the_next_does_not(paths):
     for L in (1, 2, 3):
-        energies = degree_energies(paths[f"L = {L}"][-1])
+        energies = mmd_per_degree(paths[f"L = {L}"][-1])
         assert max(energies[:L]) < 1e-3
         assert energies[L] > 0.01
 
 
-def test_the_energies_are_the_mmd_of_single_degrees():
+def test_the_mmd_per_degree_is_that_of_single_degree_kernels():
     z = two_groups(30)
-    for l, energy in enumerate(degree_energies(z), start=1):
+    for l, energy in enumerate(mmd_per_degree(z), start=1):
         kernel = RotationInvariantKernel((0.0,) * (l - 1) + (1.0,), 3)
         assert energy == pytest.approx(mmd_to_uniform(z, kernel).item(), abs=1e-12)
-    assert degree_energies(z[:1].repeat(5, 1)) == pytest.approx([1.0] * 4)
+    assert mmd_per_degree(z[:1].repeat(5, 1)) == pytest.approx([1.0] * 4)
 
 
-# --- the pictures
+# --- figures and animations
 
 
-def test_the_camera_sees_what_points_at_it_in_the_middle_and_in_front():
+def test_a_point_that_faces_the_camera_is_projected_to_the_centre_and_in_front():
     a, e = np.radians([30.0, sphere.ELEVATION])
     towards = np.array([[np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)]])
-    np.testing.assert_allclose(sphere._seen(towards, 30.0), [[0, 0, 1]], atol=1e-12)
-    np.testing.assert_allclose(sphere._seen(np.eye(3)[2:], 30.0)[0, 1], np.cos(e))  # the pole is up
+    np.testing.assert_allclose(sphere._project(towards, 30.0), [[0, 0, 1]], atol=1e-12)
+    np.testing.assert_allclose(sphere._project(np.eye(3)[2:], 30.0)[0, 1], np.cos(e))  # the pole is up
 
 
 def test_points_in_front_are_drawn_larger_darker_and_above_those_behind():
@@ -106,36 +106,36 @@ def test_points_in_front_are_drawn_larger_darker_and_above_those_behind():
     assert sum(before.get_color()) < sum(behind.get_color())
 
 
-def test_a_moving_picture_shows_every_step_and_holds_the_last(paths, tmp_path):
-    some = {name: paths[name] for name in ("L = 1", "L = 2")}
-    pictures = pictures_of(some, [0, 5, 20, 200])
-    write_gif(pictures, tmp_path / "flow.gif")
-    for source in (tmp_path / "flow.gif", io.BytesIO(moving_png(pictures))):
+def test_an_animation_shows_every_step_and_pauses_at_the_last(paths, tmp_path):
+    shown = {name: paths[name] for name in ("L = 1", "L = 2")}
+    frames = draw_frames(shown, [0, 5, 20, 200])
+    write_gif(frames, tmp_path / "flow.gif")
+    for source in (tmp_path / "flow.gif", io.BytesIO(animated_png(frames))):
         with Image.open(source) as image:
-            assert image.n_frames == len(pictures)
-            assert image.size == pictures[0].size
+            assert image.n_frames == len(frames)
+            assert image.size == frames[0].size
             image.seek(image.n_frames - 1)
             assert image.info["duration"] >= 4000
             last = np.asarray(image.convert("RGB"), dtype=float)
-        assert (last[0, 0] == 255).all(), "the page is white"
-        assert abs(last - np.asarray(pictures[-1], dtype=float)).mean() < 0.3  # of 255 levels, by the colours left out
+        assert (last[0, 0] == 255).all(), "the background is white"
+        assert abs(last - np.asarray(frames[-1], dtype=float)).mean() < 0.3  # of 255 levels: colours are quantised
 
 
-def test_a_picture_of_a_film_is_what_the_figure_shows_when_it_is_drawn_whole(paths, monkeypatch):
+def test_a_frame_equals_the_figure_drawn_as_a_whole(paths, monkeypatch):
     drawn = []
     monkeypatch.setattr(sphere, "FigureCanvasAgg", lambda figure: drawn.append(FigureCanvasAgg(figure)) or drawn[0])
-    picture = pictures_of({"L = 2": paths["L = 2"]}, [0, 200])[-1]
+    frame = draw_frames({"L = 2": paths["L = 2"]}, [0, 200])[-1]
     for artist in drawn[0].figure.findobj():
         artist.set_animated(False)
     drawn[0].draw()
     whole = np.asarray(drawn[0].buffer_rgba(), dtype=float)[..., :3]
-    assert abs(np.asarray(picture, dtype=float) - whole).mean() < 0.1  # of 255 levels: bars lie on their line, or under it
+    assert abs(np.asarray(frame, dtype=float) - whole).mean() < 0.1  # of 255 levels: bars lie on their line, or under it
 
 
-def test_no_label_of_the_stills_lies_on_another(paths):
-    assert_labels_apart(stills(paths, {"start": 0, "step 15": 15, "step 200": 200}))
+def test_no_labels_of_the_snapshots_overlap(paths):
+    assert_labels_apart(draw_snapshots(paths, {"start": 0, "step 15": 15, "step 200": 200}))
 
 
 def test_points_of_another_dimension_are_refused_by_name():
     with pytest.raises(SfrikError, match=r"dimension 3.*flat.*\(2, 5, 4\)"):
-        stills({"flat": torch.zeros(2, 5, 4)}, {"start": 0})
+        draw_snapshots({"flat": torch.zeros(2, 5, 4)}, {"start": 0})

@@ -1,4 +1,4 @@
-"""The sliders of notebook 01: costs that the MMD confirms, pictures that follow, something to read where nothing runs."""
+"""The kernel explorer of notebook 01: its formula for collapsed distributions, its figures, and its sliders."""
 
 import json
 import re
@@ -12,39 +12,37 @@ from legible import assert_labels_apart
 from sfrik.errors import SfrikError
 from sfrik.kernels import RotationInvariantKernel
 from sfrik.mmd import mmd_to_uniform
-from sfrik.plots.kernel_explorer import DIMENSIONS, collapsed_costs, kernel_explorer, kernel_pictures, picture_bundle
+from sfrik.plots.kernel_explorer import DIMENSIONS, collapsed_costs, draw_kernels, kernel_explorer, mime_bundle
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("q", [4, 16, 64])
 @pytest.mark.parametrize("b", [(1.0, 0.0, 0.0), (0.0, 3.0, 0.0), (1.0, 40.0, 40.0)])
-def test_the_costs_of_collapsed_sets_are_those_of_the_mmd(b, q):
+def test_the_formula_for_collapsed_distributions_equals_the_mmd(b, q):
     axes, angle = torch.eye(q, dtype=torch.float64), 2 * np.pi * torch.arange(8, dtype=torch.float64) / 8
     sets = {
         "one point": axes[:1].repeat(2, 1),
         "two opposite points": torch.cat([axes[:1], -axes[:1]]),
         "great circle": angle.cos()[:, None] * axes[0] + angle.sin()[:, None] * axes[1],
         "half the dimensions": torch.cat([axes[: q // 2], -axes[: q // 2]]),
-        "uniform": torch.cat([axes, -axes]),  # uniform to degree 3
+        "uniform": torch.cat([axes, -axes]),  # has the uniform distribution's moments up to degree 3
     }
     kernel = RotationInvariantKernel(b, q)
     measured = {name: mmd_to_uniform(z, kernel).item() / sum(b) for name, z in sets.items()}
     assert collapsed_costs(b, q) == pytest.approx(measured, abs=1e-12)
 
 
-def test_no_label_of_the_pictures_lies_on_another():
-    assert_labels_apart(
-        kernel_pictures({"L = 1": ((1, 0, 0), 64), "L = 3,\nq = 8": ((1, 40, 40), 8), "L = 2": ((1, 40, 0), 8192)})
-    )
+def test_no_labels_of_the_figure_overlap():
+    assert_labels_apart(draw_kernels({"L = 1": ((1, 0, 0), 64), "L = 3,\nq = 8": ((1, 40, 40), 8), "L = 2": ((1, 40, 0), 8192)}))
 
 
 def test_a_kernel_without_coefficients_is_refused():
     with pytest.raises(SfrikError, match="nothing: all coefficients are 0"):
-        kernel_pictures({"nothing": ((0.0, 0.0, 0.0), 8)})
+        draw_kernels({"nothing": ((0.0, 0.0, 0.0), 8)})
 
 
-def test_the_sliders_change_the_picture_and_its_words(monkeypatch):
+def test_the_sliders_update_the_figure_and_its_text(monkeypatch):
     pytest.importorskip("ipywidgets")
     display = pytest.importorskip("IPython.display")
     from ipywidgets import GridBox
@@ -64,7 +62,7 @@ def test_the_sliders_change_the_picture_and_its_words(monkeypatch):
     kernel_explorer((1.0, 40.0, 40.0), 64)
     view, first = shown
     assert "application/vnd.jupyter.widget-view+json" in view
-    assert "JupyterLab" in view["text/plain"]  # where widgets are not shown
+    assert "JupyterLab" in view["text/plain"]  # for viewers without widgets
     sliders = {slider.description: slider for slider in boxes[0].children}
     assert first["image/png"].startswith(b"\x89PNG")
     assert "two opposite points 49" in first["text/plain"]
@@ -74,22 +72,22 @@ def test_the_sliders_change_the_picture_and_its_words(monkeypatch):
     sliders["q"].value = 8
     assert "q = 8;" in shown[-1]["text/plain"]
     sliders["b_1"].value = sliders["b_3"].value = 0.0
-    assert "one coefficient above 0" in shown[-1]["text/plain"]
+    assert "a positive coefficient" in shown[-1]["text/plain"]
     assert "image/png" not in shown[-1]
     sliders["b_3"].value = 5.0
     assert "image/png" in shown[-1]
 
 
 @pytest.mark.parametrize("q", [DIMENSIONS[0], DIMENSIONS[-1]])
-def test_the_picture_of_the_smallest_and_the_largest_dimension_is_drawn_without_a_warning(q, recwarn):
-    assert picture_bundle((0.0, 0.0, 1.0), q)["image/png"].startswith(b"\x89PNG")
+def test_the_smallest_and_the_largest_dimension_are_drawn_without_a_warning(q, recwarn):
+    assert mime_bundle((0.0, 0.0, 1.0), q)["image/png"].startswith(b"\x89PNG")
     assert [warning for warning in recwarn.list if not issubclass(warning.category, DeprecationWarning)] == []
 
 
-# --- the chapter
+# --- the notebook
 
 
-def test_the_first_screen_of_notebook_01_quotes_the_tables():
+def test_the_first_cell_of_notebook_01_quotes_the_tables():
     cells = json.loads((ROOT / "notebooks" / "01_kernel_theory.ipynb").read_text())["cells"]
     number = re.compile(r"\d+\.\d+ ± \d+\.\d+")
     quoted = set(number.findall("".join(cells[0]["source"])))

@@ -1,4 +1,4 @@
-"""What is drawn of images and answers is what was counted, and can be read without colours."""
+"""Figures of images, confusion matrices and training curves: they show the right values, and can be read without colours."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import confusion_matrix
 
 from sfrik.datasets.images import Images, load_images
 from sfrik.errors import SfrikError
@@ -13,16 +14,15 @@ from sfrik.evaluate.features import features_here, load_features
 from sfrik.evaluate.logistic import fit_lbfgs
 from sfrik.evaluate.protocols import class_scores, evaluate, logistic_regression
 from sfrik.plots.images import (
-    confusion,
     draw_confusion,
     image_sheet,
     most_confused,
     neighbour_grid,
-    sample_photographs,
+    sample_photos,
     thumbnail,
     view_grid,
 )
-from sfrik.plots.runs import training_curves
+from sfrik.plots.runs import draw_training_curves
 from sfrik.pretrain.loop import pretrain
 from sfrik.settings import EvaluateSettings, LogisticSettings, PretrainSettings
 from sfrik.views.base import resize_for_test
@@ -38,7 +38,7 @@ def closed():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A run whose backbone is as it was initialised."""
+    """A run whose backbone was initialised and not trained."""
     folder = tmp_path_factory.mktemp("run")
     pretrain(PretrainSettings.from_recipe(RECIPE, exp_dir=str(folder)), progress=False)
     return folder
@@ -48,23 +48,18 @@ def texts(axis):
     return {tuple(np.round(text.get_position()).astype(int)): text.get_text() for text in axis.texts}
 
 
-# --- confusions
+# --- confusion matrices
 
 
-def test_a_row_of_the_confusion_is_the_true_class_and_a_column_the_predicted_one():
-    labels, predicted = torch.tensor([0, 0, 0, 1, 2, 2]), torch.tensor([0, 2, 2, 1, 2, 0])
-    assert confusion(labels, predicted, 4).tolist() == [[1, 0, 2, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]]
-
-
-def test_each_count_is_drawn_in_its_row_and_column_and_none_for_a_zero():
-    counts = confusion([0, 0, 0, 0, 1], [0, 2, 2, 2, 1], 3)
+def test_each_count_is_drawn_in_its_row_and_column_and_zeros_are_left_empty():
+    counts = confusion_matrix([0, 0, 0, 0, 1], [0, 2, 2, 2, 1], labels=range(3))
     axis = draw_confusion({"some": counts}, names=["a", "b", "c"]).axes[0]
     assert texts(axis) == {(0, 0): "1", (2, 0): "3", (1, 1): "1"}  # (column, row)
     assert [label.get_text() for label in axis.get_yticklabels()] == ["a  (25%)", "b  (100%)", "c  (0%)"]
     assert [label.get_text() for label in axis.get_xticklabels()] == ["a", "b", "c"]
 
 
-def test_of_many_classes_the_most_confused_are_drawn_and_the_share_is_of_all_images():
+def test_of_many_classes_the_most_confused_are_drawn_and_accuracies_count_all_images():
     counts = 50 * np.eye(1000, dtype=np.int64)
     counts[700, 3] = 30
     counts[9, 700] = 20
@@ -98,14 +93,14 @@ def test_a_view_is_drawn_in_the_range_of_its_image():
     axes = figure.axes
     assert np.allclose(drawn(axes[0]), image[0, 0].numpy() / 255, atol=1e-6)
     assert np.allclose(drawn(axes[1]), drawn(axes[0]), atol=1e-6)
-    assert drawn(axes[2]).max() < 0.6, "a paler view looks paler"
+    assert drawn(axes[2]).max() < 0.6, "a darker view looks darker"
     assert all(axis.images[0].get_clim() == (0, 1) for axis in axes)
 
 
-def test_the_photographs_come_without_a_download_and_are_drawn_with_their_colours_after_normalisation():
-    photographs = sample_photographs()
-    assert [photographs.name(k) for k in range(2)] == ["china.jpg", "flower.jpg"]
-    first = thumbnail(photographs, 0)
+def test_the_sample_photos_need_no_download_and_views_are_drawn_with_the_original_colours():
+    photos = sample_photos()
+    assert [photos.name(k) for k in range(2)] == ["china.jpg", "flower.jpg"]
+    first = thumbnail(photos, 0)
     assert first.size == (640, 427)
     (view,) = resize_for_test(224, "imagenet").per_image(first)
     figure = view_grid([[view, first]], ["china"])
@@ -114,7 +109,7 @@ def test_the_photographs_come_without_a_download_and_are_drawn_with_their_colour
     assert np.abs(drawn(figure.axes[0]).mean(axis=(0, 1)) - middle).max() < 0.05
 
 
-def test_right_and_wrong_differ_in_mark_line_and_width_not_in_colour_alone():
+def test_right_and_wrong_differ_in_mark_line_style_and_width_not_only_in_colour():
     images = Images(np.array([0, 1]), 2, str, tensor=torch.zeros(2, 1, 4, 4, dtype=torch.uint8))
     yes, no = image_sheet(images, [0, 1], ["zero", "one"], [True, False]).axes[:2]
     assert (yes.get_xlabel(), no.get_xlabel()) == ("zero ✓", "one ✗")
@@ -122,14 +117,14 @@ def test_right_and_wrong_differ_in_mark_line_and_width_not_in_colour_alone():
     assert yes.spines["left"].get_linewidth() < no.spines["left"].get_linewidth()
 
 
-def test_a_sheet_breaks_into_rows_and_shows_each_image_once():
+def test_a_sheet_wraps_into_rows_and_shows_each_image_once():
     greys, order = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 1, 2, 2), (4, 2, 0, 1, 3)
     images = Images(np.zeros(5, np.int64), 1, str, tensor=greys)
     axes = [axis for axis in image_sheet(images, order, list("abcde"), columns=2).axes if axis.images]
     assert [(axis.get_xlabel(), round(255 * drawn(axis)[0, 0])) for axis in axes] == list(zip("abcde", order, strict=True))
 
 
-def test_a_sheet_of_no_images_says_so():
+def test_an_empty_sheet_says_no_image():
     images = Images(np.zeros(1, np.int64), 1, str, tensor=torch.zeros(1, 1, 2, 2, dtype=torch.uint8))
     assert [text.get_text() for text in image_sheet(images, torch.empty(0, dtype=torch.long), []).texts] == ["no image"]
 
@@ -141,11 +136,11 @@ def test_a_neighbour_of_another_class_is_marked_wrong():
     assert axes[0].get_ylabel() == "class dog"
 
 
-def test_the_curves_of_a_run_are_of_its_epochs_and_not_of_the_terms_of_its_steps():
+def test_training_curves_take_the_metrics_of_epochs_and_not_the_loss_terms_of_steps():
     step = {"epoch": 0, "step": 0, "loss": 3.0, "alignment": 0.001}
     epoch = {"epoch": 0, "loss": 2.0, "alignment": 1.5, "uniformity": -3.0, "effective_rank": 40.0}
     other = [{**step, "loss": 9.0}, {**epoch, "alignment": 0.1, "knn": 50.0}]
-    figure = training_curves({"one": [step, epoch], "two": other})
+    figure = draw_training_curves({"one": [step, epoch], "two": other})
     panels = {axis.get_title(): [list(map(float, line.get_ydata())) for line in axis.lines] for axis in figure.axes[:5]}
     assert panels == {
         **{"loss": [[3.0], [9.0]], "alignment": [[1.5], [0.1]], "uniformity": [[-3.0], [-3.0]]},
@@ -154,11 +149,11 @@ def test_the_curves_of_a_run_are_of_its_epochs_and_not_of_the_terms_of_its_steps
     assert [text.get_text() for text in figure.axes[5].get_legend().get_texts()] == ["one", "two"]
 
 
-# --- the answers that are drawn
+# --- the predictions that are drawn
 
 
 @pytest.mark.parametrize("given", [{}, {"val_dataset": "train"}, {"train_percent": 10, "weights": "finetune", "batch_size": 16}])
-def test_the_saved_head_gives_the_scores_that_were_counted(folder, given):
+def test_the_saved_head_reproduces_the_score(folder, given):
     settings = EvaluateSettings.from_recipe(RECIPE, exp_dir=str(folder), **given)
     score = evaluate(settings, progress=False)
     scores, labels = class_scores(settings)
@@ -166,13 +161,13 @@ def test_the_saved_head_gives_the_scores_that_were_counted(folder, given):
     assert 100 * (scores.argmax(dim=1) == labels).double().mean().item() == pytest.approx(score["top1"], abs=1e-9)
 
 
-def test_a_head_that_is_not_there_is_named(folder):
+def test_a_missing_head_is_named(folder):
     settings = EvaluateSettings.from_recipe(RECIPE, exp_dir=str(folder), train_percent=1, weights="freeze")
     with pytest.raises(SfrikError, match=r"head_linear1\.safetensors"):
         class_scores(settings)
 
 
-def test_the_logistic_regression_that_is_fitted_again_is_the_one_that_was_scored(folder):
+def test_a_refitted_logistic_regression_has_the_same_score(folder):
     settings = LogisticSettings.from_recipe(RECIPE, exp_dir=str(folder))
     score = logistic_regression(settings)
     here = features_here(settings)
