@@ -1,9 +1,9 @@
-"""A Chromium without a window, driven by Playwright, for the tests of what a reader sees in a browser.
+"""Headless Chromium, driven by Playwright, for tests of pages as a reader sees them.
 
     with chromium() as browser:
         page = browser.new_page()
 
-The first one counts of: $CHROMIUM, the one that `playwright install chromium` downloads, and chromium, chromium-browser or
+The browser is $CHROMIUM, else the one that `playwright install chromium` downloads, else chromium, chromium-browser or
 google-chrome on the PATH.
 """
 
@@ -26,14 +26,14 @@ ADVICE = "install one (Debian: apt-get install chromium; anywhere: playwright in
 
 
 class NoBrowserError(Exception):
-    """Why no browser could be started, and what to do."""
+    """No browser can be started; the message has the reason and the remedy."""
 
 
 def executable(downloaded: str) -> str:
-    """The path of the browser to start; `downloaded` is where Playwright's own would be."""
+    """The path of the browser to start; `downloaded` is the path of Playwright's own."""
     if named := os.environ.get("CHROMIUM"):
         if not shutil.which(named):
-            raise NoBrowserError(f"$CHROMIUM is {named}, which is no program that can be run")
+            raise NoBrowserError(f"$CHROMIUM is {named}, which is not an executable program")
         return named
     found = [downloaded] if Path(downloaded).is_file() else [path for name in NAMES if (path := shutil.which(name))]
     if not found:
@@ -43,14 +43,14 @@ def executable(downloaded: str) -> str:
 
 @contextmanager
 def chromium(skip: bool = True) -> Iterator[Browser]:
-    """A headless browser. Where there is none the test is skipped with the reason, or NoBrowserError raised (`skip` False)."""
+    """A headless browser. Without one, skip the test with the reason, or raise NoBrowserError if `skip` is False."""
     try:
         try:
             from playwright.sync_api import sync_playwright
         except ImportError as error:
             raise NoBrowserError("Playwright is missing: pip install playwright") from error
         with sync_playwright() as playwright:
-            # the sandbox of Chromium does not work for root; /dev/shm is small in a container
+            # Chromium's sandbox does not work for root; /dev/shm is small in a container
             flags = ["--disable-dev-shm-usage", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
             browser = playwright.chromium.launch(executable_path=executable(playwright.chromium.executable_path), args=flags)
             try:

@@ -1,4 +1,4 @@
-"""JupyterLab as `make lab` starts it, in a browser: what test_lab.py and screenshots.py share."""
+"""JupyterLab as `make lab` starts it, in a browser: helpers of test_lab.py and screenshots.py."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
 
 ROOT = Path(__file__).parents[1]
-START = 60.0  # seconds that the server may take
+START = 60.0  # seconds for the server to start
 WIDGETS = ".jp-OutputArea-output .jupyter-widgets"
 RESULT = ".jp-Cell-outputArea"  # all outputs of a cell
 MODEL = "jupyterapp.shell.currentWidget.content.model.toJSON()"
 READY = "jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
-# the kernel has no more to do, and each cell was run; or one failed, after which JupyterLab runs no other
+# true when the kernel is idle and every cell was run, or one failed (JupyterLab then stops)
 DONE = f"""() => {{
     const cells = {MODEL}.cells.filter(cell => cell.cell_type === 'code');
     const kernel = jupyterapp.shell.currentWidget.sessionContext.session?.kernel;
@@ -42,10 +42,12 @@ WIDE = """() => [...document.querySelectorAll('.jp-Notebook :is(.jp-OutputArea-o
 
 @contextmanager
 def jupyterlab(folder: Path, **environment: str) -> Iterator[str]:
-    """The address of the server that `make lab` starts in a folder with notebooks/, as in a checkout; {} in it is for the page.
+    """Start `make lab` in a folder with notebooks/ and yield the server's address, with {} in place of the page.
 
-    It is that of a user who never started JupyterLab: without settings, and with the Python environment that runs this.
-    `environment` holds further variables.
+    JupyterLab has no user settings, as when it is started for the first time, and uses the Python that runs this.
+
+    Args:
+        environment: further environment variables.
     """
     shutil.copytree(ROOT / ".jupyter", folder / ".jupyter")
     with socket.socket() as free:
@@ -77,7 +79,7 @@ def jupyterlab(folder: Path, **environment: str) -> Iterator[str]:
             time.sleep(0.1)
         yield address
     finally:
-        with suppress(OSError):  # it ends its kernels too
+        with suppress(OSError):  # the server ends its kernels too
             urllib.request.urlopen(urllib.request.Request(address.format("api/shutdown"), method="POST"), timeout=10)
         try:
             server.wait(20)
@@ -94,7 +96,7 @@ def _answers(address: str) -> bool:
 
 
 def parametrised(source: Path, to: Path, parameters: dict[str, Any]) -> None:
-    """A copy of a notebook whose parameters are assigned anew at the end of their cell, where it has them."""
+    """Write a copy of a notebook that sets those of the parameters that it has, at the end of its parameters cell."""
     content = json.loads(source.read_text())
     for cell in content["cells"]:
         if "parameters" in cell["metadata"].get("tags", []):
@@ -105,34 +107,34 @@ def parametrised(source: Path, to: Path, parameters: dict[str, Any]) -> None:
 
 
 class Notebook:
-    """A notebook that is open in a page.
+    """A notebook opened in a page.
 
     Args:
-        address: of `jupyterlab`.
-        name: of the file in notebooks/, without its suffix.
+        address: the address from `jupyterlab`.
+        name: the file's name in notebooks/, without suffix.
     """
 
     def __init__(self, page: Page, address: str, name: str) -> None:
         self.page = page
-        page.goto(address.format(f"lab/tree/notebooks/{name}.ipynb") + "&reset")  # without the notebooks that were open before
+        page.goto(address.format(f"lab/tree/notebooks/{name}.ipynb") + "&reset")  # close the notebooks of earlier tests
         page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60_000)
-        page.wait_for_function(READY, timeout=60_000)  # JupyterLab drops a Run All that comes before the kernel
+        page.wait_for_function(READY, timeout=60_000)  # JupyterLab ignores Run All before the kernel is ready
 
     def run_all(self, seconds: float) -> float:
-        """Run > Run All Cells; the seconds until the kernel has done all of it, or an error if that is more than `seconds`."""
+        """Run > Run All Cells; return its duration in seconds, or fail after `seconds`."""
         self.page.locator(".lm-MenuBar-itemLabel", has_text="Run").get_by_text("Run", exact=True).click()
         self.page.locator(".lm-Menu-itemLabel").get_by_text("Run All Cells", exact=True).click()
-        begun = time.monotonic()
+        started = time.monotonic()
         self.page.wait_for_function(DONE, timeout=1000 * seconds, polling=200)
-        return time.monotonic() - begun
+        return time.monotonic() - started
 
     def outputs(self) -> list[dict[str, Any]]:
-        """All outputs of all cells, as nbformat has them."""
+        """All outputs of all cells, in the format of nbformat."""
         cells = self.page.evaluate(MODEL)["cells"]
         return [output for cell in cells if cell["cell_type"] == "code" for output in cell["outputs"]]
 
-    def complaints(self) -> list[str]:
-        """Tracebacks, and what was written to stderr, a text each."""
+    def errors(self) -> list[str]:
+        """Tracebacks and texts written to stderr."""
         found = []
         for output in self.outputs():
             if output["output_type"] == "error":
@@ -142,11 +144,11 @@ class Notebook:
         return found
 
     def save(self) -> None:
-        """File > Save Notebook, the widgets' state with it."""
+        """File > Save Notebook, with the state of the widgets."""
         self.page.evaluate("jupyterapp.commands.execute('docmanager:save')")
 
     def widget(self) -> Locator:
-        """All outputs of the first cell with a widget, scrolled to: JupyterLab renders only what is near the view."""
+        """All outputs of the first cell with a widget, scrolled into view, since JupyterLab renders only what is near it."""
         self.page.evaluate(
             f"""async () => {{
                 const notebook = jupyterapp.shell.currentWidget.content;
@@ -160,11 +162,11 @@ class Notebook:
         shown.locator(WIDGETS).first.wait_for(timeout=30_000)
         return shown
 
-    def pictures(self, folder: Path) -> tuple[int, int, list[str]]:
-        """Pictures of the whole notebook from top to bottom, 01.png and on.
+    def screenshots(self, folder: Path) -> tuple[int, int, list[str]]:
+        """Take screenshots of the whole notebook from top to bottom, 01.png, 02.png, ...
 
         Returns:
-            How many, the number of formulas that MathJax refused, and how each text or output begins that is wider than the page.
+            The number of screenshots, the number of formulas with errors, and the beginnings of outputs wider than the page.
         """
         folder.mkdir(parents=True)
         pane = self.page.locator(".jp-Notebook .jp-WindowedPanel-outer, .jp-Notebook.jp-WindowedPanel-outer").first
@@ -173,7 +175,7 @@ class Notebook:
         wide: dict[str, None] = {}
         while not ended:
             number += 1
-            self.page.wait_for_timeout(700)  # what comes into view is rendered: formulas, figures
+            self.page.wait_for_timeout(700)  # until the formulas and figures in view are rendered
             refused += self.page.locator(".jp-Notebook mjx-merror").count()
             wide |= dict.fromkeys(self.page.evaluate(WIDE))
             self.page.screenshot(path=folder / f"{number:02d}.png")
@@ -187,6 +189,6 @@ class Notebook:
         return number, refused, list(wide)
 
     def close(self) -> None:
-        """Leave the page and end the kernel."""
+        """Shut down the kernel and close the page."""
         self.page.evaluate("jupyterapp.shell.currentWidget.sessionContext.shutdown()")
         self.page.close()

@@ -1,9 +1,9 @@
-"""Run every notebook by Run All in JupyterLab and picture it whole: python tests/screenshots.py OUT [--profile digits].
+"""Run every notebook in JupyterLab and take screenshots of all of it: python tests/screenshots.py OUT [--profile digits].
 
-OUT gets a small checkout: the notebooks with their parameters set to the profile, a copy of its results without the run that the
-notebooks show, which is trained anew, and shots/<notebook>/01.png and on, to be looked at. Told of each notebook: the seconds of
-Run All, what is wider than the page, what was written to stderr, tracebacks, and formulas with errors; the exit status is 1 where
-there was any of the last three.
+OUT becomes a small checkout: the notebooks with their parameters set to the profile, a copy of the profile's results without the
+run that the notebooks show (it is trained again), and the screenshots shots/<notebook>/01.png, 02.png, ... Printed for each
+notebook: the seconds of Run All, outputs wider than the page, stderr, tracebacks, and formulas with errors. The exit status is 1
+if there was any of the last three.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from browser import chromium
 from lab import ROOT, Notebook, jupyterlab, parametrised
 
 RUNS = {"smoke": "sfrik_l3_q64", "digits": "sfrik_l3_q512"}
-LIMIT = 1800.0  # seconds for a notebook
+LIMIT = 1800.0  # seconds per notebook
 SIZE = {"width": 1280, "height": 1400}
 
 
 def checkout(folder: Path, profile: str) -> list[str]:
-    """Notebooks and results in the folder; the names of the notebooks."""
+    """Write notebooks and results into the folder; return the names of the notebooks."""
     results = folder / "results"
     folder.mkdir(parents=True)
     fresh = [results / profile / name / "seed0" for name in (RUNS[profile], "complexity")]
@@ -33,16 +33,16 @@ def checkout(folder: Path, profile: str) -> list[str]:
     shared = {"recipe": f"{profile}/{RUNS[profile]}", "profile": profile, "root": str(results)}
     sources = sorted((ROOT / "notebooks").glob("*.ipynb"))
     for source in sources:
-        run = fresh["profile = " in source.read_text()]  # notebook 06 measures for a profile, the others read or train a run
+        run = fresh["profile = " in source.read_text()]  # notebook 06 measures a profile, the others use a run
         parametrised(source, folder / "notebooks" / source.name, {**shared, "exp_dir": str(run)})
     return [source.stem for source in sources]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, metavar="OUT", help="a folder that is not there yet")
+    parser.add_argument("out", type=Path, metavar="OUT", help="a new folder")
     parser.add_argument("--profile", choices=RUNS, default="smoke")
-    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="notebooks to run, 01_kernel_theory for instance")
+    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="notebooks to run, such as 01_kernel_theory")
     arguments = parser.parse_args()
     out = arguments.out.resolve()
     names = [name for name in checkout(out, arguments.profile) if name in arguments.only or not arguments.only]
@@ -52,15 +52,15 @@ def main() -> int:
             page = browser.new_page(viewport=SIZE)
             notebook = Notebook(page, address, name)
             seconds = notebook.run_all(LIMIT)
-            complaints = notebook.complaints()
-            pictures, formulas, wide = notebook.pictures(out / "shots" / name)
-            told = f"{seconds:.0f} s, {pictures} pictures, {formulas} formulas with errors, {len(complaints)} complaints"
-            print(f"{name}: {told}", flush=True)
+            errors = notebook.errors()
+            pictures, formulas, wide = notebook.screenshots(out / "shots" / name)
+            summary = f"{seconds:.0f} s, {pictures} screenshots, {formulas} formulas with errors, {len(errors)} errors"
+            print(f"{name}: {summary}", flush=True)
             for beginning in wide:
                 print(f"    wider than the page: {beginning} ...", flush=True)
-            for complaint in complaints:
-                print("    " + complaint.strip().replace("\n", "\n    "), flush=True)
-            wrong += formulas + len(complaints)
+            for error in errors:
+                print("    " + error.strip().replace("\n", "\n    "), flush=True)
+            wrong += formulas + len(errors)
             notebook.close()
     return 1 if wrong else 0
 

@@ -1,4 +1,4 @@
-"""`make clean` deletes what is rebuilt within seconds; results are deleted by a person at a terminal alone."""
+"""`make clean` deletes what can be rebuilt in seconds; results are deleted only after confirmation in a terminal."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ spec = importlib.util.spec_from_file_location("clean", SCRIPT)
 clean = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(clean)
 
-GOES = ["sfrik/__pycache__/a.pyc", ".pytest_cache/x", ".ruff_cache/x", "site/index.html", ".coverage", "coverage.xml"]
-GOES += ["results/digits/a/seed0/.settings.json.host-1-0a1b2c3d.tmp"]
-GOES += ["results/digits/a/seed0/02_pretraining.partial.ipynb", "notebooks/.ipynb_checkpoints/01.ipynb"]
-STAYS = ["sfrik/a.py", "results/digits/a/seed0/settings.json", "results/digits/a/seed0/backbone.safetensors", "data/cifar10/x"]
-STAYS += [
+DELETED = ["sfrik/__pycache__/a.pyc", ".pytest_cache/x", ".ruff_cache/x", "site/index.html", ".coverage", "coverage.xml"]
+DELETED += ["results/digits/a/seed0/.settings.json.host-1-0a1b2c3d.tmp"]
+DELETED += ["results/digits/a/seed0/02_pretraining.partial.ipynb", "notebooks/.ipynb_checkpoints/01.ipynb"]
+KEPT = ["sfrik/a.py", "results/digits/a/seed0/settings.json", "results/digits/a/seed0/backbone.safetensors", "data/cifar10/x"]
+KEPT += [
     "results/digits/a/seed0/02_pretraining.ipynb",
     ".venv/lib/__pycache__/a.pyc",
     "env/lib/__pycache__/a.pyc",
     "env/pyvenv.cfg",
 ]
-STAYS += ["sfrik.egg-info/PKG-INFO"]
+KEPT += ["sfrik.egg-info/PKG-INFO"]
 
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A checkout as it is after some work, its results tracked by git."""
-    for name in GOES + STAYS:
+    """A checkout with caches, builds and results, two hours old."""
+    for name in DELETED + KEPT:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
@@ -56,35 +56,35 @@ def track(checkout, *names):
 
 
 @pytest.fixture
-def person(monkeypatch):
-    """Somebody at a terminal who types one answer."""
+def answer_with(monkeypatch):
+    """A function that sets the line typed in a terminal."""
 
-    def types(text):
+    def type_line(text):
         stream = io.StringIO(text + "\n")
         stream.isatty = lambda: True
         monkeypatch.setattr(sys, "stdin", stream)
 
-    return types
+    return type_line
 
 
-def test_caches_and_builds_go_and_everything_else_stays(checkout, capsys):
+def test_caches_and_builds_are_deleted_and_everything_else_is_kept(checkout, capsys):
     assert clean.main([], checkout) == 0
-    assert [name for name in GOES if (checkout / name).exists()] == []
-    assert [name for name in STAYS if not (checkout / name).exists()] == []
-    assert "results are left alone" in capsys.readouterr().out
+    assert [name for name in DELETED if (checkout / name).exists()] == []
+    assert [name for name in KEPT if not (checkout / name).exists()] == []
+    assert "results are kept" in capsys.readouterr().out
     assert clean.main([], checkout) == 0
     assert capsys.readouterr().out.startswith("0 caches")
 
 
 @pytest.mark.parametrize("name", ["02_pretraining.partial.ipynb", ".settings.json.host-1-0a1b2c3d.tmp"])
-def test_what_is_being_written_stays(checkout, name):
+def test_files_that_may_still_be_written_are_kept(checkout, name):
     path = checkout / "results/digits/a/seed0" / name
     os.utime(path)
     clean.main([], checkout)
     assert path.exists()
 
 
-def test_what_git_tracks_stays_even_where_it_looks_like_a_cache(checkout):
+def test_files_that_git_tracks_are_kept_even_if_they_look_like_a_cache(checkout):
     track(checkout, "site/index.html")
     clean.main([], checkout)
     assert (checkout / "site/index.html").exists()
@@ -92,8 +92,8 @@ def test_what_git_tracks_stays_even_where_it_looks_like_a_cache(checkout):
 
 
 @pytest.mark.parametrize(("answer", "deleted"), [("yes", True), ("y", False), ("", False)])
-def test_results_go_when_a_person_says_yes(checkout, person, capsys, answer, deleted):
-    person(answer)
+def test_results_are_deleted_if_the_answer_is_yes(checkout, answer_with, capsys, answer, deleted):
+    answer_with(answer)
     assert clean.main(["--results", str(checkout / "results/digits")]) == (0 if deleted else 1)
     assert (checkout / "results/digits").exists() != deleted
     out = capsys.readouterr().out
@@ -102,9 +102,9 @@ def test_results_go_when_a_person_says_yes(checkout, person, capsys, answer, del
 
 
 @pytest.mark.parametrize(("answer", "deleted"), [("yes", False), ("digits", True)])
-def test_results_that_git_tracks_go_when_their_profile_is_typed(checkout, person, capsys, answer, deleted):
+def test_results_that_git_tracks_are_deleted_if_the_profile_is_typed(checkout, answer_with, capsys, answer, deleted):
     track(checkout, "results/digits/a/seed0/settings.json")
-    person(answer)
+    answer_with(answer)
     clean.main(["--results", str(checkout / "results/digits")])
     assert (checkout / "results/digits").exists() != deleted
     assert "git tracks 1 of the files" in capsys.readouterr().out
@@ -114,8 +114,8 @@ LOCKS = ["digits/a/seed0/lock", "digits/a/seed0/run.lock", "digits/a/seed0/linea
 
 
 @pytest.mark.parametrize("lock", [*LOCKS, "digits/complexity/seed0/lock"])
-def test_results_that_a_process_is_writing_stay(checkout, person, capsys, lock):
-    person("yes")
+def test_results_that_a_process_is_writing_are_kept(checkout, answer_with, capsys, lock):
+    answer_with("yes")
     path = checkout / "results" / lock
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
@@ -125,14 +125,21 @@ def test_results_that_a_process_is_writing_stay(checkout, person, capsys, lock):
     assert (checkout / "results/digits").exists()
 
 
-def test_without_a_terminal_no_result_is_deleted(checkout):
+def test_results_with_a_marker_of_a_file_system_without_flock_are_kept(checkout, answer_with):
+    answer_with("yes")
+    (checkout / "results/digits/a/seed0/lock.soft").write_text("17")
+    assert clean.main(["--results", str(checkout / "results/digits")]) == 1
+    assert (checkout / "results/digits").exists()
+
+
+def test_without_a_terminal_no_results_are_deleted(checkout):
     command = ["make", "--no-print-directory", "clean-results", "PROFILE=digits", f"RESULTS={checkout / 'results'}"]
     done = subprocess.run(command, cwd=ROOT, input="yes\ndigits\n", capture_output=True, text=True, timeout=60)
     assert done.returncode != 0
-    assert "by a person at a terminal alone" in done.stderr
+    assert "confirmation in a terminal" in done.stderr
     assert (checkout / "results/digits/a/seed0/settings.json").exists()
 
 
-def test_results_that_are_not_there_are_no_error(tmp_path, capsys):
+def test_missing_results_are_not_an_error(tmp_path, capsys):
     assert clean.main(["--results", str(tmp_path / "digits")]) == 0
     assert "there are no results" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""JupyterLab as `make lab` opens it, in a headless Chromium: the right kernel, Run All, sliders that change what is shown."""
+"""JupyterLab as `make lab` opens it, in headless Chromium: the right kernel, Run All, sliders that change the figure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def address(browser, tmp_path_factory):
-    """A server with notebook 01 and the calculator of notebook 06, on a machine with kernels of other environments."""
+    """A server with notebook 01 and the memory calculator of notebook 06, on a machine with kernels of other environments."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("01_kernel_theory", "06_complexity"):
         parametrised(ROOT / "notebooks" / f"{name}.ipynb", folder / "notebooks" / f"{name}.ipynb", {})
@@ -49,19 +49,19 @@ def page(browser):
     page.close()
 
 
-def test_make_lab_opens_at_the_notebooks_with_the_environments_kernel_alone_and_asks_nothing(page, address):
+def test_make_lab_opens_the_notebooks_with_only_its_own_kernel_and_without_a_dialog(page, address):
     with urllib.request.urlopen(address.format("api/kernelspecs"), timeout=10) as reply:
         kernels = json.load(reply)["kernelspecs"]
     assert {name: kernel["spec"]["display_name"] for name, kernel in kernels.items()} == {"python3": "Python 3 (ipykernel)"}
     page.goto(address.format(""))
     page.locator(".jp-DirListing-item", has_text="01_kernel_theory.ipynb").wait_for()
-    page.wait_for_timeout(2000)  # what it would ask comes after the page
+    page.wait_for_timeout(2000)  # a dialog would appear after the page
     assert page.locator(".jp-Dialog").count() == 0
     assert page.locator(".Toastify__toast").count() == 0
 
 
 def move(notebook, control, keys):
-    """The picture of a widget before and after keys on one of its controls, awaited until it differs."""
+    """Press keys on a control of a widget; return its picture before, and after it has changed."""
     shown = notebook.widget()
     picture = shown.locator(PICTURE).last
     before = picture.evaluate("picture => picture.outerHTML")
@@ -71,7 +71,7 @@ def move(notebook, control, keys):
         control.press(key)
     deadline = time.monotonic() + 30
     while (after := picture.evaluate("picture => picture.outerHTML")) == before:
-        assert time.monotonic() < deadline, "the picture does not follow"
+        assert time.monotonic() < deadline, "the picture does not change"
         notebook.page.wait_for_timeout(100)
     return before, after
 
@@ -79,27 +79,27 @@ def move(notebook, control, keys):
 def test_the_first_notebook_runs_by_run_all_and_a_slider_moves_its_figure(page, address):
     notebook = Notebook(page, address, "01_kernel_theory")
     notebook.run_all(240)
-    assert notebook.complaints() == []
+    assert notebook.errors() == []
     before, after = move(notebook, ".noUi-handle", ["ArrowRight"] * 3)
     pictures = [base64.b64decode(shown.split("base64,")[1].split('"')[0]) for shown in (before, after)]
     assert all(picture.startswith(b"\x89PNG") for picture in pictures)
     assert pictures[0] != pictures[1]
-    assert notebook.complaints() == []
+    assert notebook.errors() == []
 
 
-def test_the_calculator_of_memory_follows_its_inputs(page, address):
+def test_the_memory_calculator_follows_its_inputs(page, address):
     notebook = Notebook(page, address, "06_complexity")
     notebook.run_all(120)
     before, after = move(notebook, "input", ["Control+A", *"32768", "Enter"])
     assert "projector 8192-8192-8192," in before
     assert "projector 8192-8192-32768," in after
-    assert notebook.complaints() == []
+    assert notebook.errors() == []
     shown = notebook.widget()
-    assert shown.evaluate("area => area.scrollWidth <= area.clientWidth"), "its inputs are cut at the right"
+    assert shown.evaluate("area => area.scrollWidth <= area.clientWidth"), "its inputs are cut off on the right"
 
 
-def test_the_explorers_picture_is_read_where_there_is_no_kernel_and_no_widget(page, tmp_path):
-    """In the notebook as it is executed and saved, shown as HTML without scripts."""
+def test_the_explorers_picture_is_visible_without_a_kernel_and_without_widgets(page, tmp_path):
+    """The executed notebook is converted to HTML and opened with scripts disabled."""
     cell = "from sfrik.plots.kernel_explorer import kernel_explorer\nkernel_explorer()"
     code = {"cell_type": "code", "id": "a", "metadata": {}, "source": cell, "outputs": [], "execution_count": None}
     content = {"cells": [code], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}

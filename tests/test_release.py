@@ -1,4 +1,4 @@
-"""What a release says of itself agrees: the package, CITATION.cff, CHANGELOG.md; the issue templates ask for what is needed."""
+"""The package, CITATION.cff and CHANGELOG.md agree on the release; issue templates ask for the environment."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ ROOT = Path(__file__).parents[1]
 TEMPLATES = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
 
 
-def test_the_version_is_one_in_the_package_the_citation_and_at_the_top_of_the_changelog():
+def test_package_citation_and_changelog_have_the_same_version():
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == sfrik.__version__
     newest = re.search(r"^## (\S+) \((unreleased|\d{4}-\d\d-\d\d)\)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert newest.group(1) == sfrik.__version__
 
 
-def test_the_releases_of_the_changelog_are_in_order_and_only_the_newest_may_be_unreleased():
+def test_the_changelog_is_in_order_and_only_its_newest_release_may_be_unreleased():
     heads = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     versions = [tuple(int(part) for part in head.split()[0].split(".")) for head in heads]
     assert versions == sorted(versions, reverse=True)
@@ -28,7 +28,7 @@ def test_the_releases_of_the_changelog_are_in_order_and_only_the_newest_may_be_u
 
 
 @pytest.mark.parametrize("path", [path for path in TEMPLATES if path.stem != "config"], ids=lambda path: path.stem)
-def test_an_issue_template_asks_for_what_the_environment_is(path):
+def test_every_issue_template_asks_for_the_environment(path):
     template = yaml.safe_load(path.read_text())
     fields = [field for field in template["body"] if field["type"] != "markdown"]
     assert any("`python -m sfrik env`" in field["attributes"]["label"] for field in fields)

@@ -1,9 +1,9 @@
-"""`make clean` and `make clean-results`: what is rebuilt within seconds goes at once, results only when a person says so.
+"""`make clean` and `make clean-results`: delete what can be rebuilt in seconds, and results only after confirmation.
 
-    python tools/clean.py                        caches, builds, coverage, notebooks that did not reach their end
-    python tools/clean.py --results results/digits asks on the terminal; where git tracks files, the folder's name must be typed
+    python tools/clean.py                           caches, builds, coverage data, unfinished notebooks
+    python tools/clean.py --results results/digits  asks for "yes", or for the folder's name if git tracks files in it
 
-Standard library alone: it works before `make setup`, without the virtual environment. What git tracks is never deleted unasked.
+Uses the standard library only, so that it works before `make setup`. Files that git tracks are never deleted unasked.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("__pycache__", ".pytest_cache", ".ruff_cache", ".mypy_cache", ".ipynb_checkpoints", "htmlcov")  # anywhere
-BUILT = ("site", "build", "dist", "docs/_build", "jupyter_execute")  # at these places
-UNFINISHED = ("*.partial.ipynb", ".*.tmp")  # what a process that is gone was writing
+BUILT = ("site", "build", "dist", "docs/_build", "jupyter_execute")  # in the root only
+UNFINISHED = ("*.partial.ipynb", ".*.tmp")  # left behind by processes that were killed
 FILES = (".coverage", ".coverage.*", "coverage.xml", "*.pyc", *UNFINISHED)
-KEPT = (".git", ".venv", "node_modules")  # not looked into; an environment of another name is known by its pyvenv.cfg
-YOUNG = 3600.0  # seconds: a younger one may still be written
+KEPT = (".git", ".venv", "node_modules")  # never searched; other environments are recognised by their pyvenv.cfg
+MINIMUM_AGE = 3600.0  # seconds; a process may still be writing a younger unfinished file
 
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
-    parser = argparse.ArgumentParser(description="Delete what is rebuilt cheaply, or on request a profile's results.")
+    parser = argparse.ArgumentParser(description="Delete caches and builds, or the results of a profile.")
     parser.add_argument("--results", metavar="FOLDER", help="results/<profile>")
     options = parser.parse_args(arguments)
     if options.results:
@@ -36,23 +36,25 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     size = sum(_size(path) for path in found)
     for path in found:
         _delete(path)
-    print(f"{len(found)} caches and builds deleted, {_format(size)}; results are left alone (make clean-results)")
+    print(f"{len(found)} caches and builds deleted, {_format(size)}; results are kept (make clean-results deletes them)")
     return 0
 
 
 def rebuilt(root: Path) -> list[Path]:
-    """Files and folders under `root` that a command makes again within seconds; none inside another."""
+    """Files and folders under `root` that can be rebuilt in seconds; none is inside another."""
     found = [path for path in (root / name for name in BUILT) if path.is_dir()]
     for place, folders, files in os.walk(root):
         here = Path(place)
         found += [here / name for name in folders if name in FOLDERS]
-        folders[:] = [name for name in folders if _looked_into(here / name) and here / name not in found]
-        found += [here / name for name in files if any(fnmatch.fnmatch(name, pattern) for pattern in FILES) and _old(here / name)]
+        folders[:] = [name for name in folders if _searched(here / name) and here / name not in found]
+        found += [
+            here / name for name in files if any(fnmatch.fnmatch(name, pattern) for pattern in FILES) and _stale(here / name)
+        ]
     return found
 
 
 def tracked(path: Path) -> list[str]:
-    """The files at or under a path that git tracks; none where there is no git, or no repository."""
+    """The files at or under a path that git tracks; none without git or outside a repository."""
     try:
         command = ["git", "-C", str(path if path.is_dir() else path.parent), "ls-files", "-z", "--", str(path.resolve())]
         listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -66,21 +68,22 @@ def _clean_results(folder: Path) -> int:
         print(f"there are no results in {folder}")
         return 0
     runs = {path.parent for path in folder.rglob("settings.json")}
-    # of runs, of what is rendered, and above them of what is submitted to a cluster
+    # locks of runs and of rendering; the one in the parent folder is held while jobs are submitted to a cluster
     locks = [path for path in (folder.parent / "lock", *folder.rglob("*lock")) if path.name == "lock" or path.suffix == ".lock"]
+    locks += [folder.parent / "lock.soft", *folder.rglob("*lock.soft")]
     busy = sorted(path.parent for path in locks if _is_locked(path))
     if busy:
         print(f"{busy[0]} is being written by another process: stop it first", file=sys.stderr)
         return 1
     if not sys.stdin.isatty():
-        print(f"results are deleted by a person at a terminal alone: nothing in {folder} was deleted", file=sys.stderr)
+        print(f"deleting results needs confirmation in a terminal: nothing in {folder} was deleted", file=sys.stderr)
         return 1
     known = tracked(folder)
-    print(f"{folder}: {len(runs)} run folders, {_format(_size(folder))}, and the tables and figures made of them")
+    print(f"{folder}: {len(runs)} run folders, {_format(_size(folder))}, with their tables and figures")
     if known:
-        print(f"git tracks {len(known)} of the files, the published results (git restore {folder} brings back those alone)")
-    wanted = folder.name if known else "yes"
-    if input(f"type {wanted} to delete all of it: ").strip() != wanted:
+        print(f"git tracks {len(known)} of the files: published results (git restore {folder} restores only these)")
+    expected = folder.name if known else "yes"
+    if input(f"type {expected} to delete all of it: ").strip() != expected:
         print("nothing was deleted")
         return 1
     shutil.rmtree(folder)
@@ -88,18 +91,20 @@ def _clean_results(folder: Path) -> int:
     return 0
 
 
-def _looked_into(folder: Path) -> bool:
+def _searched(folder: Path) -> bool:
     linked = folder.is_symlink() or (folder / "pyvenv.cfg").is_file()
     return folder.name not in (*KEPT, *FOLDERS) and not linked
 
 
-def _old(path: Path) -> bool:
+def _stale(path: Path) -> bool:
     unfinished = any(fnmatch.fnmatch(path.name, pattern) for pattern in UNFINISHED)
-    return not unfinished or time.time() - path.lstat().st_mtime > YOUNG
+    return not unfinished or time.time() - path.lstat().st_mtime > MINIMUM_AGE
 
 
 def _is_locked(path: Path) -> bool:
-    """Whether a living process holds a lock (`sfrik.system.locks`)."""
+    """Whether a running process holds a lock (`sfrik.system.locks`); a marker `*.soft` is a lock as long as it exists."""
+    if path.suffix == ".soft":
+        return path.exists()
     try:
         import fcntl
     except ImportError:  # Windows
