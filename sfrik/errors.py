@@ -15,7 +15,7 @@ class SfrikError(ValueError):
 
 
 class Preempted(SfrikError):
-    """The work was asked to stop, by SIGTERM or SIGUSR1, and has saved a checkpoint; the same command goes on from there."""
+    """The work was asked to stop, by SIGTERM or SIGUSR1, and has saved a checkpoint; the same command resumes from there."""
 
 
 class WorkerError(RuntimeError):

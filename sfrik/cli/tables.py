@@ -127,8 +127,9 @@ def _status(options: argparse.Namespace) -> Answer:
 
 
 def _run(options: argparse.Namespace) -> Answer:
+    from sfrik.reproduce.run import run_recipe
+    from sfrik.reproduce.stages import DEFAULT_STAGES, check_run, existing_scores
     from sfrik.reproduce.status import run_status
-    from sfrik.reproduce.table import DEFAULT_STAGES, check_run, run_recipe, scores_there
     from sfrik.settings import results_root, run_folder
 
     root, seed = options.exp_dir or results_root(), whole(options.seed, "--seed", 0)
@@ -139,7 +140,7 @@ def _run(options: argparse.Namespace) -> Answer:
     run_recipe(options.recipe, seed, root, stages, options.data_dir, processes(options))
     folder = run_folder(options.recipe, seed, root)
     content = {"recipe": options.recipe, "seed": seed, "folder": str(folder)}
-    scores = scores_there(options.recipe, seed, root, stages)
+    scores = existing_scores(options.recipe, seed, root, stages)
     return Answer({**content, "scores": scores}, run_summary(options.recipe, folder, scores, root))
 
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # One job of `make tableN LAUNCH=slurm`: notebooks of one run, or a table. sfrik/launch/slurm.py submits it as
 #
-#     sbatch OPTIONS slurm_job.sh LOG SETUP PREFIX COMMAND...
+#     sbatch OPTIONS job.sh LOG SETUP PREFIX COMMAND...
 #
 # LOG     the file that this job's output goes to, in the run's folder
 # SETUP   shell lines of the site (modules, an environment), PREFIX  words before the command (a container): see slurm.toml
 #
-# OPTIONS win over the lines below. USR1 comes before the time limit, to the steps that srun starts and not to this shell
-# (no B:): the workers save and stop by themselves, and the command then ends with status 75.
+# OPTIONS override the lines below. SLURM sends USR1 before the time limit to the steps that srun starts and not to this shell
+# (no B:): the workers save and stop, and the command then ends with status 75.
 #SBATCH --signal=USR1@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
@@ -15,18 +15,18 @@
 log=$1 setup=$2 prefix=$3
 shift 3
 
-# TERM (scancel, requeue, preemption, the limit) reaches every process of the job. A shell that died of it would take the
-# command along, or leave it behind, before it has saved; so the shell notes it and waits.
-told=
-trap 'told=TERM' TERM
+# TERM (scancel, requeue, preemption, the limit) reaches every process of the job. A shell that died of it would end the
+# command, or leave it running, before it has saved; so the shell records the signal and waits.
+received=
+trap 'received=TERM' TERM
 
-# Whether this job may requeue itself: unless SLURM has ended it, which then decides (a cancelled job stays cancelled), but
-# for the time limit, whose USR1 came while no step ran, say between two notebooks.
+# Whether this job may requeue itself. Not if SLURM has ended it, which then decides (a cancelled job stays cancelled), except
+# at the time limit: its USR1 may have come while no step ran, for instance between two notebooks.
 may_requeue() {
-  [[ -z $told ]] || scontrol show job "$SLURM_JOB_ID" | grep -q 'Reason=TimeLimit'
+  [[ -z $received ]] || scontrol show job "$SLURM_JOB_ID" | grep -q 'Reason=TimeLimit'
 }
 
-# Where the run stands: its stage, and the step in training.
+# The stage of the run, and its step in training.
 reached() {
   sed -nE 's/^ *"(stage|step)": "?([^",]+)"?,?$/\2/p' "$(dirname "$log")/state.json" 2>/dev/null | sort | xargs
 }
@@ -34,7 +34,7 @@ reached() {
 echo "sfrik job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, restart ${SLURM_RESTART_COUNT:-0}: $*"
 eval "$setup"
 eval "words=($prefix)"
-export SFRIK_PREFIX=$prefix # sfrik.launch.launcher puts it before the workers, which srun starts outside of the container
+export SFRIK_PREFIX=$prefix # sfrik.launch puts it before the command of the workers, since srun starts them outside of the container
 
 "${words[@]}" "$@"
 status=$?
@@ -49,5 +49,5 @@ if [[ $status == 75 ]] && may_requeue; then
   fi
   scontrol requeue "$SLURM_JOB_ID" && exit 0
 fi
-[[ $status == 0 ]] || echo "sfrik job $SLURM_JOB_ID ended with status $status" # sfrik status looks for this line
+[[ $status == 0 ]] || echo "sfrik job $SLURM_JOB_ID ended with status $status" # `sfrik status` looks for this line
 exit $status

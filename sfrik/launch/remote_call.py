@@ -1,14 +1,15 @@
-"""What travels between `sfrik.launch` and its workers: the call on a worker's stdin, its reports on its stdout.
+"""The messages between `sfrik.launch` and its workers: the call on a worker's stdin, its reports on its stdout.
 
-Both are pipes, or the streams of `srun`, which nobody but the launching user can write to. No socket of ours carries either, so
-nothing from the network decides what is imported, what is returned, or that a run stops. The call is JSON: the function is named
-and imported, its arguments are numbers, strings, lists, dicts or pydantic settings.
+Both are pipes, or the streams of `srun`, to which only the launching user can write. Neither goes through a socket, so nothing
+from the network decides what is imported, what is returned, or that a run stops. The call is JSON: the name of the function, and
+its arguments as numbers, strings, lists, dicts or pydantic settings.
 
-A report is sent in lines of at most `PIECE` characters, so that those of several processes in one pipe do not mix:
+A report is sent in lines with at most `PIECE` characters of it, so that those of several processes in one pipe do not mix::
 
     <token> <rank> <number of the report> <1 for its last piece, else 0> <piece of JSON>
 
-The token is random and part of the call. It tells a report from what a container or a module printed before Python started.
+The token is random and part of the call. It distinguishes a report from what a container or a module printed before Python
+started.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ PIECE = 512  # a pipe takes lines of up to 4096 bytes whole, srun of up to 1024
 
 
 class Reporter:
-    """A worker's side: what it has to say, to a descriptor that nothing else in the process writes to."""
+    """The reports of a worker, written to a descriptor that nothing else in the process writes to."""
 
     def __init__(self, descriptor: int, token: str, rank: int) -> None:
         self._descriptor, self._token, self._rank, self._count = descriptor, token, rank, 0
 
     def send(self, kind: str, content: Any) -> None:
-        """Send "result", "failure", "stopped" or "progress"; a caller that is gone is no error."""
+        """Send a report of kind "result", "failure", "stopped" or "progress"; a caller that is gone is no error."""
         text = json.dumps([kind, content], default=str)  # a path comes back as text
         self._count += 1
         pieces = [text[at : at + PIECE] for at in range(0, len(text), PIECE)]
@@ -47,12 +48,14 @@ class Reporter:
 
 
 class Reports:
-    """The caller's side: what the workers have said.
+    """The reports of the workers, on the caller's side.
 
     Attributes:
-        result: of rank 0, in a list; empty where there is none yet. failure: the first; rank, host and traceback.
-        stopped: the text of the first worker that was asked to stop. first: "failure" or "stopped", whichever came first.
-        progress: the newest of rank 0.
+        result: what rank 0 returned, in a list; empty until it has.
+        failure: the first failure: rank, host and traceback.
+        stopped: the message of the first worker that was asked to stop.
+        first: "failure" or "stopped", whichever came first.
+        progress: the newest progress of rank 0.
     """
 
     def __init__(self, token: str) -> None:
@@ -65,7 +68,7 @@ class Reports:
         self.progress: dict[str, Any] | None = None
 
     def read(self, line: str) -> bool:
-        """Take in a line; whether it was part of a report."""
+        """Read a line, and return whether it was part of a report."""
         token, *rest = line.rstrip("\n").split(" ", 4)
         if token != self._token or len(rest) != 4:
             return False
@@ -90,21 +93,21 @@ class Reports:
 
 
 def pack_call(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The call of the function `name`, as JSON holds it."""
+    """A call of the function `name` in a form that JSON can hold."""
     return {"function": name, "args": [pack(a) for a in args], "kwargs": {k: pack(v) for k, v in kwargs.items()}}
 
 
 def unpack_call(call: dict[str, Any]) -> tuple[Callable, list[Any], dict[str, Any]]:
-    """The function and its arguments."""
+    """The function of a call and its arguments."""
     arguments = [_unpack(value) for value in call["args"]]
     return resolve(call["function"]), arguments, {name: _unpack(value) for name, value in call["kwargs"].items()}
 
 
 def importable_name(function: str | Callable) -> str:
-    """ "module:name" of a function that a fresh process can import.
+    """The name "module:function" under which a fresh process can import a function.
 
     Raises:
-        SfrikError: it cannot.
+        SfrikError: the function cannot be imported.
     """
     if callable(function):
         if not hasattr(function, "__qualname__") or getattr(function, "__self__", None) is not None:
@@ -122,10 +125,10 @@ def importable_name(function: str | Callable) -> str:
 
 
 def resolve(name: str) -> Any:
-    """The object that "module:name" names.
+    """Import the function "module:name".
 
     Raises:
-        SfrikError: it cannot be imported.
+        SfrikError: it cannot be imported, or is not callable.
     """
     module, _, qualname = name.partition(":")
     try:
@@ -140,10 +143,10 @@ def resolve(name: str) -> Any:
 
 
 def pack(value: Any) -> Any:
-    """An argument as JSON holds it.
+    """An argument in a form that JSON can hold.
 
     Raises:
-        SfrikError: JSON cannot.
+        SfrikError: JSON cannot hold it.
     """
     if isinstance(value, BaseModel):
         return {"__settings__": importable_name(type(value)), "values": value.model_dump(mode="json")}

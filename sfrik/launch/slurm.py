@@ -1,6 +1,6 @@
-"""SLURM's commands: what is queued, how a job is submitted, and the site's settings of slurm.toml.
+"""SLURM: the queue, the submission of jobs, and the site's settings in slurm.toml.
 
-A job's name says what it computes and for which results folder, so that the same work is known again in the queue:
+A job's name holds the results folder and the work, so that the same work is recognised in the queue:
 `sfrik/<hash of the folder's path>/smoke/sfrik_l3_q64/seed0/pretrain`. The batch script is sfrik/launch/job.sh.
 """
 
@@ -22,14 +22,26 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sfrik.errors import SfrikError, nearest
 from sfrik.system.files import read_toml
 
-__all__ = ["Job", "Layout", "QueuedJob", "Site", "job_name", "queued_jobs", "read_site", "scontrol", "submit"]
+__all__ = [
+    "Job",
+    "Layout",
+    "QueuedJob",
+    "Site",
+    "allocated_nodes",
+    "drives_job",
+    "job_name",
+    "queued_jobs",
+    "read_site",
+    "scontrol",
+    "submit",
+]
 
 SCRIPT = Path(__file__).with_name("job.sh")
 SITE = Path(__file__).parents[2] / "slurm.toml"
 
 
 class Site(BaseModel):
-    """`slurm.toml`: what a cluster asks of its jobs; the empty ones are left to the cluster's defaults."""
+    """The settings of `slurm.toml`; an empty one leaves the choice to the cluster's default."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)
 
@@ -43,13 +55,13 @@ class Site(BaseModel):
     signal_seconds: Annotated[int, Field(ge=1, le=65535)] = 120
     setup: tuple[str, ...] = ()  # shell lines before the command
     prefix: str = ""  # shell words before the command
-    python: str = ""  # the interpreter of the jobs; the one that submits when empty
+    python: str = ""  # the interpreter of the jobs; when empty, the one that submits them
     sbatch: tuple[str, ...] = ()  # further options
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a pretraining runs: nodes, GPUs of each node, processes on each node."""
+    """The processes of a pretraining: the number of nodes, and the GPUs and processes on each node."""
 
     nodes: int = 1
     gpus: int = 0
@@ -57,10 +69,10 @@ class Layout:
 
     @classmethod
     def of(cls, nodes: int = 1, gpus: int = 0, procs: int | None = None) -> Layout:
-        """One process a GPU where there are GPUs, else `procs`, else one.
+        """A layout with one process per GPU, or without GPUs `procs` processes (1 when None) on each node.
 
         Raises:
-            SfrikError: another number of processes than of GPUs.
+            SfrikError: `procs` is not the number of GPUs.
         """
         if gpus and procs not in (None, gpus):
             raise SfrikError(f"a node of {gpus} GPUs runs {gpus} processes: leave --procs {procs} (PROCS) out, or set --gpus 0")
@@ -85,12 +97,12 @@ class Layout:
 
 @dataclass(frozen=True)
 class Job:
-    """What is submitted: `python -m sfrik` with `command`, its output appended to `log`.
+    """A job to submit: `python -m sfrik` with `command`, its output appended to `log`.
 
     Attributes:
-        what: the name without the folder's hash, PROFILE/RECIPE/seedK/STAGE+STAGE for a run.
-        after_ok: jobs that must have succeeded; when one cannot any more, this job leaves the queue.
-        after_any: jobs that must have ended, well or not.
+        what: the name without the folder's hash; PROFILE/RECIPE/seedK/STAGE+STAGE for a run.
+        after_ok: ids of jobs that must have succeeded; when one fails, this job leaves the queue.
+        after_any: ids of jobs that must have ended, successfully or not.
     """
 
     what: str
@@ -103,7 +115,7 @@ class Job:
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """A job that squeue lists: `what` as in `Job`, `state` and `reason` in SLURM's words, the nodes once it has some."""
+    """A job in the queue: `what` as in `Job`, `state` and `reason` in SLURM's words, its nodes once they are allocated."""
 
     id: str
     state: str
@@ -123,10 +135,10 @@ class QueuedJob:
 
 
 def read_site(path: str | Path | None = None, **overrides: str) -> Site:
-    """The settings of slurm.toml at the root of the checkout (or of the file that SFRIK_SLURM names), with overrides.
+    """Read slurm.toml at the root of the checkout, or the file that SFRIK_SLURM names; non-empty overrides replace settings.
 
     Raises:
-        SfrikError: the file cannot be read, a setting is unknown or has the wrong type.
+        SfrikError: the file cannot be read, or a setting is unknown or has the wrong type.
     """
     named = path or os.environ.get("SFRIK_SLURM")
     path = Path(named or SITE)
@@ -146,14 +158,14 @@ def read_site(path: str | Path | None = None, **overrides: str) -> Site:
 
 
 def job_name(what: str, root: str | Path) -> str:
-    """The name in the queue: two results folders (two clones) have different ones."""
+    """The job's name in the queue, which differs between two results folders (two clones)."""
     return f"{_owner(root)}{what}"
 
 
 def queued_jobs(root: str | Path) -> list[QueuedJob]:
-    """The user's jobs for a results folder that wait, run or end at this moment; none where there is no SLURM.
+    """The user's jobs for a results folder, pending, running or completing; an empty list without SLURM.
 
-    A job whose dependency cannot be met any more is left out: SLURM removes it.
+    Jobs whose dependency can no longer be satisfied are left out: SLURM removes them.
     """
     if shutil.which("squeue") is None:
         return []
@@ -167,16 +179,16 @@ def queued_jobs(root: str | Path) -> list[QueuedJob]:
 
 
 def submit(job: Job, site: Site, root: str | Path) -> str:
-    """Submit a job; its id.
+    """Submit a job and return its id.
 
     Raises:
-        SfrikError: there is no sbatch here, or it refuses, in its own words.
+        SfrikError: there is no sbatch here, or it refuses; its message is quoted.
     """
     log = job.log.absolute()
     log.parent.mkdir(parents=True, exist_ok=True)
     python = site.python or sys.executable
     command = [str(log), "\n".join(site.setup), site.prefix, python, "-m", "sfrik", *job.command]
-    # A job that submits others must not hand its own size on to them.
+    # sbatch reads the size of a job from SLURM's variables: those of the submitting job must not be inherited.
     inside = "SLURM_JOB_ID" in os.environ
     environment = {k: v for k, v in os.environ.items() if not inside or k == "SLURM_CONF" or not k.startswith("SLURM_")}
     printed = _call(["sbatch", "--parsable", *_options(job, site, root, log), str(SCRIPT), *command], environment)
@@ -184,12 +196,22 @@ def submit(job: Job, site: Site, root: str | Path) -> str:
 
 
 def scontrol(*arguments: str) -> bool:
-    """Whether SLURM accepted a change."""
+    """Run scontrol and return whether SLURM accepted the change."""
     try:
         _call(["scontrol", *arguments])
     except SfrikError:
         return False
     return True
+
+
+def drives_job() -> bool:
+    """Whether this process starts the steps of a SLURM job, and is not itself part of one of its steps."""
+    return "SLURM_JOB_ID" in os.environ and "SLURM_STEP_ID" not in os.environ and shutil.which("srun") is not None
+
+
+def allocated_nodes() -> int:
+    """The number of nodes of this process's SLURM job; 1 outside of a job."""
+    return int(os.environ.get("SLURM_NNODES", "1")) if drives_job() else 1
 
 
 def _options(job: Job, site: Site, root: str | Path, log: Path) -> list[str]:
@@ -222,7 +244,7 @@ def _user() -> str:
 
 
 def _call(command: Sequence[str], environment: dict[str, str] | None = None) -> str:
-    """What a command of SLURM prints; its own words when it refuses."""
+    """Run a command of SLURM and return its output."""
     tool = command[0]
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -1,7 +1,7 @@
-"""The notebooks as a reader has them, executed from the first to the last: <root>/<profile>/notebooks.
+"""The notebooks as a reader sees them, executed from the first to the last into <root>/<profile>/notebooks.
 
-`sfrik run` executes notebooks 02 to 05 for a run of a table, without what they show for the reader's sake. Here they are
-whole, on a run of their own in <root>/<profile>/chapters, so that no score of a table is measured anew.
+`sfrik run` executes notebooks 02 to 05 for a run of a table, without the cells that are only for a reader. Here they are executed
+whole, on a separate run in <root>/<profile>/chapters, so that no score of a table is measured again.
 """
 
 from __future__ import annotations
@@ -11,25 +11,30 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from sfrik.reproduce.notebooks import Kernel, execute
-from sfrik.reproduce.table import rendering, stop_at_once
+from sfrik.reproduce.kernel import Kernel
+from sfrik.reproduce.notebooks import execute
+from sfrik.reproduce.table import render_lock
 from sfrik.settings import load_recipe, results_root
 from sfrik.system.locks import folder_lock
+from sfrik.system.signals import stop_at_once
 from sfrik.tables.rows import DIMS
 
 __all__ = ["execute_chapters"]
 
-RENDERED = ("01_kernel_theory", "07_tables")  # those that `sfrik table` executes too
+RENDERED = ("01_kernel_theory", "07_tables")  # `sfrik table` executes these too
 
 
 def execute_chapters(profile: str = "digits", root: str | Path | None = None) -> dict[str, float]:
-    """Execute the notebooks with their defaults; seconds by notebook.
+    """Execute the notebooks with their default parameters.
 
-    A finished run in <root>/<profile>/chapters is shown as it is; remove that folder to train again. It waits for another process
+    A finished run in <root>/<profile>/chapters is shown as it is; remove that folder to train again. Waits for another process
     that executes the notebooks of this profile.
 
     Args:
         root: the folder of the results.
+
+    Returns:
+        Seconds by notebook.
     """
     folder = Path(root or results_root()) / profile
     recipe = f"{profile}/sfrik_l3_q{DIMS[profile][-1]}"
@@ -48,7 +53,7 @@ def execute_chapters(profile: str = "digits", root: str | Path | None = None) ->
     seconds = {}
     with stop_at_once(), folder_lock(folder / "chapters", "run.lock", wait=True), Kernel() as kernel:
         for name, values in parameters.items():
-            with rendering(profile, folder.parent) if name in RENDERED else nullcontext():
+            with render_lock(profile, folder.parent) if name in RENDERED else nullcontext():
                 started = time.monotonic()
                 execute(name, values, folder / "notebooks" / f"{name}.ipynb", kernel)
             seconds[name] = time.monotonic() - started

@@ -1,6 +1,6 @@
-"""`sfrik status`: what is done, under way, waiting or broken of the runs that the tables need.
+"""`sfrik status`: the state of the runs that the tables need.
 
-It reads the runs' folders and, where there is SLURM, the queue; it changes nothing.
+It reads the runs' folders and, with SLURM, the queue; it changes nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any
 
 from sfrik.errors import SfrikError
 from sfrik.launch.slurm import QueuedJob, queued_jobs
-from sfrik.reproduce.table import STAGES, last_attempt, missing_stages, one_line
+from sfrik.reproduce.run_log import error_summary, last_attempt
+from sfrik.reproduce.stages import STAGES, missing_stages
 from sfrik.runs.folder import Run
 from sfrik.runs.records import RunSettings, Score, State
 from sfrik.settings import results_root, run_folder
@@ -35,25 +36,27 @@ COLOURS = {
     **{"stopped": "red", "failed": "red", "broken": "red", "missing": "dim"},
 }
 STATES = tuple(COLOURS)
-# the files of a run that are read back, and what each of them holds
+# the files of a run that are read back, with the type of their content
 RECORDS = {
     **{f"{score}.json": Score for stage in STAGES.values() for score in stage.scores},
     **{"settings.json": RunSettings, "provenance.json": Provenance, "state.json": State},
 }
 ENDED = re.compile(r"sfrik job \d+ ended with status \d+")  # the batch script's last line
-TOLD = re.compile(r"(sfrik: |slurmstepd|srun: |.*\bKilled\b|\w*Error\b)")  # lines of a log that say why
+REASON = re.compile(r"(sfrik: |slurmstepd|srun: |.*\bKilled\b|\w*Error\b)")  # lines of a log that give the reason of an end
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """One run: its state is one of `STATES`, `missing` are the stages that are still to be executed.
+    """The status of one run.
 
-    A run is broken where one of its files cannot be read: then it is not known which stages are missing, and all are listed.
+    A run is broken if one of its files cannot be read. It is then unknown which stages are missing, and all are listed.
 
     Attributes:
-        detail: what there is to say of the state, in one line; of a broken run which file, and what is wrong with it.
+        state: one of `STATES`.
+        detail: one line about the state; for a broken run the file, and what is wrong with it.
+        missing: the stages that are still to be executed.
         jobs: the ids of its jobs in SLURM's queue.
-        facts: what the run wrote last: stage, epoch, loss, seconds left.
+        facts: the content of its state.json: stage, epoch, loss, seconds left.
     """
 
     recipe: str
@@ -66,9 +69,9 @@ class RunStatus:
 
 
 def needed_runs(tables: Sequence[str], profile: str, seeds: int, root: str | Path) -> dict[tuple[str, int], tuple[str, ...]]:
-    """The runs of the tables (of all tables of the profile when none is named): (recipe, seed) -> stages.
+    """The stages that the tables need, by (recipe, seed); of all tables of the profile when none is named.
 
-    A table of costs has one run without stages for each seed; so has the choice of a grid that cannot be read.
+    A table of costs has one run without stages for each seed, and so has a grid whose choice cannot be read.
     """
     names = tables or [name for name, found in EXPERIMENTS.items() if profile in found.profiles]
     needed: dict[tuple[str, int], dict[str, None]] = {}
@@ -81,7 +84,7 @@ def needed_runs(tables: Sequence[str], profile: str, seeds: int, root: str | Pat
         for row in rows_of(name, profile):
             for seed in range(1 if name == "table9" else seeds):
                 needed.setdefault((row.recipe, seed), {}).update(dict.fromkeys(stages))
-        for grid in grids(profile) if name == "table9" else ():  # what is chosen of each grid, once that is written down
+        for grid in grids(profile) if name == "table9" else ():  # the choice of each grid, once it has been made
             try:
                 recipe = read_choice(profile, grid, root)
             except SfrikError:  # `run_status` reports it
@@ -93,12 +96,12 @@ def needed_runs(tables: Sequence[str], profile: str, seeds: int, root: str | Pat
 
 
 def run_status(recipe: str, seed: int, stages: Sequence[str], root: str | Path, jobs: Iterable[QueuedJob] = ()) -> RunStatus:
-    """How far a run is; `jobs` is the queue. What cannot be read makes the run broken, and is no error."""
+    """The status of a run; `jobs` is the queue. A file that cannot be read makes the run broken, and is no error."""
     try:
         return _run_status(recipe, seed, stages, root, list(jobs))
     except (ValueError, OSError) as error:
         ids = tuple(job.id for job in jobs if job.run and job.run[:2] == (recipe, seed))
-        return RunStatus(recipe, seed, "broken", one_line(str(error)), tuple(stages), ids, {})
+        return RunStatus(recipe, seed, "broken", error_summary(str(error)), tuple(stages), ids, {})
 
 
 def _run_status(recipe: str, seed: int, stages: Sequence[str], root: str | Path, jobs: list[QueuedJob]) -> RunStatus:
@@ -111,7 +114,7 @@ def _run_status(recipe: str, seed: int, stages: Sequence[str], root: str | Path,
     run = Run(run_folder(recipe, seed, root))
     missing = tuple(missing_stages(recipe, seed, root, stages))
     read: set[str] = set()
-    if not missing:  # these have just been read, but for a provenance.json that is no file, and counts as none
+    if not missing:  # these have just been read; a provenance.json that is no regular file counts as missing and was not
         read = {f"{score}.json" for stage in stages for score in STAGES[stage].scores}
         read |= {"provenance.json"} if (run.folder / "provenance.json").is_file() else set()
     _check_records(run.folder, read)
@@ -121,26 +124,26 @@ def _run_status(recipe: str, seed: int, stages: Sequence[str], root: str | Path,
     def status(state: str, detail: str = "") -> RunStatus:
         return RunStatus(recipe, seed, state, detail, missing, tuple(job.id for job in ours), facts)
 
-    said, active = facts.get("state"), [job for job in ours if not job.waits]
+    recorded, active = facts.get("state"), [job for job in ours if not job.waits]
     if not missing:
         return status("done")
     if active or (not ours and run.is_locked()):
         place = f"job {active[0].id} on {active[0].nodes}" if active else f"on {facts.get('host', 'an unknown host')}"
-        reached = _reached(facts) if said == "running" else "starting"
+        reached = _reached(facts) if recorded == "running" else "starting"
         return status("running", f"{reached}, {place}")
     if ours:
         first = ours[0]
         waits = f"job {first.id} waits ({first.reason})"
-        if said in ("running", "preempted") and facts.get("slurm_job") == first.id:
+        if recorded in ("running", "preempted") and facts.get("slurm_job") == first.id:
             return status("preempted", f"{_reached(facts)}; requeued, {waits}")
         stages = first.run[2] if first.run else ()
         return status("queued", f"{', '.join(stages)}: {waits}")
     reason = _reason(run.folder).removeprefix("sfrik: error: ")
-    if said == "failed":
-        return status("failed", f"{facts.get('stage', '')}: {one_line(facts.get('error') or reason)}")
-    if said == "preempted":
-        return status("preempted", f"{_reached(facts)}; the same command goes on")
-    if said == "running":
+    if recorded == "failed":
+        return status("failed", f"{facts.get('stage', '')}: {error_summary(facts.get('error') or reason)}")
+    if recorded == "preempted":
+        return status("preempted", f"{_reached(facts)}; the same command resumes")
+    if recorded == "running":
         return status("stopped", f"{_reached(facts)}; its process is gone{f' ({reason})' if reason else ''}")
     if reason:
         return status("failed", reason)
@@ -150,19 +153,19 @@ def _run_status(recipe: str, seed: int, stages: Sequence[str], root: str | Path,
 def tables_status(
     tables: Sequence[str], profile: str, seeds: int = 1, root: str | Path | None = None
 ) -> tuple[list[RunStatus], list[QueuedJob]]:
-    """Every run of the tables, and the queue."""
+    """The status of every run of the tables, and the queue."""
     root = root or results_root()
     needed = needed_runs(tables, profile, seeds, root)
     try:
         jobs = queued_jobs(root)
-    except SfrikError as error:  # the cluster does not answer; the folders do
+    except SfrikError as error:  # the cluster does not answer; the folders can still be read
         print(f"sfrik: the queue is left out: {error}", file=sys.stderr)
         jobs = []
     return [run_status(recipe, seed, stages, root, jobs) for (recipe, seed), stages in needed.items()], jobs
 
 
 def format_status(found: Sequence[RunStatus], jobs: Iterable[QueuedJob] = ()) -> list[str]:
-    """A line for every run, then for the other jobs in the queue, then how many runs there are of each state."""
+    """Format the runs, then the other jobs in the queue, one line each, then the number of runs in each state."""
     width = max((len(status.recipe) for status in found), default=0)
     lines = []
     for status in found:
@@ -176,16 +179,17 @@ def format_status(found: Sequence[RunStatus], jobs: Iterable[QueuedJob] = ()) ->
 
 
 def state_counts(found: Iterable[RunStatus]) -> dict[str, int]:
-    """How many runs there are of each of `STATES`."""
+    """The number of runs in each of `STATES`."""
     counts = Counter(status.state for status in found)
     return {state: counts[state] for state in STATES}
 
 
-def _check_records(folder: Path, but: Collection[str] = ()) -> None:
-    """Read the files of a run that are read back, but for some.
+def _check_records(folder: Path, skip: Collection[str] = ()) -> None:
+    """Read the records of a run, except those in `skip`.
 
     Raises:
-        SfrikError, OSError: one of them is broken, or the folder cannot be listed; it is named.
+        SfrikError: one of them is broken; it is named.
+        OSError: the folder cannot be listed.
     """
     try:
         names = os.listdir(folder)
@@ -193,12 +197,12 @@ def _check_records(folder: Path, but: Collection[str] = ()) -> None:
         return
     for name in names:
         kind = RECORDS.get(name, Score if name.startswith("transfer_") and name.endswith(".json") else None)
-        if kind is not None and name not in but:
+        if kind is not None and name not in skip:
             read_record(folder / name, kind)
 
 
 def _cost_status(recipe: str, seed: int, root: str | Path, jobs: Iterable[QueuedJob]) -> RunStatus:
-    """Of a table of costs, recipe being PROFILE/complexity/TABLE; the figures say on which hardware they were measured."""
+    """The status of a table of costs; `recipe` is PROFILE/complexity/TABLE. The detail of a finished one is its hardware."""
     profile, _, name = recipe.split("/")
     path = run_folder(f"{profile}/complexity", seed, root) / f"{name}.json"
     ours = [job for job in jobs if job.what.startswith(f"{profile}/{name}/")]
@@ -216,15 +220,15 @@ def _cost_status(recipe: str, seed: int, root: str | Path, jobs: Iterable[Queued
 
 @cache
 def _entries(name: str, profile: str) -> frozenset[str | None]:
-    """What a table of costs needs of each seed."""
+    """The entries that a table of costs needs from each seed."""
     return frozenset(row.entry for row in rows_of(name, profile))
 
 
 def _reached(facts: dict[str, Any]) -> str:
-    """How far a run says it is: `pretrain: epoch 3/20, loss 1.2345, 12 min left`."""
+    """The progress in a run's state: `pretrain: epoch 3/20, loss 1.2345, 12 min left`."""
     parts = []
     epoch, epochs, left = (facts.get(name) for name in ("epoch", "epochs", "seconds_left"))
-    if facts.get("stage") == "pretrain" and epoch is not None and epochs is not None:  # in the state of a later stage it is stale
+    if facts.get("stage") == "pretrain" and epoch is not None and epochs is not None:  # of an earlier stage otherwise
         parts.append(f"epoch {min(epoch + 1, epochs)}/{epochs}")
         parts += [f"loss {facts['loss']:.4f}"] if facts.get("loss") is not None else []
         parts += [f"{duration(left)} left"] if left is not None and math.isfinite(left) else []
@@ -233,7 +237,7 @@ def _reached(facts: dict[str, Any]) -> str:
 
 
 def _reason(folder: Path) -> str:
-    """Why the last attempt ended, from the end of its log; nothing where it does not say that it ended badly."""
+    """Why the last attempt ended, from the end of its log; empty if the log has no sign of a failure."""
     logs = [path for path in (folder / "slurm.log", folder / "run.log") if path.is_file()]
     if not logs:
         return ""
@@ -241,7 +245,7 @@ def _reason(folder: Path) -> str:
         file.seek(max(0, file.seek(0, 2) - 8192))
         lines = [line.strip() for line in last_attempt(file.read().decode(errors="replace")).splitlines() if line.strip()]
     ended = bool(lines) and ENDED.fullmatch(lines[-1])
-    last = [line for line in lines[-6:] if TOLD.match(line)]
+    last = [line for line in lines[-6:] if REASON.match(line)]
     if ended:
         return last[-1] if last else (lines[-2] if len(lines) > 1 else lines[-1])
     return last[-1] if last and last[-1] == lines[-1] else ""

@@ -1,10 +1,10 @@
 """`make tableN LAUNCH=slurm`: what a table misses, as jobs that wait for each other.
 
-For each run one job that pretrains, on all nodes, then one with its evaluations, on one GPU; after all of them one that
-runs `sfrik table` again. That one submits what only became known now (table 9: the choices), or renders the table. It
-waits for the others with `afterany`, not `afterok`: when a run failed it still renders what is there, names the run and
-its error in its log and ends as failed, where `afterok` would leave the queue without a word. It submits no run a second
-time; a repeated `make` does.
+Each run becomes a job that pretrains, on all nodes, then one with its evaluations, on one GPU. After all of them comes a job that
+runs `sfrik table` again: it submits the runs that only became known then (table 9: the choices), or renders the table. It depends
+on the others with `afterany`, not `afterok`: when a run failed it still renders what is there, names the run and its error in its
+log and ends as failed, where `afterok` would remove it from the queue without a message. It submits no run a second time; a
+repeated `make` does.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from pathlib import Path
 from sfrik.errors import SfrikError
 from sfrik.launch.slurm import Job, Layout, QueuedJob, Site, queued_jobs, read_site, scontrol, submit
 from sfrik.reproduce.notebooks import notebook_path
+from sfrik.reproduce.stages import PlannedRun, missing_stages
 from sfrik.reproduce.status import run_status
-from sfrik.reproduce.table import make_table, missing_stages, stop_at_once, table_runs
+from sfrik.reproduce.table import make_table, table_runs
 from sfrik.settings import PretrainSettings, results_root, run_folder
 from sfrik.system.locks import folder_lock
+from sfrik.system.signals import stop_at_once
 from sfrik.tables.definitions import experiment
 
-__all__ = ["Wanted", "submit_runs", "submit_table"]
-
-Wanted = tuple[str, int, tuple[str, ...]]  # recipe, seed, stages
+__all__ = ["submit_table"]
 
 
 def submit_table(
@@ -38,91 +38,84 @@ def submit_table(
     data_dir: str = "",
     part: int = 0,
 ) -> int:
-    """Submit the jobs of what a table misses, and one that renders it; render it here when nothing is missing.
+    """Submit the jobs of the runs that a table misses and a job that renders it; render it here when nothing is missing.
 
     Args:
-        part: how many parts of the table have been submitted already; the last job of each hands it on. What is missing of
-            those has failed and is not submitted again.
+        part: how many parts of the table (`table_runs`) have been submitted already, as the last job of each part passes it
+            on. A run of those that is missing has failed, and is not submitted again.
 
     Returns:
-        The exit status: 1 where a part that was submitted is not complete.
+        The exit status: 1 if a part that was submitted is not complete.
     """
     root = root or results_root()
     experiment(name, profile)
     notebook_path("07_tables")
-    with _submitting(root):
-        submission = _Submission(layout or Layout(), site or read_site(), root, data_dir)
+    with _submitting(layout or Layout(), site or read_site(), root, data_dir) as submission:
         if name in ("table5", "table6"):  # costs: measured where the job runs, and rendered there
-            submission.table(name, profile, seeds, part=0, after=[], local=True)
+            submission.submit_table(name, profile, seeds, part=0, after=[], local=True)
             return 0
-        for number, (title, wanted) in enumerate(table_runs(name, profile, seeds, root)):
-            missing = submission.missing(wanted)
+        for number, (title, runs) in enumerate(table_runs(name, profile, seeds, root)):
+            missing = submission.missing(runs)
             if missing and number < part:
                 return _render_incomplete(name, profile, title, missing, root)
             if missing:
-                print(f"{title}: {len(wanted)} runs, {len(wanted) - len(missing)} finished here", flush=True)
-                jobs = submission.runs(missing)
-                submission.table(name, profile, seeds, number + 1, jobs)
+                print(f"{title}: {len(runs)} runs, {len(runs) - len(missing)} finished here", flush=True)
+                jobs = submission.submit_runs(missing)
+                submission.submit_table(name, profile, seeds, number + 1, jobs)
                 return 0
-        waiting = [] if part else submission.queued(_table_what(name, profile, seeds))
+        waiting = [] if part else submission.queued(_table_prefix(name, profile, seeds))
     if waiting:
         print(f"{name} is complete; job {waiting[0].id} renders it")
         return 0
     return make_table(name, profile, seeds, root=root, data_dir=data_dir)
 
 
-def submit_runs(
-    wanted: Sequence[Wanted],
-    layout: Layout | None = None,
-    site: Site | None = None,
-    root: str | Path | None = None,
-    data_dir: str = "",
-) -> list[str]:
-    """Submit the jobs of what runs miss; the ids, also of those that are in the queue already."""
-    root = root or results_root()
-    with _submitting(root):
-        submission = _Submission(layout or Layout(), site or read_site(), root, data_dir)
-        return submission.runs(submission.missing(wanted))
-
-
 @contextmanager
-def _submitting(root: str | Path) -> Iterator[None]:
-    """Keep two processes that submit for one results folder apart: the second waits, then finds the first one's jobs."""
+def _submitting(layout: Layout, site: Site, root: str | Path, data_dir: str) -> Iterator[_Submission]:
+    """Admit one process at a time for a results folder: a second one waits, then finds the jobs of the first."""
     with stop_at_once(), folder_lock(root, wait=True):
-        yield
+        yield _Submission(layout, site, root, data_dir)
 
 
 class _Submission:
-    """What is in the queue, and how to add to it."""
+    """Adds jobs to the queue that are not in it.
+
+    Args:
+        layout: of a pretraining.
+        root: the folder of the results.
+    """
 
     def __init__(self, layout: Layout, site: Site, root: str | Path, data_dir: str) -> None:
         self.layout, self.site, self.root = layout, site, root
         self.places = ("--exp-dir", str(root), *(("--data-dir", data_dir) if data_dir else ()))
-        self.jobs = queued_jobs(root)  # before the folders are looked at: a run that ends in between is not run again
+        self.jobs = queued_jobs(root)  # before the folders are read: a run that ends in between is not submitted again
 
-    def missing(self, wanted: Sequence[Wanted]) -> list[Wanted]:
-        there = ((recipe, seed, tuple(missing_stages(recipe, seed, self.root, stages))) for recipe, seed, stages in wanted)
-        return [run for run in there if run[2]]
+    def missing(self, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+        """The runs that miss a stage, with the stages that they miss."""
+        missing = (run._replace(stages=tuple(missing_stages(run.recipe, run.seed, self.root, run.stages))) for run in runs)
+        return [run for run in missing if run.stages]
 
     def queued(self, what: str) -> list[QueuedJob]:
+        """The jobs in the queue whose names start with `what`."""
         return [job for job in self.jobs if job.what.startswith(what)]
 
-    def runs(self, missing: Sequence[Wanted]) -> list[str]:
-        for recipe, _, stages in missing:
-            if "pretrain" in stages:
-                self._check(recipe)
-        return [job for run in missing for job in self._run(*run)]
+    def submit_runs(self, missing: Sequence[PlannedRun]) -> list[str]:
+        """Submit the jobs of runs; returns their ids, and those of jobs that were in the queue already."""
+        for run in missing:
+            if "pretrain" in run.stages:
+                self._check(run.recipe)
+        return [job for run in missing for job in self._submit_run(*run)]
 
-    def table(self, name: str, profile: str, seeds: int, part: int, after: Sequence[str], local: bool = False) -> None:
-        """Submit the job that runs `sfrik table` after the others; one that waits already is told to wait for these too."""
-        what = f"{_table_what(name, profile, seeds)}part{part}"
-        there = self.queued(what)
-        waiting = [job for job in there if job.waits]
+    def submit_table(self, name: str, profile: str, seeds: int, part: int, after: Sequence[str], local: bool = False) -> None:
+        """Submit the job that runs `sfrik table` after the others; one that is pending already gets their ids as a dependency."""
+        what = f"{_table_prefix(name, profile, seeds)}part{part}"
+        queued = self.queued(what)
+        waiting = [job for job in queued if job.waits]
         if waiting and (not after or scontrol("update", f"JobId={waiting[0].id}", f"Dependency=afterany:{':'.join(after)}")):
-            _say(waiting[0].id, f"{name}, queued already{_after(after)}")
+            _print_job(waiting[0].id, f"{name}, queued already{_after(after)}")
             return
-        if there and local:
-            _say(there[0].id, f"{name}, running already")
+        if queued and local:
+            _print_job(queued[0].id, f"{name}, running already")
             return
         command = ["table", name, "--profile", profile, "--seeds", str(seeds), *self.places]
         if not local:
@@ -130,12 +123,13 @@ class _Submission:
             command += ["--gpus", str(self.layout.gpus), "--procs", str(self.layout.procs)]
             command += [f"--{flag}={value}" for flag in ("partition", "time") if (value := getattr(self.site, flag))]
         log = Path(self.root) / profile / "tables" / f"{name}.slurm.log"
-        # with a GPU where the runs have them: many a partition takes no job without
-        job = Job(what, tuple(command), log, self.layout.one, after_any=(*after, *(job.id for job in there)))
-        _say(submit(job, self.site, self.root), f"{name}, {'measured and rendered' if local else 'rendered'}{_after(after)}")
+        # with a GPU where the runs have them: many partitions accept no job without one
+        job = Job(what, tuple(command), log, self.layout.one, after_any=(*after, *(job.id for job in queued)))
+        work = "measured and rendered" if local else "rendered"
+        _print_job(submit(job, self.site, self.root), f"{name}, {work}{_after(after)}")
 
-    def _run(self, recipe: str, seed: int, stages: tuple[str, ...]) -> list[str]:
-        """The jobs of one run; of its stages, those that are queued or running are left alone."""
+    def _submit_run(self, recipe: str, seed: int, stages: tuple[str, ...]) -> list[str]:
+        """Submit the jobs of one run, except for stages that are queued or running; returns the ids of all of them."""
         ours = [job for job in self.jobs if job.run and job.run[:2] == (recipe, seed)]
         trained = PretrainSettings.from_recipe(recipe).ssl_method != "none"
         groups = [stages]
@@ -146,26 +140,24 @@ class _Submission:
         for group in filter(None, groups):
             claimed = {stage: job for job in ours if job.run for stage in job.run[2] if stage in group}
             for job in dict.fromkeys(claimed.values()):
-                assert job.run is not None  # as those that are claimed
-                _say(
-                    job.id,
-                    f"{recipe} seed {seed}: {', '.join(job.run[2])}, {'queued' if job.waits else 'running'} already",
-                )
+                assert job.run is not None  # since it is claimed
+                state = "queued" if job.waits else "running"
+                _print_job(job.id, f"{recipe} seed {seed}: {', '.join(job.run[2])}, {state} already")
             new = tuple(stage for stage in group if stage not in claimed)
             group_ids = [job.id for job in dict.fromkeys(claimed.values())]
             if new:
-                many = trained and new == ("pretrain",)
-                layout = self.layout if many else self.layout.one
+                parallel = trained and new == ("pretrain",)
+                layout = self.layout if parallel else self.layout.one
                 command = ["run", "--recipe", recipe, "--seed", str(seed), *self.places, "--stages", *new]
-                command += ["--nproc-per-node", str(layout.procs)] if many else []
+                command += ["--nproc-per-node", str(layout.procs)] if parallel else []
                 # two jobs of one run must not write its folder at the same time
                 others = tuple(job.id for job in ours if job.id not in pretrained_by)
                 folder = run_folder(recipe, seed, self.root)
                 what = f"{recipe}/seed{seed}/{'+'.join(new)}"
                 job = Job(what, tuple(command), folder / "slurm.log", layout, after_ok=pretrained_by, after_any=others)
                 group_ids.append(submit(job, self.site, self.root))
-                _say(group_ids[-1], f"{recipe} seed {seed}: {', '.join(new)} on {layout}{_after(pretrained_by)}")
-                if many:  # evaluations that wait for an earlier pretraining, which is gone, will leave the queue
+                _print_job(group_ids[-1], f"{recipe} seed {seed}: {', '.join(new)} on {layout}{_after(pretrained_by)}")
+                if parallel:  # evaluations that wait for an earlier pretraining, which is gone, will leave the queue
                     ours = [job for job in ours if not job.waits]
             if group == ("pretrain",):
                 pretrained_by = tuple(group_ids)
@@ -173,7 +165,7 @@ class _Submission:
         return ids
 
     def _check(self, recipe: str) -> None:
-        """What every process of a pretraining would find out only when it runs."""
+        """Check what every process of a pretraining would otherwise find only when it runs."""
         settings = PretrainSettings.from_recipe(recipe)
         if settings.ssl_method != "none" and settings.batch_size % self.layout.processes:
             raise SfrikError(
@@ -182,17 +174,17 @@ class _Submission:
             )
 
 
-def _render_incomplete(name: str, profile: str, title: str, missing: Sequence[Wanted], root: str | Path) -> int:
-    """The last job, and runs are missing: say which and why, and render the others."""
+def _render_incomplete(name: str, profile: str, title: str, missing: Sequence[PlannedRun], root: str | Path) -> int:
+    """In the last job of a table of which runs are missing: print which and why, and render the others."""
     for recipe, seed, stages in missing:
         status = run_status(recipe, seed, stages, root)
         print(f"{status.state}: {recipe} seed {seed}: {status.detail}", file=sys.stderr)
-    print(f"{title}: {len(missing)} runs are not complete; what is there is rendered, the same make submits them again")
+    print(f"{title}: {len(missing)} runs are not complete; the table is rendered without them, the same make submits them again")
     make_table(name, profile, render_only=True, root=root)
     return 1
 
 
-def _table_what(name: str, profile: str, seeds: int) -> str:
+def _table_prefix(name: str, profile: str, seeds: int) -> str:
     return f"{profile}/{name}/seeds{seeds}/"
 
 
@@ -200,5 +192,5 @@ def _after(ids: Sequence[str]) -> str:
     return f", after {' '.join(ids)}" if ids else ""
 
 
-def _say(identity: str, what: str) -> None:
+def _print_job(identity: str, what: str) -> None:
     print(f"{identity:>8}  {what}", flush=True)

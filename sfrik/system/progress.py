@@ -1,8 +1,8 @@
-"""How far the work has come: a bar where someone looks at one, plain lines in a log, a file for `sfrik status`.
+"""Progress reporting: a bar on a screen, plain lines in a log, a file for `sfrik status`.
 
-A bar is drawn on a terminal and in JupyterLab. Headless (papermill, SLURM, a pipe) it would flood the log, so there a line
-a minute says the same. A worker of `sfrik.launch` has no screen: it hands its progress to the process that started it,
-which draws the bar.
+A bar is drawn on a terminal and in JupyterLab. Headless (papermill, SLURM, a pipe) it would flood the log, so a line per minute
+is printed instead. A worker of `sfrik.launch` has no screen: it sends its progress to the process that started it, which draws
+the bar.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ __all__ = ["Bar", "Progress", "duration", "track", "wants_bar"]
 
 Part = TypeVar("Part")
 
-BAR_SECONDS, STATE_SECONDS, LINE_SECONDS = 0.5, 5.0, 60.0  # least time between two of a kind
+BAR_SECONDS, STATE_SECONDS, LINE_SECONDS = 0.5, 5.0, 60.0  # shortest time between two updates
 
-progress_callback: Callable[[dict[str, Any]], None] | None = None  # set in a worker of sfrik.launch.launcher
+progress_callback: Callable[[dict[str, Any]], None] | None = None  # set in a worker of sfrik.launch
 
 
 def wants_bar() -> bool:
-    """Whether somebody watches: a terminal, JupyterLab, or the process that started this worker in one of them."""
+    """Whether to draw a bar: on a terminal, in JupyterLab, or in a worker whose caller is in one of them."""
     return "JPY_SESSION_NAME" in os.environ or "SFRIK_BAR" in os.environ or sys.stderr.isatty()
 
 
 class Bar:
-    """A tqdm bar that is told its absolute position; it appears with the first of them."""
+    """A tqdm bar set to absolute positions; it appears with the first one."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -42,7 +42,7 @@ class Bar:
         self._bar.update(done - self._bar.n)
 
     def write(self, text: str) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         if self._bar is None:
             print(text, flush=True)
         else:
@@ -54,24 +54,26 @@ class Bar:
 
 
 class Progress:
-    """The progress of one piece of work, told by the process of rank 0.
+    """The progress of one task.
 
     Args:
-        total: steps in all. done: steps that were there at the start, which the estimate of the time left leaves out.
-        save: called with the facts now and then, to write them down. show: whether to print and draw.
+        total: the number of steps.
+        done: steps that were done before, which the estimate of the time left excludes.
+        save: called every `STATE_SECONDS` with the facts as keyword arguments.
+        show: whether to print and draw; True on rank 0 only.
     """
 
     def __init__(self, total: int, done: int = 0, save: Callable[..., None] | None = None, show: bool = True) -> None:
         self.total, self.save, self.show = total, save, show
-        self._begun, self._first = time.monotonic(), done
+        self._started, self._first = time.monotonic(), done
         self._bar = Bar() if show and wants_bar() and progress_callback is None else None
-        self._last = {BAR_SECONDS: 0.0, STATE_SECONDS: 0.0, LINE_SECONDS: self._begun}
+        self._last = {BAR_SECONDS: 0.0, STATE_SECONDS: 0.0, LINE_SECONDS: self._started}
         self._drawn = False
 
     def step(self, done: int, describe: Callable[[], dict[str, Any]]) -> None:
-        """After a step. `describe` gives epoch, epochs and loss, or what is done; it is called only when something is told."""
+        """Report a step. `describe` returns epoch, epochs and loss, or `what`; it is called only when an update is due."""
         due = [every for every in self._last if self._due(every)] if self.show or self.save is not None else []
-        if self._drawn and done == self.total:  # a bar that is left before its end is drawn as one that failed
+        if self._drawn and done == self.total:  # tqdm draws a bar that is closed before its end as failed
             due.append(BAR_SECONDS)
         if not due:
             return
@@ -88,7 +90,7 @@ class Progress:
             print(f"{text}, step {done} of {self.total}, {duration(facts['seconds_left'])} left", flush=True)
 
     def write(self, text: str) -> None:
-        """A line for people."""
+        """Print a line, above the bar if there is one."""
         if self.show and self._bar is not None:
             self._bar.write(text)
         elif self.show:
@@ -107,11 +109,11 @@ class Progress:
 
     def _left(self, done: int) -> float:
         made = max(1, done - self._first)
-        return round((time.monotonic() - self._begun) / made * (self.total - done), 1)
+        return round((time.monotonic() - self._started) / made * (self.total - done), 1)
 
 
 def track(parts: Iterable[Part], total: int, what: str, show: bool = True) -> Iterator[Part]:
-    """The parts of a work, one after the other, `total` in all, while a bar or lines say how many are done and the time left."""
+    """Iterate over `total` parts, with a bar or lines that show how many are done and the time left."""
     progress = Progress(total, show=show)
     try:
         for done, part in enumerate(parts, 1):
@@ -122,7 +124,7 @@ def track(parts: Iterable[Part], total: int, what: str, show: bool = True) -> It
 
 
 def duration(seconds: float) -> str:
-    """A time in words: 45 s, 12 min, 3 h 20 min, 2 d 4 h.
+    """Format a time: 45 s, 12 min, 3 h 20 min, 2 d 4 h.
 
     >>> [duration(x) for x in (45, 719, 12000, 187200)]
     ['45 s', '12 min', '3 h 20 min', '2 d 4 h']

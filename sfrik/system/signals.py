@@ -1,7 +1,10 @@
-"""Stopping in good order: a signal sets a flag, and the work looks at it where it can save.
+"""Graceful shutdown on signals, and how long processes wait for each other.
 
-SLURM sends SIGUSR1 some time before a job's limit and SIGTERM when it preempts or cancels one; Jupyter's stop button and
-Ctrl-C send SIGINT. All three mean: save, then stop.
+A signal sets a flag, and the work checks the flag where it can save. SLURM sends SIGUSR1 some time before a job's limit, and
+SIGTERM when it preempts or cancels a job; Jupyter's stop button and Ctrl-C send SIGINT. All three mean: save, then stop.
+
+A process whose caller is gone, even by kill -9, stops in the same way: its stdin is a pipe of the caller, and the end of the pipe
+is a SIGTERM (`stop_at_end_of_stdin`). This needs no polling, and works on Linux, on macOS and through `srun`.
 """
 
 from __future__ import annotations
@@ -10,42 +13,69 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from sfrik.errors import Preempted
 
-__all__ = ["GRACE", "SIGNALS", "StopRequests", "place_reached", "stop", "stop_requests"]
+__all__ = [
+    "FAILURE_GRACE",
+    "GRACE",
+    "KERNEL_GRACE",
+    "KERNEL_REPLY",
+    "OUTPUT_GRACE",
+    "REPORT_GRACE",
+    "RUN_GRACE",
+    "SIGNALS",
+    "StopRequests",
+    "place_reached",
+    "stop",
+    "stop_at_end_of_stdin",
+    "stop_at_once",
+    "stop_requests",
+]
 
-GRACE = float(os.environ.get("SFRIK_GRACE", 30))  # seconds between asking a process to stop and ending it
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]  # Windows has no USR1
+
+# Seconds that one process waits for another. A process waits longer than those that it waits for may take; docs/faults.md has
+# the table: who waits, for what, and what follows.
+GRACE = float(os.environ.get("SFRIK_GRACE", 30))  # a worker that was asked to stop, which saves
+KERNEL_GRACE = GRACE + 5  # a kernel that was interrupted, which waits for its workers and then for their output
+RUN_GRACE = GRACE + 10  # a run that was asked to stop, which waits for its kernel and then writes its state
+REPORT_GRACE = 2.0  # the report of a worker that failed
+FAILURE_GRACE = 3.0  # the other workers, once one has failed: without it they cannot save
+OUTPUT_GRACE = 2.0  # the output of processes that the workers left behind
+KERNEL_REPLY = 20.0  # a kernel that empties its namespace between two notebooks
 
 
 class StopRequests:
-    """`number`: of the signal that asked to stop, 0 while there was none."""
+    """A request to stop. `number` is that of the first signal, 0 while there was none."""
 
     def __init__(self) -> None:
         self.number = 0
 
 
 def stop(number: int, where: str) -> None:
-    """Leave the work, once all is saved.
+    """Leave the work once everything is saved.
 
     Args:
-        number: of the signal, which this process or another one received. where: the place that was reached.
+        number: of the signal, which this process or another one received.
+        where: the place that was reached, for the message.
 
     Raises:
-        KeyboardInterrupt: the signal was SIGINT, which a person sends. Preempted: another one.
+        KeyboardInterrupt: the signal was SIGINT, which a person sends.
+        Preempted: it was another one.
     """
     name = signal.Signals(number).name
-    text = f"stopped by {name} ({where}); the same command goes on from there"
+    text = f"stopped by {name} ({where}); the same command resumes from there"
     raise KeyboardInterrupt(text) if name == "SIGINT" else Preempted(text)
 
 
 def place_reached(text: str) -> str:
-    """What `where` was in the text of an error that `stop` raised, which may have come as text from another process.
+    """The `where` in the message of an error that `stop` raised, possibly in another process.
 
-    >>> place_reached("stopped by SIGTERM (saved at epoch 3); the same command goes on from there")
+    >>> place_reached("stopped by SIGTERM (saved at epoch 3); the same command resumes from there")
     'saved at epoch 3'
     """
     found = re.search(r"stopped by \w+ \((.*)\); the same command", text)
@@ -54,23 +84,63 @@ def place_reached(text: str) -> str:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequests]:
-    """Within it SIGINT, SIGTERM and SIGUSR1 set a flag and nothing else; a second SIGINT interrupts at once.
+    """Within it SIGINT, SIGTERM and SIGUSR1 only set a flag; a second SIGINT interrupts at once.
 
-    Outside of the main thread, which alone receives signals, the flag stays unset.
+    Outside the main thread, the only one that receives signals, the flag stays unset.
     """
     requests = StopRequests()
 
-    def ask(number: int, frame) -> None:
+    def request(number: int, frame) -> None:
         if number == requests.number == signal.SIGINT:
             raise KeyboardInterrupt
         requests.number = requests.number or number
 
+    with _handlers(request, SIGNALS):
+        yield requests
+
+
+@contextmanager
+def stop_at_once() -> Iterator[None]:
+    """Within it SIGTERM and SIGUSR1 raise `Preempted`, as SIGINT raises KeyboardInterrupt: for work that has nothing to save."""
+
+    def leave(number: int, frame) -> None:
+        stop(number, "nothing new to save")
+
+    with _handlers(leave, [number for number in SIGNALS if number != signal.SIGINT]):
+        yield
+
+
+@contextmanager
+def _handlers(handler: Callable, numbers: list[int]) -> Iterator[None]:
+    """Handle signals within the context; does nothing outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
-        yield requests
+        yield
         return
-    previous = {number: signal.signal(number, ask) for number in SIGNALS}
+    previous = {number: signal.signal(number, handler) for number in numbers}
     try:
-        yield requests
+        yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not installed from Python
+        for number, before in previous.items():
+            signal.signal(number, signal.SIG_DFL if before is None else before)  # None: not installed from Python
+
+
+def stop_at_end_of_stdin(grace: float, prepare: Callable[[], None] | None = None) -> None:
+    """Send SIGTERM to this process when the caller, which holds the other end of stdin, is gone; end it `grace` seconds later.
+
+    A daemon thread reads stdin, so nothing else may.
+
+    Args:
+        prepare: called before the signal.
+    """
+
+    def watch() -> None:
+        with suppress(OSError):
+            while os.read(0, 1024):
+                pass
+        if prepare is not None:
+            prepare()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(grace)
+        os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,4 +1,4 @@
-"""Colours, where somebody looks at a terminal and nowhere else: not in pipes, files, or executed notebooks."""
+"""Coloured text, only on a terminal: not in pipes, files or executed notebooks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CODES = {"red": "31", "green": "32", "yellow": "33", "blue": "34", "bold": "1", 
 
 
 def wants_colour(stream: TextIO) -> bool:
-    """Whether a stream is shown in colour: a terminal that has colours, unless NO_COLOR is set; anywhere with FORCE_COLOR."""
+    """Whether to colour text for a stream: yes on a terminal with colours, unless NO_COLOR is set; always with FORCE_COLOR."""
     if os.environ.get("NO_COLOR"):
         return False
     if os.environ.get("FORCE_COLOR"):
@@ -21,5 +21,5 @@ def wants_colour(stream: TextIO) -> bool:
 
 
 def paint(text: str, colour: str, stream: TextIO | None = None) -> str:
-    """Text in a colour of `CODES` where the stream (stdout when None) shows it, else as it is."""
+    """Text in a colour of `CODES` if the stream (stdout when None) shows colours, else unchanged."""
     return f"\x1b[{CODES[colour]}m{text}\x1b[0m" if wants_colour(stream or sys.stdout) else text

@@ -398,7 +398,7 @@ def test_a_mistake_on_several_processes_ends_in_one_line_too(here, capsys, monke
     "text",
     [
         "rank 0 on host failed:\nTraceback (most recent call last):\n  File x\nRuntimeError: out of memory",
-        "rank 1 on host was ended by SIGKILL before it could say why; where nobody killed it, memory most likely ran out",
+        "rank 1 on host was ended by SIGKILL before it could report an error; where nobody killed it, memory most likely ran out",
     ],
 )
 def test_a_failure_of_a_worker_is_shown_as_the_worker_reported_it(here, capsys, monkeypatch, text):

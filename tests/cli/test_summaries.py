@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from sfrik.cli import main
-from sfrik.reproduce import table as campaign
+from sfrik.reproduce import run as run_module
+from sfrik.reproduce import table as table_module
 from sfrik.settings import run_folder
 from sfrik.system.files import write_json
 
@@ -195,7 +196,7 @@ def test_a_run_of_notebooks_ends_with_its_scores_their_place_and_the_table(here,
         folder.mkdir(parents=True)
         write_json(folder / "linear.json", {"protocol": "linear", "top1": 91.25, "images": 1000})
 
-    monkeypatch.setattr(campaign, "run_recipe", run)
+    monkeypatch.setattr(run_module, "run_recipe", run)
     lines = called(capsys, "run", "--recipe", RECIPE, "--exp-dir", "out").out.splitlines()
     assert lines == [
         "linear: top-1 91.25 %, 1000 images",
@@ -215,7 +216,7 @@ def test_a_table_ends_with_its_files_and_the_command_for_more_seeds(here, capsys
             path.write_text("method,q\nVICReg,64\n")
         return 0
 
-    monkeypatch.setattr(campaign, "make_table", make)
+    monkeypatch.setattr(table_module, "make_table", make)
     table = ["table", "table1", "--profile", "smoke", "--exp-dir", "out"]
     assert called(capsys, *table).out.splitlines() == [
         "table: out/smoke/tables/table1.md, .csv",

@@ -177,7 +177,7 @@ def test_workers_that_raise_or_are_killed_and_an_interrupt_end_the_cell_with_the
     assert f"rank 1 on {host} failed:" in fails["evalue"]
     assert "ValueError: the reason of the failure" in fails["evalue"]
     assert "launch_targets.py" in fails["evalue"], "with its traceback"
-    assert f"rank 1 on {host} was ended by SIGKILL before it could say why" in lost["evalue"]
+    assert f"rank 1 on {host} was ended by SIGKILL before it could report an error" in lost["evalue"]
     assert f"stopped by SIGINT (saved in {tmp_path / 'interrupted'} at epoch" in stopped["evalue"]
     assert raised.value.evalue == stopped["evalue"]
     assert_saved(tmp_path / "interrupted")
@@ -187,7 +187,7 @@ def test_a_killed_kernel_is_an_error_and_its_workers_save_and_end(tmp_path, monk
     monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
     write_notebook(tmp_path / "calls.ipynb", 'folder = ""', cell(TRAIN, "trained"))
     during = During(("killed", training(tmp_path / "trained"), lambda: kernel().kill(), everything))
-    with pytest.raises(SfrikError, match="its kernel was ended before it could say why"):
+    with pytest.raises(SfrikError, match="its kernel was killed before it could report an error"):
         execute("calls", {"folder": str(tmp_path)}, tmp_path / "out.ipynb")
     seen = time.time()
     during.outcome()
@@ -266,7 +266,7 @@ def assert_stopped(folder: Path, said: str, number: signal.Signals) -> None:
     """The command, the notebook and the run's state tell of one place, and a checkpoint is of it."""
     place = Checkpoints(folder).load()["place"]
     where = f"(saved in {folder} at epoch {place['epoch']}, step {place['step']} of 13)"
-    assert f"sfrik: stopped by {number.name} {where}; the same command goes on from there" in said
+    assert f"sfrik: stopped by {number.name} {where}; the same command resumes from there" in said
     last = errors(folder / "02_pretraining.partial.ipynb")[-1]
     assert last["ename"] == "KeyboardInterrupt", "the command interrupts its kernel, whichever signal it received"
     assert where in last["evalue"]

@@ -161,11 +161,12 @@ def test_reports_of_several_ranks_that_mix_are_told_apart_and_lines_stay_short()
     assert reports.result == ["x" * PIECE * 3]
 
 
-@pytest.mark.parametrize("module", ["collectives", "worker", "launch", "calls", "pretrain"])
-def test_no_pickle_passes_between_the_processes(module):
-    text = (ROOT / "sfrik" / f"{module}.py").read_text()
-    for name in ("broadcast_object_list", "all_gather_object", "gather_object", "scatter_object", "import pickle"):
-        assert name not in text
+def test_no_pickle_passes_between_the_processes():
+    paths = [path for room in ("launch", "ops", "pretrain") for path in (ROOT / "sfrik" / room).glob("*.py")]
+    assert {"worker.py", "remote_call.py", "collectives.py", "loop.py"} <= {path.name for path in paths}
+    for path in paths:
+        for name in ("broadcast_object_list", "all_gather_object", "gather_object", "scatter_object", "import pickle"):
+            assert name not in path.read_text(), path
 
 
 def test_a_process_that_does_not_know_the_token_is_no_member_of_the_group():

@@ -174,7 +174,7 @@ def test_three_processes_cut_by_each_signal_end_in_the_same_bytes_and_others_may
     assert cut["status"] == 2
     assert "Traceback" not in cut["said"]
     assert "rank 1 on" in cut["said"]
-    assert "was ended by SIGKILL before it could say why" in cut["said"]
+    assert "was ended by SIGKILL before it could report an error" in cut["said"]
     assert cut["to_end"] < REPORT
 
     Command(folder, RECIPE, 3).finish()

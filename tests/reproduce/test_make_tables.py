@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rendered import assert_cells_are_scores
 
-from sfrik.reproduce.table import last_attempt
+from sfrik.reproduce.run_log import last_attempt
 from sfrik.tables.collect import build_table
 from sfrik.tables.definitions import grids, rows_of
 

@@ -21,7 +21,8 @@ from PIL import Image
 
 from sfrik.errors import Preempted
 from sfrik.reproduce import notebooks
-from sfrik.reproduce.notebooks import Kernel, execute
+from sfrik.reproduce.kernel import Kernel
+from sfrik.reproduce.notebooks import execute
 from sfrik.tables.definitions import EXPERIMENTS
 
 pytest.importorskip("papermill", reason="comes with the extra notebooks")
@@ -136,10 +137,10 @@ def test_notebooks_of_one_kernel_know_nothing_of_each_other_and_a_kernel_that_is
 
 def test_the_default_type_that_a_notebook_sets_is_not_that_of_the_next():
     code = (
-        "from IPython.core.interactiveshell import InteractiveShell; from sfrik.reproduce.notebooks import FORGET\n"
+        "from IPython.core.interactiveshell import InteractiveShell; from sfrik.reproduce.kernel import RESET\n"
         "shell = InteractiveShell.instance()\n"
         "before, after = 'import torch; torch.set_default_dtype(torch.float64)', 'import torch; print(torch.zeros(1).dtype)'\n"
-        "for cell in (before, FORGET, after):\n"
+        "for cell in (before, RESET, after):\n"
         "    shell.run_cell(cell).raise_error()"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -180,6 +181,6 @@ def test_the_links_of_a_copy_lead_from_where_it_lies_and_to_the_copies_beside_it
 
 
 def test_the_command_line_and_the_campaign_wait_for_no_pytorch():
-    modules = "sys, sfrik.cli, sfrik.reproduce.table, sfrik.reproduce.status"
+    modules = "sys, sfrik.cli, sfrik.reproduce, sfrik.launch"
     code = f"import {modules}; print([name for name in ('torch', 'pandas') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -12,22 +12,24 @@ import threading
 from pathlib import Path
 
 import pytest
+from slurm_jobs import submit_runs
 
 from sfrik.cli import main
 from sfrik.errors import SfrikError
 from sfrik.launch import slurm
 from sfrik.launch.slurm import Job, Layout, Site, job_name, queued_jobs, read_site, submit
-from sfrik.reproduce import submit as slurm_table
+from sfrik.reproduce import submit as submit_module
+from sfrik.reproduce.stages import PlannedRun
 from sfrik.reproduce.status import needed_runs, run_status, tables_status
-from sfrik.reproduce.submit import submit_runs, submit_table
+from sfrik.reproduce.submit import submit_table
 from sfrik.runs.folder import Run
 from sfrik.settings import run_folder
 from sfrik.system.locks import folder_lock
 
 CHECKOUT = Path(__file__).parents[2]
 SCRIPT = CHECKOUT / "sfrik" / "launch" / "job.sh"
-RUN = ("smoke/sfrik_l3_q64", 0, ("pretrain", "linear", "knn"))
-UNTRAINED = ("smoke/random_weights", 0, ("pretrain", "linear", "knn"))
+RUN = PlannedRun("smoke/sfrik_l3_q64", 0, ("pretrain", "linear", "knn"))
+UNTRAINED = PlannedRun("smoke/random_weights", 0, ("pretrain", "linear", "knn"))
 
 # Each stands for a command of SLURM: sbatch puts the job into a file that squeue prints, and each writes down its arguments.
 FAKES = {
@@ -107,7 +109,7 @@ def finished(monkeypatch):
     """The runs and stages that count as done, in place of notebooks that were executed."""
     done: set[tuple[str, str]] = set()
     there = lambda recipe, seed, root, stages: [s for s in stages if (recipe, s) not in done]  # noqa: E731
-    monkeypatch.setattr(slurm_table, "missing_stages", there)
+    monkeypatch.setattr(submit_module, "missing_stages", there)
     monkeypatch.setattr("sfrik.reproduce.status.missing_stages", there)
     return done
 
@@ -200,7 +202,7 @@ def test_another_clones_jobs_are_not_taken_for_ours(cluster, root, tmp_path):
 
 def test_a_second_table_uses_the_pretraining_of_the_first_and_adds_what_is_its_own(cluster, root):
     submit_runs([RUN], Layout(), Site(), root)
-    ids = submit_runs([(RUN[0], 0, ("pretrain", "linear", "semi", "knn"))], Layout(), Site(), root)
+    ids = submit_runs([PlannedRun(RUN.recipe, 0, ("pretrain", "linear", "semi", "knn"))], Layout(), Site(), root)
     assert cluster.names[2:] == ["smoke/sfrik_l3_q64/seed0/semi"]
     # after the pretraining went well, and not beside the other evaluations of the same folder
     assert cluster.option(cluster.jobs[2], "dependency") == "afterok:1,afterany:2"
@@ -279,7 +281,7 @@ def test_table9_submits_the_choices_when_the_grids_are_there_and_renders_after_t
     chosen = {"vicreg": "smoke/tune_vicreg_5", "sfrik": "smoke/tune_sfrik_128"}
     monkeypatch.setattr("sfrik.reproduce.table.write_choices", lambda profile, root: chosen)
     rendered = []
-    monkeypatch.setattr(slurm_table, "make_table", lambda name, *args, **kwargs: rendered.append(name) or 0)
+    monkeypatch.setattr(submit_module, "make_table", lambda name, *args, **kwargs: rendered.append(name) or 0)
     submit_table("table9", "smoke", 1, Layout(), Site(), root)
     assert sum("tune_" in name for name in cluster.names) == 8
     assert cluster.jobs[-1][cluster.jobs[-1].index("--part") + 1] == "1"
@@ -298,7 +300,7 @@ def test_table9_submits_the_choices_when_the_grids_are_there_and_renders_after_t
 
 def test_the_last_job_of_a_table_never_submits_what_failed_and_says_why(cluster, root, finished, monkeypatch, capsys):
     rendered = []
-    monkeypatch.setattr(slurm_table, "make_table", lambda *args, **kwargs: rendered.append(kwargs["render_only"]))
+    monkeypatch.setattr(submit_module, "make_table", lambda *args, **kwargs: rendered.append(kwargs["render_only"]))
     finished |= {(recipe, stage) for (recipe, _), stages in needed_runs(["table1"], "smoke", 1, root).items() for stage in stages}
     finished -= {("smoke/simclr_q64", stage) for stage in ("pretrain", "linear", "knn")}
     Run(run_folder("smoke/simclr_q64", 0, root)).update_status("failed", stage="pretrain", error="no images")
@@ -310,7 +312,7 @@ def test_the_last_job_of_a_table_never_submits_what_failed_and_says_why(cluster,
 
 def test_a_table_that_is_complete_is_rendered_here_unless_a_job_will(cluster, root, finished, monkeypatch, capsys):
     rendered = []
-    monkeypatch.setattr(slurm_table, "make_table", lambda name, *args, **kwargs: rendered.append(name) or 0)
+    monkeypatch.setattr(submit_module, "make_table", lambda name, *args, **kwargs: rendered.append(name) or 0)
     submit_table("table8", "smoke", 1, Layout(), Site(), root)
     finished |= {(recipe, stage) for (recipe, _), stages in needed_runs(["table8"], "smoke", 1, root).items() for stage in stages}
     table = str(len(cluster.jobs))
@@ -516,7 +518,7 @@ def test_a_run_of_this_machine_is_running_while_its_process_holds_the_lock_and_s
 
 def test_a_preempted_run_says_whether_a_job_goes_on(cluster, root, run, monkeypatch):
     run.update_status("preempted", stage="pretrain", epoch=1, epochs=2)
-    assert (status(root).state, status(root).detail) == ("preempted", "pretrain: epoch 2/2; the same command goes on")
+    assert (status(root).state, status(root).detail) == ("preempted", "pretrain: epoch 2/2; the same command resumes")
     submit_runs([RUN], Layout(), Site(), root)
     assert status(root).state == "queued", "another job than the one that stopped"
     monkeypatch.setenv("SLURM_JOB_ID", "1")

@@ -19,10 +19,11 @@ from typing import Any
 
 import pytest
 from rendered import assert_cells_are_scores
+from slurm_jobs import submit_runs
 
 from sfrik.launch.slurm import Layout, Site, queued_jobs
+from sfrik.reproduce.stages import PlannedRun
 from sfrik.reproduce.status import RunStatus, run_status
-from sfrik.reproduce.submit import submit_runs
 from sfrik.runs.folder import Run
 from sfrik.settings import run_folder
 from sfrik.tables.definitions import rows_of
@@ -134,7 +135,7 @@ def status(root: Path) -> RunStatus:
 
 
 def pretraining(root: Path, **site) -> str:
-    (job,) = submit_runs([(RECIPE, 0, ("pretrain",))], LAYOUT, Site(**site), root)
+    (job,) = submit_runs([PlannedRun(RECIPE, 0, ("pretrain",))], LAYOUT, Site(**site), root)
     return job
 
 
@@ -150,7 +151,7 @@ def log(root: Path) -> str:
 def undisturbed(tmp_path_factory):
     """A results folder in which the run was trained and evaluated without a break."""
     root = tmp_path_factory.mktemp("undisturbed")
-    jobs = submit_runs([(RECIPE, 0, STAGES)], LAYOUT, Site(), root)
+    jobs = submit_runs([PlannedRun(RECIPE, 0, STAGES)], LAYOUT, Site(), root)
     for job in jobs:
         assert wait_for(lambda job=job: ended(job), 240, f"job {job}") == "COMPLETED", log(root)
     return root

@@ -14,9 +14,10 @@ import pytest
 
 from sfrik.cli import main
 from sfrik.errors import SfrikError
-from sfrik.reproduce import table as campaign
+from sfrik.reproduce import local, stages
+from sfrik.reproduce.run_log import error_summary
 from sfrik.reproduce.status import run_status, tables_status
-from sfrik.reproduce.table import one_line, write_choices
+from sfrik.reproduce.table import write_choices
 from sfrik.runs.folder import Run
 from sfrik.settings import Settings, load_recipe, run_folder
 from sfrik.system import files
@@ -32,16 +33,16 @@ WEIGHTS = (2).to_bytes(8, "little") + b"{}"  # a safetensors file without tensor
 SHA = hashlib.sha256(WEIGHTS).hexdigest()
 
 
-def finished_run(root, recipe, seed=0, stages=STAGES):
+def finished_run(root, recipe, seed=0, names=STAGES):
     """A run of which every stage counts as done: its records, its scores, weights, empty notebooks."""
     run = Run(run_folder(recipe, seed, root))
     run.folder.mkdir(parents=True)
     run.backbone.write_bytes(WEIGHTS)
     write_json(run.folder / "settings.json", {"version": 1, "hash": "", "settings": {}})
     write_json(run.folder / "provenance.json", {"version": 1, "commit": "abc", "weights": {run.backbone.name: SHA}})
-    for stage in stages:
-        (run.folder / campaign.STAGES[stage].copy).write_text("{}")
-        for name, settings in campaign._scores_of(recipe, seed, stage):
+    for stage in names:
+        (run.folder / stages.STAGES[stage].copy).write_text("{}")
+        for name, settings in stages.stage_scores(recipe, seed, stage):
             score = {"protocol": name, "top1": 50.0, "top1_at": {"20": 50.0}, "backbone_sha256": SHA}
             write_json(run.folder / f"{name}.json", {**score, "settings_hash": settings.hash()})
     return run
@@ -200,7 +201,7 @@ def test_the_listing_hashes_no_weights_reads_few_files_and_checks_a_recipe_once(
     monkeypatch.setattr(files, "read_bytes", lambda path: read.append(path) or read_bytes(path))
     monkeypatch.setattr(Settings, "parse", classmethod(lambda kind, *given: parsed.append(kind) or parse(kind, *given)))
     monkeypatch.setattr("sfrik.runs.cached.file_hash", lambda path: pytest.fail(f"{path} is hashed"))
-    campaign._parsed.cache_clear()
+    stages._parsed.cache_clear()
     load_recipe.cache_clear() if hasattr(load_recipe, "cache_clear") else None
     found, _ = tables_status(["table1"], "smoke", len(seeds), tmp_path)
     assert {status.state for status in found} == {"done"}
@@ -257,7 +258,7 @@ def test_tables_pages_claims_and_choices_name_the_broken_file(root, tmp_path, wa
         "smoke/tune_sfrik_128/seed0/linear_tune.json": lambda: write_choices("smoke", root),
     }
     for recipe in grids("smoke")["vicreg"]:
-        finished_run(root, recipe, stages=("pretrain", "tune"))
+        finished_run(root, recipe, names=("pretrain", "tune"))
     for name, read in cases.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -322,7 +323,7 @@ def test_costs_and_epochs_that_are_no_numbers_are_no_cells_of_a_table(root):
     ],
 )
 def test_a_failure_is_told_in_one_line_that_names_the_exception(text, line):
-    assert one_line(text) == line
+    assert error_summary(text) == line
 
 
 def child(folder, log, code=2, state=None):
@@ -335,7 +336,7 @@ def child(folder, log, code=2, state=None):
     if state:
         write_json(folder / "state.json", {"pid": process.pid, **state})
     begins = len(before) + len("--- sfrik run, this one ---\n")
-    return campaign._Child(RECIPE, 0, STAGES, process, folder / "run.log", 0.0, begins)
+    return local.RunProcess(stages.PlannedRun(RECIPE, 0, STAGES), process, folder / "run.log", 0.0, begins)
 
 
 TRACE = 'Traceback (most recent call last):\n  File "a.py", line 3, in f\nRuntimeError: boom\n'
@@ -362,7 +363,7 @@ TRACE = 'Traceback (most recent call last):\n  File "a.py", line 3, in f\nRuntim
 )
 def test_the_reason_of_a_failed_run_is_of_its_own_attempt_and_one_line(tmp_path, log, code, state, reason):
     root = tmp_path / "results"
-    scores, found = campaign._outcome(child(run_folder(RECIPE, 0, root), log, code, state), root)
+    scores, found = local._outcome(child(run_folder(RECIPE, 0, root), log, code, state), root)
     assert scores == ""
     assert reason in found
     assert "an old one" not in found
@@ -372,7 +373,7 @@ def test_the_reason_of_a_failed_run_is_of_its_own_attempt_and_one_line(tmp_path,
 def test_a_run_that_ended_well_with_a_broken_score_is_reported_as_failed(root):
     folder = run_folder(RECIPE, 0, root)
     (folder / "linear.json").write_text("")
-    assert campaign._outcome(child(folder, "", 0), root) == (
+    assert local._outcome(child(folder, "", 0), root) == (
         "",
         f"{folder / 'linear.json'} is not valid JSON (it is empty): move it away and run again",
     )

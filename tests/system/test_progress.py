@@ -14,7 +14,8 @@ from sfrik.evaluate.knn import scores_by_k
 from sfrik.evaluate.logistic import logistic_sgd
 from sfrik.evaluate.protocols import evaluate
 from sfrik.pretrain.loop import pretrain
-from sfrik.reproduce import table as campaign
+from sfrik.reproduce import local
+from sfrik.reproduce.stages import PlannedRun
 from sfrik.settings import EvaluateSettings, FeatureSettings, PretrainSettings
 from sfrik.system import progress
 
@@ -99,12 +100,12 @@ def test_a_table_tells_the_run_of_how_many_and_the_time_left(tmp_path, monkeypat
         def wait(self, timeout):
             pass
 
-    def start(recipe, seed, stages, where):
-        return campaign._Child(recipe, seed, stages, Done(), tmp_path / "run.log", campaign.time.monotonic())
+    def start(run, root, jobs, data_dir):
+        return local.RunProcess(run, Done(), tmp_path / "run.log", time.monotonic())
 
-    monkeypatch.setattr(campaign, "_start", start)
-    runs = [("smoke/a", seed, ("linear",)) for seed in range(3)]
-    assert campaign._side_by_side(runs, campaign.Where(tmp_path, 1, "")) == []
+    monkeypatch.setattr(local, "_start", start)
+    runs = [PlannedRun("smoke/a", seed, ("linear",)) for seed in range(3)]
+    assert local.run_side_by_side(runs, tmp_path, 1) == []
     found = lines(capsys)
     assert re.fullmatch(r"\[1/3\] smoke/a seed 0: done, \d+ s; about \d+ s left", found[0])
     assert found[-1].startswith("[3/3]")

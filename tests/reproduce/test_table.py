@@ -11,8 +11,12 @@ from sfrik.cost.measure import hardware
 from sfrik.errors import Preempted, SfrikError
 from sfrik.evaluate.protocols import evaluate
 from sfrik.pretrain.loop import pretrain
-from sfrik.reproduce import table as campaign
-from sfrik.reproduce.table import missing_stages, render_all, run_recipe, write_choices
+from sfrik.reproduce import run as run_module
+from sfrik.reproduce import table as table_module
+from sfrik.reproduce.local import run_side_by_side
+from sfrik.reproduce.run import run_recipe
+from sfrik.reproduce.stages import PlannedRun, missing_stages
+from sfrik.reproduce.table import render_all, write_choices
 from sfrik.runs.folder import Run
 from sfrik.settings import EvaluateSettings, PretrainSettings, run_folder
 from sfrik.system.devices import pick_device
@@ -87,16 +91,16 @@ def test_rendering_all_tables_of_nothing_says_what_to_do(tmp_path):
 
 def test_a_cost_that_was_measured_on_other_hardware_is_measured_again(tmp_path, monkeypatch):
     executed = []
-    monkeypatch.setattr(campaign, "execute", lambda *arguments: executed.append(arguments[1]["table"]))
+    monkeypatch.setattr(table_module, "execute", lambda *arguments: executed.append(arguments[1]["table"]))
     folder = run_folder("smoke/complexity", 0, tmp_path)
     folder.mkdir(parents=True)
     (folder / "06_complexity_table5.ipynb").write_text("{}")
     rows = {row.entry: {} for row in experiment("table5", "smoke").rows("smoke")}
     write_json(folder / "table5.json", {**rows, "hardware": hardware(pick_device("auto"))})
-    campaign._measure_complexity("table5", "smoke", 0, tmp_path)
+    table_module._measure_costs("table5", "smoke", 0, tmp_path)
     assert executed == []
     write_json(folder / "table5.json", {**rows, "hardware": "cuda: another"})
-    campaign._measure_complexity("table5", "smoke", 0, tmp_path)
+    table_module._measure_costs("table5", "smoke", 0, tmp_path)
     assert executed == ["table5"]
 
 
@@ -114,7 +118,7 @@ def test_the_state_of_a_run_that_fails_says_why_whatever_the_error(tmp_path, mon
     def fails(*arguments):
         raise error
 
-    monkeypatch.setattr(campaign, "execute", fails)
+    monkeypatch.setattr(run_module, "execute", fails)
     with pytest.raises(type(error)):
         run_recipe("smoke/sfrik_l3_q64", 0, tmp_path, ("pretrain",))
     state = Run(tmp_path / "smoke" / "sfrik_l3_q64" / "seed0").state()
@@ -128,12 +132,12 @@ def test_runs_whose_log_cannot_be_written_fail_and_the_others_go_on(tmp_path):
     third = tmp_path / "smoke" / "sfrik_l3_q64" / "seed0"
     third.mkdir(parents=True)
     os.mkfifo(third / "run.log")
-    runs = [(f"smoke/{name}", 0, ("pretrain",)) for name in ("random_weights", "raw_pixels", "sfrik_l3_q64")]
-    failed = campaign._side_by_side(runs, campaign.Where(tmp_path, 1, ""))
-    assert [recipe for recipe, _, _ in failed] == [recipe for recipe, _, _ in runs]
-    assert "run.log is a folder" in failed[0][2]
-    assert "raw_pixels" in failed[1][2]
-    assert "run.log is a FIFO" in failed[2][2]
+    runs = [PlannedRun(f"smoke/{name}", 0, ("pretrain",)) for name in ("random_weights", "raw_pixels", "sfrik_l3_q64")]
+    failed = run_side_by_side(runs, tmp_path, 1)
+    assert [run for run, _ in failed] == runs
+    assert "run.log is a folder" in failed[0][1]
+    assert "raw_pixels" in failed[1][1]
+    assert "run.log is a FIFO" in failed[2][1]
 
 
 @pytest.mark.parametrize("done", [False, True])
@@ -143,10 +147,10 @@ def test_a_run_that_is_stopped_says_where_unless_all_is_done(tmp_path, monkeypat
     def stopped(*arguments):
         run.update_status("running", stage="pretrain", epoch=3)
         if done:
-            monkeypatch.setattr(campaign, "missing_stages", lambda *arguments: [])
-        raise Preempted("stopped by SIGTERM (somewhere); the same command goes on from there")
+            monkeypatch.setattr(run_module, "missing_stages", lambda *arguments: [])
+        raise Preempted("stopped by SIGTERM (somewhere); the same command resumes from there")
 
-    monkeypatch.setattr(campaign, "execute", stopped)
+    monkeypatch.setattr(run_module, "execute", stopped)
     with pytest.raises(Preempted):
         run_recipe("smoke/sfrik_l3_q64", 0, tmp_path, ("pretrain",))
     said = run.state()

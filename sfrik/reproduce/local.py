@@ -1,0 +1,163 @@
+"""Runs of a table on this machine: processes of `sfrik run`, several at a time.
+
+On a CPU as many run side by side as there are cores, with one thread each: small networks gain little from a second thread.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sfrik.errors import SfrikError
+from sfrik.reproduce.run import STOP_AT_END_OF_STDIN
+from sfrik.reproduce.run_log import attempt_header, error_summary, reported_error
+from sfrik.reproduce.stages import PlannedRun, existing_scores
+from sfrik.runs.folder import Run
+from sfrik.runs.provenance import now
+from sfrik.settings import run_folder
+from sfrik.system.devices import cores
+from sfrik.system.files import check_regular, make_folder, write_error
+from sfrik.system.progress import duration
+from sfrik.system.signals import RUN_GRACE
+
+__all__ = ["default_jobs", "run_side_by_side"]
+
+
+@dataclass
+class RunProcess:
+    """A process that executes the notebooks of a run.
+
+    Attributes:
+        started: the time of `time.monotonic`.
+        log_start: bytes of the log before this attempt.
+    """
+
+    run: PlannedRun
+    process: subprocess.Popen
+    log: Path
+    started: float
+    log_start: int = 0
+
+
+def default_jobs() -> int:
+    """How many runs go side by side: the number of cores, or one with a GPU."""
+    import torch  # here, since a table that is finished does without
+
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        return 1
+    return max(1, cores())
+
+
+def run_side_by_side(runs: Sequence[PlannedRun], root: str | Path, jobs: int, data_dir: str = "") -> list[tuple[PlannedRun, str]]:
+    """Execute the runs in processes, `jobs` at a time, and print the progress.
+
+    Args:
+        data_dir: the folder of the images; the recipe's when empty.
+
+    Returns:
+        The runs that failed, each with the reason.
+    """
+    waiting, running = list(runs), []
+    failed: list[tuple[PlannedRun, str]] = []
+    durations: list[float] = []  # seconds
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                run = waiting.pop(0)
+                try:
+                    running.append(_start(run, root, jobs, data_dir))
+                except SfrikError as error:  # its folder or its log cannot be written; those of other runs may be
+                    failed.append((run, str(error)))
+            time.sleep(0.2)
+            for ended in [process for process in running if process.process.poll() is not None]:
+                running.remove(ended)
+                done = len(runs) - len(waiting) - len(running)
+                title = f"[{done}/{len(runs)}] {ended.run.recipe} seed {ended.run.seed}"
+                scores, reason = _outcome(ended, root)
+                if reason:
+                    failed.append((ended.run, reason))
+                    print(f"{title}: failed", flush=True)
+                    continue
+                durations.append(time.monotonic() - ended.started)
+                # those that run are half done on average
+                ahead = (len(waiting) + len(running) / 2) / max(1, min(jobs, len(runs) - done))
+                left = sum(durations) / len(durations) * ahead
+                print(f"{title}: {scores}, {duration(durations[-1])}; about {duration(left)} left", flush=True)
+    finally:
+        _stop(running)
+    return failed
+
+
+def _start(run: PlannedRun, root: str | Path, jobs: int, data_dir: str) -> RunProcess:
+    folder = run_folder(run.recipe, run.seed, root)
+    make_folder(folder)
+    log = folder / "run.log"
+    command = ["run", "--recipe", run.recipe, "--seed", str(run.seed)]
+    places = ["--exp-dir", str(root), "--stages", *run.stages, *(["--data-dir", data_dir] if data_dir else [])]
+    threads = str(max(1, cores() // jobs))
+    environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **os.environ, STOP_AT_END_OF_STDIN: "1"}
+    try:
+        if Run(folder).is_locked():
+            print(f"{run.recipe} seed {run.seed}: waiting for another process that works on it", flush=True)
+        if log.exists():
+            check_regular(log)
+        with log.open("a", encoding="utf-8") as file:  # what an earlier attempt, or another process, wrote is kept
+            file.write(attempt_header(" ".join(["sfrik", *command]), now()))
+            file.flush()
+            process = subprocess.Popen(
+                [sys.executable, "-m", "sfrik", *command, *places],
+                env=environment,
+                stdin=subprocess.PIPE,  # nothing is written: it ends when this process does, and the run then stops
+                stdout=file,
+                stderr=file,
+                start_new_session=True,  # Ctrl-C reaches only this process, which then stops its runs
+            )
+            return RunProcess(run, process, log, time.monotonic(), file.tell())
+    except OSError as error:
+        raise write_error(log, error) from None
+
+
+def _stop(running: Sequence[RunProcess]) -> None:
+    """Ask the processes to stop, wait for them, then end those that are left."""
+    for child in running:
+        child.process.terminate()
+    deadline = time.monotonic() + RUN_GRACE
+    for child in running:
+        try:
+            child.process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.process.kill()
+
+
+def _outcome(ended: RunProcess, root: str | Path) -> tuple[str, str]:
+    """The top-1 accuracies of a process that has ended, and in one line why it failed; empty if it did not."""
+    if ended.process.returncode:
+        return "", _failure(ended, root)
+    try:
+        scores = existing_scores(ended.run.recipe, ended.run.seed, root, ended.run.stages)
+    except SfrikError as error:
+        return "", str(error)
+    accuracies = [f"{name} {score['top1']:.1f} %" for name, score in scores.items() if score.get("top1") is not None]
+    return ", ".join(accuracies) or "done", ""
+
+
+def _failure(ended: RunProcess, root: str | Path) -> str:
+    """Why a process failed: from state.json, else from its log, else its exit status."""
+    state = Run(run_folder(ended.run.recipe, ended.run.seed, root)).state() or {}
+    if state.get("state") == "failed" and state.get("pid") == ended.process.pid:
+        return error_summary(state.get("error", ""))
+    code = ended.process.returncode
+    how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+    try:
+        with ended.log.open("rb") as file:
+            file.seek(ended.log_start)
+            output = file.read().decode(errors="replace")
+    except OSError as error:
+        return f"{how}; its log cannot be read: {error}"
+    return reported_error(output) or f"{how}, and {ended.log} gives no reason"
