@@ -62,7 +62,7 @@ def view_grid(
     rows: Sequence[Sequence[Any]],
     titles: Sequence[str],
     notes: Sequence[Sequence[str]] | None = None,
-    right: Sequence[Sequence[bool | None]] | None = None,
+    correct: Sequence[Sequence[bool | None]] | None = None,
     side: float = 0.6,
     dataset: str = "imagenet",
 ) -> Figure:
@@ -72,11 +72,11 @@ def view_grid(
         rows: PIL images, arrays [h, w] or [h, w, 3], tensors [c, h, w] of bytes, or normalised views (float tensors).
         titles: the title of each row.
         notes: a text below each image.
-        right: whether each image is correct, shown by its frame and a mark; None for neither.
+        correct: whether each image is correct, shown by its frame and a mark; None for neither.
         side: of an image, in inches.
         dataset: the data set whose mean and standard deviation normalised the views; the normalisation is undone.
     """
-    columns, below = max(len(row) for row in rows), _lines(notes)
+    columns, below = max(len(row) for row in rows), _max_lines(notes)
     figure, axes = plt.subplots(
         len(rows),
         columns,
@@ -92,7 +92,7 @@ def view_grid(
         axes[y, 0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
         for x, image in enumerate(row):
             axes[y, x].imshow(_displayable(image, dataset), cmap="gray", interpolation="nearest", vmin=0, vmax=1)
-            _mark(axes[y, x], notes[y][x] if notes else "", right[y][x] if right else None)
+            _mark(axes[y, x], notes[y][x] if notes else "", correct[y][x] if correct else None)
     return figure
 
 
@@ -100,7 +100,7 @@ def image_sheet(
     images: Images,
     indices: Sequence[int],
     notes: Sequence[str],
-    right: Sequence[bool | None] | None = None,
+    correct: Sequence[bool | None] | None = None,
     columns: int = 8,
     side: float = 1.0,
 ) -> Figure:
@@ -114,7 +114,7 @@ def image_sheet(
         return [values[low : low + columns] for low in range(0, len(values), columns)]
 
     thumbnails = rows([thumbnail(images, int(i)) for i in indices])
-    return view_grid(thumbnails, [""] * len(thumbnails), rows(notes), None if right is None else rows(right), side)
+    return view_grid(thumbnails, [""] * len(thumbnails), rows(notes), None if correct is None else rows(correct), side)
 
 
 def neighbour_grid(queries: Images, bank: Images, shown: Sequence[int], near: Sequence[Sequence[int]]) -> Figure:
@@ -126,14 +126,14 @@ def neighbour_grid(queries: Images, bank: Images, shown: Sequence[int], near: Se
         shown: indices in `queries`.
         near: for each of them, the indices of its neighbours in `bank`.
     """
-    rows, titles, notes, right = [], [], [], []
+    rows, titles, notes, correct = [], [], [], []
     for query, neighbours in zip(shown, near, strict=True):
         label, others = int(queries.targets[query]), [int(bank.targets[int(i)]) for i in neighbours]
         rows.append([thumbnail(queries, int(query)), *(thumbnail(bank, int(i)) for i in neighbours)])
         titles.append(f"class {_name(queries, label)}")
         notes.append(["", *(_name(bank, other) for other in others)])
-        right.append([None, *(other == label for other in others)])
-    return view_grid(rows, titles, notes, right, side=0.9)
+        correct.append([None, *(other == label for other in others)])
+    return view_grid(rows, titles, notes, correct, side=0.9)
 
 
 def most_confused(counts: np.ndarray, most: int = 20) -> np.ndarray:
@@ -182,16 +182,16 @@ def _name(images: Images, label: int) -> str:
     return str(images.classes[label]) if images.classes else str(label)
 
 
-def _lines(notes: Sequence[Sequence[str]] | None) -> int:
+def _max_lines(notes: Sequence[Sequence[str]] | None) -> int:
     """The number of lines of the longest note."""
     return max((text.count("\n") + 1 for row in notes for text in row), default=0) if notes else 0
 
 
-def _mark(axis: Axes, note: str, right: bool | None) -> None:
-    mark = "" if right is None else MARKS[bool(right)]
+def _mark(axis: Axes, note: str, correct: bool | None) -> None:
+    mark = "" if correct is None else MARKS[bool(correct)]
     axis.set_xlabel(f"{note} {mark}".strip(), fontsize=8, labelpad=2)
-    if right is not None:
-        axis.spines[:].set(visible=True, **FRAMES[bool(right)])
+    if correct is not None:
+        axis.spines[:].set(visible=True, **FRAMES[bool(correct)])
 
 
 def _displayable(image: Any, dataset: str) -> np.ndarray:

@@ -209,7 +209,7 @@ def test_a_table_is_written_in_three_formats_with_the_same_content(root):
     assert sorted(path.name for path in folder.iterdir()) == ["table1.csv", "table1.md", "table1.tex"]
     for suffix, render in (("csv", as_csv), ("md", as_markdown), ("tex", as_latex)):
         assert (folder / f"table1.{suffix}").read_text() == render(table)
-    assert as_csv(build_table("table1", "digits", root)) == as_csv(table), "a table is a function of the scores alone"
+    assert as_csv(build_table("table1", "digits", root)) == as_csv(table), "a table depends only on the scores"
 
 
 def test_the_markdown_links_to_the_runs_and_to_the_pages_of_the_recipes(root):
@@ -220,7 +220,7 @@ def test_the_markdown_links_to_the_runs_and_to_the_pages_of_the_recipes(root):
     pages = [link for link in links if link.endswith("README.md")]
     assert len(links) - len(pages) == 5
     assert all((path.parent / link).is_dir() for link in links if link not in pages)
-    assert len(pages) == 7, "one for each number that was measured"
+    assert len(pages) == 7, "one link per measured number"
     assert all((path.parent / page).is_file() for page in pages)
 
 
