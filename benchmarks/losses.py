@@ -136,7 +136,7 @@ def low_precision(device: torch.device, rounds: int, divide: int) -> dict[str, A
     kernel, gradient = RotationInvariantKernel((1.0, 40.0, 40.0), q), torch.zeros(n, q, device=device)
     rows = {"bfloat16": z, "float32": z.float()}
     mmd = MMD(kernel, low_precision=True)
-    calls = {name: lambda r=r: mmd.parts([r], [n], [gradient], 1.0) for name, r in rows.items()}
+    calls = {name: lambda r=r: mmd.partial_values([r], [n], [gradient], 1.0) for name, r in rows.items()}
     times = in_turns(calls, device, rounds)
     what = f"MMD of bfloat16 products, n={n} q={q}"
     return {"what": what, "against": "float32 products", "unit": "times as fast", **of(times, "float32", "bfloat16")}

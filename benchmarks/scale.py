@@ -3,7 +3,7 @@
 `communication.py` counts the same on processes of this machine, and prints `calculated_tables` with --calculate; they stand
 in docs/scale.md. "original" is SFRIK in the way of the authors' code: every process gathers all rows, computes the full Gram
 matrix by autograd, and sums the gathered gradient over all processes. All processes have the same number of rows, and the
-objectives are told so (`equal_rows`), as in pretraining.
+objectives are built with `equal_rows=True`, as in pretraining.
 
 Legend: n rows over all processes, q dimension of the embeddings, N processes, V views, M random directions, L degree.
 """
@@ -98,8 +98,8 @@ def memory(method: str, n: int, q: int, processes: int, half: bool = False, devi
         forward = FLOAT * (rows + everything + max(rows, beside))
     elif not by_rows(method, n, q):  # normalised rows, gradient, two copies of the matrix of each view
         forward = FLOAT * (2 * rows + 4 * q * (q + 1))
-    elif method == "AUH":  # normalised rows, gradient, gathered rows, and: the difference of the views, or slopes and tiles
-        forward = FLOAT * (2 * rows + everything) + max(FLOAT * own * q, _tiles(own, n, q, 1, device))
+    elif method == "AUH":  # normalised rows, gradient, gathered rows, slopes and tiles; before the gradient what is sent
+        forward = FLOAT * (2 * rows + everything) + _tiles(own, n, q, 1, device)
     else:  # normalised rows, gradient, gathered rows, and: what is sent, or slopes and tiles
         forward = FLOAT * 2 * rows + size * everything + (size * rows if half else 0)
         forward += max(size * rows, _tiles(own, n, q, 3, device, half))

@@ -69,7 +69,7 @@ def quality(n: int, q: int, slices: int, law: str, weights: tuple[float, ...], d
 def value_and_gradient(estimate: MMD | SlicedMMD, z: Tensor, *rest) -> tuple[list[Tensor], Tensor]:
     """The value, and the gradient along the sphere."""
     gradient = torch.zeros_like(z)
-    values = estimate.parts([z], rest[0], [gradient], 1.0, *rest[1:])
+    values = estimate.partial_values([z], rest[0], [gradient], 1.0, *rest[1:])
     return values, gradient - (gradient * z).sum(dim=1, keepdim=True) * z
 
 

@@ -1,5 +1,17 @@
 """Self-supervised learning with rotation-invariant kernels."""
 
-__all__ = ["__version__"]
+__all__ = ["AUH", "SFRIK", "SIGReg", "SimCLR", "VICReg", "__version__"]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name):
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from sfrik import objectives  # here, since it imports torch: `import sfrik` and the command line stay fast
+
+    return getattr(objectives, name)
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

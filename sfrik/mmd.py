@@ -1,18 +1,19 @@
-r"""Maximum mean discrepancy between embeddings and the uniform law on the sphere (section 3 of the paper).
+r"""Maximum mean discrepancy between embeddings and the uniform distribution on the sphere (section 3 of the paper).
 
-    MMD^2 = (1/n^2) sum_{i,j} phi(<z_i, z_j>)
+.. math:: \mathrm{MMD}^2 = \frac{1}{n^2} \sum_{i,j} \phi(\langle z_i, z_j \rangle)
 
-The terms that involve the uniform law vanish since the kernel has no degree 0. The gradient is known in closed form,
+The terms that involve the uniform distribution vanish, since the kernel has no term of degree 0. The gradient is known in closed
+form, so it is computed together with the value:
 
-    d MMD^2 / d z_i = (2/n^2) sum_j phi'(<z_i, z_j>) z_j,
+.. math:: \frac{\partial\, \mathrm{MMD}^2}{\partial z_i} = \frac{2}{n^2} \sum_j \phi'(\langle z_i, z_j \rangle) \, z_j
 
-so value and gradient are computed together. There are two roads to the same numbers:
+There are two algorithms for the same numbers; `choose_cost` takes the cheaper one:
 
-- "gram", any kernel: the inner products of all pairs, tile by tile (`sfrik.ops.pairwise`): 1.5 products of n x n x q.
-- "moments", degrees 1 and 2: these depend on the rows through their sum and M = Z^T Z [q, q] alone, since
-  sum_{i,j} <z_i, z_j>^2 = |M|_F^2: 1.5 products of n x q x q, and across processes no row is exchanged.
+- "gram", for any kernel: the inner products of all pairs, tile by tile (`sfrik.ops.pairwise`), 1.5 products of n x n x q.
+- "moments", for degrees 1 and 2: these depend on the rows only through their sum and :math:`M = Z^\top Z`, [q, q], since
+  :math:`\sum_{i,j} \langle z_i, z_j \rangle^2 = \|M\|_F^2`. 1.5 products of n x q x q, and no exchange of rows between processes.
 
-`choose_cost` takes the cheaper one. Across processes each one computes the gradient of its own rows: 1/N of the work.
+On N processes each one computes the gradient of its local rows, 1/N of the work.
 
 Legend: n number of embeddings over all processes, q their dimension.
 """
@@ -27,14 +28,14 @@ import torch
 from torch import Tensor
 
 from sfrik.kernels import RotationInvariantKernel
-from sfrik.ops.autograd import requires_grad, with_gradients
-from sfrik.ops.collectives import all_reduce_sum, other_rows, rank, row_counts, world_size
-from sfrik.ops.pairwise import LOW, Function, pair_sum, symmetric_product
+from sfrik.ops.autograd import attach_gradients, requires_grad
+from sfrik.ops.collectives import all_reduce_sum, gather_remote_rows, rank, row_counts, world_size
+from sfrik.ops.pairwise import LOW_PRECISION, PairFunction, pair_sum, symmetric_product
 
 __all__ = ["MMD", "Cost", "choose_cost", "mmd_to_uniform"]
 
 Cost = Literal["auto", "gram", "moments"]
-HORNER = 4  # highest degree that is evaluated by its monomials; the Legendre series beyond
+MAX_HORNER_DEGREE = 4  # kernels of higher degree are evaluated by the Legendre recurrence instead of Horner's scheme
 
 
 def mmd_to_uniform(
@@ -44,24 +45,24 @@ def mmd_to_uniform(
     cost: Cost = "auto",
     low_precision: bool | None = None,
 ) -> Tensor:
-    """Squared MMD between the rows of `z` and the uniform law on the sphere.
+    r"""Squared MMD between the rows of `z` and the uniform distribution on the sphere.
 
     Args:
-        z: [n, q], rows of norm 1; under `torch.distributed` the rows of this process.
+        z: [n, q], rows of norm 1; under `torch.distributed` the rows of this process, and n is over all processes.
         kernel: a kernel of dimension q.
-        unbiased: False for the V-statistic (mean over all pairs, the paper's loss, >= 0); True for the
-            U-statistic (mean over i != j, mean 0 under the uniform law, may be negative).
-        cost: "gram", "moments" (degrees 1 and 2), or "auto" for `choose_cost`.
-        low_precision: whether rows in bfloat16 or float16 are multiplied in it (`MMD`).
+        unbiased: False for the V-statistic, the mean over all pairs, which is the paper's loss and at least 0; True for the
+            U-statistic, the mean over :math:`i \ne j`, which may be negative and has mean 0 under the uniform distribution.
+        cost: the algorithm: "gram", "moments" (degrees 1 and 2 only), or "auto" for `choose_cost`.
+        low_precision: whether rows in bfloat16 or float16 are multiplied in that precision, see `MMD`.
 
     Returns:
-        A scalar, in float32 at least. Differentiable once with respect to `z`.
+        A scalar in float32 or float64. Differentiable once with respect to `z`.
 
     Raises:
-        ValueError: wrong shape, one row, another dimension than the kernel's, rows that are not of norm 1; `cost` "moments" for
-            a kernel of a higher degree.
+        ValueError: `z` has the wrong shape or dimension, only one row, or rows that are not of norm 1; `cost` is "moments" for a
+            kernel of a higher degree.
 
-    >>> poles = torch.cat([torch.eye(3), -torch.eye(3)])  # mean 0, covariance I/3: all that degrees 1 and 2 see
+    >>> poles = torch.cat([torch.eye(3), -torch.eye(3)])  # mean 0 and covariance I/3: 0 in degrees 1 and 2
     >>> kernel = RotationInvariantKernel((1.0, 40.0), dim=3)
     >>> [round(mmd_to_uniform(z, kernel).item(), 4) for z in (poles, poles[:3], poles[:1].expand(6, 3))]
     [0.0, 0.3333, 41.0]
@@ -70,20 +71,23 @@ def mmd_to_uniform(
         raise ValueError(f"z must have shape [n, {kernel.dim}] (the kernel's dim), got {tuple(z.shape)}")
     if z.shape[0] * world_size() < 2:
         raise ValueError("the MMD needs at least two rows, got one")
-    off = (z.detach().float().norm(dim=1) - 1).abs().max().item()
-    if not off <= 0.01:  # bfloat16 keeps a norm to 0.4 %
-        raise ValueError(f"rows of z must have norm 1 (the largest deviation is {off:.3g}): use torch.nn.functional.normalize")
+    deviation = (z.detach().float().norm(dim=1) - 1).abs().max().item()
+    if not deviation <= 0.01:  # rounding to bfloat16 changes a norm by up to 0.4 %
+        raise ValueError(
+            f"rows of z must have norm 1 (the largest deviation is {deviation:.3g}): use torch.nn.functional.normalize"
+        )
     mmd = MMD(kernel, unbiased, cost, low_precision)
     counts = row_counts(len(z), z.device)
-    rows = z.detach().to(mmd.precision(z.dtype, z.device))
-    gradient = rows.new_zeros(rows.shape, dtype=torch.float32 if z.dtype in LOW else z.dtype) if requires_grad([z]) else None
+    rows = z.detach().to(mmd.compute_dtype(z.dtype, z.device))
+    sum_dtype = torch.float32 if z.dtype in LOW_PRECISION else z.dtype
+    gradient = torch.zeros_like(rows, dtype=sum_dtype) if requires_grad([z]) else None
     with torch.autocast(z.device.type, enabled=False):
-        value = all_reduce_sum(mmd.parts([rows], counts, [gradient], 1.0)[0])
-    return with_gradients(value, [z], None if gradient is None else [gradient.to(z.dtype)])
+        value = all_reduce_sum(mmd.partial_values([rows], counts, [gradient], 1.0)[0])
+    return attach_gradients(value, [z], None if gradient is None else [gradient.to(z.dtype)])
 
 
 def choose_cost(n: int, kernel: RotationInvariantKernel) -> Literal["gram", "moments"]:
-    """The road that takes fewer multiplications for n rows: "moments" where degrees 1 and 2 are all and q < n, else "gram".
+    """The algorithm with fewer multiplications for n rows: "moments" if the kernel has degrees 1 and 2 only and q < n.
 
     >>> [choose_cost(n, RotationInvariantKernel((1.0, 40.0), dim=512)) for n in (256, 1024)]
     ['gram', 'moments']
@@ -93,17 +97,19 @@ def choose_cost(n: int, kernel: RotationInvariantKernel) -> Literal["gram", "mom
 
 @dataclass(frozen=True)
 class MMD:
-    r"""The squared MMD of rows of norm 1 to the uniform law, with its gradient, outside of autograd.
+    r"""The squared MMD of rows of norm 1 to the uniform distribution, with its gradient, outside of autograd.
 
-    With low precision the rows are multiplied as they are, in bfloat16 or float16; on a CPU the products and the slopes phi' are
-    rounded to it as well. The sums are kept in float32. With eps = 2^-8 or 2^-11 the error, held by tests/test_mmd.py, is at most
-    eps / 10 of the value and 4 eps of the gradient along the sphere; the most near the uniform law, where that is small.
+    With low precision, rows in bfloat16 or float16 are multiplied as they are; on a CPU the products and the slopes
+    :math:`\phi'` are rounded to that precision as well. Sums are in float32. With :math:`\varepsilon = 2^{-8}` (bfloat16) or
+    :math:`2^{-11}` (float16) the error is at most :math:`\varepsilon / 10` of the value and :math:`4 \varepsilon` of the gradient
+    along the sphere (tests/test_mmd.py), largest near the uniform distribution, where the gradient is small.
 
     Args:
-        kernel: of dimension q.
-        unbiased: the mean over i != j.
-        cost: the road; low precision is for "gram".
-        low_precision: whether rows in bfloat16 or float16 are multiplied in it, else in float32; None: on a GPU alone.
+        kernel: a kernel of dimension q.
+        unbiased: whether the mean is over :math:`i \ne j` only.
+        cost: the algorithm. Low precision has an effect in "gram" only.
+        low_precision: whether rows in bfloat16 or float16 are multiplied in that precision instead of float32. None: on a GPU
+            only.
     """
 
     kernel: RotationInvariantKernel
@@ -117,21 +123,22 @@ class MMD:
         if self.cost == "moments" and any(self.kernel.coefficients[2:]):
             raise ValueError(f'cost "moments" is for degrees 1 and 2; the kernel has degree {self.kernel.degree}: use "gram"')
 
-    def precision(self, given: torch.dtype, device: torch.device) -> torch.dtype:
-        """The type in which rows are multiplied that come in the type `given`."""
+    def compute_dtype(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+        """The dtype in which rows that are given in `dtype` are multiplied."""
         low = device.type == "cuda" if self.low_precision is None else self.low_precision
-        return torch.float32 if given in LOW and not low else given
+        return torch.float32 if dtype in LOW_PRECISION and not low else dtype
 
-    def parts(
+    def partial_values(
         self, views: Sequence[Tensor], counts: list[int], gradients: Sequence[Tensor | None], weight: float
     ) -> list[Tensor]:
-        """Of each view this process's part of the value: the parts of all processes add up to it.
+        """This process's share of the value for each view; the shares of all processes add up to the value.
 
         Args:
             views: each [n_local, q], rows of norm 1.
-            counts: rows of each process (`sfrik.ops.collectives.row_counts`).
-            gradients: of each view a tensor to which `weight` times the gradient is added, times N, as DDP's average wants it;
-                or None.
+            counts: number of rows on each process (`sfrik.ops.collectives.row_counts`).
+            gradients: for each view a tensor [n_local, q] to which the gradient is added, times `weight` and the number of
+                processes N (by which DDP's average divides); or None.
+            weight: factor of the gradient.
         """
         n = sum(counts)
         cost = choose_cost(n, self.kernel) if self.cost == "auto" else self.cost
@@ -139,10 +146,10 @@ class MMD:
         scale = 2 * weight * world_size() / pairs
         if cost == "moments":
             return self._by_moments(views, n, pairs, gradients, scale)
-        function, constant, unit = _function(self.kernel, views[0].dtype in LOW)
+        function, constant, unit = _tile_function(self.kernel, views[0].dtype in LOW_PRECISION)
         values = []
-        for z, others, gradient in zip(views, other_rows(views, counts), gradients, strict=True):
-            total = pair_sum(z, others, function, gradient, scale * unit, skip_diagonal=self.unbiased)
+        for z, remote, gradient in zip(views, gather_remote_rows(views, counts), gradients, strict=True):
+            total = pair_sum(z, remote, function, gradient, scale * unit, skip_diagonal=self.unbiased)
             values.append(total * (unit / pairs) + constant * counts[rank()] / n)
         return values
 
@@ -151,31 +158,31 @@ class MMD:
     ) -> list[Tensor]:
         q = self.kernel.dim
         first, second = (*self.kernel.coefficients, 0.0)[:2]
-        of_square = second * q / (q - 1)  # P_2(q; t) = (q t^2 - 1) / (q - 1)
-        rows = [view.float() if view.dtype in LOW else view for view in views]
+        square = second * q / (q - 1)  # coefficient of t^2, since P_2(q; t) = (q t^2 - 1) / (q - 1)
+        rows = [view.float() if view.dtype in LOW_PRECISION else view for view in views]
         sums = torch.stack([torch.cat([symmetric_product(z), z.sum(dim=0)[None]]) for z in rows])
         values = []
         for z, moments, gradient in zip(rows, all_reduce_sum(sums), gradients, strict=True):
             moment, total = moments[:-1], moments[-1]
-            value = (first * total.dot(total) + of_square * torch.linalg.vector_norm(moment).square()) / world_size()
-            norms = torch.linalg.vector_norm(z, dim=1).square()
+            value = (first * total.dot(total) + square * torch.linalg.vector_norm(moment).square()) / world_size()
+            squared_norms = torch.linalg.vector_norm(z, dim=1).square()
             if self.unbiased:
-                value -= first * norms.sum() + of_square * norms.dot(norms)
+                value -= first * squared_norms.sum() + square * squared_norms.dot(squared_norms)
             if gradient is not None:
-                gradient.addmm_(z, moment, alpha=2 * of_square * scale).add_(total, alpha=first * scale)
+                gradient.addmm_(z, moment, alpha=2 * square * scale).add_(total, alpha=first * scale)
                 if self.unbiased:
-                    gradient.addcmul_(z, (first + 2 * of_square * norms)[:, None], value=-scale)
+                    gradient.addcmul_(z, (first + 2 * square * squared_norms)[:, None], value=-scale)
             values.append(value / pairs - second / (q - 1) / world_size())
         return values
 
 
-def _function(kernel: RotationInvariantKernel, low: bool) -> tuple[Function, float, float]:
-    """phi and phi' of a tile, both without a constant and in a unit: phi(t) = constant + unit * f(t).
+def _tile_function(kernel: RotationInvariantKernel, low: bool) -> tuple[PairFunction, float, float]:
+    r"""f and f' on a tile, and the constants c and u such that :math:`\phi(t) = c + u f(t)`.
 
-    The unit is 1, of low precision the largest slope phi'(1), so that slopes that are rounded to float16 are at most 1.
+    u is 1; in low precision it is the largest slope :math:`\phi'(1)`, so that f' is at most 1 when it is rounded to float16.
     """
     unit = float(kernel.derivative(torch.ones((), dtype=torch.float64))) if low else 1.0
-    if kernel.degree > HORNER:
+    if kernel.degree > MAX_HORNER_DEGREE:
         return (lambda t: (kernel(t).div_(unit), kernel.derivative(t).div_(unit))), 0.0, unit
     constant, *rest = kernel.monomials
     coefficients = [c / unit for c in rest]  # of t, t^2, ...

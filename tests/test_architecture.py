@@ -6,6 +6,8 @@ import ast
 import itertools
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -90,9 +92,28 @@ def test_no_modules_import_each_other_in_a_circle():
 @pytest.mark.parametrize("name", [name for name, path in MODULES.items() if path.name == "__init__.py"])
 def test_a_package_re_exports_names_and_holds_nothing_else(name):
     for node in ast.parse(MODULES[name].read_text()).body:
+        if name == "sfrik" and isinstance(node, ast.FunctionDef):  # its re-exports are imported when they are first used
+            assert node.name in ("__getattr__", "__dir__")
+            continue
         docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         names = isinstance(node, ast.Assign) and [target.id for target in node.targets] in (["__all__"], ["__version__"])
         assert docstring or names or isinstance(node, ast.ImportFrom), ast.unparse(node)
+
+
+def test_the_package_imports_torch_only_when_an_objective_is_used():
+    code = "import sys, sfrik; assert 'torch' not in sys.modules; assert 'SFRIK' in dir(sfrik); sfrik.SFRIK; sys.modules['torch']"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_the_objectives_are_attributes_of_the_package():
+    import sfrik
+    from sfrik import SFRIK, objectives
+
+    assert SFRIK is objectives.SFRIK
+    for name in set(sfrik.__all__) - {"__version__"}:
+        assert getattr(sfrik, name) is getattr(objectives, name)
+    with pytest.raises(AttributeError, match="module 'sfrik' has no attribute 'BYOL'"):
+        sfrik.BYOL  # noqa: B018
 
 
 @pytest.mark.parametrize("name", MODULES)

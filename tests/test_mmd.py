@@ -106,7 +106,7 @@ def test_the_road_is_the_cheaper_one():
 def test_a_tile_holds_the_kernel_and_its_derivative(degree, dim):
     kernel = RotationInvariantKernel([float(l) for l in range(1, degree + 1)], dim)
     t = torch.linspace(-1, 1, 101, dtype=torch.float64)
-    function, constant, unit = module._function(kernel, low=True)
+    function, constant, unit = module._tile_function(kernel, low=True)
     values, slopes = function(t.clone())
     torch.testing.assert_close(constant + unit * values, kernel(t), rtol=1e-12, atol=1e-12 * unit)
     torch.testing.assert_close(unit * slopes, kernel.derivative(t), rtol=1e-12, atol=1e-12 * unit)
@@ -121,7 +121,7 @@ def test_low_precision_products_keep_to_the_stated_error(dtype, n, q, spread):
     found = []
     for rows in (z, z.to(dtype)):
         gradient = torch.zeros_like(rows, dtype=torch.promote_types(rows.dtype, torch.float32))
-        (value,) = module.MMD(kernel, low_precision=True).parts([rows], [n], [gradient], 1.0)
+        (value,) = module.MMD(kernel, low_precision=True).partial_values([rows], [n], [gradient], 1.0)
         # along the sphere: what the normalisation lets through
         found.append((value.item(), gradient.double() - (gradient.double() * z).sum(1, keepdim=True) * z))
     (expected, exact), (value, rounded) = found

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from sfrik.mmd import HORNER, choose_cost
+from sfrik.mmd import MAX_HORNER_DEGREE, choose_cost
 from sfrik.objectives import AUH, SFRIK, SIGReg, SimCLR, VICReg
 from sfrik.objectives.base import Objective
 from sfrik.ops.pairwise import tile_shape
@@ -87,17 +87,20 @@ def _of_sfrik(objective: SFRIK, case: Case) -> float:
         full = case.regularised * case.row_bytes if low else 0
         sums = FLOAT * case.q * (case.q + 1)  # and what is stacked or exchanged
         return max(aligned, rows + gradient + rounded + full + 2 * case.regularised * sums)
-    made = 3 if objective.kernel.degree <= HORNER else 8  # inner products, values, slopes; the series has terms besides
+    # inner products, values and slopes; the Legendre series has terms besides
+    made = 3 if objective.kernel.degree <= MAX_HORNER_DEGREE else 8
     meet = max(case.sent(case.regularised, size), _tiles(case, made, low))
     return max(aligned, rows + gradient + rounded + case.others(case.regularised, size) + meet)
 
 
 def _of_auh(objective: AUH, case: Case) -> float:
-    there = case.views * case.row_bytes + case.others(case.regularised)
-    meeting = case.regularised * case.row_bytes + _tiles(case, 1)
+    rows = case.views * case.row_bytes  # normalised
+    meeting = case.others(case.regularised) + max(
+        case.sent(case.regularised), case.regularised * case.row_bytes + _tiles(case, 1)
+    )
     new = case.regularised < case.views and len(case.pairs) < case.views  # each pair brings a view without a gradient
     differences = 1 if len(case.pairs) == 1 or new else 2  # one and that of the pair before
-    return there + max(case.sent(case.regularised), meeting, (case.views + differences) * case.row_bytes)
+    return rows + max(meeting, (case.views + differences) * case.row_bytes)
 
 
 def _of_simclr(objective: SimCLR, case: Case) -> float:
@@ -111,11 +114,9 @@ def _of_simclr(objective: SimCLR, case: Case) -> float:
         tiles = max(a + b for a, b in zip([0, *sizes], sizes, strict=False)) + max(sizes)
     peak, touched = 0.0, set()
     for pair in case.pairs:
-        before = len(touched)
+        # both views side by side and the gradient of the pair, besides the gradients of the views of the pairs before
+        peak = max(peak, (4 + len(touched)) * case.row_bytes + tiles)
         touched |= set(pair)
-        # both views side by side and their gradient; what is added to comes last
-        held = 4 * case.row_bytes + max(before * case.row_bytes + tiles, len(touched) * case.row_bytes + 2 * sizes[-1])
-        peak = max(peak, held)
     return there + max(case.sent(case.views), peak)
 
 

@@ -1,35 +1,48 @@
-"""What the objectives share: their checks, the loss and its terms, the batch of views on its way there.
+r"""Base class of the objectives: checks of the input, loss terms, and the views of a batch with the gradient of their loss.
 
-Legend: n_local rows on this process, q embedding dimension, N processes.
+Legend: n rows over all processes, n_local of them on this process, q embedding dimension, N processes.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from sfrik.ops.autograd import normalise, normalise_backward, requires_grad, with_gradients
+from sfrik.ops.autograd import attach_gradients, normalise, normalise_backward, requires_grad
 from sfrik.ops.collectives import all_reduce_sum, row_counts, world_size
-from sfrik.ops.pairwise import LOW
+from sfrik.ops.pairwise import LOW_PRECISION
 
-__all__ = ["Batch", "LossTerms", "NotFinite", "Objective"]
+__all__ = ["Batch", "LossTerms", "NotFinite", "Objective", "mean"]
 
 
 @dataclass(frozen=True)
 class LossTerms:
-    """`loss`, the scalar to minimise, and `parts`, the unweighted terms by name (detached, of the whole batch)."""
+    """A loss and its terms.
+
+    Attributes:
+        loss: the scalar to minimise, of the whole batch.
+        parts: the unweighted terms by name, scalars of the whole batch, detached.
+    """
 
     loss: Tensor
     parts: dict[str, Tensor]
 
+    def backward(self) -> None:
+        """The same as `loss.backward()`."""
+        self.loss.backward()
+
 
 class NotFinite(ValueError):
-    """The loss is not finite. `rows`: the rows of this process that hold such values, in any of the views; often none."""
+    """The loss is NaN or infinite.
+
+    Attributes:
+        rows: indices of the local rows with NaN or infinite values in any view; may be empty.
+    """
 
     def __init__(self, message: str, rows: Sequence[int]) -> None:
         super().__init__(message)
@@ -37,47 +50,56 @@ class NotFinite(ValueError):
 
 
 class Objective(nn.Module, ABC):
-    """What they share: the checks, the pairs of views, the averages.
+    """Base class of the objectives. They have no parameters and no buffers.
 
-    Attributes:
-        equal_rows: say True where every process always has the same number of rows: the exchange of their numbers is saved.
-        seed, draws: what random directions are drawn from, in the objectives that have such; `draws` counts the calls. A training
-            that is to be resumed sets it to the step.
+    Args:
+        equal_rows: whether all processes always have the same number of rows. True saves the exchange of these numbers.
     """
 
-    equal_rows = False
-    seed = 0
-    draws = 0
+    normalised = True  # whether the objective divides each row by its norm
 
-    def next_seed(self) -> tuple[int, int]:
-        """Of the random directions of this call, where an objective has such: the same on all processes."""
-        self.draws += 1
-        return self.seed, self.draws - 1
+    def __init__(self, *, equal_rows: bool = False) -> None:
+        super().__init__()
+        self.equal_rows = equal_rows
+        self._calls = 0
 
-    def forward(self, views: Sequence[Tensor], anchors: Sequence[int] = (0, 1), regularise: str = "all") -> LossTerms:
-        """Loss terms of the views.
+    def forward(
+        self,
+        *views: Tensor | Sequence[Tensor],
+        anchors: Sequence[int] = (0, 1),
+        regularise: str = "all",
+        step: int | None = None,
+    ) -> LossTerms:
+        r"""Loss of two or more views, `objective(z1, z2)` or `objective([z1, z2, ...])`.
+
+        Under `torch.distributed` the loss is that of the whole batch and the same on every process. Each process gets the
+        gradient with respect to its local rows, multiplied by N, so that DDP's average is the gradient of this loss.
 
         Args:
-            views: two or more projector outputs, each [n_local, q], not normalised.
-            anchors: indices into `views`, without repetition.
-            regularise: "all" or "anchors".
+            views: raw projector outputs, each [n_local, q]; the objective normalises them if its paper does.
+            anchors: different indices of the views that all others are aligned to.
+            regularise: whether the regulariser is averaged over "all" views or over the "anchors".
+            step: number of the training step, which random directions are drawn from, together with the objective's `seed`. By
+                default the calls are counted. Pass it if training is resumed; objectives without random directions ignore it.
 
         Raises:
-            ValueError: views of other shapes, fewer than two views or rows, bad anchors. NotFinite: NaN or infinite values.
+            ValueError: views of wrong or different shapes, fewer than two views or two rows, or wrong anchors.
+            NotFinite: the loss is NaN or infinite.
         """
-        views, anchors = list(views), list(anchors)
-        self._check(views, anchors, regularise)
-        regularised = range(len(views)) if regularise == "all" else anchors
-        in_full = [view.float() if view.dtype in LOW else view for view in views]
-        with torch.autocast(views[0].device.type, enabled=False):  # it would take the products of float32 rows in bfloat16
-            terms = self.terms(in_full, anchors, regularised, views[0].dtype)
+        given = list(views[0] if len(views) == 1 and not isinstance(views[0], Tensor) else views)
+        anchors = list(anchors)
+        self._check(given, anchors, regularise)
+        step, self._calls = self._calls if step is None else step, self._calls + 1
+        regularised = list(range(len(given))) if regularise == "all" else anchors
+        with torch.autocast(given[0].device.type, enabled=False):  # else products of float32 rows would be taken in bfloat16
+            terms = self.terms(Batch(given, anchors, regularised, self.normalised, self.equal_rows), step)
         if not torch.isfinite(terms.loss):
-            raise self._not_finite(views, terms)
+            raise self._not_finite(given, terms)
         return terms
 
     @abstractmethod
-    def terms(self, views: list[Tensor], anchors: list[int], regularised: Sequence[int], given: torch.dtype) -> LossTerms:
-        """The objective's own formula, on checked views in float32 or float64; `given` is the type that they came in."""
+    def terms(self, batch: Batch, step: int) -> LossTerms:
+        """The formula of the objective, evaluated on checked views outside of autocast."""
 
     def extra_repr(self) -> str:
         public = {name: value for name, value in vars(self).items() if not name.startswith("_") and name != "training"}
@@ -91,7 +113,9 @@ class Objective(nn.Module, ABC):
             if view.ndim != 2:
                 raise ValueError(f"view {k} must have shape [n, q], got {tuple(view.shape)}")
             if view.shape != shape:
-                raise ValueError(f"all views must have one shape: view {k} has {tuple(view.shape)}, view 0 {tuple(shape)}")
+                raise ValueError(
+                    f"all views must have the same shape: view {k} has {tuple(view.shape)}, view 0 has {tuple(shape)}"
+                )
         if shape[0] * world_size() < 2:
             raise ValueError("an objective needs at least two rows (images) in the batch, got one")
         if not anchors or len(set(anchors)) != len(anchors) or not all(0 <= a < len(views) for a in anchors):
@@ -117,64 +141,104 @@ class Objective(nn.Module, ABC):
 
 
 class Batch:
-    """A batch of views on its way to a loss: the rows, the gradient that the terms add to, what all processes know.
+    """The views of a batch and the gradient of their loss, outside of autograd.
 
-    Everything here is outside of autograd. A term gives this process's part of its value, such that the parts of all processes
-    add up to it (`totals`), and adds the gradient of the whole value, times its weight in the loss and N, to `gradient`.
+    Every term of an objective computes this process's share of its value, which `all_reduce` adds up over the processes, and its
+    gradient with respect to the local rows, multiplied by its weight in the loss and by N. The terms add their gradients, in the
+    order of their evaluation, to one tensor per view, so that no second tensor of that size is needed.
+
+    Args:
+        views: each [n_local, q].
+        anchors: indices of the views that the others are aligned to.
+        regularised: indices of the views that the regulariser is averaged over.
+        normalised: whether each row is divided by its norm.
+        equal_rows: whether all processes have the same number of rows.
+
+    Attributes:
+        views: as given, in float32 or float64.
+        dtype: of the views as given.
+        z: the rows of each view, [n_local, q], detached and normalised if asked for.
+        norms: of the rows of each view, [n_local, 1]; empty if they are not normalised.
+        counts: number of rows on each process.
+        n, q: rows over all processes, embedding dimension.
+        regularised: as given.
+        pairs: weight of each pair of views in the mean that is the alignment.
+        requires_grad: whether a gradient is computed.
+        gradients: by view the gradient so far, with respect to z.
     """
 
-    def __init__(self, views: list[Tensor], anchors: list[int], equal_rows: bool, normalised: bool = False) -> None:
-        self.views = views
-        self.z = [view.detach() for view in views]
+    def __init__(
+        self, views: list[Tensor], anchors: list[int], regularised: list[int], normalised: bool, equal_rows: bool
+    ) -> None:
+        self.dtype = views[0].dtype
+        self.views = [view.float() if view.dtype in LOW_PRECISION else view for view in views]
+        self.z = [view.detach() for view in self.views]
         self.norms: list[Tensor] = []
         if normalised:
             self.z, self.norms = map(list, zip(*map(normalise, self.z), strict=True))
-        rows = len(views[0])
-        self.counts = [rows] * world_size() if equal_rows else row_counts(rows, views[0].device)
+        local, self.q = views[0].shape
+        self.counts = [local] * world_size() if equal_rows else row_counts(local, views[0].device)
+        self.n = sum(self.counts)
+        self.regularised = regularised
         self.requires_grad = requires_grad(views)
-        self.gradients: list[Tensor | None] = [None] * len(views)
-        self.pairs: dict[tuple[int, int], float] = {}  # of views, with what their alignment weighs in the mean
+        self.gradients: dict[int, Tensor] = {}
+        self.pairs: dict[tuple[int, int], float] = {}
         for a in anchors:
             for v in range(len(views)):
                 if v != a:
                     pair = (min(a, v), max(a, v))
                     self.pairs[pair] = self.pairs.get(pair, 0.0) + 1 / (len(anchors) * (len(views) - 1))
 
-    def alignment(self, weight: float) -> Tensor:
-        """The mean over the pairs of their mean squared error."""
-        count = sum(self.counts) * self.z[0].shape[1]
-        total = self.z[0].new_zeros(())
-        for (a, v), share in self.pairs.items():
-            difference = self.z[a] - self.z[v]
-            total += torch.linalg.vector_norm(difference).square() * (share / count)
-            if self.requires_grad and weight:
-                difference.mul_(2 * weight * share * world_size() / count)
-                of_v, of_a = self.gradients[v], self.gradients[a]
-                self.gradients[v] = -difference if of_v is None else of_v.sub_(difference)
-                self.gradients[a] = difference if of_a is None else of_a.add_(difference)
-        return total
+    @property
+    def regularised_rows(self) -> list[Tensor]:
+        """The rows of each regularised view, [n_local, q]."""
+        return [self.z[v] for v in self.regularised]
 
-    def gradient(self, view: int) -> Tensor | None:
-        """What the terms add to; None where no gradient is wanted."""
-        if self.requires_grad and self.gradients[view] is None:
+    def gradient_buffers(self) -> list[Tensor | None]:
+        """For each regularised view the tensor to which a term adds its gradient; None if no gradient is computed."""
+        return [self.gradient_buffer(v) if self.requires_grad else None for v in self.regularised]
+
+    def gradient_buffer(self, view: int) -> Tensor:
+        """The tensor to which terms add the gradient of a view; zeros before the first term."""
+        if view not in self.gradients:
             self.gradients[view] = torch.zeros_like(self.z[view])
         return self.gradients[view]
 
-    def wanted_gradient(self, view: int) -> Tensor:
-        """The same where one is wanted."""
-        gradient = self.gradient(view)
-        assert gradient is not None
-        return gradient
+    def add_gradient(self, view: int, gradient: Tensor, sign: int = 1) -> None:
+        """Add a gradient of a view with a sign. The first positive one is not copied: the batch keeps it and adds to it."""
+        if view in self.gradients:
+            self.gradients[view].add_(gradient, alpha=sign)
+        else:
+            self.gradients[view] = gradient if sign == 1 else -gradient
 
-    def totals(self, *parts: Tensor) -> Tensor:
-        """The values of the terms, of which this process has these parts: one exchange."""
-        return all_reduce_sum(torch.stack(parts))
+    def alignment(self, weight: float) -> Tensor:
+        """This process's share of the alignment, the mean squared error of aligned pairs. Adds `weight` times its gradient."""
+        total = self.z[0].new_zeros(())
+        for (a, v), pair_weight in self.pairs.items():
+            difference = self.z[a] - self.z[v]
+            total += torch.linalg.vector_norm(difference).square() * (pair_weight / (self.n * self.q))
+            if self.requires_grad and weight:
+                difference.mul_(2 * weight * pair_weight * world_size() / (self.n * self.q))
+                self.add_gradient(v, difference, sign=-1)  # before the other, which may keep the tensor
+                self.add_gradient(a, difference)
+        return total
 
-    def terms(self, loss: Tensor, **parts: Tensor) -> LossTerms:
-        """The loss with its gradient."""
+    def all_reduce(self, *shares: Tensor) -> Tensor:
+        """The values of the terms, given this process's share of each, in one collective."""
+        return all_reduce_sum(torch.stack(shares))
+
+    def loss_terms(self, loss: Tensor, **parts: Tensor) -> LossTerms:
+        """The loss as a function of the views, with the gradient that the terms have added up."""
         if not self.requires_grad:
             return LossTerms(loss, parts)
-        gradients = [gradient for v in range(len(self.views)) if (gradient := self.gradient(v)) is not None]
-        for z, norms, gradient in zip(self.z, self.norms, gradients, strict=False):  # no norms where nothing was normalised
-            normalise_backward(z, norms, gradient)
-        return LossTerms(with_gradients(loss, self.views, gradients), parts)
+        gradients = [self.gradient_buffer(v) for v in range(len(self.views))]
+        if self.norms:
+            for z, norms, gradient in zip(self.z, self.norms, gradients, strict=True):
+                normalise_backward(z, norms, gradient)
+        return LossTerms(attach_gradients(loss, self.views, gradients), parts)
+
+
+def mean(values: Iterable[Tensor]) -> Tensor:
+    """The mean of tensors of the same shape, summed in the order given."""
+    first, *others = values
+    return sum(others, start=first) / (1 + len(others))

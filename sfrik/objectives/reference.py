@@ -1,8 +1,8 @@
-"""The objectives as their papers write them, by autograd on whole matrices: what the fast ones are held against.
+"""The objectives as their papers write them, by autograd on whole matrices: the reference for the fast ones.
 
-Nothing is saved here: a Gram matrix of all pairs, a covariance of all coordinates, every power kept for the backward pass. The
-losses are those of `sfrik.objectives`, on one process, in the precision of the views. Tests compare the two, benchmarks measure
-what is gained; nothing is trained with these.
+These save no memory: a Gram matrix of all pairs, a covariance of all coordinates, all intermediate values kept for the backward
+pass. The losses are those of `sfrik.objectives` on one process, in the precision of the views. Tests compare the two, benchmarks
+measure the difference; nothing is trained with these.
 
 Legend: n rows, q embedding dimension.
 """
@@ -17,8 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfrik.kernels import RotationInvariantKernel
-from sfrik.objectives.base import Objective
-from sfrik.objectives.methods import AUH, SFRIK, SimCLR, VICReg
+from sfrik.objectives.auh import AUH
+from sfrik.objectives.base import Objective, mean
+from sfrik.objectives.sfrik import SFRIK
+from sfrik.objectives.simclr import SimCLR
+from sfrik.objectives.vicreg import VICReg
 
 __all__ = ["plain_loss", "plain_mmd"]
 
@@ -27,25 +30,30 @@ def plain_loss(objective: Objective, views: Sequence[Tensor], anchors: Sequence[
     """The loss of an objective by the plain formulas.
 
     Args:
-        objective: SFRIK, AUH, SimCLR or VICReg; its coefficients count.
-        views: each [n, q]. anchors, regularise: as in `sfrik.objectives`.
+        objective: SFRIK, AUH, SimCLR or VICReg, whose coefficients are used.
+        views: each [n, q].
+        anchors: as in `sfrik.objectives`.
+        regularise: as in `sfrik.objectives`.
+
+    Raises:
+        TypeError: another objective, such as SIGReg.
     """
     regularised = [views[v] for v in (range(len(views)) if regularise == "all" else anchors)]
     if isinstance(objective, VICReg):
         std, cov = zip(*map(_variance_and_covariance, regularised), strict=True)
         loss = objective.sim_coeff * _alignment(views, anchors)
-        return loss + objective.std_coeff * _mean(std) + 2 * objective.cov_coeff * _mean(cov)
+        return loss + objective.std_coeff * mean(std) + 2 * objective.cov_coeff * mean(cov)
     z = [F.normalize(view, dim=1) for view in views]
     if isinstance(objective, SimCLR):
-        values = [_mean(_nt_xent(z[a], z[v], objective.temperature) for v in range(len(z)) if v != a) for a in anchors]
-        return _mean(values)
+        values = [mean(_nt_xent(z[a], z[v], objective.temperature) for v in range(len(z)) if v != a) for a in anchors]
+        return mean(values)
     if not isinstance(objective, AUH | SFRIK):
         raise TypeError(f"there is no plain formula for {type(objective).__name__}")
     loss = objective.sim_coeff * _alignment(z, anchors)
     regularised = [F.normalize(view, dim=1) for view in regularised] if len(regularised) < len(z) else z
     if isinstance(objective, AUH):
-        return loss + objective.unif_coeff * _mean(_uniformity(view, objective.scale) for view in regularised)
-    return loss + objective.mmd_coeff * _mean(plain_mmd(view, objective.kernel) for view in regularised)
+        return loss + objective.unif_coeff * mean(_uniformity(view, objective.scale) for view in regularised)
+    return loss + objective.mmd_coeff * mean(plain_mmd(view, objective.kernel) for view in regularised)
 
 
 def plain_mmd(z: Tensor, kernel: RotationInvariantKernel, unbiased: bool = False) -> Tensor:
@@ -56,7 +64,7 @@ def plain_mmd(z: Tensor, kernel: RotationInvariantKernel, unbiased: bool = False
 
 
 def _alignment(z: Sequence[Tensor], anchors: Sequence[int]) -> Tensor:
-    return _mean(_mean(F.mse_loss(z[a], z[v]) for v in range(len(z)) if v != a) for a in anchors)
+    return mean(mean(F.mse_loss(z[a], z[v]) for v in range(len(z)) if v != a) for a in anchors)
 
 
 def _uniformity(z: Tensor, scale: float) -> Tensor:
@@ -83,8 +91,3 @@ def _variance_and_covariance(z: Tensor) -> tuple[Tensor, Tensor]:
 
 def _without_diagonal(square: Tensor) -> Tensor:
     return square.masked_fill(torch.eye(len(square), dtype=torch.bool, device=square.device), float("-inf"))
-
-
-def _mean(values) -> Tensor:
-    values = list(values)
-    return sum(values[1:], start=values[0]) / len(values)

@@ -1,1 +1,1 @@
-"""What the losses compute with: pairwise tiles, analytic gradients, collective communication."""
+"""Building blocks of the losses: sums over pairs by tiles, precomputed gradients, collective communication."""

@@ -1,4 +1,7 @@
-"""Losses whose gradient is known in closed form: computed with the value, handed to autograd, nothing else kept.
+"""Scalars with a precomputed gradient, and the normalisation of rows.
+
+The gradients of the losses are known in closed form and computed together with the value. Autograd gets the finished gradient, so
+nothing else is kept for the backward pass.
 
 Legend: n_local rows of this process, q their dimension.
 """
@@ -11,22 +14,25 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["normalise", "normalise_backward", "requires_grad", "row_products", "with_gradients"]
+__all__ = ["attach_gradients", "normalise", "normalise_backward", "requires_grad", "rowwise_dot"]
 
-SMALLEST = 1e-12  # norm under which a row is divided by this, as torch.nn.functional.normalize does
+MIN_NORM = 1e-12  # the same lower bound as in torch.nn.functional.normalize
 
 
 def requires_grad(inputs: Sequence[Tensor]) -> bool:
-    """Whether autograd will ask for the gradient with respect to any of the inputs."""
+    """Whether gradients are enabled and any of the inputs requires one."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
 
 
-def with_gradients(value: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor] | None) -> Tensor:
-    """`value`, a scalar, whose gradient with respect to each input is the given one. Differentiable once."""
-    return value if gradients is None else _Given.apply(value, list(gradients), *inputs)
+def attach_gradients(value: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor] | None) -> Tensor:
+    """The scalar `value` as a function of `inputs` with these gradients, one for each input. Differentiable once.
+
+    `gradients=None` returns the value unchanged.
+    """
+    return value if gradients is None else _PrecomputedGradient.apply(value, list(gradients), *inputs)
 
 
-class _Given(torch.autograd.Function):
+class _PrecomputedGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, value: Tensor, gradients: list[Tensor], *inputs: Tensor) -> Tensor:
         ctx.gradients = gradients
@@ -39,17 +45,20 @@ class _Given(torch.autograd.Function):
 
 
 def normalise(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of norm 1 [n_local, q], and the norms that they had [n_local, 1]."""
-    norms = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min_(SMALLEST)
+    """The rows of `x` divided by their norms, [n_local, q], and the norms, [n_local, 1]."""
+    norms = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min_(MIN_NORM)
     return x / norms, norms
 
 
 def normalise_backward(z: Tensor, norms: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient with respect to x from that with respect to z = x / |x|, in the place of the latter."""
-    gradient.addcmul_(z, row_products(z, gradient), value=-1)
+    r"""Gradient with respect to x, given the gradient g with respect to :math:`z = x / |x|`, which is overwritten.
+
+    .. math:: \frac{g - \langle z, g \rangle z}{|x|}
+    """
+    gradient.addcmul_(z, rowwise_dot(z, gradient), value=-1)
     return gradient.div_(norms)
 
 
-def row_products(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product of each row of a with the same row of b, [n_local, 1], without a copy of either."""
+def rowwise_dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product of each row of `a` with the same row of `b`, [n_local, 1], without a temporary of their size."""
     return torch.bmm(a[:, None, :], b[:, :, None])[:, :, 0]

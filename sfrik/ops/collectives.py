@@ -1,11 +1,13 @@
-"""What the processes exchange. Outside `torch.distributed` every function here is the identity.
+"""Collective communication: gathers and sums over the processes of `torch.distributed`.
 
-No exchange is differentiated: on each process a loss is that of the whole batch, and it brings its own gradient with respect to
-the local rows, scaled so that DDP's average over the N processes is the gradient of the whole batch's loss. So no collective runs
-in a backward pass.
+On a single process they communicate nothing and return this process's values.
 
-The processes may hold different numbers of rows, as in the last batch of an epoch that is not dropped: each row counts the
-same. `sfrik.pretrain` never makes such a batch (it drops what does not fill one); a loop of one's own may.
+None of them is differentiable. On every process a loss has the value for the whole batch and comes with its own gradient with
+respect to the local rows, scaled by the number of processes N, so that DDP's average over the processes is the gradient of the
+loss of the whole batch. No collective runs in a backward pass.
+
+The processes may hold different numbers of rows, as in the last batch of an epoch without `drop_last`: every row has the same
+weight. `sfrik.pretrain` drops such batches; other training loops need not.
 """
 
 from __future__ import annotations
@@ -19,14 +21,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 __all__ = [
+    "all_gather_objects",
     "all_gather_rows",
-    "all_objects",
+    "all_gather_vectors",
     "all_reduce_max",
     "all_reduce_sum",
-    "all_vectors",
     "barrier",
     "broadcast_from_rank_zero",
-    "other_rows",
+    "gather_remote_rows",
     "rank",
     "row_counts",
     "world_size",
@@ -34,29 +36,34 @@ __all__ = [
 
 
 def world_size() -> int:
+    """Number of processes; 1 without `torch.distributed`."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
+    """Rank of this process; 0 without `torch.distributed`."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait until every process has called this."""
     if world_size() > 1:
         dist.barrier()
 
 
 def broadcast_from_rank_zero(value: Any) -> Any:
-    """The value that rank 0 has, on every process; one that JSON can hold."""
-    return all_objects(value if rank() == 0 else None)[0]
+    """The value of rank 0, on every process. It must be serialisable as JSON."""
+    return all_gather_objects(value if rank() == 0 else None)[0]
 
 
-def all_objects(value: Any, device: torch.device | None = None) -> list[Any]:
-    """The values of all processes, in the order of their ranks; values that JSON can hold.
+def all_gather_objects(value: Any, device: torch.device | None = None) -> list[Any]:
+    """The values of all processes, in the order of their ranks. They must be serialisable as JSON.
 
-    They travel as JSON and not, as PyTorch's own functions have it, as pickles: what comes over a socket must not name what is
-    imported.
+    `torch.distributed.all_gather_object` sends pickles, and unpickling data from a socket can execute any code.
+
+    Args:
+        value: this process's value.
+        device: where the encoded values are exchanged; the current CUDA device with NCCL and the CPU otherwise by default.
     """
     if world_size() == 1:
         return [value]
@@ -65,20 +72,20 @@ def all_objects(value: Any, device: torch.device | None = None) -> list[Any]:
     )
     text = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=device)
     counts = row_counts(len(text), device)
-    return [json.loads(bytes(part.view(-1).tolist())) for part in _together([text[:, None]], counts).split(counts)]
+    return [json.loads(bytes(part.view(-1).tolist())) for part in _gather_side_by_side([text[:, None]], counts).split(counts)]
 
 
 def all_reduce_max(numbers: list[int], device: torch.device) -> list[int]:
-    """The largest of each number over the processes: how they agree, in one exchange, on what one of them knows."""
+    """The maximum over the processes of each number, in one collective."""
     if world_size() == 1:
         return numbers
-    together = torch.tensor(numbers, device=device)
-    dist.all_reduce(together, dist.ReduceOp.MAX)
-    return together.tolist()
+    maxima = torch.tensor(numbers, device=device)
+    dist.all_reduce(maxima, dist.ReduceOp.MAX)
+    return maxima.tolist()
 
 
 def row_counts(rows: int, device: torch.device) -> list[int]:
-    """How many rows each process holds; `rows` are this one's."""
+    """Number of rows on each process, given that of this process."""
     if world_size() == 1:
         return [rows]
     counts = torch.empty(world_size(), dtype=torch.int64, device=device)
@@ -86,26 +93,28 @@ def row_counts(rows: int, device: torch.device) -> list[int]:
     return counts.tolist()
 
 
-def other_rows(views: Sequence[Tensor], counts: list[int]) -> list[list[Tensor]]:
-    """The rows of the other processes, of several views in one exchange and outside of autograd.
+def gather_remote_rows(views: Sequence[Tensor], counts: list[int]) -> list[list[Tensor]]:
+    """The rows of the other processes, of several views in one collective.
 
     Args:
-        views: each [n_local, q]. counts: `row_counts` of them.
+        views: each [n_local, q].
+        counts: the number of rows on each process, `row_counts`.
 
     Returns:
-        For each view those of the processes before this one and those of the processes after it, without empty ones.
+        For each view a list of at most two tensors: the rows of the processes of lower rank and those of higher rank. Empty
+        tensors are left out.
     """
     if world_size() == 1:
         return [[] for _ in views]
-    together = _together(views, counts)
+    gathered = _gather_side_by_side(views, counts)
     start = sum(counts[: rank()])
-    parts = together[:start], together[start + counts[rank()] :]
-    columns = [part.split(views[0].shape[1], dim=1) for part in parts if len(part)]
-    return [list(of_view) for of_view in zip(*columns, strict=True)]
+    parts = gathered[:start], gathered[start + counts[rank()] :]
+    split = [part.split(views[0].shape[1], dim=1) for part in parts if len(part)]
+    return [[of_views[v] for of_views in split] for v in range(len(views))]
 
 
-def all_vectors(x: Tensor) -> Tensor:
-    """The vector [k] of each process as a row of [N, k], outside of autograd."""
+def all_gather_vectors(x: Tensor) -> Tensor:
+    """The vectors [k] of all processes as the rows of a matrix [N, k]."""
     if world_size() == 1:
         return x.detach()[None]
     out = x.new_empty((world_size(), len(x)))
@@ -114,40 +123,41 @@ def all_vectors(x: Tensor) -> Tensor:
 
 
 def all_gather_rows(views: Sequence[Tensor]) -> list[Tensor]:
-    """The rows of all processes, in the order of their ranks, of several views in one exchange and outside of autograd.
+    """The rows of all processes, in the order of their ranks, of several views in one collective.
 
     Args:
         views: each [n_local, q].
 
     Returns:
-        Each view as [n, q], n being the sum of `row_counts`; on several processes a part of one tensor, not contiguous.
+        Each view as [n, q], where n is the sum of `row_counts`. On several processes these are slices of one tensor and not
+        contiguous.
     """
     views = [view.detach() for view in views]
     if world_size() == 1 or not views:
         return views
     counts = row_counts(len(views[0]), views[0].device)
-    return list(_together(views, counts).split(views[0].shape[1], dim=1))
+    return list(_gather_side_by_side(views, counts).split(views[0].shape[1], dim=1))
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:
-    """The sum over processes, outside of autograd."""
+    """The sum over the processes, a new tensor if there are several."""
     if world_size() > 1:
         x = x.detach().clone()
         dist.all_reduce(x)
     return x
 
 
-def _together(views: Sequence[Tensor], counts: list[int]) -> Tensor:
-    """All processes' rows of several views side by side, [n, V q]: each view is a part of it and needs no copy of its own."""
-    rows, most = torch.cat([view.detach() for view in views], dim=1), max(counts)
-    padded = rows if len(rows) == most else torch.nn.functional.pad(rows, (0, 0, 0, most - len(rows)))
-    out = rows.new_empty((world_size() * most, rows.shape[1]))
+def _gather_side_by_side(views: Sequence[Tensor], counts: list[int]) -> Tensor:
+    """The rows of all processes with the V views side by side, [n, V q]: each view is a slice of it, without a copy."""
+    rows, longest = torch.cat([view.detach() for view in views], dim=1), max(counts)
+    padded = rows if len(rows) == longest else torch.nn.functional.pad(rows, (0, 0, 0, longest - len(rows)))
+    out = rows.new_empty((world_size() * longest, rows.shape[1]))
     _gather(out, padded)
-    if min(counts) == most:
+    if min(counts) == longest:
         return out
-    return torch.cat([part[:count] for part, count in zip(out.split(most), counts, strict=True)])
+    return torch.cat([part[:count] for part, count in zip(out.split(longest), counts, strict=True)])
 
 
-def _gather(out: Tensor, mine: Tensor) -> None:
+def _gather(out: Tensor, local: Tensor) -> None:
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # PyTorch before 2.14
-    gather(out, mine)
+    gather(out, local)

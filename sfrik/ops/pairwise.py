@@ -1,14 +1,18 @@
-r"""Sums over pairs of rows of a function of their inner product, and the gradient of such sums, tile by tile.
+r"""Sums over pairs of rows of a function of their inner product, with gradients, tile by tile.
 
-    S = sum_{i own, j all} f(<z_i, z_j>),        g_i = sum_j f'(<z_i, z_j>) z_j
+.. math::
 
-Everything that compares each row with each other is of this form: the MMD, AUH's uniformity, SimCLR's normalisers, VICReg's
-covariance penalty by its Gram matrix. Own rows are compared with each other in the upper triangle of tiles alone: a tile G
-of the Gram matrix serves both its rows (f'(G) Z) and its columns (f'(G)^T Z). On one process that is 1/2 + 1 products of
-n x n x q, where autograd takes 3; against the rows of other processes a tile serves the own rows alone. Memory is that of
-three tiles beside the gradient, and where there are no more own rows than columns the slopes of all their pairs.
+    S = \sum_{i \text{ local}} \sum_{j} f(\langle z_i, z_j \rangle), \qquad
+    g_i = \sum_{j} f'(\langle z_i, z_j \rangle) \, z_j
 
-Legend: n rows over all processes, q their dimension, own rows: those of this process.
+The MMD, the uniformity of AUH, the normalisers of SimCLR and the covariance penalty of VICReg (as a Gram matrix) have this form.
+The Gram matrix G of the local rows is symmetric, so only the tiles of its upper triangle are computed: a tile contributes to its
+rows by :math:`f'(G) Z` and to its columns by :math:`f'(G)^\top Z`. On one process this takes 1/2 + 1 products of n x n x q, where
+autograd takes 3. A tile of local and remote rows contributes to the local rows only.
+
+Memory: three tiles besides the gradient, and f' of all pairs of local rows if there are no more local rows than columns.
+
+Legend: n rows over all processes, n_local of them on this process (the local rows), q their dimension.
 """
 
 from __future__ import annotations
@@ -18,91 +22,96 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["LOW", "Function", "largest_pair", "pair_sum", "symmetric_product", "tile_shape", "tiles"]
+__all__ = ["LOW_PRECISION", "PairFunction", "max_inner_product", "pair_sum", "symmetric_product", "tile_shape", "tiles"]
 
-LOW = (torch.bfloat16, torch.float16)
+LOW_PRECISION = (torch.bfloat16, torch.float16)
 
-# inner products [rows, columns] -> f and f' of them; may write into them, and return one tensor for both
-Function = Callable[[Tensor], tuple[Tensor, Tensor]]
+# inner products [rows, columns] to f and f' of them; may overwrite its argument, and return one tensor for both
+PairFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 def tile_shape(device: torch.device) -> tuple[int, int]:
-    """Rows and columns of a tile: on a CPU what stays in its caches; more on a GPU, where each tile costs kernel starts."""
+    """Rows and columns of a tile: a size that fits the caches of a CPU, larger on a GPU, where each tile launches kernels."""
     return (256, 2048) if device.type == "cpu" else (1024, 8192)
 
 
-def tiles(own: Tensor, others: Sequence[Tensor] = ()) -> Iterator[tuple[slice, Tensor, slice | None]]:
-    """The tiles that together hold each pair of an own row with any row once; of two own rows, once in all.
+def tiles(local: Tensor, remote: Sequence[Tensor] = ()) -> Iterator[tuple[slice, Tensor, slice | None]]:
+    """Tiles that cover each pair of a local row and any row once. A pair of two local rows is in one tile only.
+
+    Args:
+        local: [n_local, ...].
+        remote: the rows of other processes, each [any, ...].
 
     Yields:
-        The own rows of the tile; the rows that they meet; where these are own rows too, which: equal to the first on the
-        diagonal, after them elsewhere.
+        The tile's local rows (a slice); its columns (a tensor of rows); the slice of the columns if they are local rows too,
+        equal to the first one in a tile on the diagonal and behind it in any other.
     """
-    height, width = tile_shape(own.device)
-    for lo in range(0, len(own), height):
-        rows = slice(lo, min(lo + height, len(own)))
-        yield rows, own[rows], rows
-        for left in range(rows.stop, len(own), width):
-            columns = slice(left, min(left + width, len(own)))
-            yield rows, own[columns], columns
-        for other in others:
+    height, width = tile_shape(local.device)
+    for top in range(0, len(local), height):
+        rows = slice(top, min(top + height, len(local)))
+        yield rows, local[rows], rows
+        for left in range(rows.stop, len(local), width):
+            columns = slice(left, min(left + width, len(local)))
+            yield rows, local[columns], columns
+        for other in remote:
             for part in other.split(width):
                 yield rows, part, None
 
 
 def pair_sum(
-    own: Tensor,
-    others: Sequence[Tensor],
-    function: Function,
+    local: Tensor,
+    remote: Sequence[Tensor],
+    function: PairFunction,
     gradient: Tensor | None = None,
     scale: float = 1.0,
     skip_diagonal: bool = False,
 ) -> Tensor:
-    """S of the own rows, and `scale` times their g_i added to `gradient`.
+    r"""S over the local rows; adds `scale` times their :math:`g_i` to `gradient`.
 
     Args:
-        own: [n_local, q]; in bfloat16 or float16 the products are taken in it, and summed up in float32.
-        others: the rows of other processes, each [any, q].
-        function: f and f'; it gets tiles in float32 at least.
-        gradient: [n_local, q] in float32 at least, or None where only S is wanted.
-        skip_diagonal: leave out the pairs of a row with itself.
+        local: [n_local, q]. Rows in bfloat16 or float16 are multiplied in that precision and summed in float32.
+        remote: the rows of other processes, each [any, q].
+        function: f and f', called on tiles in float32 or float64.
+        gradient: [n_local, q] in float32 or float64, modified in place; None to compute S only.
+        scale: factor of the gradient.
+        skip_diagonal: leave out the pairs i = j.
 
     Returns:
-        A scalar in float32 at least.
+        A scalar in float32 or float64.
     """
-    low = own.dtype in LOW
-    total = torch.zeros((), dtype=torch.float32 if low else own.dtype, device=own.device)
-    # f' of all pairs of own rows, where that takes no more memory than the rows: one large product is faster than many small
-    all_slopes = None if gradient is None or len(own) > own.shape[1] else own.new_empty(len(own), len(own))
-    for rows, met, columns in tiles(own, others):
-        values = slopes = None  # let go of the tile before
-        values, slopes = function(_product(own[rows], met.T))
+    low = local.dtype in LOW_PRECISION
+    total = torch.zeros((), dtype=torch.float32 if low else local.dtype, device=local.device)
+    # f' of all local pairs, if it takes no more memory than the rows: one large product is faster than many small ones
+    all_slopes = None if gradient is None or len(local) > local.shape[1] else local.new_empty(len(local), len(local))
+    for rows, other, columns in tiles(local, remote):
+        values = slopes = None  # free the previous tile first
+        values, slopes = function(_product(local[rows], other.T))
         on_diagonal = columns == rows
         if on_diagonal and skip_diagonal:
             values.fill_diagonal_(0)
             slopes.fill_diagonal_(0)
-        twice = columns is not None and not on_diagonal  # the mirror image of the tile
-        total += values.sum() * 2 if twice else values.sum()
+        mirrored = columns is not None and not on_diagonal  # stands for its transpose too
+        total += values.sum() * 2 if mirrored else values.sum()
         if gradient is None:
             continue
         if columns is not None and all_slopes is not None:
             all_slopes[rows, columns] = slopes
-            if twice:
+            if mirrored:
                 all_slopes[columns, rows] = slopes.T
             continue
-        _add_product(gradient[rows], slopes, met, scale)
-        if twice:
-            _add_product(gradient[columns], slopes.T, own[rows], scale)
+        _add_product(gradient[rows], slopes, other, scale)
+        if mirrored:
+            _add_product(gradient[columns], slopes.T, local[rows], scale)
     if all_slopes is not None and gradient is not None:
-        _add_product(gradient, all_slopes, own, scale)
+        _add_product(gradient, all_slopes, local, scale)
     return total
 
 
-def largest_pair(own: Tensor, others: Sequence[Tensor]) -> Tensor:
-    """The largest inner product of an own row with another row than itself, a scalar."""
-    largest = torch.full((), -torch.inf, dtype=own.dtype, device=own.device)
-    for rows, met, columns in tiles(own, others):
-        gram = own[rows] @ met.T
+def max_inner_product(local: Tensor, remote: Sequence[Tensor]) -> Tensor:
+    """The largest inner product of a local row with any other row, a scalar."""
+    largest = torch.full((), -torch.inf, dtype=local.dtype, device=local.device)
+    for rows, other, columns in tiles(local, remote):
+        gram = local[rows] @ other.T
         if columns == rows:
             gram.fill_diagonal_(-torch.inf)
         largest = torch.maximum(largest, gram.max())
@@ -110,28 +119,28 @@ def largest_pair(own: Tensor, others: Sequence[Tensor]) -> Tensor:
 
 
 def symmetric_product(rows: Tensor) -> Tensor:
-    """`rows.T @ rows` [q, q] of rows [n, q], by little more than half of the multiplications."""
+    """`rows.T @ rows`, [q, q], of rows [n, q]. Computes little more than the upper triangle."""
     q = rows.shape[1]
     height, _ = tile_shape(rows.device)
     product = rows.new_empty(q, q)
-    for lo in range(0, q, height):
-        hi = min(lo + height, q)
-        torch.mm(rows[:, lo:hi].T, rows[:, lo:], out=product[lo:hi, lo:])
-        product[hi:, lo:hi] = product[lo:hi, hi:].T
+    for top in range(0, q, height):
+        bottom = min(top + height, q)
+        torch.mm(rows[:, top:bottom].T, rows[:, top:], out=product[top:bottom, top:])
+        product[bottom:, top:bottom] = product[top:bottom, bottom:].T
     return product
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """`a @ b`, of low precision in float32."""
-    if a.dtype not in LOW:
+    """`a @ b`, in float32 if they are in low precision."""
+    if a.dtype not in LOW_PRECISION:
         return a @ b
-    if a.is_cuda and hasattr(torch.ops.aten.mm, "dtype"):  # the sums leave the tensor cores as they are, in float32
+    if a.is_cuda and hasattr(torch.ops.aten.mm, "dtype"):  # returns the tensor cores' float32 sums without rounding them
         return torch.mm(a, b, out_dtype=torch.float32)
     return (a @ b).float()
 
 
 def _add_product(to: Tensor, a: Tensor, b: Tensor, scale: float) -> None:
-    """`to += scale * a @ b`, the product taken in the precision of b."""
+    """`to += scale * a @ b`, multiplied in the precision of `b`."""
     if b.dtype == to.dtype:
         to.addmm_(a, b, alpha=scale)
     else:

@@ -22,7 +22,7 @@ from sfrik.errors import Preempted
 from sfrik.networks import Encoder, build_encoder
 from sfrik.objectives.base import LossTerms, NotFinite
 from sfrik.objectives.factory import build_objective
-from sfrik.ops.collectives import all_objects, all_reduce_max, barrier, broadcast_from_rank_zero, rank, world_size
+from sfrik.ops.collectives import all_gather_objects, all_reduce_max, barrier, broadcast_from_rank_zero, rank, world_size
 from sfrik.optim import LARS, learning_rate
 from sfrik.pretrain.accumulate import backward, micro_batches
 from sfrik.pretrain.distributed import distribute, explain_compile_failure, training_precision
@@ -212,7 +212,6 @@ class _Training:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        self.objective.draws = done  # a resumed run has the random directions that the whole run would have
         parts = micro_batches(len(where), settings.micro_batch)
         precision = partial(autocast, self.device, self.precision)
         embeddings, terms = backward(self.model, batch, partial(self._loss, where), parts, precision, self.scaler.scale)
@@ -234,7 +233,9 @@ class _Training:
     def _loss(self, where: np.ndarray, embeddings: list[Tensor]) -> LossTerms:
         """Of the whole batch; `where` are the images whose embeddings these are."""
         try:
-            return self.objective(embeddings, self.settings.anchors, self.settings.regularise)
+            anchors, regularise = self.settings.anchors, self.settings.regularise
+            # by the step a resumed run draws the random directions that the whole run would have drawn
+            return self.objective(embeddings, anchors=anchors, regularise=regularise, step=self._global_step())
         except NotFinite as error:
             names = [self.images.name(int(i)) for i in where]
             place = {"epoch": self.at.epoch, "step": self.at.step}
@@ -256,7 +257,7 @@ class _Training:
 
     def _gather_broken(self, skipped: list[str]) -> None:
         """Add what this process and the others have skipped to what is known."""
-        self.at.broken = sorted({*self.at.broken, *(name for names in all_objects(skipped) for name in names)})
+        self.at.broken = sorted({*self.at.broken, *(name for names in all_gather_objects(skipped) for name in names)})
 
     def _stop_if(self, number: int) -> None:
         if number == 0:
@@ -268,7 +269,7 @@ class _Training:
         stop(number, f"saved in {self.run.folder} at {where}")
 
     def _save(self) -> None:
-        random_states = all_objects(random_state(self.device))
+        random_states = all_gather_objects(random_state(self.device))
         if rank() == 0:
             self.run.sync_log()  # a checkpoint counts the lines that were written before it
             about = {"version": VERSION, "settings": self.settings.what()}

@@ -58,7 +58,7 @@ def test_products_in_low_precision_keep_to_the_stated_error(dtype):
     kernel, found = RotationInvariantKernel((1.0, 40.0, 40.0), 256), []
     for rows in (z.double(), z.to(dtype)):
         gradient = torch.zeros_like(rows, dtype=torch.promote_types(rows.dtype, torch.float32))
-        (value,) = MMD(kernel).parts([rows], [len(z)], [gradient], 1.0)
+        (value,) = MMD(kernel).partial_values([rows], [len(z)], [gradient], 1.0)
         found.append((value.item(), gradient.double() - (gradient.double() * z).sum(1, keepdim=True) * z))
     (expected, exact), (value, rounded) = found
     eps = torch.finfo(dtype).eps / 2

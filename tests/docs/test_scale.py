@@ -55,8 +55,7 @@ def counts() -> dict:
 
 def count_in_half(n: int, q: int) -> dict:
     """Of SFRIK on embeddings in bfloat16, multiplied in it."""
-    objective = SFRIK(q, low_precision=True)
-    objective.equal_rows = True
+    objective = SFRIK(q, low_precision=True, equal_rows=True)
     views = [view.detach().bfloat16().requires_grad_() for view in communication.rows_of(n, q)]
     for view in views:
         view.grad = torch.zeros_like(view)

@@ -106,7 +106,7 @@ def vicreg(views, anchors, regularised, sim, std, cov):
 CASES = {
     "sfrik of degree 1": (SFRIK(Q, (2.0,), 7.0, 3.0), lambda *a: sfrik(*a, (2.0,), 7.0, 3.0)),
     "sfrik of degrees 1 and 2": (SFRIK(Q, (1.0, 40.0), 7.0, 3.0), lambda *a: sfrik(*a, (1.0, 40.0), 7.0, 3.0)),
-    "sfrik as published": (SFRIK(Q), lambda *a: sfrik(*a, (1.0, 40.0, 40.0), 4000.0, 1.0)),
+    "sfrik by default": (SFRIK(Q), lambda *a: sfrik(*a, (1.0, 40.0, 40.0), 4000 * Q / 8192, 1.0)),
     "sfrik of five degrees": (
         SFRIK(Q, (1.0, 0.0, 3.0, 2.0, 0.5), 7.0, 3.0),
         lambda *a: sfrik(*a, (1.0, 0.0, 3.0, 2.0, 0.5), 7.0, 3.0),
@@ -194,6 +194,30 @@ def test_loss_is_the_weighted_sum_of_its_parts():
         torch.testing.assert_close(terms.loss.detach(), total, rtol=1e-12, atol=0)
 
 
+def test_two_views_can_be_given_as_a_list_or_one_by_one():
+    first, second = embeddings(2)
+    objective = VICReg()
+    assert torch.equal(objective(first, second).loss, objective([first, second]).loss)
+    assert torch.equal(objective(first, second, anchors=(1,)).loss, objective((first, second), anchors=[1]).loss)
+    with pytest.raises(ValueError, match="at least two views, got 1"):
+        objective(first)
+
+
+def test_backward_of_the_terms_is_that_of_the_loss():
+    gradients = []
+    for backward in (lambda terms: terms.backward(), lambda terms: terms.loss.backward()):
+        views = [view.requires_grad_() for view in embeddings(2)]
+        backward(SFRIK(Q)(views))
+        gradients.append(views[0].grad)
+    assert torch.equal(*gradients)
+
+
+def test_the_default_weight_of_sfriks_alignment_is_the_papers_trade_off():
+    assert SFRIK(8192).sim_coeff == 4000
+    assert SFRIK(2048).sim_coeff == 1000
+    assert SFRIK(2048, sim_coeff=0.0).sim_coeff == 0
+
+
 def test_sfrik_takes_any_rotation_invariant_kernel_of_its_dimension():
     views = embeddings(2)
     kernel = RotationInvariantKernel((1.0, 40.0, 40.0), Q)
@@ -241,8 +265,8 @@ def test_auh_at_a_large_scale_is_finite_where_every_exponential_underflows():
         ([], {}, "at least two views, got 0"),
         ([torch.randn(N), torch.randn(N)], {}, r"view 0 must have shape \[n, q\], got \(5,\)"),
         ([torch.randn(N, Q, 1), torch.randn(N, Q, 1)], {}, r"view 0 must have shape \[n, q\], got \(5, 4, 1\)"),
-        ([torch.randn(N, Q), torch.randn(N + 1, Q)], {}, r"view 1 has \(6, 4\), view 0 \(5, 4\)"),
-        ([torch.randn(N, Q), torch.randn(N, Q + 1)], {}, r"view 1 has \(5, 5\), view 0 \(5, 4\)"),
+        ([torch.randn(N, Q), torch.randn(N + 1, Q)], {}, r"view 1 has \(6, 4\), view 0 has \(5, 4\)"),
+        ([torch.randn(N, Q), torch.randn(N, Q + 1)], {}, r"view 1 has \(5, 5\), view 0 has \(5, 4\)"),
         (embeddings(2, n=1), {}, "at least two rows"),
         (embeddings(2), {"anchors": ()}, r"anchors must be different indices from 0 to 1, got \[\]"),
         (embeddings(2), {"anchors": (0, 2)}, r"anchors must be different indices from 0 to 1, got \[0, 2\]"),

@@ -111,7 +111,7 @@ def test_the_sliced_mmd_is_unbiased_over_its_directions(weights):
     kernel = RotationInvariantKernel(weights, 6)
     z = torch.nn.functional.normalize(embeddings(1, 40, 6)[0] + 0.5, dim=1)
     sliced, draws = SlicedMMD(kernel, 20), 400
-    values = torch.stack([sliced.parts([z], len(z), [None], 1.0, (0, draw))[0] for draw in range(draws)])
+    values = torch.stack([sliced.partial_values([z], len(z), [None], 1.0, (0, draw))[0] for draw in range(draws)])
     error = values.std() / math.sqrt(draws)
     assert abs(values.mean() - mmd_to_uniform(z, kernel)) < 4 * error
     assert error < 0.05 * values.mean()
@@ -148,15 +148,20 @@ def test_sigreg_tells_a_collapse_from_a_normal_law():
     assert values[0] < 2 < 10 < values[1] < values[2]
 
 
-def test_each_call_has_other_directions_and_a_set_number_of_draws_the_same():
-    objective = SFRIK(8, slices=4)
+@pytest.mark.parametrize(
+    "make", [lambda **k: SFRIK(8, slices=4, **k), lambda **k: SIGReg(slices=4, **k)], ids=["sfrik", "sigreg"]
+)
+def test_the_random_directions_follow_from_the_seed_and_the_step(make):
     views = embeddings(2, 5, 8)
+    objective = make()
     first, second = objective(views).loss, objective(views).loss
-    assert first != second
-    objective.draws = 0
-    assert objective(views).loss == first
-    objective.seed, objective.draws = 1, 0
-    assert objective(views).loss != first
+    assert first != second, "by default the calls are counted"
+    assert objective(views, step=0).loss == first
+    assert objective(views, step=1).loss == make()(views, step=1).loss == second
+    assert make(seed=1)(views).loss != first
+
+
+def test_wrong_numbers_of_directions_and_weights_are_refused():
     with pytest.raises(ValueError, match="slices must be at least 1, got 0"):
         SFRIK(8, slices=0)
     with pytest.raises(ValueError, match="weight must be from 0 to 1"):

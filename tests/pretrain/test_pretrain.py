@@ -333,9 +333,9 @@ def test_the_objective_is_told_which_views_are_anchors_and_which_are_regularised
     seen = []
 
     class Watched(SFRIK):
-        def forward(self, views, anchors=(0, 1), regularise="all"):
+        def forward(self, views, *, anchors, regularise, step):
             seen.append((len(views), tuple(anchors), regularise))
-            return super().forward(views, anchors, regularise)
+            return super().forward(views, anchors=anchors, regularise=regularise, step=step)
 
     monkeypatch.setattr("sfrik.objectives.factory.SFRIK", Watched)
     chosen = settings(tmp_path / "run", recipe, epochs=1, subset=7)

@@ -1,0 +1,20 @@
+r"""Rotation-invariant kernels on the sphere and their spectra (section 3 of the paper).
+
+A kernel :math:`\phi(\langle u, v \rangle)` on the unit sphere of :math:`\mathbb{R}^q` that is invariant to rotations is positive
+definite if and only if it has a Legendre series with non-negative coefficients (Schoenberg 1942):
+
+.. math::
+
+    \phi(t) = \sum_{l \ge 0} b_l P_l(q; t), \qquad b_l \ge 0, \qquad \sum_l b_l < \infty
+
+:math:`P_l(q; \cdot)` is the Legendre polynomial of degree :math:`l` in dimension :math:`q`, normalised to
+:math:`P_l(q; 1) = 1` (C. Müller, *Analysis of Spherical Symmetries in Euclidean Spaces*, 1998).
+
+Legend: q `dim`, the dimension of the space that contains the sphere S^(q-1); l `degree`; t the inner product of two unit
+vectors, in [-1, 1]; N(q, l) `harmonics`, the number of linearly independent spherical harmonics of degree l.
+"""
+
+from sfrik.kernels.polynomials import harmonics, legendre, legendre_with_derivative
+from sfrik.kernels.rotation_invariant import RotationInvariantKernel
+
+__all__ = ["RotationInvariantKernel", "harmonics", "legendre", "legendre_with_derivative"]

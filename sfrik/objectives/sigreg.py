@@ -1,0 +1,93 @@
+"""SIGReg: the objective of LeJEPA, with the Epps-Pulley statistic along random directions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sfrik.objectives.base import Batch, LossTerms, Objective, mean
+from sfrik.objectives.sliced import directions
+from sfrik.ops.collectives import all_reduce_sum, world_size
+
+__all__ = ["EppsPulley", "SIGReg"]
+
+
+class SIGReg(Objective):
+    r"""LeJEPA's objective (Balestriero & LeCun 2025, arXiv 2511.08544) on views that are not normalised, for comparison.
+
+    .. math:: (1 - \text{weight}) \cdot \text{alignment} / 4 + \text{weight} \cdot \operatorname{mean}_v \mathrm{SIGReg}(z_v)
+
+    SIGReg is `EppsPulley`. LeJEPA has the mean squared distance of each view to the mean of the views in place of alignment / 4;
+    for two views they are equal.
+
+    Args:
+        weight: :math:`\lambda` of the paper, from 0 to 1.
+        slices: number of random directions, new ones in each call.
+        seed: of the random directions, the same on all processes.
+        equal_rows: whether all processes always have the same number of rows, which saves an exchange.
+    """
+
+    normalised = False
+
+    def __init__(self, weight: float = 0.05, slices: int = 1024, *, seed: int = 0, equal_rows: bool = False) -> None:
+        super().__init__(equal_rows=equal_rows)
+        if not 0 <= weight <= 1 or slices < 1:
+            raise ValueError(f"weight must be from 0 to 1 and slices at least 1, got {weight} and {slices}")
+        self.weight, self.statistic, self.seed = weight, EppsPulley(slices), seed
+
+    def terms(self, batch: Batch, step: int) -> LossTerms:
+        alignment = batch.alignment((1 - self.weight) / 4)
+        rows, gradients = batch.regularised_rows, batch.gradient_buffers()
+        shares = self.statistic.partial_values(rows, batch.n, gradients, self.weight / len(rows), (self.seed, step))
+        alignment, sigreg = batch.all_reduce(alignment, mean(shares))
+        loss = (1 - self.weight) / 4 * alignment + self.weight * sigreg
+        return batch.loss_terms(loss, alignment=alignment, sigreg=sigreg)
+
+
+@dataclass(frozen=True)
+class EppsPulley:
+    r"""The statistic of SIGReg: the distance of the projections :math:`\langle w, z_i \rangle` to the normal distribution.
+
+    .. math::
+
+        n \int \Big| \frac{1}{n} \sum_i e^{i t \langle w, z_i \rangle} - e^{-t^2 / 2} \Big|^2 e^{-t^2 / 2} \, dt
+
+    averaged over the directions w (LeJEPA, section 4), by the trapezoidal rule as in the paper.
+
+    Args:
+        slices: M, the number of directions.
+        points: of the trapezoidal rule, an odd number.
+        reach: the rule's interval is [-reach, reach].
+    """
+
+    slices: int
+    points: int = 17
+    reach: float = 5.0
+
+    def partial_values(
+        self, views: Sequence[Tensor], n: int, gradients: Sequence[Tensor | None], weight: float, seed: Sequence[int]
+    ) -> list[Tensor]:
+        """As `sfrik.objectives.sliced.SlicedMMD.partial_values`, for rows that are not normalised."""
+        drawn = directions(self.slices, views[0].shape[1], seed, views[0])
+        step = 2 * self.reach / (self.points - 1)
+        # the integrand is even in t and 0 at t = 0
+        times = [step * k for k in range(1, self.points // 2 + 1)]
+        rule = [2 * step * math.exp(-(t**2) / 2) * (0.5 if t == times[-1] else 1.0) for t in times]
+        projected = [z @ drawn for z in views]  # [n_local, M]
+        sums = [torch.stack([torch.stack([(t * x).cos().sum(0), (t * x).sin().sum(0)]) for t in times]) for x in projected]
+        values = []
+        # characteristic: [points, real and imaginary part, M]
+        for x, characteristic, gradient in zip(projected, all_reduce_sum(torch.stack(sums)) / n, gradients, strict=True):
+            characteristic[:, 0] -= characteristic.new_tensor([math.exp(-(t**2) / 2) for t in times])[:, None]
+            integral = (characteristic.square().sum(dim=1) * characteristic.new_tensor(rule)[:, None]).sum(dim=0)  # [M]
+            values.append(n * integral.mean() / world_size())
+            if gradient is not None:
+                slopes = torch.zeros_like(x)
+                for t, w, (real, imaginary) in zip(times, rule, characteristic, strict=True):
+                    slopes.addcmul_((t * x).sin(), real, value=-2 * w * t).addcmul_((t * x).cos(), imaginary, value=2 * w * t)
+                gradient.addmm_(slopes, drawn.T, alpha=weight * world_size() / self.slices)
+        return values
