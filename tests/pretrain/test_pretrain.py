@@ -327,19 +327,19 @@ def test_views_of_one_size_pass_together_in_multi_crop_and_come_back_in_order():
         ("smoke/sfrik_l3_q64", (0, 1), "all"),
     ],
 )
-def test_the_objective_is_told_which_views_are_anchors_and_which_are_regularised(
-    recipe, anchors, regularise, tmp_path, monkeypatch
-):
-    seen = []
+def test_the_objective_gets_the_anchors_the_regularised_views_and_the_step(recipe, anchors, regularise, tmp_path, monkeypatch):
+    seen, steps = [], []
 
     class Watched(SFRIK):
         def forward(self, views, *, anchors, regularise, step):
             seen.append((len(views), tuple(anchors), regularise))
+            steps.append(step)
             return super().forward(views, anchors=anchors, regularise=regularise, step=step)
 
     monkeypatch.setattr("sfrik.objectives.factory.SFRIK", Watched)
-    chosen = settings(tmp_path / "run", recipe, epochs=1, subset=7)
+    chosen = settings(tmp_path / "run", recipe, epochs=2, subset=7)
     pretrain(chosen, progress=False)
+    assert steps == list(range(len(steps))), "a resumed run draws the random directions of the whole run"
     assert set(seen) == {(len(chosen.view_sizes), anchors, regularise)}
 
 
