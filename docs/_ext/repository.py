@@ -1,9 +1,10 @@
-"""What the site takes from the repository beside its pages: executed notebooks, tables with figures, the folders of the runs.
+"""Sphinx extension that adds to the site: executed notebooks, tables with figures, run folders, the reference of each package.
 
-- A notebook is shown as its executed copy (results/digits/notebooks) where there is one.
+- A notebook is shown as its executed copy (results/digits/notebooks) if there is one.
 - A table gets a title and its figure.
-- The folder of a run with one seed becomes a page that shows its records, the folder of figures one that shows them.
-- A link to another file of the repository is a download; to an executed notebook of a run, or a folder, it is plain text.
+- The folder of each run becomes a page with its records, and the folder of figures a page with the figures.
+- A link to another file of the repository is a download; one to a folder or to an executed notebook of a run becomes plain text.
+- A page docs/api/<package>.rst contains only a title; the directives that document the package's modules are appended to it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ __all__ = ["setup"]
 ROOT = Path(__file__).parents[2]
 EXECUTED = "results/digits/notebooks"
 FIGURES = "results/digits/figures"
-CHAPTERS = "docs/notebooks"  # the page that lists the notebooks
+CHAPTERS = "docs/notebooks"  # lists the notebooks
 WIDGET = "application/vnd.jupyter.widget-view+json"
 RESULTS_PAGES = """
 
@@ -41,7 +42,7 @@ PICTURES = (".png", ".svg", ".gif", ".mp4")
 
 
 def folders() -> list[str]:
-    """The folders of results that become pages, as paths in the repository."""
+    """The result folders that become pages, as paths in the repository."""
     runs = sorted({path.parent for path in (ROOT / "results" / "digits").glob("*/seed*/provenance.json")})
     figures = [ROOT / FIGURES] if (ROOT / FIGURES).is_dir() else []
     return [path.relative_to(ROOT).as_posix() for path in [*figures, *runs]]
@@ -58,7 +59,7 @@ def _read(app, docname: str, source: list[str]) -> None:
         executed = ROOT / EXECUTED / f"{posixpath.basename(docname)}.ipynb"
         source[0] = _without_widgets(executed.read_text() if executed.is_file() else source[0])
         return
-    source[0] = source[0].replace(" ± ", "\u00a0±\u00a0")  # a mean is not parted from its spread
+    source[0] = source[0].replace(" ± ", "\u00a0±\u00a0")  # no line break between a mean and its deviation
     if docname == "results/README":
         source[0] += RESULTS_PAGES
     elif re.fullmatch(r"results/digits/[^/]+/README", docname):
@@ -70,12 +71,12 @@ def _read(app, docname: str, source: list[str]) -> None:
 
 
 def _without_widgets(notebook: str) -> str:
-    """A widget needs a script and a kernel; what stands beside it in the output (a picture, a text) needs neither."""
+    """Remove widgets, which need a script and a kernel, and keep the picture or text in the same output."""
     content = json.loads(notebook)
     content["metadata"].pop("widgets", None)
     for cell in content["cells"]:
         if cell["cell_type"] == "code":
-            # a text beside it, and nothing else, only names the widget
+            # an output with only a text besides the widget shows only the widget's name
             cell["outputs"] = [o for o in cell["outputs"] if not {WIDGET} <= set(o.get("data", ())) <= {WIDGET, "text/plain"}]
             for output in cell["outputs"]:
                 output.get("data", {}).pop(WIDGET, None)
@@ -100,7 +101,7 @@ def _reference(room: str) -> str:
 
 
 def _links(app, doctree) -> None:
-    """Each link of a page to a file or folder of the repository, before Sphinx looks for its target."""
+    """Rewrite the links of a page to files and folders of the repository, before Sphinx resolves them."""
     here = app.env.docname
     bases = [posixpath.dirname(here)] + [EXECUTED] * here.startswith("notebooks/")
     for kind in (addnodes.pending_xref, addnodes.download_reference):
@@ -133,7 +134,7 @@ def _link(app, here: str, bases: list[str], node) -> None:
 
 
 def _page(app, path: str) -> tuple[str, str] | None:
-    """The site's page for a path of the repository, and the place in it."""
+    """The site's page for a path of the repository, and the anchor in it."""
     folder, name = posixpath.split(path)
     chapter = f"notebooks/{name.removesuffix('.ipynb')}"
     if folder == EXECUTED and chapter in app.env.found_docs:
@@ -170,14 +171,16 @@ def _folder_body(app, path: str) -> str:
             where = relative_uri(f"{path}.html", f"_images/{file.name}")
             if file.suffix == ".mp4":
                 parts.append(f'<h2>{name}</h2>\n<video controls loop src="{where}"></video>')
-            elif file.suffix != ".png" or not file.with_suffix(".svg").is_file():  # a PNG beside an SVG is the same picture
+            elif (
+                file.suffix != ".png" or not file.with_suffix(".svg").is_file()
+            ):  # a PNG with the name of an SVG is the same picture
                 parts.append(f'<h2>{name}</h2>\n<img src="{where}" alt="{name}">')
         elif file.suffix in (".json", ".jsonl"):
             text = html.escape(file.read_text())
             parts.append(f'<details><summary><code>{name}</code></summary>\n<pre id="{name}">{text}</pre></details>')
     notebooks = [f"<code>{html.escape(file.name)}</code>" for file in files if file.suffix == ".ipynb"]
     parts += [f"<p>Also in this folder of the repository: {', '.join(notebooks)}.</p>"] if notebooks else []
-    return f"<p>What <code>{html.escape(path)}</code> of the repository holds.</p>\n" + "\n".join(parts)
+    return f"<p>Contents of <code>{html.escape(path)}</code> in the repository.</p>\n" + "\n".join(parts)
 
 
 def setup(app):

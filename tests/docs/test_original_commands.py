@@ -1,4 +1,4 @@
-"""Every command of the authors' README has its counterpart with the same flags: it resolves, and a page shows it."""
+"""Every command of the authors' README works with the same flags and is on the page docs/original_commands.md."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LINEAR = '--data-dir $IMAGENET_PATH --train-percent 100 --val-dataset "val" --pr
 LINEAR += ' --epochs 100 --batch-size 256 --weight-decay 0.000001 --lr-head 0.4 --weights "freeze"'
 SEMI = '--val-dataset "val" --pretrained $BACKBONE_PATH --arch "resnet50" --epochs 20 --batch-size 256 --weight-decay 0.0'
 
-# name -> our command, the original flags, the recipe that says the same
+# name -> our command, the original flags, the recipe with the same settings
 ORIGINALS = {
     "imagenet": (
         "pretrain",
@@ -106,7 +106,7 @@ ORIGINALS = {
     ),
 }
 
-# What the original commands mean, where it is not written in them or is written otherwise.
+# Resolved settings that the original commands imply, or write differently.
 MEANING = {
     "imagenet": {"dataset": "imagenet", "augmentations": "vicreg", "ssl_method": "sfrik", "dim": 32768, "exp_dir": "exp"},
     "stl10": {"dataset": "stl10", "augmentations": "auh", "size": 64, "exp_dir": "exp"},
@@ -133,7 +133,7 @@ def settings_of(arguments):
 
 
 @pytest.mark.parametrize("name", ORIGINALS)
-def test_an_original_command_runs_dry_with_its_flags_as_they_are(name, capsys, tmp_path, monkeypatch):
+def test_an_original_command_works_with_its_own_flags(name, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command, flags, _ = ORIGINALS[name]
     assert main([command, *shlex.split(flags), "--dry-run"]) == 0
@@ -149,19 +149,19 @@ def test_an_original_command_runs_dry_with_its_flags_as_they_are(name, capsys, t
 
 
 @pytest.mark.parametrize("name", [name for name, (_, _, recipe) in ORIGINALS.items() if recipe])
-def test_a_recipe_says_the_same_as_the_original_command(name):
+def test_a_recipe_has_the_settings_of_the_original_command(name):
     command, flags, recipe = ORIGINALS[name]
-    flags_alone = settings_of([command, *shlex.split(flags)])
+    from_flags = settings_of([command, *shlex.split(flags)])
     kind = {"pretrain": PretrainSettings, "evaluate": EvaluateSettings, "extract-features": FeatureSettings}[command]
     chosen = {"train_percent": 1} if name == "semi1" else {"train_percent": 10} if name == "semi10" else {}
-    assert kind.from_recipe(recipe, **chosen).what() == flags_alone.what()
+    assert kind.from_recipe(recipe, **chosen).what() == from_flags.what()
 
 
 # --- docs/original_commands.md
 
 
 def commands_of_the_page():
-    """Argument lists after `-m sfrik` of the section's commands."""
+    """The arguments after `-m sfrik` of each command on the page."""
     text = (ROOT / "docs" / "original_commands.md").read_text()
     section = re.search(r"<!-- commands -->\n(.*?)<!-- /commands -->", text, re.DOTALL)
     assert section, "the page has no section between <!-- commands --> and <!-- /commands -->"
@@ -171,13 +171,13 @@ def commands_of_the_page():
     return [words[words.index("sfrik") + 1 :] for words in commands]
 
 
-def test_the_page_shows_the_counterpart_of_every_original_command():
+def test_the_page_has_every_original_command():
     shown = [(words[0], sorted(words[1:])) for words in commands_of_the_page()]
     for name, (command, flags, _) in ORIGINALS.items():
         assert (command, sorted(shlex.split(flags))) in shown, name
 
 
-def test_every_command_of_the_page_runs_dry(capsys, tmp_path, monkeypatch):
+def test_every_command_of_the_page_works_with_dry_run(capsys, tmp_path, monkeypatch):
     commands = commands_of_the_page()
     monkeypatch.chdir(tmp_path)
     for words in commands:
@@ -186,8 +186,8 @@ def test_every_command_of_the_page_runs_dry(capsys, tmp_path, monkeypatch):
     assert len(commands) == len(ORIGINALS) + 1, "the original commands, and the one for SLURM"
 
 
-def test_every_flag_of_the_pages_commands_begins_where_a_dash_does():
-    """A flag that argparse would read as a value of the one before it would pass unnoticed."""
+def test_no_flag_of_the_page_is_read_as_the_value_of_another():
+    """argparse would accept it silently."""
     for words in commands_of_the_page():
         settings = settings_of(words)
         flags = {word.lstrip("-").replace("-", "_") for word in words if word.startswith("--")}

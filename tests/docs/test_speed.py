@@ -1,4 +1,4 @@
-"""The page on speed says what the figures say, and the benchmarks run, on small sizes."""
+"""docs/speed.md agrees with the stored figures, and the benchmarks run at small sizes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ import sliced  # noqa: E402
 CPU = torch.device("cpu")
 
 
-def test_the_tables_of_the_page_are_those_of_the_figures():
+def test_the_tables_of_the_page_are_rendered_from_the_stored_figures():
     page = bench.PAGE.read_text()
     assert page == bench.rendered(page)
-    assert len(bench.ratios()) > 10, "there are figures"
+    assert len(bench.ratios()) > 10
 
 
-def test_the_losses_are_compared_and_a_bound_stands_beside_each():
+def test_the_losses_are_compared_with_their_targets():
     rows = [*losses.speed(CPU, 1, 64), losses.share(CPU, 1, 64), losses.low_precision(CPU, 1, 64)]
     assert len(rows) == 9
     assert all(row["ratio"] > 0 for row in rows)
@@ -36,13 +36,13 @@ def test_the_losses_are_compared_and_a_bound_stands_beside_each():
     assert bench.asked({"ratio": 1.0}) == "–"
 
 
-def test_the_value_of_many_directions_is_near_and_their_gradient_is_that_of_the_whole():
+def test_many_directions_estimate_the_value_and_the_gradient():
     found = sliced.quality(12, 4, 20_000, "around a centre", (1.0, 40.0), 2)
     assert found["spread, %"] < 10
     assert found["cosine"] > 0.99
 
 
-def test_the_benchmark_for_a_gpu_runs_on_a_cpu(tmp_path):
+def test_the_gpu_benchmark_runs_on_a_cpu(tmp_path):
     options = argparse.Namespace(batch=4, rounds=1, workers=0, smoke=True, data=None)
     compared = gpu.steps("resnet8", 16, 32, options, CPU)
     assert [row["what"].split(", ")[1] for row in compared] == ["SFRIK", "VICReg"]

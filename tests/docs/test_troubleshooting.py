@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md starts from messages as they are printed: each of ours is one that the source still prints."""
+"""docs/troubleshooting.md quotes messages: each one of this package is still in the source."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from sfrik.cli import main
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text()
 HEADINGS = re.findall(r"^### (.+)$", PAGE, re.MULTILINE)
-# (PyTorch), (Jupyter), ...: somebody else prints it, (no error): nobody does
+# headings that end in (PyTorch), (Jupyter) or (no error) are not messages of this package
 OURS = [
     message for heading in HEADINGS if not re.search(r"\([\w ,&]+\)$", heading) for message in re.findall(r"`([^`]+)`", heading)
 ]
-HOLE = "\0"  # where a message holds a value
+HOLE = "\0"  # in place of a value in a message
 
 
 def text_of(node: ast.AST) -> str:
-    """A string of the source, with a hole where a value is put in."""
+    """A string of the source, with a hole in place of each value."""
     if isinstance(node, ast.Constant):
         return node.value
     return "".join(part.value if isinstance(part, ast.Constant) else HOLE for part in node.values)
@@ -29,7 +29,7 @@ def text_of(node: ast.AST) -> str:
 
 @pytest.fixture(scope="module")
 def printed():
-    """All that the library and the Makefile may print."""
+    """All strings that the library and the Makefile can print."""
     texts = [(ROOT / "Makefile").read_text().replace("$(PYTHON)", HOLE)]
     for path in (ROOT / "sfrik").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -38,26 +38,26 @@ def printed():
     return texts
 
 
-def holds(text: str, message: str) -> bool:
-    """Whether a string of the source prints the message, `...` being any text; a fixed part spans no value."""
+def matches(text: str, message: str) -> bool:
+    """Whether a string of the source contains the message, where `...` is any text and the rest contains no value."""
     return re.search(".*".join(re.escape(part) for part in message.split("...")), text, re.DOTALL) is not None
 
 
 @pytest.mark.parametrize("message", OURS)
-def test_each_message_of_ours_is_in_the_source(printed, message):
+def test_each_message_of_this_package_is_in_the_source(printed, message):
     fixed = max(len(part) for part in message.split("..."))
-    assert fixed >= 8, "too little to search for"
-    assert any(holds(text, message) for text in printed)
+    assert fixed >= 8, "too short to search for"
+    assert any(matches(text, message) for text in printed)
 
 
-def test_the_page_has_the_messages_that_users_meet():
+def test_the_page_has_at_least_forty_messages_in_the_usual_order():
     assert len(OURS) >= 40
     assert len(HEADINGS) == len(set(HEADINGS))
     areas = re.findall(r"^## (.+)$", PAGE, re.MULTILINE)
     assert areas[:4] == ["Installation", "Data", "Settings", "Training"]
 
 
-def test_each_message_is_followed_by_what_to_do():
+def test_each_message_has_an_explanation():
     for part in re.split(r"^###? .+$", PAGE, flags=re.MULTILINE)[2:]:
         text = part.strip()
         assert not text or len(text) > 40

@@ -1,4 +1,4 @@
-"""docs/your_code.md: every block of the page runs as it stands, at small sizes, and does what the page says."""
+"""docs/your_code.md: every code block runs at small sizes and does what the page states."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SIZE, BATCH = 40, 4
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two classes of eight small photographs."""
+    """Two classes with eight small images each."""
     root = tmp_path_factory.mktemp("images")
     random = np.random.default_rng(0)
     for label in ("cats", "dogs"):
@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(folder):
-    """The names that the first section leaves behind."""
+    """The variables that the first section defines."""
     torch.manual_seed(0)
     names = {"folder": folder, "size": SIZE, "batch_size": BATCH, "epochs": 1}
     for block in BLOCKS["A training step"]:
@@ -57,7 +57,7 @@ def run(title, trained):
     return names
 
 
-def test_each_block_of_the_page_is_run_by_a_test():
+def test_each_block_of_the_page_has_a_test():
     tested = Path(__file__).read_text()
     assert all(f'"{title}"' in tested for title, blocks in BLOCKS.items() if blocks)
     assert sum(map(len, BLOCKS.values())) == PAGE.count("```python")
@@ -71,14 +71,14 @@ def test_the_training_step_has_fifteen_lines_and_trains(trained):
     assert all(p.grad is not None for p in trained["encoder"].parameters())
 
 
-def test_a_model_of_torchvision_takes_the_place_of_the_backbone(trained):
+def test_a_torchvision_model_works_as_backbone(trained):
     names = run("A model of torchvision", trained)
     views = [torch.randn(2, 3, SIZE, SIZE) for _ in range(2)]
     names["objective"](names["encoder"](views)).loss.backward()
     assert names["backbone"](views[0]).shape == (2, names["features"])
 
 
-def test_a_model_of_timm_takes_the_place_of_the_backbone(trained):
+def test_a_timm_model_works_as_backbone(trained):
     pytest.importorskip("timm")
     names = run("A model of timm", {**trained, "size": 32})
     views = [torch.randn(2, 3, 32, 32) for _ in range(2)]
@@ -86,7 +86,7 @@ def test_a_model_of_timm_takes_the_place_of_the_backbone(trained):
     assert names["backbone"](views[0]).shape == (2, names["backbone"].num_features)
 
 
-def test_two_processes_under_torchrun_have_one_loss_and_need_no_package_of_an_extra(folder, tmp_path):
+def test_two_processes_under_torchrun_have_the_same_loss_and_need_no_optional_package(folder, tmp_path):
     (script,) = BLOCKS["Several processes"]
     (tmp_path / "train.py").write_text(script)
     extras = re.search(r"optional-dependencies\](.*?)^\[project.scripts", PROJECT, re.MULTILINE | re.DOTALL)[1]
@@ -105,7 +105,7 @@ def test_two_processes_under_torchrun_have_one_loss_and_need_no_package_of_an_ex
     assert losses["0"] == losses["1"]
 
 
-def test_the_network_in_bfloat16_gives_a_loss_in_float32(trained):
+def test_a_network_in_bfloat16_gives_a_loss_in_float32(trained):
     names = run("Mixed precision", trained)
     assert names["embeddings"][0].dtype == torch.bfloat16
     assert names["terms"].loss.dtype == torch.float32
@@ -124,23 +124,23 @@ def test_lightning_trains_the_encoder(trained, tmp_path, monkeypatch):
     assert not torch.equal(before["projector.0.weight"].cpu(), after["projector.0.weight"].cpu())
 
 
-def test_a_collapse_can_be_seen(trained, capsys):
+def test_the_collapse_measures_are_in_their_range(trained, capsys):
     found = run("Is it collapsed?", trained)["found"]
     assert 1 <= found.effective_rank <= found.largest_rank == BATCH
     assert len(found.energy_share) == 3
     assert "effective rank" in capsys.readouterr().out
 
 
-def test_the_mmd_of_a_collapsed_batch_and_its_floor_are_those_of_the_page():
+def test_the_mmd_of_a_collapsed_and_of_a_uniform_batch_are_those_of_the_page():
     objective = SFRIK(dim=64, weights=(1.0, 40.0, 40.0))
     point = torch.ones(8, 64)
     assert objective([point, point]).parts["mmd"].item() == pytest.approx(81, rel=1e-5)
     uniform = [torch.randn(4096, 64, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
-    # the standard deviation of the difference is sqrt(2 sum b^2 / N(q, l)) / n = 0.0003, of the mean of two views
+    # standard deviation: sqrt(2 sum b^2 / N(q, l)) / n = 0.0003, for the mean of two views
     assert objective(uniform).parts["mmd"].item() == pytest.approx(81 / 4096, abs=0.0015)
 
 
-def test_the_features_are_judged_by_their_neighbours_and_kept(trained, tmp_path, monkeypatch):
+def test_the_features_are_evaluated_by_knn_and_saved(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = run("What are the features worth?", trained)
     assert names["scores"].shape == (8, 2)
