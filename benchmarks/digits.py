@@ -27,7 +27,7 @@ from unittest import mock
 import torch
 from torch import Generator
 
-from sfrik.datasets.images import batches, load_images
+from sfrik.datasets import batches, load_images
 from sfrik.networks import build_encoder
 from sfrik.objectives.factory import build_objective
 from sfrik.pretrain.loop import pretrain

@@ -27,8 +27,7 @@ from losses import PLAIN, in_turns, low_precision, memory, of, share, speed
 from torch import Tensor
 
 from sfrik.cost.measure import hardware
-from sfrik.datasets.images import batches, image_files
-from sfrik.datasets.listing import list_images
+from sfrik.datasets import batches, image_files, list_images
 from sfrik.networks import Encoder, build_backbone, build_projector
 from sfrik.objectives import SFRIK, VICReg
 from sfrik.objectives.reference import plain_loss

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sfrik.datasets.images import Images, batches, image_files
+from sfrik.datasets import Images, batches, image_files
 from sfrik.settings import PretrainSettings
 from sfrik.views.base import Views, build_views
 

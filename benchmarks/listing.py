@@ -1,9 +1,9 @@
-"""How long a folder of class folders takes to list: torchvision's ImageFolder, sfrik's listing, and its cache.
+"""Time to list a folder of class folders: torchvision's ImageFolder, sfrik's listing, and its cache.
 
     python benchmarks/listing.py --classes 1000 --files 1300
 
-Empty files are made in a temporary folder (of --folder) and removed after. On a local disk, whose folders are in memory,
-this is the smallest gain there is: on a network file system each folder costs a round trip.
+Empty files are made in a temporary folder (inside --folder) and removed afterwards. A local disk, whose folders are in memory,
+shows the smallest gain: on a network file system each folder costs a round trip.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sfrik.datasets.listing import list_images
 
 
 def seconds(action: Callable[[], object], repetitions: int) -> float:
-    """Median time of an action."""
+    """Median time of an action, in seconds."""
     times = []
     for _ in range(repetitions):
         start = time.perf_counter()
@@ -30,7 +30,7 @@ def seconds(action: Callable[[], object], repetitions: int) -> float:
 
 
 def make_files(folder: Path, classes: int, files: int) -> None:
-    """ImageNet's names, and folders old enough to be kept in the cache."""
+    """Empty files with names like ImageNet's, in folders old enough to be cached."""
     for label in range(classes):
         place = folder / f"n{label:08d}"
         place.mkdir(parents=True)
@@ -42,9 +42,9 @@ def make_files(folder: Path, classes: int, files: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, default=1000, help="class folders (default 1000)")
-    parser.add_argument("--files", type=int, default=50, help="files in each (default 50; ImageNet has about 1300)")
-    parser.add_argument("--repetitions", type=int, default=3, help="of each listing; the median counts (default 3)")
-    parser.add_argument("--folder", help="where to make the files, for another file system (default: the system's)")
+    parser.add_argument("--files", type=int, default=50, help="files per class (default 50; ImageNet has about 1300)")
+    parser.add_argument("--repetitions", type=int, default=3, help="of each listing, of which the median is printed (default 3)")
+    parser.add_argument("--folder", help="folder for the files (default: the system's temporary folder)")
     options = parser.parse_args()
 
     from torchvision.datasets import ImageFolder
@@ -53,19 +53,19 @@ def main() -> None:
         images, cache = Path(root) / "images", Path(root) / "cache"
         make_files(images, options.classes, options.files)
 
-        def uncached() -> None:
+        def list_without_cache() -> None:
             os.environ["SFRIK_CACHE"] = tempfile.mkdtemp(dir=root)
             list_images(images)
 
         times = {
             "torchvision's ImageFolder": seconds(lambda: ImageFolder(str(images)), options.repetitions),
-            "read from the folder and kept": seconds(uncached, options.repetitions),
+            "read from the folder and cached": seconds(list_without_cache, options.repetitions),
         }
         os.environ["SFRIK_CACHE"] = str(cache)
         list_images(images)
         times["read from the cache"] = seconds(lambda: list_images(images), options.repetitions)
-        (kept,) = (cache / "listings").iterdir()
-        print(f"{options.classes} classes of {options.files} files; the cache file has {kept.stat().st_size / 1e6:.2f} MB")
+        (cached,) = (cache / "listings").iterdir()
+        print(f"{options.classes} classes of {options.files} files; the cache file has {cached.stat().st_size / 1e6:.2f} MB")
         for name, time_taken in times.items():
             print(f"{name:<31} {time_taken:8.3f} s   {time_taken / times['read from the cache']:7.1f} x the cache's time")
 

@@ -1,5 +1,26 @@
 """Images: reading, decoding, listing, subsets and batches."""
 
-from sfrik.datasets.images import Images, batches, class_members, class_subset, load_images
+from sfrik.datasets.decoding import decode_image, read_image
+from sfrik.datasets.images import Images, class_members, class_subset, image_files, load_images
+from sfrik.datasets.label_fraction import labelled_share, simclr_list
+from sfrik.datasets.listing import cache_folder, list_images
+from sfrik.datasets.loader import batches, explain_worker_death
+from sfrik.datasets.transfer import VOC_CLASSES, load_target
 
-__all__ = ["Images", "batches", "class_members", "class_subset", "load_images"]
+__all__ = [
+    "VOC_CLASSES",
+    "Images",
+    "batches",
+    "cache_folder",
+    "class_members",
+    "class_subset",
+    "decode_image",
+    "explain_worker_death",
+    "image_files",
+    "labelled_share",
+    "list_images",
+    "load_images",
+    "load_target",
+    "read_image",
+    "simclr_list",
+]

@@ -1,8 +1,8 @@
 """The 1 % and 10 % of the labels that semi-supervised evaluation trains on.
 
-On ImageNet they are SimCLR's lists of file names (Chen et al. 2020, section 4.2 and appendix B.5), which every paper
-since uses; they are roughly class-balanced and cannot be drawn again. On the other data sets they are the first images
-of each class.
+On ImageNet these are SimCLR's lists of file names (Chen et al. 2020, section 4.2 and appendix B.5), which later papers use
+too; they are roughly class-balanced and cannot be drawn again. On the other data sets they are the first images of each
+class.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ SHA256 = {
     1: "71e82a48ba78252683ae334c4d019ebd5c6e855b9599c1389fbe83eb9549cf17",
     10: "6d09de11e7bdaf5b1f3b1f249b6183695f97310cdd20f0c03e7235b6b9392091",
 }
-TIMEOUT = 60  # seconds that the server may stay silent
+TIMEOUT = 60  # seconds without a byte from the server
 
 
 def labelled_share(images: Images, dataset: str, percent: int, label_list: str = "") -> Images:
-    """The images whose labels are used, in the data set's order.
+    """Select the images whose labels are used, in the data set's order.
+
+    Without a list, the first max(1, round(percent / 100 * m)) of a class's m images are taken, in the data set's order
+    (Python's round: halves are rounded to the even number).
 
     Args:
         images: all training images, with their labels.
         dataset: mnist5k, cifar10, stl10, imagenet or image_folder.
-        percent: share of the labels; at 100 the images are returned as they are.
-        label_list: file of image names, one a line: file names (n01440764_10074.JPEG), or paths below the training
-            folder (n01440764/n01440764_10074.JPEG) where one file name stands in several classes. It decides alone
-            which images are taken, whatever the percentage. ImageNet without it: SimCLR's list of 1 or 10 %.
-
-    Without a list, the first max(1, round(percent / 100 * m)) of a class's m images are taken, in the data set's order
-    (Python's round: a half goes to the even number).
+        percent: percentage of the labels, above 0; at 100 `images` is returned unchanged.
+        label_list: file of image names, one per line: file names (n01440764_10074.JPEG), or paths below the training
+            folder (n01440764/n01440764_10074.JPEG) where several classes have a file of this name. With a list the
+            percentage does not matter. ImageNet without it: SimCLR's list of 1 or 10 %.
 
     Raises:
-        SfrikError: a name of the list is not among the images, or stands for several of them; there is no list for
-            this percentage; it cannot be had; or there are no labels.
+        SfrikError: a name on the list is the name of no image or of several; there is no list for this percentage, or it
+            cannot be downloaded; the images have no labels, or several each.
     """
     if not 0 < percent <= 100:
-        raise SfrikError(f"the share of the labels must be above 0 and at most 100 %, got {percent}")
+        raise SfrikError(f"train_percent must be above 0 and at most 100 %, got {percent}")
     if percent == 100:
         return images
     if label_list:
@@ -60,48 +60,51 @@ def labelled_share(images: Images, dataset: str, percent: int, label_list: str =
     if dataset == "imagenet":
         return images.select(_listed(images, simclr_list(percent), f"of SimCLR's {percent} %"))
     if len(images) == 0 or images.targets.ndim != 1 or images.targets.min() < 0:
-        raise SfrikError(f"{dataset}: a share of the labels needs images with one label each")
+        raise SfrikError(f"{dataset}: train_percent below 100 needs images with one label each")
     members = class_members(images.targets).values()
     return images.select(np.sort(np.concatenate([some[: max(1, round(percent / 100 * len(some)))] for some in members])))
 
 
 def simclr_list(percent: int) -> str:
-    """SimCLR's list of 1 or 10 % of ImageNet's training images, a file name a line.
+    """SimCLR's list of 1 or 10 % of ImageNet's training images, one file name per line.
 
-    Downloaded on first use to label_lists in `sfrik.datasets.listing.cache_folder()` and checked by its SHA-256 at each use.
+    Downloaded on first use to label_lists/ in `sfrik.datasets.listing.cache_folder()`; its SHA-256 is checked at each use.
+
+    Raises:
+        SfrikError: there is no list for this percentage, it cannot be downloaded, or its SHA-256 is another one.
     """
     remedy = "give a list as --label-list FILE"
     if percent not in SHA256:
         raise SfrikError(f"there is no list of {percent} % of ImageNet's labels, only of 1 and 10 %: {remedy}")
-    url, kept = SIMCLR.format(percent=percent), cache_folder() / "label_lists" / f"imagenet-{percent}percent.txt"
+    url, cached = SIMCLR.format(percent=percent), cache_folder() / "label_lists" / f"imagenet-{percent}percent.txt"
     with contextlib.suppress(SfrikError):
-        content = read_bytes(kept)
+        content = read_bytes(cached)
         if hashlib.sha256(content).hexdigest() == SHA256[percent]:
             return content.decode()
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
-            content = answer.read()
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+            content = response.read()
     except (OSError, http.client.HTTPException) as error:
         reason = str(getattr(error, "reason", "") or error or type(error).__name__)
-        raise SfrikError(f"the label list {url} could not be downloaded ({reason}): fetch it elsewhere, then {remedy}") from None
+        raise SfrikError(f"the label list {url} could not be downloaded ({reason}): get it elsewhere, then {remedy}") from None
     found = hashlib.sha256(content).hexdigest()
     if found != SHA256[percent]:
         raise SfrikError(f"the label list {url} is not the known one (SHA-256 {found[:12]}... of {len(content)} bytes): {remedy}")
-    with contextlib.suppress(WriteError), atomic_write(kept, len(content)) as file:  # else downloaded again next time
+    with contextlib.suppress(WriteError), atomic_write(cached, len(content)) as file:  # else downloaded again next time
         file.write(content)
     return content.decode()
 
 
 def _listed(images: Images, text: str, source: str) -> np.ndarray:
-    """Indices of the images that the list names, sorted."""
-    wanted = {line.strip() for line in text.splitlines()} - {""}
-    if not wanted:
+    """Indices of the images on the list, sorted."""
+    listed = {line.strip() for line in text.splitlines()} - {""}
+    if not listed:
         raise SfrikError(f"label list {source} is empty")
     found: dict[str, int] = {}
     for i in range(len(images)):
         name = images.name(i)
         for key in (name, name.rsplit("/", 1)[-1]):
-            if key not in wanted or found.get(key) == i:
+            if key not in listed or found.get(key) == i:
                 continue
             if key in found:
                 raise SfrikError(
@@ -109,11 +112,11 @@ def _listed(images: Images, text: str, source: str) -> np.ndarray:
                     "write the names with their class folder"
                 )
             found[key] = i
-    missing = sorted(wanted - found.keys())
+    missing = sorted(listed - found.keys())
     if missing:
         first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise SfrikError(
-            f"label list {source}: {len(missing)} of its {len(wanted)} names are not among the {len(images)} training images "
-            f"({first}): the list is for the whole training set: check --data-dir and --label-list"
+            f"label list {source}: {len(missing)} of its {len(listed)} names are not among the {len(images)} training images "
+            f"({first}): the list needs the whole training set; check --data-dir and --label-list"
         )
     return np.unique(np.fromiter(found.values(), np.int64))

@@ -1,8 +1,10 @@
-"""The images of another data set, which pretrained features are transferred to (the paper's tables 3 and 4).
+"""The data sets that pretrained features are transferred to (the paper's tables 3 and 4).
 
-places205    photographs of 205 scenes (Zhou et al. 2014); top-1 of a linear head
-voc07        PASCAL VOC 2007 (Everingham et al. 2010); mAP over 20 classes of object
-digits8x8    scikit-learn's handwritten digits, for the digits profile; no download
+::
+
+    places205    photos of 205 scenes (Zhou et al. 2014); top-1 of a linear head
+    voc07        PASCAL VOC 2007 (Everingham et al. 2010); mAP over 20 object classes
+    digits8x8    scikit-learn's handwritten digits, for the digits profile; no download
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ import torch
 import torch.nn.functional as F
 
 from sfrik.datasets.images import Images, class_members, image_files, load_images
-from sfrik.datasets.listing import Names
 from sfrik.errors import SfrikError, nearest
 from sfrik.system.files import read_text
 
@@ -33,12 +34,7 @@ PLACES_IMAGES = Path("data/vision/torralba/deeplearning/images256")  # as its ar
 
 
 def load_target(target: str, split: str, data_dir: str | Path) -> Images:
-    """A split of a transfer data set.
-
-    Args:
-        target: places205, voc07 or digits8x8.
-        split: "train" or "test".
-        data_dir: folder of the images; digits8x8 needs none.
+    """Load a split of a transfer data set.
 
     Places205 (2,448,873 training and 20,500 test images), as its two archives unpack: the lists
     trainvalsplit_places205/{train,val}_places205.csv with lines "a/abbey/gsun_0a0.jpg 0" and the images in
@@ -46,16 +42,22 @@ def load_target(target: str, split: str, data_dir: str | Path) -> Images:
     lists: 205 class folders in train/ and val/. The test split is the validation images, whose labels are public.
 
     VOC07 (5,011 training and 4,952 test images), as its archives unpack: VOCdevkit/VOC2007/ with JPEGImages/ and
-    ImageSets/Main/<class>_{trainval,test}.txt. targets: int64 [n, 20], 1 where an object of the class is in the image,
-    -1 where none is, 0 where all are marked difficult, to be left out of that class's score.
+    ImageSets/Main/<class>_{trainval,test}.txt. Targets are int64 [n, 20]: 1 where the image shows an object of the class,
+    -1 where it shows none, 0 where all its objects of the class are marked difficult, which leaves the image out of that
+    class's score.
 
     digits8x8: uint8 [n, 1, 28, 28], values 0 to 255. The digits fill their 8 x 8 pixels from top to bottom; they are
     enlarged to 20 x 20 by bilinear interpolation and framed by 4 black pixels, which gives them the height, the frame
-    and about the mean (0.156, MNIST 0.131) of MNIST's. The first two thirds of each class (rounded down) are the
+    and about the mean of MNIST's digits (0.156, MNIST 0.131). The first two thirds of each class (rounded down) are the
     training split, the rest the test split, in scikit-learn's order.
 
+    Args:
+        target: places205, voc07 or digits8x8.
+        split: "train" or "test".
+        data_dir: folder of the images; digits8x8 needs none.
+
     Raises:
-        SfrikError: the target or the split is unknown, or a file is missing or wrong; it is named.
+        SfrikError: the target or the split is unknown, or a file is missing or wrong. The message names it.
     """
     loaders = {"places205": _places205, "voc07": _voc07, "digits8x8": _digits8x8}
     if target not in loaders:
@@ -78,7 +80,7 @@ def _digits8x8(split: str, data_dir: Path) -> Images:
     first = np.zeros(len(targets), dtype=bool)
     for members in class_members(targets).values():
         first[members[: 2 * len(members) // 3]] = True
-    whole = Images(targets, 10, lambda i: f"digits8x8 image {i}", tensor=digits)
+    whole = Images(targets, 10, "digits8x8 image {}".format, tensor=digits)
     return whole.select(np.flatnonzero(first if split == "train" else ~first))
 
 
@@ -102,12 +104,12 @@ def _voc07(split: str, data_dir: Path) -> Images:
             raise SfrikError(f"voc07: {path} has other images than {VOC_CLASSES[0]}_{part}.txt: {remedy}")
         columns.append([int(value) for _, value in rows])
     folder = root / "JPEGImages"
-    there = set(os.listdir(folder)) if folder.is_dir() else set()
-    missing = [image for image in ids if f"{image}.jpg" not in there]
+    present = set(os.listdir(folder)) if folder.is_dir() else set()
+    missing = [image for image in ids if f"{image}.jpg" not in present]
     if missing or not ids:
         raise SfrikError(f"voc07: {len(missing)} of the {len(ids)} images are not in {folder} ({missing[:1]}): {remedy}")
     targets = np.array(columns, dtype=np.int64).T.copy()  # [n, 20]
-    return image_files(folder, Names.pack(f"{image}.jpg" for image in ids), targets, VOC_CLASSES)
+    return image_files(folder, (f"{image}.jpg" for image in ids), targets, VOC_CLASSES)
 
 
 def _places205(split: str, data_dir: Path) -> Images:
@@ -119,7 +121,7 @@ def _places205(split: str, data_dir: Path) -> Images:
                 "trainvalsplit_places205.tar.gz and imagesPlaces205_resize.tar.gz there, or check --target-dir"
             )
         images = load_images("image_folder", split, data_dir)
-        if images.num_classes != PLACES_CLASSES:  # ImageNet has such folders too, and data_dir is where it lies
+        if images.num_classes != PLACES_CLASSES:  # ImageNet has such folders too, and its folder is the default
             raise SfrikError(
                 f"places205: {data_dir} has {images.num_classes} class folders and not the {PLACES_CLASSES} of Places205: "
                 "check --target-dir"
@@ -140,6 +142,6 @@ def _places205(split: str, data_dir: Path) -> Images:
     if not rows or targets.min() < 0 or targets.max() >= PLACES_CLASSES:
         raise SfrikError(f"places205: {path}: the classes must be 0 to {PLACES_CLASSES - 1}, and there must be some")
     names = [row[0].lstrip("/") for row in rows]
-    if not (folder / names[0]).is_file():  # the first alone: a look at each of 2.4 million takes minutes
+    if not (folder / names[0]).is_file():  # only the first: checking all 2.4 million takes minutes
         raise SfrikError(f"places205: {path} names {names[0]}, but {folder} does not hold it: unpack both archives again")
-    return image_files(folder, Names.pack(names), targets, num_classes=PLACES_CLASSES)
+    return image_files(folder, names, targets, num_classes=PLACES_CLASSES)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sfrik.datasets.images import Images, batches, load_images
+from sfrik.datasets import Images, batches, load_images
 from sfrik.diagnostics import Measures, measure
 from sfrik.errors import SfrikError
 from sfrik.networks import Encoder, build_encoder, build_pixels, build_projector, load_backbone

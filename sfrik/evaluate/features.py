@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sfrik.datasets.images import Images, batches, load_images
+from sfrik.datasets import Images, batches, load_images
 from sfrik.errors import SfrikError
 from sfrik.evaluate.inputs import evaluation_split, frozen_backbone, scored_images, weights_path
 from sfrik.networks import Backbone

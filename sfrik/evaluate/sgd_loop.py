@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sfrik.datasets.images import Images, batches, explain_worker_death
+from sfrik.datasets import Images, batches, explain_worker_death
 from sfrik.errors import SfrikError
 from sfrik.evaluate.checkpoint import EvaluationCheckpoint
 from sfrik.evaluate.linear_head import rate_groups, set_cosine_rates

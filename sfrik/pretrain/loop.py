@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfrik.datasets.images import Images, batches, explain_worker_death, load_images
+from sfrik.datasets import Images, batches, explain_worker_death, load_images
 from sfrik.errors import Preempted
 from sfrik.networks import Encoder, build_encoder
 from sfrik.objectives.base import LossTerms, NotFinite

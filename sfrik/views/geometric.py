@@ -1,4 +1,4 @@
-"""Random steps on batches of tensors: resized crops by interpolation, contrast, OBoW's grid of overlapping patches.
+"""Random geometry of batches: resized crops by interpolation, OBoW's grid of overlapping patches; and random contrast.
 
 Letters of the shapes: n images, c channels, h and w pixels.
 """
@@ -19,11 +19,19 @@ ATTEMPTS = 10  # draws of a box until it fits, as in torchvision's RandomResized
 
 
 def random_boxes(n: int, scale: tuple[float, float], generator: Generator | None) -> Tensor:
-    """Boxes of n random crops of a square: width, height, left, top as shares of its side, float32 [n, 4].
+    """Boxes of n random crops of a square.
 
     The area is uniform over `scale`, the logarithm of the aspect ratio width / height over log(3/4) to log(4/3). A box that
-    does not fit in the square is drawn anew; after ten draws the whole square is taken. This is the law of torchvision's
-    RandomResizedCrop, but for its rounding to whole pixels, which in small images would be coarse.
+    does not fit in the square is redrawn; after ten draws the whole square is taken. This is the distribution of
+    torchvision's RandomResizedCrop, without its rounding to whole pixels, which would be coarse in small images.
+
+    Args:
+        n: number of boxes.
+        scale: smallest and largest area, as a fraction of the square's.
+        generator: on the CPU; PyTorch's default one where it is None.
+
+    Returns:
+        Width, height, left and top as fractions of the side, float32 [n, 4].
     """
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -40,13 +48,13 @@ def random_boxes(n: int, scale: tuple[float, float], generator: Generator | None
 
 
 def crop_batch(pixels: Tensor, size: int, scale: tuple[float, float], generator: Generator | None) -> Tensor:
-    """A random resized crop of each image by bilinear interpolation, never mirrored.
+    """Crop each image at random and resize it by bilinear interpolation, as torchvision's RandomResizedCrop does.
 
     Args:
         pixels: float [n, c, h, w].
         size: side of the crops, in pixels.
-        scale: least and largest share of the image's area.
-        generator: on the CPU, so that the draws are the same whatever the device.
+        scale: smallest and largest fraction of the image's area.
+        generator: on the CPU, so that the draws do not depend on the device; PyTorch's default one where it is None.
 
     Returns:
         float [n, c, size, size].
@@ -55,28 +63,39 @@ def crop_batch(pixels: Tensor, size: int, scale: tuple[float, float], generator:
     width, height, left, top = random_boxes(n, scale, generator).unbind(dim=1)
     theta = torch.zeros(n, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = width, height
-    # a grid's coordinates run from -1 to 1: the middle of the box, in these
+    # coordinates of a grid run from -1 to 1; these are those of the middle of the box
     theta[:, 0, 2], theta[:, 1, 2] = 2 * left + width - 1, 2 * top + height - 1
     grid = F.affine_grid(theta.to(pixels.device), [n, channels, size, size], align_corners=False)
-    # where the crop reaches the border, the outer half of the last pixel is that pixel and not a blend with black
+    # "border": at the image's edge, the outer half of the last pixel is not blended with black
     return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def change_contrast(pixels: Tensor, generator: Generator | None, contrast: float = 0.4) -> Tensor:
-    """Each image's values [n, c, h, w] in 0 to 1 multiplied by its own factor of 1 - contrast to 1 + contrast, cut at 1."""
+    """Multiply the values of each image by a random factor from 1 - contrast to 1 + contrast, and clip them at 1.
+
+    Args:
+        pixels: float [n, c, h, w], in 0 to 1.
+        generator: on the CPU; PyTorch's default one where it is None.
+        contrast: largest change of the factor.
+    """
     factor = torch.empty(pixels.shape[0]).uniform_(1 - contrast, 1 + contrast, generator=generator)
     return (pixels * factor.to(pixels.device)[:, None, None, None]).clamp(0, 1)
 
 
 class PatchGrid:
-    """Patches of a 3 x 3 grid that overlap, each moved by a random shift; some of the nine are drawn without repetition.
+    """Overlapping patches of a 3 x 3 grid, each shifted at random; some of the nine are drawn without replacement.
 
-    Cell (i, j) has its upper left corner at (i * step + a, j * step + b) with step = (image_size - patch_size - shift) // 2
-    and a, b uniform over the whole numbers 0 .. shift. The shift is OBoW's 24 pixels, for images under 96 pixels 24/256 of
-    the side.
+    Patch (i, j) has its upper left corner at (i * step + a, j * step + b) with step = (image_size - patch_size - shift) // 2
+    and a, b uniform over the whole numbers from 0 to shift. The shift is OBoW's 24 pixels (Gidaris et al. 2021), in images
+    under 96 pixels 24/256 of the side.
+
+    Args:
+        image_size: side of the images in pixels.
+        patch_size: side of the patches in pixels.
+        count: number of patches per image, 0 to 9.
 
     Raises:
-        SfrikError: the patches with their shift do not fit in the image, or more than nine are asked for.
+        SfrikError: the patches with their shift do not fit in the image, or `count` is above nine.
     """
 
     per_side = 3
@@ -86,8 +105,8 @@ class PatchGrid:
         largest = image_size - self.shift
         if not 1 <= patch_size <= largest:
             raise SfrikError(
-                f"img_patch_size {patch_size} does not fit: patches of images of {image_size} pixels, moved by up to "
-                f"{self.shift}, have 1 to {largest}"
+                f"img_patch_size {patch_size} does not fit: patches of images of {image_size} pixels, shifted by up to "
+                f"{self.shift}, have 1 to {largest} pixels"
             )
         if not 0 <= count <= self.per_side**2:
             raise SfrikError(f"num_img_patches must be 0 to {self.per_side**2}, got {count}")
@@ -101,9 +120,14 @@ class PatchGrid:
         return torch.stack([cells // self.per_side, cells % self.per_side], dim=-1) * self.step + shifts
 
     def __call__(self, images: Tensor, generator: Generator | None = None) -> list[Tensor]:
-        """`count` views [n, c, patch_size, patch_size] of images [n, c, image_size, image_size].
+        """Cut the patches of a batch.
 
-        generator: on the CPU; PyTorch's own where it is None.
+        Args:
+            images: [n, c, image_size, image_size].
+            generator: on the CPU; PyTorch's default one where it is None.
+
+        Returns:
+            `count` tensors [n, c, patch_size, patch_size].
         """
         n = images.shape[0]
         corners = self.corners(n, generator).to(images.device)

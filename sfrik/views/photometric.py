@@ -1,8 +1,7 @@
-r"""The random colours of a batch of views, on the device of the network: jitter, grey, blur, solarise, normalise.
+r"""Random colours of batches, on the device of the network: jitter, grey, blur, solarise, normalise.
 
-Each image has its own draws, from a generator on the CPU, so that they are the same whatever the device. The steps are those
-of PIL that the plain pipeline takes, in float32 instead of bytes: values are in 0 to 1 and are cut there after each step, but
-not rounded.
+Each image has its own draws, from a generator on the CPU, so that they do not depend on the device. The steps are those of
+the PIL pipeline, in float32 instead of bytes: values are clipped to 0 to 1 after each step, but not rounded.
 
 Letters of the shapes: n images, h and w pixels.
 """
@@ -21,18 +20,23 @@ __all__ = ["Colour", "Draws", "along_by_convolution", "along_by_shifts", "box_ke
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, PIL's weights of red, green and blue in grey
 BLUR_RADIUS = (0.1, 2.0)  # standard deviation in pixels
 BLUR_PASSES = 3  # of PIL's box
-# Values that are worked on at once. On a CPU one view of 224 x 224: it and what is computed from it stay in the cache. On a GPU
-# enough to keep it busy: each copy of a whole batch of 2048 such views would take 1.2 GB.
+# Values processed at a time. On a CPU one view of 224 x 224, which stays in the cache with its intermediate results. On a GPU
+# enough to keep it busy: a copy of a whole batch of 2048 such views would take 1.2 GB.
 PIECE, PIECE_OF_CPU = 2**25, 2**18
 
 
 @dataclass(frozen=True)
 class Colour:
-    """The law of the colours of one view; a step that is None is not among them.
+    """The distribution of the colours of one view.
 
     Attributes:
-        jitter: largest change of brightness, contrast, saturation (factors of 1 - b to 1 + b) and hue (a share of the circle).
-        jitter_p, grey_p, blur_p, solarise_p: the chance of each step.
+        jitter: largest change of brightness, contrast, saturation (factors from 1 - b to 1 + b) and hue (a fraction of the
+            circle), as of torchvision's ColorJitter.
+        jitter_p: probability of the jitter.
+        grey_p: probability of a grey image, as of torchvision's RandomGrayscale.
+        blur_p: probability of a Gaussian blur with a standard deviation of 0.1 to 2 pixels; None: no such step.
+        solarise_p: probability of solarising values of 128 or more of 255, as of torchvision's RandomSolarize; None: no such
+            step.
     """
 
     jitter: tuple[float, float, float, float]
@@ -42,7 +46,7 @@ class Colour:
     solarise_p: float | None = None
 
     def draw(self, n: int, generator: Generator) -> Draws:
-        """What happens to each of n images."""
+        """Draw the steps of each of n images; `generator` is on the CPU."""
 
         def uniform(low: float, high: float) -> Tensor:
             return torch.empty(n).uniform_(low, high, generator=generator)
@@ -66,14 +70,15 @@ class Colour:
 
 @dataclass(frozen=True)
 class Draws:
-    """What happens to each of n images, on the CPU.
+    """The steps of each of n images, as tensors on the CPU.
 
     Attributes:
-        order: int64 [n, 4], the steps of the jitter (0 brightness, 1 contrast, 2 saturation, 3 hue) as they follow each other;
-            -1 where there is none.
-        factors: float32 [n, 4], of brightness, contrast, saturation; the shift of the hue as a share of the circle.
-        grey, solarised: bool [n].
-        radius: float32 [n], the standard deviation of the blur in pixels; 0 for none.
+        order: int64 [n, 4], the steps of the jitter (0 brightness, 1 contrast, 2 saturation, 3 hue) in the order in which they
+            are applied; -1 without jitter.
+        factors: float32 [n, 4]: factors of brightness, contrast and saturation; shift of the hue as a fraction of the circle.
+        grey: bool [n].
+        radius: float32 [n], standard deviation of the blur in pixels; 0 without blur.
+        solarised: bool [n].
     """
 
     order: Tensor
@@ -83,33 +88,36 @@ class Draws:
     solarised: Tensor
 
     def rows(self, which: slice) -> Draws:
-        """Those of some of the images."""
+        """The draws of a slice of the images."""
         return Draws(*(getattr(self, name)[which] for name in self.__dataclass_fields__))
 
 
 def change_colours(
     images: Tensor, draws: Draws | None, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
 ) -> Tensor:
-    """The images with their draws applied (None: none) and, where `mean` is given, normalised.
+    """Apply the draws to the images and normalise them.
 
     Args:
         images: uint8 [n, 3, h, w], of any strides, on any device.
+        draws: the steps of each image; None: no steps.
+        mean: mean of each channel, in 0 to 1; None: the images are not normalised.
+        std: standard deviation of each channel.
 
     Returns:
-        float32 [n, 3, h, w], contiguous, in 0 to 1 before it is normalised.
+        float32 [n, 3, h, w], contiguous, in 0 to 1 before the normalisation.
     """
     result = torch.empty(images.shape, device=images.device)
-    law = None
+    statistics = None
     if mean is not None and std is not None:
-        law = [_to(torch.tensor(values)[:, None, None], images.device) for values in (mean, std)]
+        statistics = [_to(torch.tensor(values)[:, None, None], images.device) for values in (mean, std)]
     rows = max(1, (PIECE_OF_CPU if images.device.type == "cpu" else PIECE) // images[0].numel())
     for start in range(0, len(images), rows):
         which = slice(start, start + rows)
         pixels = result[which].copy_(images[which]).mul_(1 / 255)
         if draws is not None:
             _apply(pixels, draws.rows(which))
-        if law is not None:
-            pixels.sub_(law[0]).div_(law[1])
+        if statistics is not None:
+            pixels.sub_(statistics[0]).div_(statistics[1])
     return result
 
 
@@ -121,12 +129,12 @@ def _apply(pixels: Tensor, draws: Draws) -> None:
             _change(pixels, chosen, STEPS[step], draws.factors[:, step])
     _change(pixels, draws.grey, _grey)
     _change(pixels, draws.radius > 0, _blur, draws.radius)
-    # PIL takes bytes of 128 or more from 255: those above the middle
+    # PIL inverts bytes of 128 or more, that is values above the middle
     _change(pixels, draws.solarised, lambda x: torch.minimum(x, 1 - x))
 
 
 def _change(pixels: Tensor, chosen: Tensor, step: Callable[..., Tensor], *parameters: Tensor) -> None:
-    """Put what `step` makes of the chosen images and their parameters [n] in their place; only these are computed."""
+    """Replace the chosen images by `step` of them and of their parameters [n]; the others are not computed."""
     where = chosen.nonzero()[:, 0]
     if len(where) == 0:
         return
@@ -139,12 +147,12 @@ def _change(pixels: Tensor, chosen: Tensor, step: Callable[..., Tensor], *parame
 
 
 def _to(values: Tensor, device: torch.device) -> Tensor:
-    """A few values on the device; nobody waits for what it does meanwhile."""
+    """Move a few values to the device without waiting for its work."""
     return values.to(device, non_blocking=True)
 
 
 def _luma(pixels: Tensor) -> Tensor:
-    """[n, 3, ...] -> [n, 1, ...]."""
+    """Luminance, [n, 3, ...] -> [n, 1, ...]."""
     red, green, blue = pixels.split(1, dim=1)
     return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
@@ -155,7 +163,7 @@ def _grey(pixels: Tensor) -> Tensor:
 
 
 def _blend(pixels: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    """other + factor * (pixels - other), cut at 0 and 1."""
+    """other + factor * (pixels - other), clipped to 0 and 1."""
     factor = factor[:, None, None, None]
     return torch.addcmul(other * (1 - factor), pixels, factor).clamp_(0, 1)
 
@@ -165,7 +173,7 @@ def _brightness(pixels: Tensor, factor: Tensor) -> Tensor:
 
 
 def _contrast(pixels: Tensor, factor: Tensor) -> Tensor:
-    """A blend with the mean of the grey image, which PIL rounds to a byte."""
+    """Blend with the mean of the grey image, which PIL rounds to a byte."""
     mean = _luma(pixels.mean(dim=(2, 3), keepdim=True))
     return _blend(pixels, (mean * 255 + 0.5).floor() / 255, factor)
 
@@ -175,10 +183,17 @@ def _saturation(pixels: Tensor, factor: Tensor) -> Tensor:
 
 
 def shift_hue(pixels: Tensor, shift: Tensor) -> Tensor:
-    r"""Each image's hue turned by `shift` [n], a share of the circle; value and saturation of HSV stay.
+    r"""Shift the hue of each image; value and saturation of HSV do not change.
 
-    With the largest value V, the chroma C (largest less smallest value) and the hue H in sixths of the circle, the channels are
-    $V - C \min(1, \max(0, 2 - |d_k|))$ with $d_k$ = H + (3, 1, -1)_k brought into [-3, 3), for red, green and blue.
+    With the largest value V, the chroma C (largest minus smallest value) and the hue H in sixths of the circle, the channels are
+
+    .. math:: V - C \min(1, \max(0, 2 - |d_k|)), \qquad d_k = H + (3, 1, -1)_k \text{ wrapped into } [-3, 3),
+
+    for red, green and blue.
+
+    Args:
+        pixels: float [n, 3, h, w], in 0 to 1.
+        shift: fraction of the circle, float [n].
     """
     red, green, blue = pixels.unbind(dim=1)  # [n, h, w]
     largest = torch.maximum(torch.maximum(red, green), blue)
@@ -200,18 +215,18 @@ STEPS = (_brightness, _contrast, _saturation, shift_hue)
 
 
 def _blur(pixels: Tensor, radius: Tensor) -> Tensor:
-    """Each image blurred with a standard deviation of `radius` [n] pixels as PIL's GaussianBlur does: by three boxes.
+    """Blur each image with a standard deviation of `radius` [n] pixels as PIL's GaussianBlur does: by three boxes.
 
-    The kernel is the box of `box_kernels` folded with itself three times; beyond the border the outer pixels go on.
+    The kernel is the convolution of three boxes of `box_kernels`; the border is padded with its pixels.
     """
     box = box_kernels(radius)  # [n, taps]
-    kernel = _fold(_fold(box, box), box)
+    kernel = _convolve(_convolve(box, box), box)
     along = along_by_shifts if pixels.device.type == "cpu" else along_by_convolution
     return along(along(pixels, kernel, 3), kernel, 2)
 
 
 def along_by_shifts(pixels: Tensor, kernel: Tensor, axis: int) -> Tensor:
-    """Images [n, c, h, w] folded with their symmetric kernels [n, taps] along axis 2 or 3; on a CPU the faster way."""
+    """Convolve images [n, c, h, w] with their symmetric kernels [n, taps] along axis 2 or 3, tap by tap; faster on a CPU."""
     reach, size = kernel.shape[1] // 2, pixels.shape[axis]
     kernel = kernel[:, :, None, None, None]
     padded = F.pad(pixels, (reach, reach, 0, 0) if axis == 3 else (0, 0, reach, reach), mode="replicate")
@@ -223,7 +238,7 @@ def along_by_shifts(pixels: Tensor, kernel: Tensor, axis: int) -> Tensor:
 
 
 def along_by_convolution(pixels: Tensor, kernel: Tensor, axis: int) -> Tensor:
-    """The same by one grouped convolution."""
+    """The same as `along_by_shifts` by one grouped convolution; faster on a GPU."""
     n, channels = pixels.shape[:2]
     reach = kernel.shape[1] // 2
     padded = F.pad(pixels, (reach, reach, 0, 0) if axis == 3 else (0, 0, reach, reach), mode="replicate").flatten(0, 1)[None]
@@ -232,23 +247,24 @@ def along_by_convolution(pixels: Tensor, kernel: Tensor, axis: int) -> Tensor:
 
 
 def box_kernels(radius: Tensor) -> Tensor:
-    r"""The extended box of each standard deviation, [n, 2 * reach + 1] with sums of 1.
+    r"""The extended box of each standard deviation `radius` [n], up to 2 pixels: weights [n, 5] that sum to 1.
 
     Gwosdek, Grewenig, Bruhn and Weickert, "Theoretical foundations of Gaussian convolution by extended box filtering" (2011):
-    a box of whole half-width l with two outer weights of a share a of the inner ones, whose variance is that of the Gaussian
-    divided by the passes, $l = \lfloor (\sqrt{12 v + 1} - 1) / 2 \rfloor$,
-    $a = (2 l + 1) (l (l + 1) - 3 v) / (6 (v - (l + 1)^2))$.
+    a box of whole half-width l, whose two outer weights are a times the inner ones, and whose variance v is that of the
+    Gaussian divided by the number of passes,
+
+    .. math:: l = \lfloor (\sqrt{12 v + 1} - 1) / 2 \rfloor, \qquad a = \frac{(2 l + 1) (l (l + 1) - 3 v)}{6 (v - (l + 1)^2)}.
     """
     variance = radius.square() / BLUR_PASSES
     whole = ((12 * variance + 1).sqrt() - 1).div(2).floor()
     outer = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
-    reach = 2  # of a radius up to 2
+    reach = 2  # enough for a radius up to 2
     distance = torch.arange(-reach, reach + 1, device=radius.device).abs()
     weights = torch.where(distance <= whole[:, None], 1.0, torch.where(distance == whole[:, None] + 1, outer[:, None], 0.0))
     return weights / weights.sum(dim=1, keepdim=True)
 
 
-def _fold(one: Tensor, other: Tensor) -> Tensor:
+def _convolve(one: Tensor, other: Tensor) -> Tensor:
     """Full convolution of kernels [n, a] and [n, b]: [n, a + b - 1]."""
     taps = other.shape[1]
     return F.conv1d(F.pad(one, (taps - 1,) * 2)[None], other.flip(1)[:, None], groups=len(one))[0]

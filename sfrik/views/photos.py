@@ -1,13 +1,12 @@
-"""The views of photographs: the law of each, and the two pipelines that draw from it.
+"""Views of photos: the policy of each view, and the two pipelines that draw from it.
 
-`plain_views` does all of it on PIL images in the workers of the data loader. `fast_views` does what needs the whole image
-there, on bytes, and the rest on batches on the device of the network. What a law says is in the table of `sfrik.views`.
+`PilPipeline` does everything on PIL images in the workers of the data loader. `TensorPipeline` does what needs the whole image
+there, on bytes, and the rest on batches on the device of the network. The policies are in the table of `sfrik.views.base`.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from sfrik.views.geometric import PatchGrid
 from sfrik.views.photometric import BLUR_RADIUS, Colour, change_colours
 
 if TYPE_CHECKING:
-    from torchvision.transforms import v2
+    from torchvision.transforms import InterpolationMode, v2
 
 __all__ = [
     "OBOW_CROP_SCALE",
@@ -27,10 +26,11 @@ __all__ = [
     "SMALL",
     "STATISTICS",
     "Crop",
+    "PilPipeline",
+    "TensorPipeline",
     "Whole",
-    "fast_views",
+    "drawing_order",
     "normalise",
-    "plain_views",
     "policies",
     "swav_kinds",
 ]
@@ -41,8 +41,8 @@ STATISTICS = {
     "cifar10": ((0.491, 0.482, 0.447), (0.247, 0.243, 0.262)),
     "mnist5k": ((0.131,), (0.308,)),
 }
-SMALL = ("stl10", "cifar10")  # used at the size they have; in OBoW and SwAV with the authors' settings for STL10
-SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of torchvision's RandomResizedCrop
+SMALL = ("stl10", "cifar10")  # used at their own size; in OBoW and SwAV with the authors' settings for STL10
+SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # the defaults of torchvision's RandomResizedCrop
 OBOW_CROP_SCALE = (0.08, 0.6)
 OBOW_PATCH_SCALE = (0.6, 1.0)
 EQUAL, STRONG = (0.4, 0.4, 0.4, 0.4), (0.8, 0.8, 0.8, 0.2)  # jitters of brightness, contrast, saturation, hue
@@ -50,11 +50,16 @@ EQUAL, STRONG = (0.4, 0.4, 0.4, 0.4), (0.8, 0.8, 0.8, 0.2)  # jitters of brightn
 
 @dataclass(frozen=True)
 class Crop:
-    """A random crop of a share `scale` of the area, `side` pixels wide and high, mirrored half of the time, and its colours.
+    """A random crop, resized, mirrored with probability 1/2, with random colours; torchvision's RandomResizedCrop.
 
     Attributes:
-        flips_last: it is mirrored after the colours, which gives the same law: they do not know left from right.
-        patches: cut from the crop at the end, each a view of its own.
+        side: width and height of the view in pixels.
+        scale: smallest and largest fraction of the image's area.
+        interpolation: "bilinear" or "bicubic".
+        colour: distribution of the colours.
+        flips_last: whether the flip comes after the colours. The distribution is the same, since they do not depend on left
+            and right.
+        patches: grid of patches to cut from the crop at the end; each patch is a view. None: the crop is the view.
     """
 
     side: int
@@ -67,7 +72,13 @@ class Crop:
 
 @dataclass(frozen=True)
 class Whole:
-    """The whole image: its shorter side at `side` pixels, the middle `size` x `size` of it, mirrored half of the time."""
+    """The whole image: shorter side resized to `side` pixels, centre crop of `size` x `size`, mirrored with probability 1/2.
+
+    Attributes:
+        side: shorter side after the resize, in pixels.
+        size: width and height of the view in pixels.
+        interpolation: "bilinear" or "bicubic".
+    """
 
     side: int
     size: int
@@ -77,7 +88,10 @@ class Whole:
 
 
 def policies(augmentations: str, size: int, dataset: str, **crops: Any) -> list[Crop | Whole]:
-    """The views in the order of `PretrainSettings.view_sizes`, patches of one crop as one; arguments as of `build_views`."""
+    """The policies in the order of `PretrainSettings.view_sizes`, with one for all patches of a crop.
+
+    Arguments as for `sfrik.views.base.build_views`.
+    """
     jitter_p = 1.0 if dataset in SMALL else 0.8
     if augmentations == "obow":
         return _obow(size, dataset, jitter_p, **crops)
@@ -105,23 +119,23 @@ def _obow(
     # 256 at a size of 224; small images are neither enlarged nor cropped
     side = size if dataset in SMALL else round(size * 256 / 224)
     crop = Crop(image_crop_size, OBOW_CROP_SCALE, "bilinear", Colour(EQUAL, jitter_p, blur_p=0.5), flips_last=True)
-    found = [Whole(side, size), *[crop] * num_img_crops]
+    views: list[Crop | Whole] = [Whole(side, size), *[crop] * num_img_crops]
     if num_img_patches:
         grid = PatchGrid(side, img_patch_size, num_img_patches)
-        found.append(Crop(side, OBOW_PATCH_SCALE, "bilinear", Colour(EQUAL, jitter_p), flips_last=True, patches=grid))
-    return found
+        views.append(Crop(side, OBOW_PATCH_SCALE, "bilinear", Colour(EQUAL, jitter_p), flips_last=True, patches=grid))
+    return views
 
 
 def swav_kinds(
     nmb_crops: Sequence[int], size_crops: Sequence[int], min_scale_crops: Sequence[float], max_scale_crops: Sequence[float]
 ) -> list[tuple[int, tuple[float, float]]]:
-    """Side and range of scale of each view."""
+    """Side and range of scales of each of SwAV's views."""
     kinds = zip(nmb_crops, size_crops, min_scale_crops, max_scale_crops, strict=True)
     return [(side, (low, high)) for count, side, low, high in kinds for _ in range(count)]
 
 
 def normalise(dataset: str) -> v2.Transform:
-    """PIL image -> normalised float tensor [c, h, w]."""
+    """Transform of a PIL image to float32 [c, h, w], normalised with the data set's statistics; ImageNet's where it has none."""
     from torchvision.transforms import v2
 
     mean, std = STATISTICS.get(dataset, STATISTICS["imagenet"])
@@ -131,42 +145,42 @@ def normalise(dataset: str) -> v2.Transform:
 # --- on PIL images
 
 
-def plain_views(views: Sequence[Crop | Whole], dataset: str) -> Callable[[Image.Image], tuple[Tensor, ...]]:
-    """PIL image -> its views, each float [3, h, w], normalised."""
-    pipelines = [_plain(law, dataset) for law in views]
-    return lambda image: tuple(itertools.chain.from_iterable(_in_turn(views, pipelines, image)))
+class PilPipeline:
+    """All steps on PIL images, in the workers: PIL image in RGB -> its views, each float32 [3, h, w], normalised."""
+
+    def __init__(self, views: Sequence[Crop | Whole], dataset: str) -> None:
+        self.views = views
+        self.transforms = [_pil_transform(view, dataset) for view in views]
+
+    def __call__(self, image: Image.Image) -> tuple[Tensor, ...]:
+        drawn: dict[int, list[Tensor]] = {}
+        for k in drawing_order(self.views):
+            view, patches = self.transforms[k](image), self.views[k].patches
+            drawn[k] = [view] if patches is None else [patch[0] for patch in patches(view[None])]
+        return tuple(view for k in range(len(self.views)) for view in drawn[k])
 
 
-def _in_turn(views: Sequence[Crop | Whole], pipelines: Sequence[Callable], image: Any) -> list[Any]:
-    """What each pipeline makes of the image; the random crops draw before OBoW's whole image does."""
-    order = sorted(range(len(views)), key=lambda k: isinstance(views[k], Whole))
-    drawn = {k: pipelines[k](image) for k in order}
-    return [drawn[k] for k in range(len(views))]
+def drawing_order(views: Sequence[Crop | Whole]) -> list[int]:
+    """The order in which the views draw their random numbers: crops before OBoW's whole image, which comes first."""
+    return sorted(range(len(views)), key=lambda k: isinstance(views[k], Whole))
 
 
-def _plain(law: Crop | Whole, dataset: str) -> Callable[[Image.Image], list[Tensor]]:
-    pipeline, grid = _steps(law, dataset), law.patches
-    if grid is None:
-        return lambda image: [pipeline(image)]
-    return lambda image: [patch[0] for patch in grid(pipeline(image)[None])]
-
-
-def _steps(law: Crop | Whole, dataset: str) -> v2.Transform:
+def _pil_transform(view: Crop | Whole, dataset: str) -> v2.Transform:
     from torchvision.transforms import v2
 
-    interpolation, flip, to_tensor = v2.InterpolationMode(law.interpolation), v2.RandomHorizontalFlip(), normalise(dataset)
-    if isinstance(law, Whole):
-        return v2.Compose([v2.Resize(law.side, interpolation), v2.CenterCrop(law.size), flip, to_tensor])
-    crop = v2.RandomResizedCrop(law.side, law.scale, RATIO, interpolation, antialias=True)
-    colour = law.colour
+    interpolation, flip, to_tensor = v2.InterpolationMode(view.interpolation), v2.RandomHorizontalFlip(), normalise(dataset)
+    if isinstance(view, Whole):
+        return v2.Compose([v2.Resize(view.side, interpolation), v2.CenterCrop(view.size), flip, to_tensor])
+    crop = v2.RandomResizedCrop(view.side, view.scale, RATIO, interpolation, antialias=True)
+    colour = view.colour
     steps = [v2.RandomApply([v2.ColorJitter(*colour.jitter)], p=colour.jitter_p), v2.RandomGrayscale(p=colour.grey_p)]
     steps += [] if colour.blur_p is None else [GaussianBlur(p=colour.blur_p)]
     steps += [] if colour.solarise_p is None else [v2.RandomSolarize(threshold=128, p=colour.solarise_p)]
-    return v2.Compose([crop, *([*steps, flip] if law.flips_last else [flip, *steps]), to_tensor])
+    return v2.Compose([crop, *([*steps, flip] if view.flips_last else [flip, *steps]), to_tensor])
 
 
 class GaussianBlur:
-    """PIL's Gaussian blur with a radius drawn from U[0.1, 2.0], with probability p."""
+    """PIL's Gaussian blur with probability p; its radius in pixels is uniform from 0.1 to 2."""
 
     def __init__(self, p: float) -> None:
         self.p = p
@@ -180,48 +194,49 @@ class GaussianBlur:
 # --- on tensors
 
 
-def fast_views(
-    views: Sequence[Crop | Whole], dataset: str
-) -> tuple[Callable[[Tensor], tuple[Tensor, ...]], Callable[[list[Tensor], Generator], list[Tensor]]]:
-    """What the workers do, and what the device does with a batch of it.
+class TensorPipeline:
+    """Crops of bytes in the workers, all other steps in batches on the device."""
 
-    The first takes a decoded image, uint8 [3, h, w], to its crops, uint8 [3, side, side], resized and mirrored; the second
-    takes these as batches [n, 3, side, side] to the views, float [n, 3, h, w], normalised.
-    """
-    crops = [_cut(law) for law in views]
-    mean, std = STATISTICS.get(dataset, STATISTICS["imagenet"])
+    def __init__(self, views: Sequence[Crop | Whole], dataset: str) -> None:
+        from torchvision.transforms import InterpolationMode
 
-    def per_batch(batch: list[Tensor], generator: Generator) -> list[Tensor]:
+        self.views = views
+        self.interpolations = [InterpolationMode(view.interpolation) for view in views]
+        self.mean, self.std = STATISTICS.get(dataset, STATISTICS["imagenet"])
+
+    def per_image(self, image: Tensor) -> tuple[Tensor, ...]:
+        """A decoded image, uint8 [3, h, w] -> its crops, uint8 [3, side, side], resized and mirrored."""
+        drawn = {k: _cut(image, self.views[k], self.interpolations[k]) for k in drawing_order(self.views)}
+        return tuple(drawn[k] for k in range(len(self.views)))
+
+    def per_batch(self, batch: list[Tensor], generator: Generator) -> list[Tensor]:
+        """Batches of these crops, uint8 [n, 3, side, side] -> the views, float32 [n, 3, h, w], normalised."""
         made = []
-        for law, images in zip(views, batch, strict=True):
-            draws = law.colour.draw(len(images), generator) if law.colour else None
-            pixels = change_colours(images, draws, mean, std)
-            made += law.patches(pixels, generator) if law.patches else [pixels]
+        for view, images in zip(self.views, batch, strict=True):
+            draws = view.colour.draw(len(images), generator) if view.colour else None
+            pixels = change_colours(images, draws, self.mean, self.std)
+            made += view.patches(pixels, generator) if view.patches else [pixels]
         return made
 
-    return lambda image: tuple(_in_turn(views, crops, image)), per_batch
 
+def _cut(image: Tensor, view: Crop | Whole, interpolation: InterpolationMode) -> Tensor:
+    """Crop, resize and mirror one image.
 
-def _cut(law: Crop | Whole) -> Callable[[Tensor], Tensor]:
-    """Crop, resize, mirror one image; draws from PyTorch's own generator, the numbers that torchvision's transforms draw."""
-    from torchvision.transforms import RandomResizedCrop, v2
+    Draws from PyTorch's default generator, the same numbers as torchvision's RandomResizedCrop and RandomHorizontalFlip.
+    """
+    from torchvision.transforms import RandomResizedCrop
     from torchvision.transforms.v2 import functional
 
-    interpolation = v2.InterpolationMode(law.interpolation)
-
-    def cut(image: Tensor) -> Tensor:
-        if isinstance(law, Whole):
-            resized = functional.resize(_pixels_first(image), [law.side], interpolation, antialias=True)
-            view = functional.center_crop(resized, [law.size, law.size])
-        else:
-            top, left, height, width = RandomResizedCrop.get_params(image, list(law.scale), list(RATIO))
-            box = _pixels_first(image[:, top : top + height, left : left + width])
-            view = functional.resize(box, [law.side, law.side], interpolation, antialias=True)
-        return view.flip(-1) if torch.rand(1) < 0.5 else view
-
-    return cut
+    if isinstance(view, Whole):
+        resized = functional.resize(_channels_last(image), [view.side], interpolation, antialias=True)
+        pixels = functional.center_crop(resized, [view.size, view.size])
+    else:
+        top, left, height, width = RandomResizedCrop.get_params(image, list(view.scale), list(RATIO))
+        box = _channels_last(image[:, top : top + height, left : left + width])
+        pixels = functional.resize(box, [view.side, view.side], interpolation, antialias=True)
+    return pixels.flip(-1) if torch.rand(1) < 0.5 else pixels
 
 
-def _pixels_first(image: Tensor) -> Tensor:
-    """The image [3, h, w] with the channels of a pixel side by side in memory, where torch resizes bytes fastest."""
+def _channels_last(image: Tensor) -> Tensor:
+    """The image [3, h, w] in the memory layout in which torch resizes bytes fastest."""
     return image.permute(1, 2, 0).contiguous().permute(2, 0, 1)

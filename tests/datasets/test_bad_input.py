@@ -15,9 +15,10 @@ from PIL import Image
 
 from sfrik.datasets import decoding
 from sfrik.datasets.decoding import FORMATS, decode_image, read_image
-from sfrik.datasets.images import Images, batches, load_images
+from sfrik.datasets.images import Images, load_images
 from sfrik.datasets.label_fraction import labelled_share
 from sfrik.datasets.listing import EXTENSIONS, list_images
+from sfrik.datasets.loader import batches
 from sfrik.datasets.transfer import VOC_CLASSES, load_target
 from sfrik.errors import SfrikError
 from sfrik.launch.slurm import read_site
@@ -230,7 +231,7 @@ def test_a_jpeg_of_several_pictures_is_still_a_jpeg(tmp_path):
 
 
 def test_the_first_bytes_decide_and_a_file_that_is_gone_is_said_to_be(tmp_path):
-    assert "the file is gone since its folder was listed" in line(decode_image, tmp_path / "gone.JPEG")
+    assert "the file was removed after its folder was listed" in line(decode_image, tmp_path / "gone.JPEG")
     assert decoding.FORMATS[0] == "JPEG"  # the only one that torchvision is asked for
 
 

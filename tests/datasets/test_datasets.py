@@ -13,7 +13,8 @@ import torch
 import torchvision
 from PIL import Image
 
-from sfrik.datasets.images import Images, batches, class_members, class_subset, image_files, load_images
+from sfrik.datasets.images import Images, class_members, class_subset, image_files, load_images
+from sfrik.datasets.loader import batches
 from sfrik.errors import SfrikError
 from sfrik.views.base import build_views, probe_views, resize_for_test
 
@@ -127,9 +128,9 @@ def test_a_subset_of_mnist5k_is_the_first_images_of_each_class(mnist5k):
 
 
 def test_more_images_of_mnist5k_than_there_are_is_refused():
-    with pytest.raises(SfrikError, match=r"350 images a class in its train split, 351"):
+    with pytest.raises(SfrikError, match=r"350 images per class in its train split, but 351 are required"):
         load_images("mnist5k", "train", subset=351)
-    with pytest.raises(SfrikError, match=r"50 images a class in its tune split, 51"):
+    with pytest.raises(SfrikError, match=r"50 images per class in its tune split, but 51 are required"):
         load_images("mnist5k", "tune", val_subset=51)
 
 

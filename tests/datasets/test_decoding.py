@@ -133,7 +133,7 @@ def test_an_empty_file_text_and_a_missing_file_are_reported_by_name(tmp_path):
     assert reason(tmp_path / "page.JPEG").startswith(
         "not an image file (JPEG, PNG, BMP, PPM, TIFF and WEBP are read); copy it again"
     )
-    assert reason(tmp_path / "gone.JPEG").startswith("the file is gone since its folder was listed; start again")
+    assert reason(tmp_path / "gone.JPEG").startswith("the file was removed after its folder was listed; start again")
     (tmp_path / "folder.JPEG").mkdir()
     assert reason(tmp_path / "folder.JPEG") == "it is a folder and not a regular file"
 

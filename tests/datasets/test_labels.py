@@ -77,7 +77,7 @@ def test_each_class_gives_its_share_and_at_least_one_image_in_the_data_sets_orde
 
 
 def test_a_share_needs_one_label_an_image_and_a_percentage():
-    with pytest.raises(SfrikError, match="stl10: a share of the labels needs images with one label each"):
+    with pytest.raises(SfrikError, match="stl10: train_percent below 100 needs images with one label each"):
         labelled_share(images_called(NAMES, [-1] * 12), "stl10", 10)
     with pytest.raises(SfrikError, match="one label each"):
         labelled_share(Images(np.ones((4, 3), dtype=np.int64), 3, str), "image_folder", 10)
@@ -224,7 +224,7 @@ def test_a_download_that_breaks_off_is_refused_and_not_kept(server, cache):
 
 def test_without_a_network_the_error_says_to_give_a_list(server, monkeypatch):
     server.content.clear()
-    assert "could not be downloaded (Not Found): fetch it elsewhere, then give a list as --label-list FILE" in refusal()
+    assert "could not be downloaded (Not Found): get it elsewhere, then give a list as --label-list FILE" in refusal()
     monkeypatch.setattr(labels, "SIMCLR", "http://127.0.0.1:1/{percent}percent.txt")
     assert "could not be downloaded ([Errno 111] Connection refused)" in refusal().replace("Errno 61", "Errno 111")
 

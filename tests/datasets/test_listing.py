@@ -1,4 +1,4 @@
-"""The listing of an image folder: as ImageFolder's, kept, and never out of date."""
+"""The listing of an image folder: equal to ImageFolder's, cached, and never out of date."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from sfrik.datasets import listing
-from sfrik.datasets.images import load_images
-from sfrik.datasets.listing import EXTENSIONS, Names, cache_folder, list_images
+from sfrik.datasets.images import image_files, load_images
+from sfrik.datasets.listing import EXTENSIONS, cache_folder, list_images, pack_names
 from sfrik.errors import SfrikError
 
 ROOT = Path(__file__).parents[2]
 
-# Every extension, capitals, files that are no images, names that sort otherwise by bytes, by case and by path, and
-# folders within folders: "deep-er" sorts between "deep" and "deep/er" in some orders and not in others.
+# Every extension, capitals, files that are not images, names whose order differs by bytes, by case and by path, and
+# nested folders: "deep-er" sorts between "deep" and "deep/er" in some orders and not in others.
 FILES = [
     *(f"n02/{k}{extension}" for k, extension in enumerate(EXTENSIONS)),
     *("n02/B.JPEG", "n02/a.JPEG", "n02/10.JPEG", "n02/9.JPEG", "n02/notes.txt", "n02/list.csv", "n02/.JPEG", "n02/ä ö.jpg"),
@@ -44,39 +44,39 @@ def folder(tmp_path):
 
 
 def settle(folder):
-    """Give all folders a time long before now, as those of a finished copy have."""
+    """Set the modification time of all folders long before now, as after a finished copy."""
     for place, _, _ in os.walk(folder):
         os.utime(place, (1000, 1000))
 
 
 def content(folder):
     found = list_images(folder)
-    return found.classes, list(zip(found.names, found.labels.tolist(), strict=True))
+    return found.classes, list(zip(map(os.fsdecode, found.names), found.labels.tolist(), strict=True))
 
 
 def image_folder(folder):
-    """What torchvision's ImageFolder finds, in the same form."""
+    """The listing of torchvision's ImageFolder, in the form of `content`."""
     from torchvision.datasets import ImageFolder
 
     found = ImageFolder(str(folder))
     return found.classes, [(Path(path).relative_to(folder).as_posix(), label) for path, label in found.samples]
 
 
-def refuse_to_walk(monkeypatch):
+def forbid_walk(monkeypatch):
     def walk(folder, name):
         raise AssertionError(f"{name} was listed")
 
     monkeypatch.setattr(listing, "_walk", walk)
 
 
-# --- what is listed
+# --- listing
 
 
 def test_classes_files_and_their_order_are_those_of_imagefolder(folder, monkeypatch):
     expected = image_folder(folder)
-    assert len(expected[1]) == len(FILES) - 3, "three files are no images"
+    assert len(expected[1]) == len(FILES) - 3, "three files are not images"
     assert content(folder) == expected
-    refuse_to_walk(monkeypatch)
+    forbid_walk(monkeypatch)
     assert content(folder) == expected, "from the cache too"
 
 
@@ -101,7 +101,7 @@ def test_an_empty_class_folder_is_an_error_that_names_the_class(folder):
         list_images(folder)
 
 
-def test_a_folder_of_files_alone_and_a_folder_that_cannot_be_listed_are_refused_by_name(tmp_path):
+def test_a_folder_without_class_folders_and_one_that_cannot_be_listed_are_rejected_by_name(tmp_path):
     (tmp_path / "val").mkdir()
     (tmp_path / "val" / "ILSVRC2012_val_00000001.JPEG").touch()
     with pytest.raises(SfrikError, match=r"val holds no class folders: put the images of each class"):
@@ -110,22 +110,22 @@ def test_a_folder_of_files_alone_and_a_folder_that_cannot_be_listed_are_refused_
         list_images(tmp_path / "gone")
 
 
-# --- what is kept
+# --- cache
 
 
-def test_the_second_start_lists_no_class_folder_and_asks_once_a_folder(folder, monkeypatch):
+def test_the_second_start_lists_no_class_folder_and_stats_each_folder_once(folder, monkeypatch):
     expected = content(folder)
-    refuse_to_walk(monkeypatch)
-    asked = []
+    forbid_walk(monkeypatch)
+    statted = []
     stat = os.stat
 
     def counted(path, *arguments, **keywords):
-        asked.append(str(path))
+        statted.append(str(path))
         return stat(path, *arguments, **keywords)
 
     monkeypatch.setattr(os, "stat", counted)
     assert content(folder) == expected
-    inside = [path for path in asked if path.startswith(f"{folder}{os.sep}")]
+    inside = [path for path in statted if path.startswith(f"{folder}{os.sep}")]
     assert sorted(inside) == sorted(
         str(folder / name) for name in ("N03", "n01", "n01/deep", "n01/deep/er", "n01/deep-er", "n02")
     )
@@ -142,13 +142,13 @@ def test_nothing_is_written_into_the_data_folder(folder, cache):
 @pytest.mark.parametrize(
     "change",
     {
-        "a file comes": lambda folder: (folder / "n02" / "new.png").touch(),
-        "a file goes": lambda folder: (folder / "n02" / "a.JPEG").unlink(),
-        "a file gets another name": lambda folder: (folder / "n02" / "a.JPEG").rename(folder / "n02" / "zz.JPEG"),
-        "a file comes to an inner folder": lambda folder: (folder / "n01" / "deep" / "er" / "new.png").touch(),
-        "an inner folder goes": lambda folder: (folder / "n01" / "deep-er").rename(folder.parent / "away"),
-        "a class comes": lambda folder: (folder / "n02").rename(folder / "n00"),
-        "a class gets another's files": lambda folder: (
+        "a file is added": lambda folder: (folder / "n02" / "new.png").touch(),
+        "a file is removed": lambda folder: (folder / "n02" / "a.JPEG").unlink(),
+        "a file is renamed": lambda folder: (folder / "n02" / "a.JPEG").rename(folder / "n02" / "zz.JPEG"),
+        "a file is added to a nested folder": lambda folder: (folder / "n01" / "deep" / "er" / "new.png").touch(),
+        "a nested folder is moved away": lambda folder: (folder / "n01" / "deep-er").rename(folder.parent / "away"),
+        "a class is renamed": lambda folder: (folder / "n02").rename(folder / "n00"),
+        "two classes swap their files": lambda folder: (
             (folder / "N03").rename(folder / "aside"),
             (folder / "n02").rename(folder / "N03"),
             (folder / "aside").rename(folder / "n02"),
@@ -156,8 +156,8 @@ def test_nothing_is_written_into_the_data_folder(folder, cache):
     }.items(),
     ids=lambda item: item[0],
 )
-def test_whatever_changes_in_the_folder_is_seen(folder, change):
-    # times of their own: a class folder that is moved keeps its time
+def test_every_change_of_the_folder_is_noticed(folder, change):
+    # different times: a class folder that is moved keeps its time
     for k, name in enumerate(("N03", "n01", "n02")):
         os.utime(folder / name, (2000 + k, 2000 + k))
     before = content(folder)
@@ -170,13 +170,13 @@ def test_whatever_changes_in_the_folder_is_seen(folder, change):
     assert content(folder) == after
 
 
-def test_a_folder_that_was_written_to_just_now_is_not_kept(folder, cache):
+def test_a_folder_that_was_modified_just_now_is_not_cached(folder, cache):
     os.utime(folder / "n01" / "deep")  # now: a file could follow within the same tick of the file system's clock
     content(folder)
     assert not cache.exists()
 
 
-def test_two_folders_of_one_name_have_a_cache_each(folder, tmp_path, cache):
+def test_two_folders_of_the_same_name_have_separate_caches(folder, tmp_path, cache):
     other = tmp_path / "other" / "train"
     for name in ("N03", "n01", "n02"):
         (other / name).mkdir(parents=True)
@@ -196,21 +196,36 @@ def test_a_cache_that_cannot_be_written_is_no_error(folder, monkeypatch, tmp_pat
 
 def test_a_damaged_cache_is_replaced_from_the_folder(folder, cache):
     expected = content(folder)
-    (kept,) = (cache / "listings").iterdir()
-    whole = kept.read_bytes()
+    (cached,) = (cache / "listings").iterdir()
+    whole = cached.read_bytes()
     rng = np.random.default_rng(0)
     damaged = [b"", b"PK", b"text", whole[:100], whole[:-30], whole[100:], whole + whole]
     for place in rng.choice(len(whole), 60, replace=False):
         damaged.append(whole[:place] + bytes([whole[place] ^ 1 << int(rng.integers(8))]) + whole[place + 1 :])
-    for bytes_of_it in damaged:
-        kept.write_bytes(bytes_of_it)
+    for damaged_content in damaged:
+        cached.write_bytes(damaged_content)
         assert content(folder) == expected
-    kept.write_bytes(whole[:100])
+    cached.write_bytes(whole[:100])
     content(folder)
-    assert len(kept.read_bytes()) == len(whole), "it is whole again"
+    assert len(cached.read_bytes()) == len(whole), "the cache is complete again"
 
 
-def test_the_cache_of_another_version_is_read_no_more(folder, monkeypatch):
+def test_a_cache_of_the_first_format_is_replaced(folder, cache):
+    """Its names were one array of bytes, each name ended by a zero byte."""
+    expected = content(folder)
+    (cached,) = (cache / "listings").iterdir()
+    with np.load(cached) as file:
+        record = dict(file)
+    packed = {name: np.frombuffer(b"".join(record[name].tolist()), np.uint8) for name in ("classes", "names", "folders")}
+    np.savez_compressed(cached, **{**record, **packed, "format": np.int64(1)})
+    first = cached.read_bytes()
+    assert content(folder) == expected
+    assert cached.read_bytes() != first
+    with np.load(cached) as file:
+        assert file["format"] == listing.FORMAT
+
+
+def test_a_cache_of_another_format_version_is_not_read(folder, monkeypatch):
     expected = content(folder)
     monkeypatch.setattr(listing, "FORMAT", listing.FORMAT + 1)
     walked = []
@@ -220,18 +235,18 @@ def test_the_cache_of_another_version_is_read_no_more(folder, monkeypatch):
     assert sorted(walked) == ["N03", "n01", "n02"]
 
 
-def test_processes_that_start_at_once_all_get_the_listing_and_leave_one_file(folder, cache):
-    code = "import sys; from sfrik.datasets.listing import list_images; print(ascii(list(list_images(sys.argv[1]).names)))"
+def test_processes_that_start_at_the_same_time_all_get_the_listing_and_leave_one_file(folder, cache):
+    code = "import sys; from sfrik.datasets.listing import list_images; print(list_images(sys.argv[1]).names.tolist())"
     command = [sys.executable, "-c", code, str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) for _ in range(3)]
     printed = [process.communicate(timeout=120)[0] for process in started]
-    expected = [name for name, _ in image_folder(folder)[1]]
-    assert [text.strip() for text in printed] == [ascii(expected)] * 3
+    expected = [os.fsencode(name) for name, _ in image_folder(folder)[1]]
+    assert [text.strip() for text in printed] == [str(expected)] * 3
     assert [path.suffix for path in (cache / "listings").iterdir()] == [".npz"]
 
 
-def test_images_are_opened_by_the_kept_listing(folder):
+def test_images_are_opened_by_the_cached_listing(folder):
     from PIL import Image
 
     (folder / "n02" / "a.JPEG").unlink()
@@ -246,19 +261,17 @@ def test_images_are_opened_by_the_kept_listing(folder):
 # --- parts
 
 
-def test_names_are_a_sequence_of_the_strings_they_were_packed_from():
-    words = ["a/b.JPEG", "", "ä ö/c.png", os.fsdecode(b"\xff\xfe.jpg"), "last"]
-    names = Names.pack(words)
-    assert list(names) == words
-    assert [names[-1], names[-5], names[np.int64(2)]] == ["last", "a/b.JPEG", "ä ö/c.png"]
-    assert "last" in names
-    for wrong in (5, -6):
-        with pytest.raises(IndexError):
-            names[wrong]
-    assert list(Names.pack([])) == []
+def test_packed_names_are_the_bytes_of_the_names_even_where_they_are_not_utf_8():
+    names = ["a/b.JPEG", "", "ä ö/c.png", os.fsdecode(b"\xff\xfe.jpg"), "last"]
+    packed = pack_names(names)
+    assert [os.fsdecode(name) for name in packed] == names
+    assert packed.dtype == "S11"
+    assert pack_names([]).tolist() == []
+    images = image_files(Path("folder"), packed, np.zeros(5, np.int64), num_classes=1)
+    assert [images.name(i) for i in range(5)] == names
 
 
-def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
+def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_folder() == tmp_path / "cache"
     monkeypatch.delenv("SFRIK_CACHE")
@@ -268,7 +281,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / ".cache" / "sfrik"
 
 
-def test_the_benchmark_runs_and_prints_the_three_ways(tmp_path):
+def test_the_benchmark_runs_and_prints_three_times(tmp_path):
     command = [sys.executable, str(ROOT / "benchmarks" / "listing.py"), "--classes", "3", "--files", "2", "--repetitions", "1"]
     done = subprocess.run(
         [*command, "--folder", str(tmp_path)],
@@ -281,7 +294,7 @@ def test_the_benchmark_runs_and_prints_the_three_ways(tmp_path):
     assert first.startswith("3 classes of 2 files")
     assert [line.split("  ")[0] for line in lines] == [
         "torchvision's ImageFolder",
-        "read from the folder and kept",
+        "read from the folder and cached",
         "read from the cache",
     ]
-    assert not any(path.name != "cache" for path in tmp_path.iterdir()), "its files are gone"
+    assert not any(path.name != "cache" for path in tmp_path.iterdir()), "its files are removed"

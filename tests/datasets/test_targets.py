@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sfrik.datasets.images import batches
+from sfrik.datasets.loader import batches
 from sfrik.datasets.transfer import VOC_CLASSES, load_target
 from sfrik.errors import SfrikError
 from sfrik.views.base import resize_for_test

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from sfrik.cli import main
-from sfrik.datasets.images import batches, load_images
+from sfrik.datasets import batches, load_images
 from sfrik.diagnostics import Measures, measure
 from sfrik.errors import SfrikError
 from sfrik.evaluate.collapse import DIMENSIONAL, FULL, HEALTHY, LEAST_RANK, LEAST_UNIFORMITY, UNKNOWN, diagnose, judge

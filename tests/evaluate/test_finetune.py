@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 from toys import squares
 
-from sfrik.datasets.images import batches
+from sfrik.datasets.loader import batches
 from sfrik.errors import SfrikError
 from sfrik.evaluate.finetune import finetune
 from sfrik.evaluate.head_files import load_head, save_head

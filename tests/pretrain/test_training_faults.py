@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch.utils.data import get_worker_info
 
-from sfrik.datasets.images import MOST_SKIPPED, Images, batches, explain_worker_death
+from sfrik.datasets.images import Images
+from sfrik.datasets.loader import MOST_SKIPPED, batches, explain_worker_death
 from sfrik.errors import SfrikError
 from sfrik.networks import Encoder
 from sfrik.objectives import SFRIK, VICReg
@@ -127,7 +128,7 @@ def test_many_broken_images_in_a_row_are_a_fault_of_the_disk():
 
     images = Images(np.zeros(300, dtype=np.int64), 1, lambda i: f"image {i}", open=open_image)
     views = build_views("vicreg", 8, "imagenet")
-    with pytest.raises(SfrikError, match=rf"{MOST_SKIPPED} images in a row cannot be read, from image 7 on: is the disk there"):
+    with pytest.raises(SfrikError, match=rf"{MOST_SKIPPED} images in a row cannot be read, from image 7 on: is the disk mounted"):
         next(batches(images, np.array([7, 8]), views, 2, skip_broken=True))
 
 
@@ -150,7 +151,7 @@ def test_a_decoding_process_that_is_killed_says_what_to_lower():
     images = Images(np.zeros(8, dtype=np.int64), 1, str, open=open_image)
     loader = batches(images, np.arange(8), build_views("vicreg", 8, "imagenet"), 2, workers=1)
     with pytest.raises(
-        SfrikError, match=r"a process that decodes images ended .*lower workers \(now 1 .*or batch_size \(now 2 on each\)"
+        SfrikError, match=r"a process that decodes images ended .*lower workers \(now 1 .*or batch_size \(now 2 per process\)"
     ):
         read_all(loader)
 

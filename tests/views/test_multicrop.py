@@ -25,9 +25,11 @@ from torchvision.transforms import v2
 from sfrik.datasets.decoding import as_tensor
 from sfrik.errors import SfrikError
 from sfrik.settings import PretrainSettings
-from sfrik.views.base import STATISTICS, build_views, digit_views, resize_for_test
+from sfrik.views.base import build_views, resize_for_test
+from sfrik.views.digits import digit_views
 from sfrik.views.geometric import PatchGrid, change_contrast, crop_batch, random_boxes
 from sfrik.views.photometric import Colour
+from sfrik.views.photos import STATISTICS
 
 LEVEL = 1e-5
 DRAWS = 400
@@ -450,7 +452,7 @@ def test_patches_are_the_pixels_at_their_corners_and_each_image_has_its_own():
 @pytest.mark.parametrize(("dataset", "size", "patch", "largest"), [("imagenet", 224, 240, 232), ("stl10", 96, 96, 72)])
 def test_patches_that_do_not_fit_are_an_error_that_says_what_does(dataset, size, patch, largest):
     crops = {"num_img_crops": 1, "image_crop_size": 8, "num_img_patches": 5, "img_patch_size": patch}
-    with pytest.raises(SfrikError, match=f"img_patch_size {patch} does not fit.* 1 to {largest}$"):
+    with pytest.raises(SfrikError, match=f"img_patch_size {patch} does not fit.* 1 to {largest} pixels$"):
         build_views("obow", size, dataset, **crops)
     with pytest.raises(SfrikError, match=f"img_patch_size {patch} does not fit"):
         build_views("obow", 28, "mnist5k", **crops)
@@ -533,7 +535,7 @@ DIGITS_SCALES = {
 }
 
 
-def digits(augmentations):
+def views_of_digits(augmentations):
     return build_views(augmentations, 28, "mnist5k", **DIGITS[augmentations])
 
 
@@ -541,7 +543,7 @@ def digits(augmentations):
 def test_views_of_digits_follow_from_their_generator_alone(augmentations):
     digits = torch.randint(0, 256, (6, 1, 28, 28), dtype=torch.uint8, generator=Generator().manual_seed(0))
     state = torch.get_rng_state()
-    one, again, other = (digits(augmentations).per_batch([digits], Generator().manual_seed(seed)) for seed in (3, 3, 4))
+    one, again, other = (views_of_digits(augmentations).per_batch([digits], Generator().manual_seed(seed)) for seed in (3, 3, 4))
     assert torch.equal(torch.get_rng_state(), state), "nothing is drawn from the generator that all share"
     assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
     moving = slice(1 if augmentations == "obow" else 0, None)
@@ -557,7 +559,7 @@ def test_digits_are_cropped_by_the_scales_of_their_settings_and_never_mirrored(a
         return affine_grid(theta, *arguments, **keywords)
 
     monkeypatch.setattr(torch.nn.functional, "affine_grid", recorded)
-    digits(augmentations).per_batch([torch.zeros(1500, 1, 28, 28, dtype=torch.uint8)], Generator().manual_seed(0))
+    views_of_digits(augmentations).per_batch([torch.zeros(1500, 1, 28, 28, dtype=torch.uint8)], Generator().manual_seed(0))
     assert len(maps) == len(DIGITS_SCALES[augmentations])
     torch.manual_seed(5)
     large = torch.empty(1, 2000, 2000)  # so large that whole pixels do not show
@@ -599,7 +601,7 @@ def test_a_box_that_fits_nowhere_is_the_whole_image():
 @pytest.mark.parametrize("augmentations", DIGITS)
 def test_digits_have_their_contrast_multiplied_by_six_to_fourteen_tenths(augmentations):
     grey = torch.full((1500, 1, 28, 28), 100, dtype=torch.uint8)
-    views = digits(augmentations).per_batch([grey], Generator().manual_seed(0))
+    views = views_of_digits(augmentations).per_batch([grey], Generator().manual_seed(0))
     mean, std = STATISTICS["mnist5k"]
     for index, view in enumerate(views):
         factor = ((view * std[0] + mean[0]) * 2.55).flatten(1)
@@ -617,7 +619,7 @@ def test_white_stays_white_where_the_contrast_rises():
 
 def test_the_whole_digit_of_obow_is_the_digit():
     digits = torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8, generator=Generator().manual_seed(0))
-    whole = digits("obow").per_batch([digits], Generator())[0]
+    whole = views_of_digits("obow").per_batch([digits], Generator())[0]
     assert torch.equal(whole, resize_for_test(28, "mnist5k").per_batch([digits], Generator())[0])
     smaller = build_views("obow", 20, "mnist5k", **DIGITS["obow"]).per_batch([digits], Generator())[0]
     assert smaller.shape == (4, 1, 20, 20)

@@ -20,12 +20,13 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as on_pil
 
 import sfrik.views.photometric
-from sfrik.datasets.images import Images, batches
+from sfrik.datasets.images import Images
+from sfrik.datasets.loader import batches
 from sfrik.errors import SfrikError
 from sfrik.settings import PretrainSettings
 from sfrik.views.base import Views, build_views
 from sfrik.views.photometric import Colour, Draws, along_by_convolution, along_by_shifts, box_kernels, change_colours, shift_hue
-from sfrik.views.photos import STATISTICS, Whole, laws
+from sfrik.views.photos import STATISTICS, Whole, policies
 
 LEVEL = 1e-5  # of the tests of laws, with fixed seeds
 CROPS = {name: PretrainSettings(augmentations=name).crops for name in ("vicreg", "simclr", "auh", "obow", "swav")}
@@ -152,9 +153,9 @@ def test_the_steps_of_the_jitter_follow_each_other_as_drawn(order):
 
 @pytest.mark.parametrize("augmentations", ["vicreg", "simclr", "auh", "obow", "swav"])
 def test_with_the_same_draws_both_pipelines_give_the_same_views(augmentations):
-    law = laws(augmentations, 224, "imagenet", **CROPS[augmentations])[1]
+    policy = policies(augmentations, 224, "imagenet", **CROPS[augmentations])[1]
     for seed in range(3):
-        draws = law.colour.draw(len(PHOTOGRAPHS), Generator().manual_seed(seed))
+        draws = policy.colour.draw(len(PHOTOGRAPHS), Generator().manual_seed(seed))
         assert differences(draws).mean() < 2
 
 
@@ -194,16 +195,16 @@ def test_a_gpu_gives_the_colours_that_the_cpu_gives():
 @pytest.mark.parametrize(("augmentations", "interpolation"), [("vicreg", "bicubic"), ("obow", "bilinear"), ("swav", "bilinear")])
 def test_from_the_same_seed_both_pipelines_cut_the_same_box(augmentations, interpolation):
     crops, mode = SMALL_OBOW if augmentations == "obow" else CROPS[augmentations], v2.InterpolationMode(interpolation)
-    fast, views = build_views(augmentations, 32, "imagenet", "tensor", **crops), laws(augmentations, 32, "imagenet", **crops)
+    fast, views = build_views(augmentations, 32, "imagenet", "tensor", **crops), policies(augmentations, 32, "imagenet", **crops)
     for seed, image in enumerate(PHOTOGRAPHS):
         torch.manual_seed(seed)
         ours = fast.per_image(as_batch([image])[0])
         torch.manual_seed(seed)
         for k in sorted(range(len(views)), key=lambda k: isinstance(views[k], Whole)):  # OBoW's whole image draws last
-            law = views[k]
-            whole = isinstance(law, Whole)
-            crop = v2.Resize(law.side, mode) if whole else v2.RandomResizedCrop(law.side, law.scale, interpolation=mode)
-            cut = v2.Compose([crop, v2.CenterCrop(law.size if whole else law.side), v2.RandomHorizontalFlip()])(image)
+            policy = views[k]
+            whole = isinstance(policy, Whole)
+            crop = v2.Resize(policy.side, mode) if whole else v2.RandomResizedCrop(policy.side, policy.scale, interpolation=mode)
+            cut = v2.Compose([crop, v2.CenterCrop(policy.size if whole else policy.side), v2.RandomHorizontalFlip()])(image)
             assert ours[k].dtype == torch.uint8
             # one byte for each of two passes, which are rounded
             assert (ours[k].int() - as_batch([cut])[0].int()).abs().max() <= 2
@@ -216,13 +217,13 @@ def test_from_the_same_seed_both_pipelines_cut_the_same_box(augmentations, inter
 @pytest.mark.parametrize("augmentations", CROPS)
 def test_the_draws_have_the_laws_of_the_table(augmentations, dataset):
     n = 4000
-    for k, law in enumerate(laws(augmentations, 224, dataset, **CROPS[augmentations])):
-        if law.colour is None:
+    for k, policy in enumerate(policies(augmentations, 224, dataset, **CROPS[augmentations])):
+        if policy.colour is None:
             assert (augmentations, k) == ("obow", 0)
             continue
-        draws = law.colour.draw(n, Generator().manual_seed(k))
+        draws = policy.colour.draw(n, Generator().manual_seed(k))
         small = dataset == "stl10" and augmentations in ("obow", "swav")
-        patches = law.patches is not None
+        patches = policy.patches is not None
         strength = {
             "vicreg": (0.4, 0.4, 0.2, 0.1),
             "simclr": (0.8, 0.8, 0.8, 0.2),

@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 from torch import Generator
 
-from sfrik.views.base import STATISTICS, build_views, digit_views, normalise, probe_views, resize_for_test
+from sfrik.views.base import build_views, probe_views, resize_for_test
+from sfrik.views.digits import digit_views
+from sfrik.views.photos import STATISTICS, normalise
 
 DRAWS = 500
 METHODS = ["vicreg", "simclr", "auh"]
