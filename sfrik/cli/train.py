@@ -171,4 +171,4 @@ def _gib(found: dict[int, dict[str, float]]) -> dict[str, dict[str, float]]:
 
 def _check_shares(settings: Settings, nproc: int | None) -> None:
     if nproc and settings.batch_size % nproc:
-        raise SfrikError(f"batch_size {settings.batch_size} is over all processes and does not divide by {nproc} of them")
+        raise SfrikError(f"batch_size {settings.batch_size} is over all processes and is not divisible by {nproc}")

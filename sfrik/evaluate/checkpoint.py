@@ -53,7 +53,7 @@ class EvaluationCheckpoint:
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if kind is None:
-            self._file.drop()
+            self._file.delete()
         self._lock.close()
 
     @property

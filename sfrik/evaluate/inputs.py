@@ -13,7 +13,7 @@ from sfrik.runs.checkpoints import Checkpoints
 from sfrik.runs.folder import Run
 from sfrik.runs.records import Choice, Score
 from sfrik.settings import EvaluateSettings, FrozenSettings
-from sfrik.system.files import UnreadableError, set_aside
+from sfrik.system.files import UnreadableError, rename_broken
 from sfrik.system.records import read_record
 from sfrik.system.tensor_files import check_weights
 
@@ -103,8 +103,8 @@ def finished_score(protocol: str, settings: FrozenSettings) -> tuple[Run, str, d
     except UnreadableError:
         raise
     except SfrikError as error:
-        set_aside(path, str(error))
+        rename_broken(path, str(error))
     known = run.result(name, settings)
     if known is not None:  # after a process that was killed when it had just written the score
-        Checkpoints(run.folder, f"checkpoint_{name}").drop()
+        Checkpoints(run.folder, f"checkpoint_{name}").delete()
     return run, name, known

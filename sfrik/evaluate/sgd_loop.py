@@ -23,7 +23,7 @@ from sfrik.errors import SfrikError
 from sfrik.evaluate.checkpoint import EvaluationCheckpoint
 from sfrik.evaluate.linear_head import rate_groups, set_cosine_rates
 from sfrik.optim import SGD
-from sfrik.runs.checkpoints import random_state, restore_random_state, restoring
+from sfrik.runs.checkpoints import explain_mismatch, random_state, restore_random_state
 from sfrik.settings import EvaluateSettings, TransferSettings
 from sfrik.system.progress import Progress
 from sfrik.system.signals import StopRequests, stop, stop_requests
@@ -246,7 +246,7 @@ class Training:
         state = checkpoint.load()
         if state is None:
             return
-        with restoring(checkpoint.path):
+        with explain_mismatch(checkpoint.path):
             for name, part in (("models", self.trained), ("optimizer", self.optimizer), ("scaler", self.scaler)):
                 part.load_state_dict(state[name])
             restore_random_state(state["random"], self.device)

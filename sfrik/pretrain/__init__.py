@@ -1,4 +1,4 @@
-"""Pretraining."""
+"""Pretraining: the training loop, gradient accumulation, distributed training, checkpoints and logs."""
 
 from sfrik.pretrain.loop import pretrain
 

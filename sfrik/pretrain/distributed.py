@@ -1,7 +1,7 @@
-"""Distributed training: the encoder on several processes, and the precision of a training.
+"""Distributed data parallelism, the precision of a training, and compile errors.
 
-On a GPU BatchNorm is synchronised over the processes. On a CPU PyTorch has no synchronised BatchNorm: each process normalises by
-the statistics of its shard of the batch, and rank 0's running averages are kept.
+On GPUs BatchNorm is synchronised over the processes. PyTorch has no synchronised BatchNorm for CPUs: there each process
+normalises with the statistics of its shard of the batch, and rank 0's running averages are saved.
 """
 
 from __future__ import annotations
@@ -24,10 +24,14 @@ __all__ = ["distribute", "explain_compile_failure", "training_precision"]
 
 
 def training_precision(settings: PretrainSettings, device: torch.device) -> str:
-    """`pick_precision` of the settings, fp32 in the place of bf16 where PyTorch's CPU kernels compute a wrong gradient.
+    """The precision of `sfrik.system.devices.pick_precision`, or fp32 where PyTorch's bf16 kernels for CPUs are wrong.
 
-    The weight gradient of a 3 x 3 convolution of stride 2 over a single pixel holds memory that was never set, NaN at times
-    (seen with PyTorch 2.14.1). The last stage of a ResNet does that where a view has 16 pixels or less, 4 with the small stem.
+    There the weight gradient of a 3 x 3 convolution with stride 2 over a single pixel contains uninitialised memory, sometimes
+    NaN (seen with PyTorch 2.14.1). The last stage of a ResNet is such a convolution for views of up to 16 pixels, or up to 4 with
+    the small stem.
+
+    Raises:
+        SfrikError: The setting `precision` is bf16 in such a case.
     """
     precision = pick_precision(settings.precision, device)
     smallest = 16 if settings.stem == "imagenet" else 4
@@ -44,11 +48,11 @@ def training_precision(settings: PretrainSettings, device: torch.device) -> str:
 
 @contextmanager
 def explain_compile_failure() -> Iterator[None]:
-    """Within it what keeps a network from being compiled, such as a missing compiler, is an error that says what to do."""
+    """Turn a failure of `torch.compile`, such as a missing C++ compiler, into an `SfrikError` with the remedy."""
     try:
         yield
     except RuntimeError as error:
-        tracer = sys.modules.get("torch._dynamo.exc")  # not imported for this: it takes seconds
+        tracer = sys.modules.get("torch._dynamo.exc")  # not imported here, since that takes seconds
         if tracer is None or not isinstance(error, tracer.BackendCompilerFailed):
             raise
         reason = str(error.inner_exception).strip().splitlines()[0]
@@ -58,10 +62,14 @@ def explain_compile_failure() -> Iterator[None]:
 
 
 def distribute(encoder: Encoder, device: torch.device, precision: str, view_sizes: Sequence[int], channels: int) -> nn.Module:
-    """The encoder, its gradients averaged over the processes where there are several (DistributedDataParallel).
+    """Wrap the encoder in DistributedDataParallel if there are several processes.
 
     Args:
-        view_sizes: side of each view in pixels. channels: of the images.
+        encoder: The encoder, already on the device.
+        device: The device of this process.
+        precision: "fp32", "bf16" or "fp16".
+        view_sizes: Side length of each view in pixels.
+        channels: Number of channels of the images.
     """
     if world_size() == 1:
         return encoder
@@ -70,18 +78,18 @@ def distribute(encoder: Encoder, device: torch.device, precision: str, view_size
         model = nn.parallel.DistributedDataParallel(encoder, device_ids=[device.index])
     else:
         model = nn.parallel.DistributedDataParallel(encoder)
-    _settle_buckets(model, [torch.zeros(2, channels, size, size, device=device) for size in view_sizes], device, precision)
+    _rebuild_buckets(model, [torch.zeros(2, channels, size, size, device=device) for size in view_sizes], device, precision)
     return model
 
 
 @explain_compile_failure()
-def _settle_buckets(model: nn.Module, views: list[Tensor], device: torch.device, precision: str) -> None:
-    """Two passes that leave no trace but DDP's buckets.
+def _rebuild_buckets(model: nn.Module, views: list[Tensor], device: torch.device, precision: str) -> None:
+    """Run two forward and backward passes on blank views, so that DDP rebuilds its gradient buckets before training starts.
 
-    DDP lays them anew after the first backward pass, in the order in which the gradients came. A resumed run would sum its
-    first gradients in another order than the run that was not interrupted, and differ from it in the last bits.
+    DDP rebuilds the buckets after the first backward pass, in the order in which the gradients became ready. Otherwise a resumed
+    run would sum its first gradients in a different order than the uninterrupted run and differ from it in the last bits.
     """
-    before = copy.deepcopy(model.state_dict())  # BatchNorm's buffers move in a forward pass
+    before = copy.deepcopy(model.state_dict())  # a forward pass updates BatchNorm's buffers
     for _ in range(2):
         with autocast(device, precision):
             embeddings = model(views)

@@ -1,4 +1,4 @@
-"""What is said of an epoch of pretraining: its line in metrics.jsonl, and the same in words."""
+"""Metrics of an epoch of pretraining: its line in metrics.jsonl, and the line that is printed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sfrik.views.base import resize_for_test
 
 __all__ = ["describe_epoch", "format_epoch"]
 
-MONITOR_IMAGES = 2000  # training images behind the kNN score that is shown during training
+MONITOR_IMAGES = 2000  # training images used for the kNN score during training
 
 
 def describe_epoch(
@@ -33,36 +33,48 @@ def describe_epoch(
     device: torch.device,
     precision: str,
 ) -> dict[str, Any]:
-    """Loss, collapse diagnostics of the last batch (its embeddings [n_local, q] of each view), now and then a kNN score.
+    """The epoch's line in metrics.jsonl: loss, collapse diagnostics of the last batch and, every `knn_every` epochs, a kNN score.
 
-    Every process calls this: the batch is gathered from all of them. `broken` are the images that were skipped so far.
+    Every process calls this, since the batch is gathered from all of them.
+
+    Args:
+        settings: The settings of the training.
+        epoch: The number of the epoch, from 0.
+        embeddings: The embeddings of the last batch, [n_local, q] for each view.
+        loss: The loss of the last step.
+        seconds: Duration of the epoch.
+        broken: Names of the images that were skipped so far.
+        backbone: The backbone, for the kNN score.
+        images: The training images, for the kNN score.
+        device: The device of this process.
+        precision: "fp32", "bf16" or "fp16".
     """
     gathered = all_gather_rows([view.detach().float() for view in embeddings[:2]])
     line: dict[str, Any] = {"epoch": epoch, "loss": loss, **diagnostics.summary(gathered), "seconds": round(seconds, 3)}
     if broken:
         line["broken_images"] = broken
     if settings.knn_every and (epoch + 1) % settings.knn_every == 0 and (images.targets >= 0).all():
-        line["knn"] = _monitor(settings, images, backbone, device, precision)
+        line["knn"] = _knn_score(settings, images, backbone, device, precision)
     return line
 
 
-def _monitor(settings: PretrainSettings, images: Images, backbone: nn.Module, device: torch.device, precision: str) -> float:
-    """Accuracy in % of 20-NN on training images alone: one half of a fixed sample votes on the other."""
-    chosen = np.random.default_rng(settings.seed).permutation(len(images))[:MONITOR_IMAGES]
+def _knn_score(settings: PretrainSettings, images: Images, backbone: nn.Module, device: torch.device, precision: str) -> float:
+    """20-NN accuracy in % on training images: one half of a fixed sample is classified by the other half."""
+    sample = np.random.default_rng(settings.seed).permutation(len(images))[:MONITOR_IMAGES]
     features, labels = extract(
         backbone,
-        images.select(chosen),
+        images.select(sample),
         resize_for_test(settings.size, settings.dataset),
         device=device,
         precision=precision,
         workers=settings.workers,
     )
-    half = len(chosen) // 2
+    half = len(sample) // 2
     return knn_accuracy(features[:half], labels[:half], features[half:], labels[half:], 20, images.num_classes)
 
 
 def format_epoch(line: dict[str, Any], epochs: int) -> str:
-    """One line for people."""
+    """Format the line of an epoch for printing."""
     knn = f"  knn {line['knn']:.1f} %" if "knn" in line else ""
     broken = f"  broken images skipped: {len(line['broken_images'])}" if "broken_images" in line else ""
     return (

@@ -1,6 +1,6 @@
-"""What is kept of a training that went wrong, and what it says.
+"""The record of a training whose loss became infinite or NaN: one file per process, ``fault.rank<k>.pt``.
 
-fault.rank<k>.pt    of each process: the step, the images by name, the embeddings; of rank 0 also model and optimiser
+It holds epoch, step, the names of the images and the embeddings; on rank 0 also the states of model, optimizer and scaler.
 """
 
 from __future__ import annotations
@@ -17,32 +17,44 @@ from sfrik.objectives.base import NotFinite
 from sfrik.ops.collectives import rank
 from sfrik.system.files import WriteError, atomic_write
 
-__all__ = ["not_finite"]
+__all__ = ["save_nonfinite_state"]
 
-NAMED = 4  # images that a message names
+MAX_NAMES = 4  # images listed in a message
 
 
-def not_finite(
-    error: NotFinite, folder: Path, where: dict[str, int], names: Sequence[str], views: list[Tensor], state: dict[str, Any]
+def save_nonfinite_state(
+    error: NotFinite,
+    folder: Path,
+    position: dict[str, int],
+    names: Sequence[str],
+    embeddings: list[Tensor],
+    state: dict[str, Any],
 ) -> SfrikError:
-    """Save what a study of the fault needs; the error that names step, term and images.
+    """Save the state of the step for debugging, and make the error that names step, loss term and images.
 
     Args:
-        folder: the run's. where: {"epoch", "step"}. names: of this process's images, a row each. views: their embeddings.
-        state: of model, optimiser and scaler, before the step.
+        error: The error of the objective.
+        folder: The folder of the run.
+        position: {"epoch": ..., "step": ...}.
+        names: The name of the image of each local row.
+        embeddings: The embeddings [n_local, q] of each view.
+        state: The states of model, optimizer and scaler before the step.
+
+    Returns:
+        The error to raise.
     """
     path = folder / f"fault.rank{rank()}.pt"
-    record = {**where, "message": str(error), "images": list(names), "views": [view.detach().cpu() for view in views]}
+    record = {**position, "message": str(error), "images": list(names), "views": [view.detach().cpu() for view in embeddings]}
     try:
         with atomic_write(path) as file:
             torch.save({**record, **(state if rank() == 0 else {})}, file)
-        kept = f"the state is in {path}"
+        saved = f"the state is in {path}"
     except (WriteError, RuntimeError) as failure:
-        kept = f"the state could not be saved ({str(failure).splitlines()[0]})"
-    guilty = [names[row] for row in error.rows] or list(names)
-    shown = ", ".join(guilty[:NAMED]) + (", ..." if len(guilty) > NAMED else "")
+        saved = f"the state could not be saved ({str(failure).splitlines()[0]})"
+    affected = [names[row] for row in error.rows] or list(names)
+    shown = ", ".join(affected[:MAX_NAMES]) + (", ..." if len(affected) > MAX_NAMES else "")
     which = "images of these rows" if error.rows else "images of this batch"
     return SfrikError(
-        f"epoch {where['epoch']}, step {where['step']}: {error}; {kept}; the checkpoint before it is "
+        f"epoch {position['epoch']}, step {position['step']}: {error}; {saved}; the checkpoint before it is "
         f"kept; a lower base_lr or another precision, in a new exp_dir, often helps; {which}: {shown}"
     )

@@ -1,4 +1,4 @@
-"""Which images a process trains on, and in which order."""
+"""The order of the training images, and the shard of each process."""
 
 from __future__ import annotations
 
@@ -14,24 +14,34 @@ __all__ = ["check_batch_size", "epoch_order"]
 
 
 def check_batch_size(settings: PretrainSettings, images: Images) -> int:
-    """Steps per epoch. The images that do not fill a last batch are left out; each epoch leaves out others.
+    """The number of steps per epoch. The images that do not fill a batch are left out, different ones in each epoch.
 
     Raises:
-        SfrikError: the batch does not divide by the number of processes, is larger than the data set, or has a micro-batch of
-            one image.
+        SfrikError: The batch size is not divisible by the number of processes, is larger than the data set, or leaves a
+            micro-batch of one image.
     """
     if settings.batch_size % world_size():
-        raise SfrikError(f"batch_size {settings.batch_size} is over all processes and does not divide by {world_size()} of them")
+        raise SfrikError(f"batch_size {settings.batch_size} is over all processes and is not divisible by {world_size()}")
     if len(images) < settings.batch_size and settings.ssl_method != "none":
-        raise SfrikError(f"batch_size {settings.batch_size} is more than the {len(images)} images: lower it")
-    shard, most = settings.batch_size // world_size(), settings.micro_batch
-    if most and shard // micro_batches(shard, most) < 2:
-        raise SfrikError(f"BatchNorm needs two images, micro_batch {most} of the {shard} images per process leaves one: raise it")
+        raise SfrikError(f"batch_size {settings.batch_size} is larger than the data set of {len(images)} images: lower it")
+    shard, size = settings.batch_size // world_size(), settings.micro_batch
+    if size and shard // micro_batches(shard, size) < 2:
+        raise SfrikError(
+            f"BatchNorm needs at least two images, but micro_batch {size} splits the {shard} images per process into batches of "
+            "one: raise it"
+        )
     return len(images) // settings.batch_size
 
 
 def epoch_order(n: int, settings: PretrainSettings, epoch: int, steps_per_epoch: int) -> np.ndarray:
-    """Indices of this process's images in an epoch, step after step: its shard of each batch."""
+    """Indices of this process's images in an epoch, in the order of the steps: its shard of each batch.
+
+    Args:
+        n: The number of training images.
+        settings: The settings; the order depends on seed and epoch.
+        epoch: The number of the epoch, from 0.
+        steps_per_epoch: The number of whole batches.
+    """
     order = np.random.default_rng([settings.seed, epoch]).permutation(n)[: steps_per_epoch * settings.batch_size]
     shards = order.reshape(steps_per_epoch, world_size(), -1)
     return shards[:, rank()].reshape(-1)

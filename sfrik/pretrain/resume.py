@@ -1,4 +1,4 @@
-"""The position of a pretraining, and its restoration from a checkpoint."""
+"""The position of a pretraining, and resuming from a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from sfrik.errors import SfrikError
 from sfrik.ops.collectives import broadcast_from_rank_zero, rank, world_size
-from sfrik.runs.checkpoints import restore_random_state, restoring
+from sfrik.runs.checkpoints import explain_mismatch, restore_random_state
 from sfrik.runs.folder import Run, settings_differences
 from sfrik.runs.records import TrainingCheckpoint
 from sfrik.settings import PretrainSettings
@@ -20,11 +20,13 @@ __all__ = ["Position", "print_from_rank_zero", "restore"]
 
 @dataclass
 class Position:
-    """The next step of an epoch, and what the epoch's line in metrics.jsonl needs to know about the steps before it.
+    """The next step, and values of the earlier steps for the epoch's line in metrics.jsonl.
 
     Attributes:
-        seconds: spent on the epoch so far.
-        broken: names of the images that were skipped, on all processes.
+        epoch: The epoch, from 0.
+        step: The next step within the epoch, from 0.
+        seconds: Time spent on the epoch so far.
+        broken: Names of the images that were skipped, over all processes.
     """
 
     epoch: int = 0
@@ -36,13 +38,21 @@ class Position:
 def restore(
     run: Run, settings: PretrainSettings, parts: dict[str, Any], steps_per_epoch: int, device: torch.device, progress: bool
 ) -> Position:
-    """Load the newest checkpoint into the parts of a training; the first position if there is none. Rank 0 chooses the file.
+    """Load the newest checkpoint, if there is one. Rank 0 chooses the file.
 
     Args:
-        parts: model, optimizer and scaler by their names in the checkpoint.
+        run: The folder of the run.
+        settings: The settings of the training.
+        parts: Model, optimizer and scaler by their names in the checkpoint.
+        steps_per_epoch: The number of steps per epoch.
+        device: The device of this process.
+        progress: Whether to print.
+
+    Returns:
+        The position from which to continue; the first one if there is no checkpoint.
 
     Raises:
-        SfrikError: the checkpoint is broken, has other settings, or does not fit.
+        SfrikError: The checkpoint is broken, has other settings, or does not fit the model or optimizer.
     """
     checkpoint = run.checkpoints.load() if rank() == 0 else None
     if not broadcast_from_rank_zero(checkpoint is not None):
@@ -51,10 +61,10 @@ def restore(
         checkpoint = run.checkpoints.load()
     path = run.checkpoints.paths[0]
     parse_record(checkpoint, TrainingCheckpoint, str(path), "finish the run with the release that wrote it, or move it away")
-    assert checkpoint is not None  # as it was parsed
+    assert checkpoint is not None  # parse_record refuses None
     if differences := settings_differences(checkpoint["settings"], settings.what()):
         raise SfrikError(f"{path} is of a run with other settings ({differences}): move it away, or choose another --exp-dir")
-    with restoring(path):
+    with explain_mismatch(path):
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
     position = Position(**checkpoint["place"])
@@ -62,18 +72,18 @@ def restore(
         progress, f"{run.folder}: resuming after epoch {position.epoch}, step {position.step} of {steps_per_epoch}"
     )
     if checkpoint["processes"] == world_size():
-        with restoring(path):
+        with explain_mismatch(path):
             restore_random_state(checkpoint["random"][rank()], device)
     else:
         print_from_rank_zero(
             progress,
-            f"trained by {checkpoint['processes']} processes so far, resumed by {world_size()}: the views are drawn differently, "
-            "and on a CPU BatchNorm sees shards of another size",
+            f"trained by {checkpoint['processes']} processes so far, resumed by {world_size()}: the views will differ, and on a "
+            "CPU so will the sizes of BatchNorm's shards",
         )
     return position
 
 
 def print_from_rank_zero(progress: bool, text: str) -> None:
-    """Print a line once, whatever the number of processes, if progress is to be shown."""
+    """Print a line on rank 0 if `progress` is set."""
     if progress and rank() == 0:
         print(text, flush=True)

@@ -20,7 +20,7 @@ from sfrik.reproduce.stages import PlannedRun, missing_stages
 from sfrik.runs.provenance import commit
 from sfrik.runs.records import Choice, Score
 from sfrik.settings import results_root, run_folder
-from sfrik.system.files import is_there, read_text, write_json
+from sfrik.system.files import path_exists, read_text, write_json
 from sfrik.system.locks import folder_lock
 from sfrik.system.records import VERSION, read_record
 from sfrik.system.signals import stop_at_once
@@ -118,7 +118,7 @@ def write_choices(profile: str, root: str | Path) -> dict[str, str]:
             path = Path(root) / profile / "tuning" / f"{grid}.json"
             name = chosen[grid].split("/")[-1]
             choice = {"grid": grid, "protocol": "linear_tune", "seed": 0, "tune_top1": scores, "chosen": name}
-            known = read_record(path, Choice) if is_there(path) else {}
+            known = read_record(path, Choice) if path_exists(path) else {}
             if any(known.get(key) != value for key, value in choice.items()):
                 write_json(path, {"version": VERSION, **choice, "commit": commit()})
     return chosen

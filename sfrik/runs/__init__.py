@@ -1,4 +1,4 @@
-"""A run's folder: settings, provenance, checkpoints, scores and logs."""
+"""The folder of a run: settings, provenance, checkpoints, scores and logs."""
 
 from sfrik.runs.folder import Run
 

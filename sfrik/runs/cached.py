@@ -1,6 +1,6 @@
-"""What is read from a run's files again and again: remembered until the file changes.
+"""Cached reads of a run's files, repeated when the size or modification time of a file changes.
 
-`sfrik status` and `make tableN` ask hundreds of runs for it.
+`sfrik status` and `make tableN` read the files of hundreds of runs several times.
 """
 
 from __future__ import annotations
@@ -15,37 +15,38 @@ from sfrik.system.files import UnreadableError, file_hash
 from sfrik.system.records import Provenance, read_record
 from sfrik.system.tensor_files import read_header
 
-__all__ = ["cached_hash", "cached_provenance", "print_once", "why_not_opened"]
+__all__ = ["cached_hash", "cached_provenance", "header_error", "warn_once"]
 
 
-def why_not_opened(path: Path) -> str:
-    """The reason why a safetensors file does not open, or "" if its header fits its length.
+def header_error(path: Path) -> str:
+    """Why a safetensors file cannot be opened; an empty string if its header is valid and fits the file's length.
 
     Raises:
-        UnreadableError, OSError: the file system does not give the file, which may be whole.
+        UnreadableError: Permissions or the file system prevent reading the file, which may be intact.
+        OSError: There is no such file, or the file system returned an error.
     """
-    found = path.stat()
-    return _checked_header(str(path), found.st_mtime_ns, found.st_size)
+    status = path.stat()
+    return _checked_header(str(path), status.st_mtime_ns, status.st_size)
 
 
 def cached_provenance(path: Path) -> dict[str, Any]:
-    """The content of provenance.json, ``{}`` if there is no such file."""
+    """The content of a provenance.json; `{}` if there is no such file."""
     try:
-        found = path.stat()
+        status = path.stat()
     except FileNotFoundError:
         return {}
-    return _read_provenance(str(path), found.st_mtime_ns, found.st_size)
+    return _read_provenance(str(path), status.st_mtime_ns, status.st_size)
 
 
 def cached_hash(path: Path) -> str:
-    """The SHA-256 of a file."""
-    found = path.stat()
-    return _hash(str(path), found.st_mtime_ns, found.st_size)
+    """The SHA-256 of a file, in hexadecimal digits."""
+    status = path.stat()
+    return _hash(str(path), status.st_mtime_ns, status.st_size)
 
 
 @cache
-def print_once(text: str) -> None:
-    """Print a line to stderr the first time."""
+def warn_once(text: str) -> None:
+    """Print a line to stderr, once per process."""
     print(text, file=sys.stderr, flush=True)
 
 

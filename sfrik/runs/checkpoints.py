@@ -1,9 +1,11 @@
-"""Crash-safe checkpoints: written to a temporary file, flushed, renamed; the one before is kept.
+"""Crash-safe checkpoints: each is written to a temporary file, flushed and renamed, and the previous one is kept.
 
-    checkpoint.pt            the newest
+The files of a folder::
+
+    checkpoint.pt            the newest checkpoint
     checkpoint.previous.pt   the one before
 
-At every moment, a power cut included, one of the first two is complete.
+At any time, also after a power cut, at least one of them is complete once the first checkpoint was saved.
 """
 
 from __future__ import annotations
@@ -20,21 +22,21 @@ import torch
 from torch import Tensor
 
 from sfrik.errors import SfrikError
-from sfrik.system.files import WriteError, atomic_write, set_aside
+from sfrik.system.files import WriteError, atomic_write, rename_broken
 from sfrik.system.tensor_files import read_pickle
 
-__all__ = ["Checkpoints", "random_state", "restore_random_state", "restoring"]
+__all__ = ["Checkpoints", "explain_mismatch", "random_state", "restore_random_state"]
 
 
 class Checkpoints:
-    """The newest two checkpoints of one piece of work in `folder`."""
+    """The newest two checkpoints called `name` in `folder`."""
 
     def __init__(self, folder: str | Path, name: str = "checkpoint") -> None:
         self.folder, self.name = Path(folder), name
 
     @property
     def paths(self) -> list[Path]:
-        """The newest first."""
+        """The paths of both, the newest first."""
         return [self.folder / f"{self.name}.pt", self.folder / f"{self.name}.previous.pt"]
 
     @property
@@ -45,25 +47,26 @@ class Checkpoints:
         """Write a state of tensors, numbers, strings, lists and dicts.
 
         Raises:
-            SfrikError: a parameter is not finite. WriteError: the file cannot be written, on a full disk for instance. The
-                checkpoints that were there stay as they are.
+            SfrikError: A tensor has NaN or infinite values.
+            WriteError: The file cannot be written, for example because the disk is full. Existing checkpoints are unchanged.
         """
         bad = _not_finite(state)
         if bad:
-            raise SfrikError(f"{bad} holds NaN or infinite values: not saved, {self.folder} keeps the checkpoint before it")
+            raise SfrikError(f"{bad} has NaN or infinite values: not saved, the previous checkpoint in {self.folder} is kept")
         newest, previous = self.paths
         try:
-            with atomic_write(newest, _bytes(state), keep=previous) as file:
+            with atomic_write(newest, _size_in_bytes(state), keep=previous) as file:
                 torch.save(state, file)
         except WriteError as error:
             kept = next((f"; {path.name} is kept" for path in self.paths if path.is_file()), "")
-            raise WriteError(f"{error}; up to three checkpoints are there at a time{kept}") from None
+            raise WriteError(f"{error}; up to three checkpoints are on disk at a time{kept}") from None
 
     def load(self) -> dict[str, Any] | None:
-        """The newest checkpoint that is whole; None where there is none. A broken one is reported and renamed.
+        """The newest complete checkpoint; None if there is no checkpoint. Broken ones are reported and renamed.
 
         Raises:
-            SfrikError: there are checkpoints and all of them are broken. OSError: the file system does not give one.
+            SfrikError: All checkpoints are broken.
+            OSError: The file system returned an error; the checkpoint may be intact and is left as it is.
         """
         broken = []
         for path in self.paths:
@@ -72,24 +75,24 @@ class Checkpoints:
             try:
                 state = read_pickle(path)
                 if not isinstance(state, dict):
-                    raise SfrikError(f"{path} holds a {type(state).__name__} and no checkpoint")
+                    raise SfrikError(f"{path} holds a {type(state).__name__} instead of a checkpoint")
                 return state
-            except SfrikError as error:  # of the file system or the machine (OSError, MemoryError): it may be whole, and stays
-                # renamed, or the next save would put it in the place of the one before, which is whole
-                broken.append(set_aside(path, str(error)).name)
+            except SfrikError as error:  # not OSError or MemoryError, after which the file may be intact
+                # Renamed, since the next save would otherwise replace the intact previous checkpoint by the broken one.
+                broken.append(rename_broken(path, str(error)).name)
         if broken:
             raise SfrikError(f"no checkpoint in {self.folder} can be read ({', '.join(broken)}); run again to start from scratch")
         return None
 
-    def drop(self) -> None:
-        """Remove them: the work is done, and its result is what counts."""
+    def delete(self) -> None:
+        """Delete both, once the result of the work is written."""
         for path in self.paths:
             path.unlink(missing_ok=True)
 
 
 @contextmanager
-def restoring(path: Path) -> Iterator[None]:
-    """Within it a state that does not fit what it is loaded into is one line that names the checkpoint."""
+def explain_mismatch(path: Path) -> Iterator[None]:
+    """Turn the error of a state that does not fit the model or optimizer into an `SfrikError` that names the checkpoint."""
     try:
         yield
     except SfrikError:
@@ -97,56 +100,57 @@ def restoring(path: Path) -> Iterator[None]:
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
         last = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
         raise SfrikError(
-            f"{path} does not fit this run ({last}): move it away, and the same command uses the one before"
+            f"{path} does not fit this run ({last}): move it away, and the same command uses the previous checkpoint"
         ) from error
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """This process's generators, as JSON can hold them."""
+    """The states of this process's random number generators (torch, CUDA, NumPy, Python), as JSON can represent them."""
     kind, key, *rest = cast("tuple[str, np.ndarray, int, int, float]", np.random.get_state())
     version, internal, gauss = random.getstate()
     return {
-        "torch": _as_text(torch.get_rng_state().numpy()),
-        "cuda": _as_text(torch.cuda.get_rng_state(device).numpy()) if device.type == "cuda" else None,
-        "numpy": [kind, _as_text(key), *rest],
+        "torch": _encode(torch.get_rng_state().numpy()),
+        "cuda": _encode(torch.cuda.get_rng_state(device).numpy()) if device.type == "cuda" else None,
+        "numpy": [kind, _encode(key), *rest],
         "python": [version, list(internal), gauss],
     }
 
 
 def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Set this process's generators as `random_state` found them."""
-    torch.set_rng_state(torch.from_numpy(_from_text(state["torch"], np.uint8)))
+    """Set this process's random number generators to states returned by `random_state`."""
+    torch.set_rng_state(torch.from_numpy(_decode(state["torch"], np.uint8)))
     if state["cuda"] is not None and device.type == "cuda":
-        torch.cuda.set_rng_state(torch.from_numpy(_from_text(state["cuda"], np.uint8)), device)
+        torch.cuda.set_rng_state(torch.from_numpy(_decode(state["cuda"], np.uint8)), device)
     kind, key, *rest = state["numpy"]
-    np.random.set_state((kind, _from_text(key, np.uint32), *rest))
+    np.random.set_state((kind, _decode(key, np.uint32), *rest))
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
 
 
-def _as_text(numbers: np.ndarray) -> str:
+def _encode(numbers: np.ndarray) -> str:
     return base64.b64encode(numbers.tobytes()).decode()
 
 
-def _from_text(text: str, kind: type) -> np.ndarray:
+def _decode(text: str, kind: type) -> np.ndarray:
     return np.frombuffer(bytearray(base64.b64decode(text)), dtype=kind)
 
 
 def _tensors(state: Any, name: str = "") -> list[tuple[str, Tensor]]:
+    """All tensors of a nested state, with their dotted names."""
     if isinstance(state, Tensor):
         return [(name, state)]
     if isinstance(state, dict):
-        return [found for key, value in state.items() for found in _tensors(value, f"{name}.{key}" if name else str(key))]
+        return [named for key, value in state.items() for named in _tensors(value, f"{name}.{key}" if name else str(key))]
     if isinstance(state, (list, tuple)):
-        return [found for place, value in enumerate(state) for found in _tensors(value, f"{name}.{place}")]
+        return [named for index, value in enumerate(state) for named in _tensors(value, f"{name}.{index}")]
     return []
 
 
-def _bytes(state: dict[str, Any]) -> int:
+def _size_in_bytes(state: dict[str, Any]) -> int:
     return sum(tensor.numel() * tensor.element_size() for _, tensor in _tensors(state))
 
 
 def _not_finite(state: dict[str, Any]) -> str | None:
-    """The name of the first tensor with a value that is not finite."""
+    """The name of the first tensor with NaN or infinite values."""
     floating = ((name, tensor) for name, tensor in _tensors(state) if tensor.is_floating_point())
     return next((name for name, tensor in floating if not torch.isfinite(tensor).all()), None)

@@ -1,11 +1,11 @@
-"""The lines of metrics.jsonl as curves of TensorBoard and of Weights & Biases, where the setting `loggers` names them.
+"""The lines of metrics.jsonl as curves in TensorBoard and Weights & Biases, as chosen by the setting `loggers`.
 
-What is logged at a step is called step/<term>, what is said of an epoch epoch/<name>, at the epoch's last step. A training that
-goes on continues the same curves: TensorBoard's reader drops the points from its first step on (`purge_step`), and W&B is told no
-point a second time. A logger that fails is left out with a warning; the training goes on.
+Values of a step are called ``step/<term>``; those of an epoch are called ``epoch/<name>`` and plotted at the epoch's last step. A
+resumed training continues the same curves: TensorBoard discards earlier points from the first resumed step on (`purge_step`), and
+each point is sent to W&B once. A logger that fails is disabled with a warning, and the training continues::
 
-    <run>/tensorboard/      TensorBoard's event files: tensorboard --logdir results
-    <run>/wandb/            W&B's files, and sfrik.json: the id of the run, and the last steps it was told of
+    <run>/tensorboard/   TensorBoard's event files: tensorboard --logdir runs
+    <run>/wandb/         W&B's files, and sfrik.json with the id of the run and the last steps sent
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from pathlib import Path
 from typing import Any
 
 from sfrik.errors import SfrikError
-from sfrik.runs.records import WandbPlace
+from sfrik.runs.records import WandbRun
 from sfrik.system.files import write_json
 from sfrik.system.records import read_record
 
 __all__ = ["Loggers", "check_loggers"]
 
-SECONDS = 20  # that W&B may take to begin, and to end
+WANDB_TIMEOUT = 20  # seconds for W&B to start, and to finish
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Before hours of training.
+    """Check, before hours of training, that the packages of the loggers are installed.
 
     Raises:
-        SfrikError: the package of a logger is not installed.
+        SfrikError: A package is missing.
     """
     for name in names:
         if importlib.util.find_spec(name) is None:
@@ -41,44 +41,55 @@ def check_loggers(names: Sequence[str]) -> None:
 
 
 class Loggers:
-    """The loggers of one training, for its process of rank 0.
+    """The loggers of a training, used by the process of rank 0.
 
     Args:
-        names: of "tensorboard", "wandb". folder: the run's. config: settings that W&B shows beside the curves.
-        step: the first step that this process trains, counted from the run's start.
+        names: "tensorboard", "wandb", both or neither.
+        folder: The folder of the run.
+        config: Settings that W&B shows next to the curves.
+        step: The first step that this process trains, counted from the start of the run.
     """
 
     def __init__(self, names: Sequence[str], folder: Path, config: dict[str, Any], step: int) -> None:
-        self._open: dict[str, Any] = {}
+        self._loggers: dict[str, Any] = {}
         for name in names:
-            self._try(name, partial(self._begin, name, folder, config, step))
+            self._try(name, partial(self._start, name, folder, config, step))
 
     def log(self, kind: str, line: dict[str, Any], step: int) -> None:
-        """The numbers of a line, kind being "step" or "epoch"; of a list its length, such as of `broken_images`."""
+        """Log the numbers of a line of metrics.jsonl, and the lengths of its lists, such as `broken_images`.
+
+        Args:
+            kind: "step" or "epoch", the prefix of the names.
+            line: The line.
+            step: The x coordinate, counted from the start of the run.
+        """
         values = {name: len(value) if isinstance(value, list) else value for name, value in line.items()}
         named = {
             f"{kind}/{name}": x for name, x in values.items() if name not in ("step", "epoch") and isinstance(x, int | float)
         }
-        for name, logger in list(self._open.items()):
+        for name, logger in list(self._loggers.items()):
             self._try(name, partial(logger.log, kind, named, step))
 
     def close(self) -> None:
-        for name, logger in list(self._open.items()):
+        """Close all loggers."""
+        for name, logger in list(self._loggers.items()):
             self._try(name, logger.close)
 
-    def _begin(self, name: str, folder: Path, config: dict[str, Any], step: int) -> None:
-        self._open[name] = KINDS[name](folder, config, step)
+    def _start(self, name: str, folder: Path, config: dict[str, Any], step: int) -> None:
+        self._loggers[name] = LOGGERS[name](folder, config, step)
 
     def _try(self, name: str, call: Callable[[], object]) -> None:
         try:
             call()
-        except Exception as error:  # whatever it is: the training is worth more than its curves
-            self._open.pop(name, None)
-            text = f"logger {name} failed and is left out ({type(error).__name__}: {error}); the training goes on"
+        except Exception as error:  # of any type: a failing logger must not end the training
+            self._loggers.pop(name, None)
+            text = f"logger {name} failed and is disabled ({type(error).__name__}: {error}); the training continues"
             print(text, file=sys.stderr, flush=True)
 
 
 class _TensorBoard:
+    """Event files of TensorBoard."""
+
     def __init__(self, folder: Path, config: dict[str, Any], step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
@@ -87,40 +98,42 @@ class _TensorBoard:
     def log(self, kind: str, values: dict[str, float], step: int) -> None:
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
-        self.writer.flush()  # a process that is killed loses no point that its checkpoint is behind
+        self.writer.flush()  # a killed process loses no points from before its last checkpoint
 
     def close(self) -> None:
         self.writer.close()
 
 
 class _Wandb:
+    """A run at Weights & Biases. Its id is stored in the run's folder, so that a resumed training continues it."""
+
     def __init__(self, folder: Path, config: dict[str, Any], step: int) -> None:
         import wandb
 
-        self.place = folder / "wandb" / "sfrik.json"
-        self.place.parent.mkdir(parents=True, exist_ok=True)
-        known = read_record(self.place, WandbPlace) if step and self.place.is_file() else {}
-        self.told = known or {"id": secrets.token_hex(4), "step": -1, "epoch": -1}
-        write_json(self.place, self.told)
+        self.record_path = folder / "wandb" / "sfrik.json"
+        self.record_path.parent.mkdir(parents=True, exist_ok=True)
+        recorded = read_record(self.record_path, WandbRun) if step and self.record_path.is_file() else {}
+        self.sent = recorded or {"id": secrets.token_hex(4), "step": -1, "epoch": -1}
+        write_json(self.record_path, self.sent)
         self.run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "sfrik"),
             name="/".join(folder.parts[-3:]),
             dir=str(folder),
-            id=self.told["id"],
+            id=self.sent["id"],
             resume="allow",
             config=config,
-            settings=wandb.Settings(console="off", silent=True, init_timeout=SECONDS, finish_timeout=SECONDS),
+            settings=wandb.Settings(console="off", silent=True, init_timeout=WANDB_TIMEOUT, finish_timeout=WANDB_TIMEOUT),
         )
 
     def log(self, kind: str, values: dict[str, float], step: int) -> None:
-        if step <= self.told[kind]:  # before a stop whose checkpoint was an earlier one
+        if step <= self.sent[kind]:  # sent before the run stopped, and computed again from an earlier checkpoint
             return
         self.run.log(values, step=step)
-        self.told[kind] = step
-        write_json(self.place, self.told)
+        self.sent[kind] = step
+        write_json(self.record_path, self.sent)
 
     def close(self) -> None:
         self.run.finish()
 
 
-KINDS = {"tensorboard": _TensorBoard, "wandb": _Wandb}
+LOGGERS = {"tensorboard": _TensorBoard, "wandb": _Wandb}

@@ -1,4 +1,4 @@
-"""Where a number comes from: commit, versions, hardware, command; and paths made fit to be published."""
+"""Provenance of a run: commit, versions, hardware and command, without paths that identify the user or machine."""
 
 from __future__ import annotations
 
@@ -25,12 +25,18 @@ import sfrik
 __all__ = ["commit", "hide_paths", "now", "processor", "provenance", "version"]
 
 CHECKOUT = Path(__file__).parents[2]
-BEFORE = r"(?:(?<![\w.~-])|(?<=\dm|\\n))"  # where a path may begin: no part of a name, or the end of a colour or of a line
+PATH_START = r"(?:(?<![\w.~-])|(?<=\dm|\\n))"  # not within a name, or right after a colour code or an escaped newline
 
 
 def provenance(device: str, precision: str, processes: int) -> dict[str, Any]:
-    """Where a run comes from: no path and no host name, so that it can be published."""
-    import torch  # here: who asks for a commit or the time does without
+    """The provenance of a run that starts now, without paths and host names, so that it can be published.
+
+    Args:
+        device: "cpu", "cuda" or "mps".
+        precision: "fp32", "bf16" or "fp16".
+        processes: The number of processes.
+    """
+    import torch  # not needed for the other functions of this module
 
     return {
         "commit": commit(),
@@ -52,7 +58,7 @@ def provenance(device: str, precision: str, processes: int) -> dict[str, Any]:
 
 
 def _command() -> str:
-    """The command line, its paths by `hide_paths`; "notebook" in a kernel."""
+    """The command line after `hide_paths`; "notebook" in a Jupyter kernel."""
     if "ipykernel" in sys.argv[0]:
         return "notebook"
     hide = hide_paths(argument.split("=", 1)[-1] for argument in sys.argv[1:])
@@ -60,64 +66,70 @@ def _command() -> str:
 
 
 def hide_paths(given: Iterable[str] = ()) -> Callable[[str], str]:
-    """A function of a text that replaces the paths in it which name the user or folders of the machine.
+    """Make a function that replaces the paths in a text that identify the user or the machine.
 
-    The checkout and the working directory become `.`, the home folder `~`. Of every other path that was given, `.../imagenet` is
-    left, and so it is of the folders of Python and of temporary files. Any other absolute path is cut up to the user's name.
+    The checkout and the working directory become ``.`` and the home folder becomes ``~``. Every other path in `given`, and the
+    folders of Python and of temporary files, are shortened to their last part, such as ``.../imagenet``. Any other absolute path
+    that contains the user's name is shortened up to it.
 
     Args:
-        given: what the user gave, such as the parameters of a notebook; a text that is no path has no effect. A relative path
-            counts where it leads out of the working directory.
+        given: The user's input, such as the parameters of a notebook. Texts that are not paths have no effect; relative paths
+            have one only if they lead out of the working directory.
+
+    Returns:
+        The function, from text to text.
     """
-    inside = {form: short for short, place in (("~", Path.home()), (".", CHECKOUT), (".", Path.cwd())) for form in _forms(place)}
-    inside.pop(os.sep, None)  # a container may start there
-    places = dict(inside)
-    ours = (sys.prefix, sys.base_prefix, tempfile.gettempdir())
-    for text in (*ours, *(text for text in given if text.startswith("~") or "/" in text or os.sep in text)):
+    known = {form: short for short, path in (("~", Path.home()), (".", CHECKOUT), (".", Path.cwd())) for form in _forms(path)}
+    known.pop(os.sep, None)  # the working directory of a container may be the root
+    replacements = dict(known)
+    system = (sys.prefix, sys.base_prefix, tempfile.gettempdir())
+    for text in (*system, *(text for text in given if text.startswith("~") or "/" in text or os.sep in text)):
         expanded = os.path.expanduser(text)
         for form in _forms(Path(expanded)):
             folder = Path(form)
-            if folder.parent != folder and not any(folder.is_relative_to(known) for known in inside):
-                places |= {str(above): "..." for above in folder.parents if len(above.parts) > 2}
-                places |= {form: f".../{folder.name}"} if text not in ours or len(folder.parts) > 2 else {}
+            if folder.parent != folder and not any(folder.is_relative_to(path) for path in known):
+                replacements |= {str(parent): "..." for parent in folder.parents if len(parent.parts) > 2}
+                replacements |= {form: f".../{folder.name}"} if text not in system or len(folder.parts) > 2 else {}
         if not os.path.isabs(text) and (".." in Path(text).parts or expanded != text):
-            places[text] = _replacing(places)(os.path.abspath(expanded))
-    replace = _replacing(places)
-    return lambda text: _without_user(replace(text))
+            replacements[text] = _replacer(replacements)(os.path.abspath(expanded))
+    replace = _replacer(replacements)
+    return lambda text: _hide_user(replace(text))
 
 
 def _forms(path: Path) -> set[str]:
-    """An absolute path as it is written, and without symbolic links."""
+    """The absolute path as given, and with symbolic links resolved."""
     forms = {os.path.abspath(path)}
     with suppress(OSError, RuntimeError, ValueError):
         forms.add(os.path.realpath(path))
     return forms
 
 
-def _replacing(places: dict[str, str]) -> Callable[[str], str]:
-    """Replace each folder that occurs in a text, the longest first; also as HTML, JSON, Python and URLs spell it."""
-    spelt: dict[str, str] = {}
-    for place, short in places.items():
-        for form in (place, html.escape(place), json.dumps(place)[1:-1], repr(place)[1:-1], urllib.parse.quote(place)):
-            spelt.setdefault(form, short)
-    # /root is not the end of /mnt/root; a path of several parts is found wherever it begins, as in -I/home/me/include
+def _replacer(replacements: dict[str, str]) -> Callable[[str], str]:
+    """Make a function that replaces paths in a text, longest first, also those escaped for HTML, JSON, Python or URLs."""
+    spellings: dict[str, str] = {}
+    for path, short in replacements.items():
+        for form in (path, html.escape(path), json.dumps(path)[1:-1], repr(path)[1:-1], urllib.parse.quote(path)):
+            spellings.setdefault(form, short)
+    # /root is not replaced within /mnt/root; paths of several parts are replaced anywhere, as in -I/home/me/include
     forms = (
-        rf"{'' if form.count('/') > 1 else BEFORE}{re.escape(form)}(?![\w-])" for form in sorted(spelt, key=len, reverse=True)
+        rf"{'' if form.count('/') > 1 else PATH_START}{re.escape(form)}(?![\w-])"
+        for form in sorted(spellings, key=len, reverse=True)
     )
     pattern = re.compile("|".join(forms))
-    return lambda text: pattern.sub(lambda found: spelt[found[0]], text) if spelt else text
+    return lambda text: pattern.sub(lambda match: spellings[match[0]], text) if spellings else text
 
 
-def _without_user(text: str) -> str:
-    """Cut an absolute path up to a part that is the user's name, as in /scratch/NAME/results. Web addresses stay."""
+def _hide_user(text: str) -> str:
+    """Shorten absolute paths up to the user's name, as in /scratch/NAME/results. URLs are unchanged."""
     try:
         user = getpass.getuser()
-    except (OSError, KeyError, ImportError):  # a container that has no entry for the user
+    except (OSError, KeyError, ImportError):  # in a container without an entry for the user
         return text
-    return re.sub(rf"{BEFORE}(?<![<:/])(?:/[\w.+-]+)*/{re.escape(user)}(?![\w-])", "...", text) if user in text else text
+    return re.sub(rf"{PATH_START}(?<![<:/])(?:/[\w.+-]+)*/{re.escape(user)}(?![\w-])", "...", text) if user in text else text
 
 
 def version(package: str) -> str | None:
+    """The installed version of a package; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -125,6 +137,7 @@ def version(package: str) -> str | None:
 
 
 def processor() -> str:
+    """The name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -134,14 +147,14 @@ def processor() -> str:
 
 @cache
 def commit() -> str:
-    """The commit of the code that runs, with "-dirty" where files of it differ; "unknown" outside a checkout."""
-    here = Path(__file__).parents[1]
+    """The commit of the running code, with "-dirty" appended if tracked files differ; "unknown" outside a git checkout."""
+    package = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(["git", "-C", package, *arguments], capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        # results/ is written by the run itself and says nothing about the code
+        # only the code: `make publish` changes results/
         dirty = git("status", "--porcelain", "--untracked-files=no", "--", ":/sfrik", ":/notebooks")
         return git("rev-parse", "HEAD") + ("-dirty" if dirty else "")
     except (OSError, subprocess.CalledProcessError):
@@ -149,4 +162,5 @@ def commit() -> str:
 
 
 def now() -> str:
+    """The time in UTC, in ISO 8601 format, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

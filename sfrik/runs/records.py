@@ -1,4 +1,4 @@
-"""The files in a run's folder and beside the tables: a model for each (`sfrik.system.records` reads and checks them)."""
+"""Models of the JSON files and checkpoints of runs and tables (read and validated by `sfrik.system.records`)."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = [
     "Score",
     "State",
     "TrainingCheckpoint",
-    "WandbPlace",
+    "WandbRun",
 ]
 
 
 class RunSettings(Record):
-    """settings.json: all settings that determine the outcome, and their hash."""
+    """settings.json: all settings that affect the result, and their hash."""
 
     hash: str
     settings: dict[str, Any]
@@ -47,22 +47,22 @@ class State(Record):
 
 
 class LogLine(Record):
-    """A line of metrics.jsonl, of a step or of an epoch."""
+    """A line of metrics.jsonl, for a step or for an epoch."""
 
     epoch: int
     step: int = 0
 
 
 class Checkpoint(Record):
-    """What all checkpoints hold: the states of what is trained. They are of a release that writes a version."""
+    """Base of the checkpoints. The key `version` is required, since every release that wrote checkpoints wrote it."""
 
     version: Literal[1]
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
 
 
-class TrainingPlace(BaseModel):
-    """Where a pretraining is: the next step of an epoch."""
+class TrainingPosition(BaseModel):
+    """The position of a pretraining: the next step of an epoch (`sfrik.pretrain.resume.Position`)."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -73,17 +73,21 @@ class TrainingPlace(BaseModel):
 
 
 class TrainingCheckpoint(Checkpoint):
-    """checkpoint.pt of a pretraining; `random` has the states of each process's generators."""
+    """checkpoint.pt of a pretraining.
+
+    Attributes:
+        random: For each process the states of its random number generators.
+    """
 
     settings: dict[str, Any]
     model: dict[str, Any]
-    place: TrainingPlace
+    place: TrainingPosition
     processes: int
     random: list[dict[str, Any]]
 
 
-class EvaluationPlace(BaseModel):
-    """Where the training of a head is."""
+class EvaluationPosition(BaseModel):
+    """The position of the training of a head: the next step of an epoch."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -93,18 +97,24 @@ class EvaluationPlace(BaseModel):
 
 
 class EvaluationCheckpoint(Checkpoint):
-    """checkpoint_<protocol>.pt; `of` names settings, weights, images and precision."""
+    """``checkpoint_<protocol>.pt`` of an evaluation.
+
+    Attributes:
+        of: Hashes of the settings, weights and images, and the precision: another evaluation does not resume from it.
+        tops: For each epoch, the top-1 and top-5 accuracy of each head.
+        diverged: By the index of the head, how it diverged.
+    """
 
     of: dict[str, str]
     models: dict[str, Any]
-    place: EvaluationPlace
+    place: EvaluationPosition
     tops: list[list[tuple[float, float]]]
     diverged: dict[int, str]
     random: dict[str, Any]
 
 
 class Score(Record):
-    """<protocol>.json: a score and what it takes to trace it."""
+    """``<protocol>.json``: a score with its settings, commit and weights."""
 
     protocol: str
     seed: int = 0
@@ -123,23 +133,23 @@ class Score(Record):
 
 
 class Choice(Record):
-    """tuning/<grid>.json: which recipe of a grid the tuning split preferred."""
+    """``tuning/<grid>.json``: the recipe of a grid with the best score on the tuning split."""
 
     chosen: str
 
 
 class FeatureOrigin(Record):
-    """weights.json beside extracted features: of which weights and images they are."""
+    """weights.json in the folder of extracted features: the weights and images they were computed from."""
 
     backbone_sha256: str
 
 
 class Costs(Record):
-    """table5.json, table6.json: what the losses cost, an object for each entry."""
+    """table5.json and table6.json: time and memory of the losses, an object for each entry."""
 
 
-class WandbPlace(Record):
-    """wandb/sfrik.json: the id of a run at Weights & Biases, and the last steps that were sent."""
+class WandbRun(Record):
+    """wandb/sfrik.json: the id of a run at Weights & Biases, and the last steps sent for "step" and "epoch"."""
 
     id: str
     step: int

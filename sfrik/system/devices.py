@@ -1,4 +1,4 @@
-"""Where to compute and in which precision."""
+"""Device, precision and memory layout of the computation."""
 
 from __future__ import annotations
 
@@ -18,18 +18,24 @@ PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}  # PyTorch's names
 
 
 def cores() -> int:
-    """Processor cores that this process may use."""
+    """Number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called "cpu", "cuda" or "mps", or the best there is for "auto"."""
+    """The device named "cpu", "cuda" or "mps", or the fastest available one for "auto".
+
+    Under a launcher, "cuda" is the GPU of the environment variable LOCAL_RANK.
+
+    Raises:
+        SfrikError: The machine has no such device.
+    """
     import torch
 
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = next(kind for kind, available in there.items() if available)
-    if not there[name]:
+        name = next(kind for kind, usable in available.items() if usable)
+    if not available[name]:
         raise SfrikError(f"device {name} is not available on this machine: use --device auto or --device cpu")
     if name == "cuda":
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
@@ -37,14 +43,22 @@ def pick_device(name: str) -> torch.device:
 
 
 def channels_last(module: Network, device: torch.device) -> Network:
-    """The module on the device, its weights laid out as convolutions are fastest with, the channels last."""
+    """Move a module to the device, in the channels-last memory format, which is fastest for convolutions."""
     import torch
 
-    return module.to(device, memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload] PyTorch's hints lack it
+    return module.to(device, memory_format=torch.channels_last)  # pyrefly: ignore[no-matching-overload] missing in PyTorch's annotations
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """Precision of the network's products: "fp32", "bf16" or "fp16", where "auto" takes what the device gains by."""
+    """Precision of the network's forward and backward passes: "fp32", "bf16" or "fp16".
+
+    Args:
+        name: One of these, or "auto": the fastest of them that the device supports in hardware.
+        device: Where the network runs.
+
+    Raises:
+        SfrikError: fp16 was requested on a CPU.
+    """
     import torch
 
     if name != "auto":
@@ -60,7 +74,7 @@ def pick_precision(name: str, device: torch.device) -> str:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """Autocast to `precision`, nothing for fp32."""
+    """A context that autocasts to `precision`; for fp32 one that does nothing."""
     import torch
 
     if precision == "fp32":

@@ -1,9 +1,12 @@
-"""Reading and writing of files: complete or not there, on disk before anything relies on them, checked when read back.
+"""Atomic writes, and reads that name the file and the cause when they fail.
 
-Every file that the library writes goes through `atomic_write`: a temporary file of its own beside the target, flushed to disk,
-renamed, and the folder flushed too. After a kill or a power cut the target is the old file or the new one, never a part.
+`atomic_write` writes a temporary file in the target's folder, flushes it to disk, renames it and flushes the folder. After a kill
+or a power cut the target is the old file or the new one, never a part of one. (Only logs are appended to instead.) The temporary
+file is called::
 
-    .<name>.<host>-<pid>-<random>.tmp    a file that is being written; the next write in the folder removes what a dead one left
+    .<name>.<host>-<pid>-<random>.tmp
+
+The next write in the same folder removes those that dead processes left (`sfrik.system.temporary`).
 """
 
 from __future__ import annotations
@@ -30,20 +33,20 @@ __all__ = [
     "check_regular",
     "file_hash",
     "format_bytes",
-    "is_there",
     "make_folder",
+    "path_exists",
     "read_bytes",
     "read_json",
     "read_text",
     "read_toml",
-    "set_aside",
+    "rename_broken",
     "sync_file",
     "write_error",
     "write_json",
     "write_text",
 ]
 
-KINDS = {
+FILE_TYPES = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO",
     stat.S_IFSOCK: "a socket",
@@ -53,23 +56,24 @@ KINDS = {
 
 
 class WriteError(SfrikError):
-    """A file could not be written; the text names it, what it needs and what is free."""
+    """A file could not be written. The message names it, the space it needs and the space that is free."""
 
 
 class UnreadableError(SfrikError):
-    """A file could not be read for a reason that is not its content: permissions, or the file system. It may be whole."""
+    """A file could not be read because of permissions or the file system. Its content may be intact."""
 
 
 @contextmanager
 def atomic_write(path: str | Path, needed: int = 0, keep: Path | None = None) -> Iterator[BinaryIO]:
-    """A binary file to write to, which becomes `path` when the block ends without an error. The umask sets its mode.
+    """Open a binary file that becomes `path` when the block ends without an error. The umask sets its mode.
 
     Args:
-        needed: bytes that will be written, for the message when they do not fit; what was written so far when unset.
-        keep: what was at `path` before is renamed to this.
+        path: The target.
+        needed: Bytes that will be written, for the message if they do not fit. Unset: the bytes written until the error.
+        keep: New name for the existing file at `path`, if there is one.
 
     Raises:
-        WriteError: the file cannot be written; what was at `path` is still there, and nothing is left beside it.
+        WriteError: The file cannot be written. The existing file at `path` is unchanged, and no temporary file is left.
     """
     path = Path(path)
     temporary = temporary_path(path)
@@ -78,7 +82,7 @@ def atomic_write(path: str | Path, needed: int = 0, keep: Path | None = None) ->
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(path.parent)
         with open(temporary, "xb") as raw:
-            file = _Recorder(raw)
+            file = _CountingFile(raw)
             yield cast(BinaryIO, file)
             file.flush()
             os.fsync(raw.fileno())
@@ -89,15 +93,15 @@ def atomic_write(path: str | Path, needed: int = 0, keep: Path | None = None) ->
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        # torch.save turns an error of the file system into a RuntimeError, whose text names neither file nor cause
+        # torch.save turns an OSError into a RuntimeError whose text names neither the file nor the cause
         cause = file.error if file is not None and file.error is not None else error
         if isinstance(cause, OSError):
             raise write_error(path, cause, needed or (file.written if file else 0)) from None
         raise
 
 
-class _Recorder:
-    """A file that counts its bytes and keeps the first error of the system."""
+class _CountingFile:
+    """A file that counts the bytes written and keeps the first OSError."""
 
     def __init__(self, file: Any) -> None:
         self.file, self.error, self.written = file, cast("OSError | None", None), 0
@@ -116,22 +120,22 @@ class _Recorder:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text, complete or not at all."""
+    """Write UTF-8 text atomically."""
     content = text.encode()
     with atomic_write(path, len(content)) as file:
         file.write(content)
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write JSON, complete or not at all."""
+    """Write JSON atomically."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def sync_file(path: Path) -> None:
-    """Wait until what was appended to a file, and its name, are on disk.
+    """Flush a file that was appended to, and its folder, to disk.
 
     Raises:
-        WriteError: they cannot be written.
+        WriteError: The flush failed.
     """
     try:
         with path.open("rb") as file:
@@ -142,10 +146,10 @@ def sync_file(path: Path) -> None:
 
 
 def make_folder(folder: str | Path) -> None:
-    """Make a folder and those above it.
+    """Create a folder and its parents, unless they exist.
 
     Raises:
-        WriteError: it cannot be made; it is named.
+        WriteError: The folder cannot be created; the message names it.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -153,19 +157,21 @@ def make_folder(folder: str | Path) -> None:
         raise write_error(folder, error) from None
 
 
-def set_aside(path: Path, why: str) -> Path:
-    """Give a file that cannot be used the suffix .broken, with a line on stderr; its new path."""
-    aside = path.with_suffix(".broken")
-    os.replace(path, aside)
-    print(f"{path} is broken ({why}); renamed to {aside.name}", file=sys.stderr, flush=True)
-    return aside
+def rename_broken(path: Path, reason: str) -> Path:
+    """Replace the suffix of an unusable file by `.broken` and print a line on stderr. Returns the new path."""
+    broken = path.with_suffix(".broken")
+    os.replace(path, broken)
+    print(f"{path} is broken ({reason}); renamed to {broken.name}", file=sys.stderr, flush=True)
+    return broken
 
 
-def is_there(path: str | Path) -> bool:
-    """Whether a name is taken, also by a link that leads nowhere. `Path.exists` takes a folder that may not be read for none.
+def path_exists(path: str | Path) -> bool:
+    """Whether there is a file, folder or link (also a dangling one) at `path`.
+
+    Unlike `Path.exists`, this raises an error where the parent folder may not be read.
 
     Raises:
-        UnreadableError: the file system does not say.
+        UnreadableError: The file system returned an error.
     """
     try:
         os.lstat(path)
@@ -177,21 +183,23 @@ def is_there(path: str | Path) -> bool:
 
 
 def check_regular(path: str | Path) -> None:
-    """Refuse what is no regular file: opening a FIFO or a device may wait for ever.
+    """Refuse anything but a regular file: opening a FIFO or a device may block forever.
 
     Raises:
-        SfrikError: it names the file and what it is. FileNotFoundError, OSError: of the file system.
+        SfrikError: `path` is a folder, FIFO, socket or device; the message says which.
+        FileNotFoundError: There is nothing at `path`.
+        OSError: The file system returned another error.
     """
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
-        raise SfrikError(f"{path} is {KINDS.get(stat.S_IFMT(mode), 'no regular file')} and not a regular file")
+        raise SfrikError(f"{path} is {FILE_TYPES.get(stat.S_IFMT(mode), 'a special file')} and not a regular file")
 
 
 def read_bytes(path: str | Path) -> bytes:
     """The content of a regular file.
 
     Raises:
-        SfrikError: it is missing, is no regular file or cannot be read; it is named.
+        SfrikError: The file is missing, not a regular file or unreadable; the message names it.
     """
     try:
         check_regular(path)
@@ -206,7 +214,7 @@ def read_text(path: str | Path) -> str:
     """The UTF-8 text of a regular file, without a byte order mark.
 
     Raises:
-        SfrikError: as `read_bytes`, and where its bytes are not UTF-8.
+        SfrikError: As in `read_bytes`, or the bytes are not UTF-8.
     """
     try:
         return read_bytes(path).decode("utf-8-sig")
@@ -220,7 +228,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-        SfrikError: as `read_text`, and where it is not JSON or not an object.
+        SfrikError: As in `read_text`, or the text is not JSON or not an object.
     """
     text = read_text(path)
     try:
@@ -237,17 +245,17 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """The content of a TOML file.
 
     Raises:
-        SfrikError: as `read_text`, and where it is not TOML.
+        SfrikError: As in `read_text`, or the text is not TOML.
     """
     text = read_text(path)
     try:
         return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError: a number of 5,000 digits
+    except (ValueError, RecursionError) as error:  # ValueError: also of an integer with 5,000 digits
         raise SfrikError(f"{path} is not valid TOML: {error}") from None
 
 
 def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file."""
+    """The SHA-256 of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         while block := file.read(1 << 20):
@@ -261,15 +269,15 @@ def _json_kind(value: Any) -> str:
 
 
 def write_error(path: str | Path, error: OSError, needed: int = 0) -> WriteError:
-    """The error of a file that could not be written: the file, the cause, what it needs and what is free there."""
+    """A `WriteError` with the file, the cause, the space that the file needs and the space that is free."""
     reason, remedy = error.strerror or str(error), "check the folder"
     free = inodes = None
     with suppress(OSError, AttributeError):  # Windows has no statvfs
-        there = next(folder for folder in Path(path).absolute().parents if folder.is_dir())
-        found = os.statvfs(there)
-        free, inodes = found.f_bavail * found.f_frsize, found.f_favail if found.f_files else None
+        existing = next(folder for folder in Path(path).absolute().parents if folder.is_dir())
+        disk = os.statvfs(existing)
+        free, inodes = disk.f_bavail * disk.f_frsize, disk.f_favail if disk.f_files else None
     needs = [f"it needs {format_bytes(needed)}"] if needed else []
-    if error.errno == errno.EDQUOT:  # what is free on the disk is not free for this user
+    if error.errno == errno.EDQUOT:  # the free space of the disk is not free for this user
         reason, remedy = "; ".join(["your disk quota is used up", *needs]), "make room, and run the same command again"
     elif error.errno in (errno.ENOSPC, errno.EFBIG):
         remedy = "make room, and run the same command again"
@@ -283,7 +291,7 @@ def write_error(path: str | Path, error: OSError, needed: int = 0) -> WriteError
 
 
 def format_bytes(count: int) -> str:
-    """A size for people: 512 bytes, 12 KiB, 3 MiB.
+    """A size with its unit: 512 bytes, 12 KiB, 3 MiB.
 
     >>> format_bytes(3 << 20)
     '3 MiB'

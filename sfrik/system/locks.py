@@ -1,7 +1,7 @@
-"""Locks on folders: one process writes at a time, and the operating system frees the lock of a process that died.
+"""Locks on folders: one process writes at a time, and the operating system releases the lock of a process that died.
 
-The locks are `filelock`'s. On a file system without `flock` (some network file systems) a marker file `<name>.soft` takes its
-place: there the marker of a process that died on another machine has to be deleted by hand.
+The locks are those of the package `filelock`. On a file system without `flock` (some network file systems) the lock is a marker
+file, `<name>.soft`. There the marker of a process that died on another machine has to be deleted by hand.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ except ImportError:  # Windows
 __all__ = ["folder_lock", "is_locked"]
 
 WITHOUT_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
-PROBED = 0.05  # seconds in which `is_locked` of another process lets go of a lock that it looks at
-POLL = 0.2  # seconds between two attempts to take a lock
+PROBE_SECONDS = 0.05  # longest time for which `is_locked` in another process holds the lock while it checks it
+POLL_SECONDS = 0.2  # between two attempts to acquire a lock
 
 
 @contextmanager
@@ -36,10 +36,13 @@ def folder_lock(folder: str | Path, name: str = "lock", wait: bool = False) -> I
     """Hold the lock `name` of a folder, which is created if it is missing.
 
     Args:
-        wait: wait until the process that holds the lock releases it, and print a line that names that process.
+        folder: The folder.
+        name: The name of the lock file.
+        wait: Print a line that names the process holding the lock, and wait until it releases the lock.
 
     Raises:
-        SfrikError: another process holds the lock; the message names it. WriteError: the lock file cannot be created.
+        SfrikError: Another process holds the lock; the message names it.
+        WriteError: The lock file cannot be created.
     """
     make_folder(folder)
     path = Path(folder) / name
@@ -47,9 +50,9 @@ def folder_lock(folder: str | Path, name: str = "lock", wait: bool = False) -> I
         check_regular(path)
     lock = _acquire(path, folder, wait)
     try:
-        if not isinstance(lock, SoftFileLock):  # a marker already names its process
+        if not isinstance(lock, SoftFileLock):  # a marker file already names its process
             job = f", SLURM job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
-            with suppress(OSError):  # on a full disk the lock is held without the name of its process
+            with suppress(OSError):  # on a full disk the lock file stays empty
                 path.write_text(f"pid {os.getpid()} on {socket.gethostname()}{job}", encoding="utf-8")
         yield
     finally:
@@ -57,7 +60,7 @@ def folder_lock(folder: str | Path, name: str = "lock", wait: bool = False) -> I
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process holds the lock at `path`. Writes nothing."""
+    """Whether a living process holds the lock file `path`. Writes nothing."""
     if _marker(path).exists():
         return True
     if fcntl is None:
@@ -65,7 +68,7 @@ def is_locked(path: Path) -> bool:
     with suppress(FileNotFoundError):
         check_regular(path)
         with path.open("rb") as file:
-            for attempt in range(3):  # a process that acquires the lock may hold it for a moment only
+            for attempt in range(3):  # another process may hold it briefly, only to check it
                 try:
                     fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                     return False
@@ -81,18 +84,18 @@ def _acquire(path: Path, folder: str | Path, wait: bool) -> BaseFileLock:
     lock: BaseFileLock = FileLock(path, fallback_to_soft=False)
     try:
         try:
-            lock.acquire(timeout=PROBED, poll_interval=PROBED / 5)
+            lock.acquire(timeout=PROBE_SECONDS, poll_interval=PROBE_SECONDS / 5)
         except OSError as error:
             if error.errno not in WITHOUT_FLOCK:
                 raise
             lock = SoftFileLock(_marker(path))
-            lock.acquire(timeout=PROBED, poll_interval=PROBED / 5)
+            lock.acquire(timeout=PROBE_SECONDS, poll_interval=PROBE_SECONDS / 5)
     except Timeout:
         holder = _holder(lock)
         if not wait:
             raise SfrikError(f"{folder} is being written by another process ({holder}): wait for it, or stop it") from None
         print(f"waiting for {holder}, which writes {folder}", flush=True)
-        lock.acquire(timeout=-1, poll_interval=POLL)
+        lock.acquire(timeout=-1, poll_interval=POLL_SECONDS)
     except OSError as error:
         raise write_error(path, error) from None
     return lock
@@ -103,10 +106,10 @@ def _marker(path: Path) -> Path:
 
 
 def _holder(lock: BaseFileLock) -> str:
-    """The process that holds a lock, from the content of the lock file."""
+    """The process that holds a lock, as written in the lock file."""
     with suppress(OSError):
         lines = Path(lock.lock_file).read_text(encoding="utf-8", errors="replace").split("\n")
-        if isinstance(lock, SoftFileLock):  # filelock's marker: process id, host and more, a line each
+        if isinstance(lock, SoftFileLock):  # filelock writes process id, host and more, one per line
             return f"pid {lines[0]} on {lines[1]}; if it has ended, delete {lock.lock_file}" if len(lines) > 1 else "unknown"
         return lines[0].strip() or "unknown"
     return "unknown"

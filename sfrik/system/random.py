@@ -1,4 +1,4 @@
-"""Seeds of random number generators, derived from whole numbers."""
+"""Seeds of random number generators, derived from integers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ __all__ = ["derived_seed"]
 
 
 def derived_seed(*parts: int) -> int:
-    """A seed of 63 bits that depends on every part and on their order.
+    """A 63-bit seed that depends on every part and on their order.
 
-    Uses NumPy's `SeedSequence`, whose streams do not overlap in practice even where the parts differ in one bit.
+    Uses NumPy's `SeedSequence`: parts that differ in one bit give streams that do not overlap in practice.
 
     Args:
-        parts: whole numbers of at least 0, such as (seed, epoch, index).
+        *parts: Non-negative integers, such as seed, epoch, index.
     """
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,6 +1,6 @@
-"""JSON files that the library writes and reads back: a pydantic model for each kind, checked when it is read.
+"""JSON files that the library writes and reads back, each validated by a pydantic model.
 
-A file without a version is of version 1, as files of earlier releases are. A file may have keys that its model does not name.
+A file without `version`, as earlier releases wrote it, has version 1. Keys that the model does not name are allowed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ VERSION = 1
 
 
 class Record(BaseModel):
-    """What all of them share."""
+    """Base of the models: a version, and any further keys."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -27,7 +27,11 @@ class Record(BaseModel):
 
 
 class Provenance(Record):
-    """provenance.json. `weights`: SHA-256 of each finished weights file, by its name."""
+    """provenance.json: the code, versions and hardware that trained a run.
+
+    Attributes:
+        weights: SHA-256 of each finished weights file, by file name.
+    """
 
     commit: str
     started: str = ""
@@ -39,10 +43,16 @@ class Provenance(Record):
 
 
 def parse_record(content: Any, kind: type[Record], source: str, remedy: str = "move it away and run again") -> Any:
-    """The content, once it is known to be what `kind` says.
+    """Validate `content` against the model `kind` and return it unchanged.
+
+    Args:
+        content: A value read from JSON or from a checkpoint.
+        kind: The model.
+        source: The name of the file, for the message.
+        remedy: The end of the message.
 
     Raises:
-        SfrikError: a key is missing or has the wrong type, or the version is another one; source and key are named.
+        SfrikError: A key is missing or has the wrong type, or the version is not supported; the message names source and key.
     """
     try:
         kind.model_validate(content, strict=True)
@@ -56,15 +66,15 @@ def parse_record(content: Any, kind: type[Record], source: str, remedy: str = "m
         else:
             got = repr(problem["input"])
             got = got if len(got) <= 60 else f"{got[:60]}..."
-            reason = f"{source}: {key}: {problem['msg']}, got {got}" if key else f"{source} holds no such record, but {got}"
+            reason = f"{source}: {key}: {problem['msg']}, got {got}" if key else f"{source} should hold an object, got {got}"
         raise SfrikError(f"{reason}: {remedy}") from None
     return content
 
 
 def read_record(path: str | Path, kind: type[Record]) -> dict[str, Any]:
-    """A file that the library wrote, checked.
+    """Read and validate a JSON file that the library wrote.
 
     Raises:
-        SfrikError: as `sfrik.system.files.read_json` and `parse_record`.
+        SfrikError: As in `sfrik.system.files.read_json` and `parse_record`.
     """
     return parse_record(read_json(path), kind, str(path))

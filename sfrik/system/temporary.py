@@ -1,6 +1,6 @@
-"""Names of temporary files, removal of those that dead processes left, and flushing a folder to disk.
+"""Names of temporary files, removal of abandoned ones, and flushing a folder to disk.
 
-A file is written as ``.<name>.<host>-<pid>-<random>.tmp`` beside its target (`sfrik.system.files.atomic_write`).
+`sfrik.system.files.atomic_write` writes to ``.<name>.<host>-<pid>-<random>.tmp`` in the folder of its target.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pathlib import Path
 __all__ = ["remove_abandoned", "sync_folder", "temporary_path"]
 
 TEMPORARY = re.compile(r"\..+\.(?P<host>[^/]+)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
-ABANDONED = 86400.0  # seconds after which a temporary file of another machine counts as left behind
+ABANDONED_SECONDS = 86400.0  # age at which a temporary file of another machine counts as abandoned
 
 
 def temporary_path(path: Path) -> Path:
-    """A name beside `path` that no other writer uses."""
+    """A path in the folder of `path` that no other writer uses."""
     return path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
@@ -30,18 +30,18 @@ def _host() -> str:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Delete temporary files whose process has ended; those of another machine after a day."""
+    """Delete the temporary files of dead processes of this machine, and day-old ones of other machines."""
     host = _host()
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            found = TEMPORARY.fullmatch(entry.name)
-            if found is None:
+            match = TEMPORARY.fullmatch(entry.name)
+            if match is None:
                 continue
-            if found["host"] == host and os.name != "nt":
-                gone = not _is_alive(int(found["pid"]))
+            if match["host"] == host and os.name != "nt":
+                abandoned = not _is_alive(int(match["pid"]))
             else:
-                gone = time.time() - entry.stat().st_mtime > ABANDONED
-            if gone:
+                abandoned = time.time() - entry.stat().st_mtime > ABANDONED_SECONDS
+            if abandoned:
                 os.unlink(entry.path)
 
 
@@ -50,23 +50,23 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # of another user
+    except OSError:  # a process of another user
         return True
     return True
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder to disk, so that a rename in it survives a power cut."""
+    """Flush a folder to disk, so that renames in it survive a power cut."""
     if os.name == "nt":
         return
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # one may write into it and not list it
+    except PermissionError:  # the folder is writable but not listable
         return
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that do not flush folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # the file system does not support flushing folders
             raise
     finally:
         os.close(descriptor)

@@ -1,6 +1,6 @@
-"""Files of tensors: safetensors, which hold nothing else, and PyTorch's pickles, which are read with `weights_only`.
+"""Files of tensors: safetensors, and PyTorch's pickles, which are loaded with `weights_only`.
 
-PyTorch is imported where tensors are made: `sfrik status` looks at headers only, and does without.
+PyTorch is imported inside the functions that create tensors, so that `sfrik status`, which reads headers only, starts fast.
 """
 
 from __future__ import annotations
@@ -27,32 +27,38 @@ __all__ = ["check_weights", "read_header", "read_pickle", "read_safetensors", "w
 
 
 def write_safetensors(path: str | Path, state: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
-    """Write tensors with facts about them; the same content gives the same bytes.
+    """Write tensors and metadata. The same content gives the same bytes.
+
+    Args:
+        path: The file.
+        state: The tensors by name.
+        about: Metadata that JSON can represent.
 
     Returns:
-        The SHA-256 of the file, which was read back and compared.
+        The SHA-256 of the file, verified by reading it back.
 
     Raises:
-        WriteError: the file cannot be written. SfrikError: what was read back is not what was written.
+        WriteError: The file cannot be written.
+        SfrikError: The file reads back different bytes.
     """
     from safetensors.torch import save
 
     tensors = {key: value.detach().contiguous().cpu() for key, value in state.items()}
-    # one entry: safetensors writes several in no fixed order
+    # a single entry, since safetensors writes several in no fixed order
     content = save(tensors, metadata={"about": json.dumps(about, sort_keys=True)})
     with atomic_write(path, len(content)) as file:
         file.write(content)
     digest = hashlib.sha256(content).hexdigest()
     if file_hash(path) != digest:
-        raise SfrikError(f"{path} reads back other bytes than were written: the disk or its file system is faulty")
+        raise SfrikError(f"{path} reads back different bytes than were written: the disk or its file system is faulty")
     return digest
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a file and the facts about them.
+    """The tensors of a file by name, and its metadata.
 
     Raises:
-        SfrikError: the file is missing, cut short, damaged or of another format.
+        SfrikError: The file is missing, truncated, damaged or of another format.
     """
     read_header(path)
     with safe_open(path, framework="pt") as file:
@@ -60,14 +66,15 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
-    """The facts about the tensors of a safetensors file; its header must fit its length, its tensors are not read.
+    """The metadata of a safetensors file. Checks the header against the file's length and reads no tensors.
 
     Raises:
-        SfrikError: the file is missing, cut short or of another format. UnreadableError: the file system does not give it.
+        SfrikError: The file is missing, truncated or of another format.
+        UnreadableError: Permissions or the file system prevent reading it.
     """
     try:
         check_regular(path)
-        open(path, "rb").close()  # safetensors says of a file that may not be read that there is none
+        open(path, "rb").close()  # safetensors reports an unreadable file as missing
         with safe_open(path, framework="np") as file:
             return _about(file.metadata(), path)
     except FileNotFoundError:
@@ -79,10 +86,10 @@ def read_header(path: str | Path) -> dict[str, Any]:
 
 
 def check_weights(path: str | Path) -> None:
-    """Compare weights with the SHA-256 that the provenance.json beside them records, if it does.
+    """Compare a weights file with the SHA-256 in the provenance.json of its folder, if it is recorded there.
 
     Raises:
-        SfrikError: they differ, as after a bit flip on a disk.
+        SfrikError: They differ, for example after a bit flip on the disk.
     """
     path = Path(path)
     record = path.with_name("provenance.json")
@@ -95,14 +102,16 @@ def check_weights(path: str | Path) -> None:
 
 
 def read_pickle(path: str | Path, shown: str | Path | None = None) -> Any:
-    """The content of a file that torch.save wrote: tensors, numbers, strings, lists, dicts and argparse's Namespace.
+    """The content of a file written by `torch.save`: tensors, numbers, strings, lists, dicts and `argparse.Namespace`.
 
     Args:
-        shown: the file's name in messages, where `path` is a temporary copy.
+        path: The file.
+        shown: The file's name in messages, where `path` is a temporary copy.
 
     Raises:
-        SfrikError: the file is missing, cut short, not PyTorch's, or holds other objects, which could run code.
-        OSError, MemoryError: of the file system or the machine.
+        SfrikError: The file is missing, truncated, not a PyTorch file, or holds other objects, which could run code.
+        OSError: The file system returned an error.
+        MemoryError: The content does not fit in memory.
     """
     import torch
 
@@ -110,16 +119,16 @@ def read_pickle(path: str | Path, shown: str | Path | None = None) -> Any:
     try:
         check_regular(path)
         _check_sums(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the authors keep the best accuracies in one
+        with torch.serialization.safe_globals([argparse.Namespace]):  # in the authors' checkpoints
             return torch.load(path, map_location="cpu", weights_only=True)
     except (SfrikError, OSError, MemoryError):
         raise
-    except Exception as error:  # torch raises several kinds for a file that is cut short or no checkpoint
+    except Exception as error:  # torch raises many types for a truncated or foreign file
         raise SfrikError(f"{shown} {_why_not_read(error)}") from None
 
 
 def _check_sums(path: str | Path) -> None:
-    """Compare each record with its CRC-32, which torch.save writes and torch.load does not read."""
+    """Compare each record with its CRC-32, which `torch.save` writes and `torch.load` does not check."""
     if not zipfile.is_zipfile(path):  # PyTorch's format before 1.6
         return
     with zipfile.ZipFile(path) as archive:
@@ -129,7 +138,7 @@ def _check_sums(path: str | Path) -> None:
 
 
 def _why_not_read(error: Exception) -> str:
-    """What is wrong with a pickle. PyTorch's own text advises to load without `weights_only`, and is not passed on."""
+    """Why a pickle was not loaded. PyTorch's own text, which recommends `weights_only=False`, is not passed on."""
     text = str(error)
     if found := re.search(r"GLOBAL ([\w.]+)|class ([\w.]+)", text):
         named = found[1] or found[2]

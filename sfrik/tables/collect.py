@@ -15,7 +15,7 @@ from sfrik.errors import SfrikError
 from sfrik.runs.folder import Run
 from sfrik.runs.records import Score
 from sfrik.settings import run_folder
-from sfrik.system.files import is_there
+from sfrik.system.files import path_exists
 from sfrik.system.records import read_record
 from sfrik.tables.cost_rows import read_costs
 from sfrik.tables.definitions import EXPERIMENTS, Experiment, experiment
@@ -165,4 +165,4 @@ def _score(folder: Path, name: str) -> dict[str, Any]:
     path = folder / f"{name}.json"
     if name in ("table5", "table6"):
         return read_costs(path)
-    return read_record(path, Score) if is_there(path) else {}
+    return read_record(path, Score) if path_exists(path) else {}

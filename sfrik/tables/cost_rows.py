@@ -8,7 +8,7 @@ from typing import Any
 
 from sfrik.errors import SfrikError
 from sfrik.runs.records import Costs
-from sfrik.system.files import is_there
+from sfrik.system.files import path_exists
 from sfrik.system.records import read_record
 from sfrik.tables.rows import Column, Row, paper_figures
 
@@ -72,7 +72,7 @@ def read_costs(path: Path) -> dict[str, Any]:
     Raises:
         SfrikError: the file cannot be read or has another content; the message names it.
     """
-    found = read_record(path, Costs) if is_there(path) else {}
+    found = read_record(path, Costs) if path_exists(path) else {}
     for name, value in found.items():
         expected = str if name in ("hardware", "commit") else dict if ENTRY in name else object
         if not isinstance(value, expected):

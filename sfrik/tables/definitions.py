@@ -9,7 +9,7 @@ from pathlib import Path
 from sfrik.errors import SfrikError, nearest
 from sfrik.runs.records import Choice
 from sfrik.settings import load_recipe, results_root
-from sfrik.system.files import is_there
+from sfrik.system.files import path_exists
 from sfrik.system.records import read_record
 from sfrik.tables.cost_rows import complexity_columns, table5_rows, table6_rows
 from sfrik.tables.rows import (
@@ -96,7 +96,7 @@ def read_choice(profile: str, grid: str, root: str | Path | None = None) -> str 
         SfrikError: the file of the choice is broken or does not name a recipe of the grid; the message names the file.
     """
     path = Path(root or results_root()) / profile / "tuning" / f"{grid}.json"
-    if not is_there(path):
+    if not path_exists(path):
         return None
     recipe = f"{profile}/{read_record(path, Choice)['chosen']}"
     if recipe not in grids(profile)[grid]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sfrik.settings import results_root
-from sfrik.system.files import is_there, write_text
+from sfrik.system.files import path_exists, write_text
 from sfrik.system.records import Provenance, read_record
 from sfrik.tables.collect import build_table, existing_seeds
 from sfrik.tables.definitions import EXPERIMENTS
@@ -69,7 +69,7 @@ class RunPage:
         for seed in existing_seeds(self.row.recipe, folder.parents[1]):
             run = folder / f"seed{seed}"
             record = run / "provenance.json"
-            origin = read_record(record, Provenance) if is_there(record) else {}
+            origin = read_record(record, Provenance) if path_exists(record) else {}
             cells = [f"[{seed}]({run.name})", *(_number(*self.scores[column.name], run.name, seed) for column in columns)]
             rows.append([*cells, origin.get("commit", MISSING)[:12], origin.get("started", MISSING), _files(run)])
         note = "A number links to its score file, which names the weights, the settings and the commit."

@@ -182,7 +182,7 @@ def test_the_command_starts_from_a_recipe_and_gives_numbers_in_full(tmp_path, mo
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--nproc-per-node", "3"], "does not divide by 3"),
+        (["--nproc-per-node", "3"], "is not divisible by 3"),
         (["--nproc-per-node", "none"], "whole number"),
         (["--batch", "8"], "--batch"),
         (["--arch", "resnet51"], "resnet50"),

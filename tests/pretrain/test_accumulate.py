@@ -234,7 +234,7 @@ def test_a_loss_that_is_not_finite_names_step_and_images_of_the_whole_batch(tmp_
 
 
 def test_a_micro_batch_of_one_image_is_refused_before_a_folder_is_made(tmp_path):
-    with pytest.raises(SfrikError, match=r"micro_batch 2 of the 3 on a process leaves one"):
+    with pytest.raises(SfrikError, match=r"micro_batch 2 splits the 3 images per process into batches of one"):
         pretrain(smoke(tmp_path / "run", batch_size=3, micro_batch=2), progress=False)
     assert not (tmp_path / "run").exists()
 

@@ -271,7 +271,7 @@ def test_a_loss_that_is_not_finite_later_leaves_the_checkpoint_before_it(tmp_pat
 
 
 def test_a_batch_that_is_too_large_is_refused_before_a_folder_is_made(tmp_path):
-    with pytest.raises(SfrikError, match=r"batch_size 301 is more than the 300 images"):
+    with pytest.raises(SfrikError, match=r"batch_size 301 is larger than the data set of 300 images"):
         pretrain(settings(tmp_path / "run", batch_size=301), progress=False)
     assert not (tmp_path / "run").exists()
 
@@ -285,7 +285,7 @@ def test_two_processes_of_torchrun_train_on_cpu_and_say_how_batch_norm_is_kept(t
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launcher, *flags], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("BatchNorm on CPU: each process normalises by its own share") == 1
+    assert done.stdout.count("BatchNorm on CPU: each process normalises its own shard") == 1
     assert done.stdout.count("epoch 1/1") == 1
     run = Run(tmp_path / "run")
     assert [line["step"] for line in run.metrics() if "step" in line] == [0, 1, 2, 3]

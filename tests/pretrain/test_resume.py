@@ -184,7 +184,7 @@ def test_three_processes_cut_by_each_signal_end_in_the_same_bytes_and_others_may
 
     capsys.readouterr()
     pretrain(settings(other))
-    assert "trained by 3 processes so far, resumed by 1: the views are drawn differently" in capsys.readouterr().out
+    assert "trained by 3 processes so far, resumed by 1: the views will differ" in capsys.readouterr().out
     lines = Run(other).metrics()
     assert [line["step"] for line in lines if "step" in line] == list(range(EPOCHS * STEPS))
     assert Run(other).backbone.read_bytes() != Run(whole).backbone.read_bytes(), "what is said to differ does"

@@ -160,7 +160,7 @@ def test_a_broken_record_costs_no_score(finished):
 @pytest.mark.parametrize("name", ["backbone.safetensors", "checkpoint.pt", "state.json", "metrics.jsonl"])
 def test_a_folder_in_the_place_of_a_file_is_found_before_the_work(tmp_path, name):
     (tmp_path / "run" / name).mkdir(parents=True)
-    with pytest.raises(SfrikError, match=rf"{name} is a folder, where a file is to be written"):
+    with pytest.raises(SfrikError, match=rf"{name} is a folder, but the run writes a file of that name"):
         train(tmp_path / "run")
 
 
@@ -209,7 +209,7 @@ def test_the_checkpoints_stay_until_the_weights_read_back_as_they_were_written(u
 
     with monkeypatch.context() as patch:
         patch.setattr("sfrik.system.tensor_files.file_hash", torn)
-        with pytest.raises(SfrikError, match="reads back other bytes than were written"):
+        with pytest.raises(SfrikError, match="reads back different bytes than were written"):
             train(unfinished)
     assert Run(unfinished).checkpoints.exist
     assert not Run(unfinished).finished
@@ -297,7 +297,7 @@ def test_a_checkpoint_that_is_none_gives_way_to_the_one_before(unfinished, whole
     with atomic_write(unfinished / "checkpoint.pt") as file:
         torch.save(content, file)
     train(unfinished)
-    assert "and no checkpoint); renamed to checkpoint.broken" in capsys.readouterr().err
+    assert "instead of a checkpoint); renamed to checkpoint.broken" in capsys.readouterr().err
     assert (unfinished / "backbone.safetensors").read_bytes() == (whole / "backbone.safetensors").read_bytes()
 
 
@@ -314,7 +314,7 @@ def test_a_broken_line_in_the_middle_of_the_log_is_left_out_and_reported_and_the
     train(unfinished)
     said = capsys.readouterr().err
     assert f"{path}: line 3" in said
-    assert "left out" in said
+    assert "skipped" in said
 
     def without_seconds(folder):
         return [{name: value for name, value in found.items() if name != "seconds"} for found in Run(folder).metrics()]

@@ -150,7 +150,7 @@ def test_a_logger_that_fails_is_named_once_and_the_training_goes_on(wandb, plain
     wandb(fails=(fails,))
     pretrain(settings(tmp_path, "wandb"), progress=False)
     told = capsys.readouterr().err.splitlines()
-    assert told == ["logger wandb failed and is left out (OSError: no network in this test); the training goes on"]
+    assert told == ["logger wandb failed and is disabled (OSError: no network in this test); the training continues"]
     assert same_weights(plain, tmp_path)
 
 

@@ -151,7 +151,7 @@ def test_a_bit_that_fell_over_is_found_by_the_checksum(run, capsys):
 
 def test_weights_that_are_not_finite_are_not_saved(run):
     run.checkpoints.save({"epoch": 1})
-    with pytest.raises(SfrikError, match=r"model\.bias holds NaN or infinite values: not saved"):
+    with pytest.raises(SfrikError, match=r"model\.bias has NaN or infinite values: not saved"):
         run.checkpoints.save({"epoch": 2, "model": {"weight": torch.ones(3), "bias": torch.tensor([1.0, float("nan")])}})
     assert run.checkpoints.load() == {"epoch": 1}
 
@@ -176,8 +176,8 @@ def test_where_no_checkpoint_can_be_read_a_person_decides(run, capsys):
         run.checkpoints.load()
     assert (run.folder / "checkpoint.broken").read_text() == "nothing"
     assert run.checkpoints.load() is None
-    run.checkpoints.drop()
-    run.checkpoints.drop()
+    run.checkpoints.delete()
+    run.checkpoints.delete()
 
 
 # --- what a run is doing
@@ -238,7 +238,7 @@ def test_scores_of_other_weights_are_forgotten_and_all_else_is_kept(run):
     run.backbone.write_bytes(b"new")
     run.save_result("linear", KnnSettings(), {"top1": 2.0}, file_hash(run.backbone))
     run.record(commit="abc")
-    run.forget_other_scores()
+    run.delete_outdated_scores()
     assert sorted(path.name for path in run.folder.glob("*.json")) == ["linear.json", "provenance.json", "settings.json"]
 
 
