@@ -1,4 +1,4 @@
-"""A full disk, a kill and a power cut at each file operation of a run, one after the other (tests/storage.py)."""
+"""An error, a kill and a power cut at each file operation of a run (tests/storage.py)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork") or not Path("/proc/self/
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory) -> list[dict]:
-    """What came of a fault at each operation."""
+    """The outcome of a fault at each operation."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COV")}  # forks would share its file
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "tests" / "storage.py"), str(tmp_path_factory.mktemp("faults"))]
@@ -28,37 +28,37 @@ def cases(tmp_path_factory) -> list[dict]:
     return found
 
 
-def test_a_kill_a_power_cut_or_an_error_at_any_operation_ends_in_the_same_weights_and_scores(cases):
+def test_after_a_kill_power_cut_or_error_at_any_operation_a_rerun_gives_the_same_weights_and_scores(cases):
     wrong = {(case["number"], *case["event"], name): text for case in cases for name, text in case["problems"].items() if text}
     assert not wrong
-    assert sum(text is not None for case in cases for text in case["problems"].values()) > 30, "most folders are like no other"
+    assert sum(text is not None for case in cases for text in case["problems"].values()) > 30, "most folders differ"
 
 
-def test_every_file_is_on_disk_before_it_takes_its_name_and_its_name_before_anything_goes(cases):
+def test_files_are_flushed_before_they_are_renamed_and_names_before_anything_is_deleted(cases):
     events = [tuple(case["event"]) for case in cases]
-    for place, (kind, path) in enumerate(events):
+    for index, (kind, path) in enumerate(events):
         if kind != "replace" or path.endswith((".previous.pt", "_features.npy")):
             continue
         folder, name = os.path.split(path)
         temporary = os.path.join(folder, f".{name}.")
-        written = max(i for i, (_, other) in enumerate(events[:place]) if other.startswith(temporary))
+        written = max(i for i, (_, other) in enumerate(events[:index]) if other.startswith(temporary))
         assert events[written][0] == "fsync", f"{path} was not flushed after its last write"
-        assert events[place + 1] == ("fsync", folder or "."), f"the folder was not flushed after {path} took its name"
-    gone = next(i for i, event in enumerate(events) if event == ("unlink", "checkpoint.pt"))
+        assert events[index + 1] == ("fsync", folder or "."), f"the folder was not flushed after {path} was renamed"
+    deleted = next(i for i, event in enumerate(events) if event == ("unlink", "checkpoint.pt"))
     for name in ("projector.safetensors", "backbone.safetensors", "provenance.json"):
-        named = max(i for i, event in enumerate(events) if event == ("replace", name))
-        assert named + 1 < gone, f"the checkpoint went before {name} was on disk"
-    for place, (_, path) in enumerate(events):
+        renamed = max(i for i, event in enumerate(events) if event == ("replace", name))
+        assert renamed + 1 < deleted, f"the checkpoint was deleted before {name} was on disk"
+    for index, (_, path) in enumerate(events):
         if path.startswith(".checkpoint.pt"):
-            logged = max(i for i, (_, other) in enumerate(events[:place]) if other == "metrics.jsonl")
-            assert events[logged] == ("fsync", "metrics.jsonl"), "the checkpoint counts a line of the log that is not on disk"
+            logged = max(i for i, (_, other) in enumerate(events[:index]) if other == "metrics.jsonl")
+            assert events[logged] == ("fsync", "metrics.jsonl"), "a checkpoint was saved before the log was on disk"
 
 
-def test_a_full_disk_at_any_operation_is_one_line_that_names_the_file_and_the_run_says_failed(cases):
+def test_a_full_disk_at_any_operation_is_reported_in_one_line_and_in_the_state_of_the_run(cases):
     failed = [case for case in cases if case["status"]]
     assert len(failed) > 80
     for case in failed:
-        last = case["said"].strip().splitlines()[-1]
+        last = case["output"].strip().splitlines()[-1]
         assert last.startswith("sfrik.system.files.WriteError: "), case
         assert "the disk is full" in last, case
         assert f"error{case['number']}/" in last.split(" could not be written")[0], case
