@@ -13,7 +13,7 @@ from sfrik.errors import SfrikError, nearest
 from sfrik.runs.folder import Run
 from sfrik.runs.records import Score
 from sfrik.settings import SECTIONS, Settings, load_recipe, run_folder
-from sfrik.system.files import is_there
+from sfrik.system.files import path_exists
 from sfrik.system.records import read_record
 from sfrik.tables.rows import TARGETS
 
@@ -129,4 +129,4 @@ def existing_scores(recipe: str, seed: int, root: str | Path, stages: Sequence[s
         SfrikError: one of them is broken; its file is named.
     """
     paths = {name: run_folder(recipe, seed, root) / f"{name}.json" for stage in stages for name in STAGES[stage].scores}
-    return {name: read_record(path, Score) for name, path in paths.items() if is_there(path)}
+    return {name: read_record(path, Score) for name, path in paths.items() if path_exists(path)}
