@@ -39,10 +39,11 @@ exclude_patterns = [".*", "site", "build", "data", "sfrik", "tests", "benchmarks
 nitpicky = False
 
 html_theme = "furo"
-html_static_path = ["_static", str(files("sphinx-mathjax-offline") / "static" / "mathjax" / "tex-svg.js")]
+html_static_path = ["_static", str(files("sphinx-mathjax-offline") / "static" / "mathjax" / "tex-svg-full.js")]
 html_extra_path = ["_extra"]  # index.html, which leads to docs/index.html
 html_css_files = ["sfrik.css"]
-mathjax_path = "tex-svg.js"  # draws with outlines: no font files
+mathjax_path = "tex-svg-full.js"  # draws with outlines: no font files
+mathjax3_config = {"tex": {"packages": {"[+]": ["textmacros"]}}}  # for \_ in \text
 html_show_search_summary = False  # a summary is read from the page by a request, which a browser refuses from a file path
 html_copy_source = False
 html_show_copyright = False

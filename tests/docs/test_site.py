@@ -147,6 +147,8 @@ def test_mathjax_typesets_every_equation_without_a_network(site):
                 reader.evaluate("MathJax.startup.promise.then(() => null)")
                 assert reader.locator("mjx-container svg").count() >= equations, path.name
                 assert reader.locator("[data-mjx-error]").count() == 0, path.name
+                spoken = " ".join(reader.locator("mjx-assistive-mml").all_text_contents())
+                assert [word for word in spoken.split() if "\\" in word] == [], path.name
         assert failed == []
 
 
