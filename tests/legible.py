@@ -1,4 +1,4 @@
-"""A check that no labels of a figure overlap, shared by test_sphere.py and test_kernel_explorer.py."""
+"""A check that no labels of a figure overlap, shared by several test files."""
 
 import itertools
 from unittest import mock
@@ -8,13 +8,13 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 
-def assert_labels_apart(figure: Figure) -> None:
-    """Assert that no two visible texts overlap, and that each is inside the figure."""
+def assert_labels_apart(figure: Figure, at_least: int = 11) -> None:
+    """Assert that there are at least `at_least` visible texts, that no two overlap, and that each is inside the figure."""
     canvas, draw, drawn = FigureCanvasAgg(figure), Text.draw, []  # only Matplotlib knows which texts it draws
     with mock.patch.object(Text, "draw", lambda text, renderer: drawn.append(text) or draw(text, renderer)):
         canvas.draw()
     boxes = {text: text.get_window_extent(canvas.get_renderer()) for text in drawn if text.get_visible() and text.get_text()}
-    assert len(boxes) > 10
+    assert len(boxes) >= at_least
     for text, box in boxes.items():
         inside = figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1
         assert inside, f"{text.get_text()!r} is cut off"

@@ -127,7 +127,8 @@ def draw_rows(table: Table) -> Figure:
     names = [", ".join([m.row.method, *([f"q = {m.row.q}"] if m.row.q else []), *m.row.labels.values()]) for m in rows]
     down = -(-len(columns) // MAX_PANELS)
     across = -(-len(columns) // down)
-    size = (2.6 + 1.8 * across, 0.4 + down * (0.9 + 0.28 * len(rows)))
+    label_width = max(2.6, 0.3 + 0.08 * max(map(len, names), default=0))
+    size = (label_width + 1.8 * across, 0.4 + down * (0.9 + 0.28 * len(rows)))
     figure, axes = plt.subplots(down, across, figsize=size, layout="constrained", sharey=True, squeeze=False)
     for axis in axes.flat[len(columns) :]:
         axis.set_visible(False)
@@ -137,7 +138,7 @@ def draw_rows(table: Table) -> Figure:
                 style_ = {"color": COLOURS.get(m.row.method, "#000000"), "marker": MARKERS.get(m.row.method, "o")}
                 axis.errorbar(m.mean(column.name), -place, xerr=m.spread(column.name) or 0, capsize=3, **style_)
         axis.set(xlabel=column.unit)
-        axis.set_title(fill(column.title, 24), fontsize=9)
+        axis.set_title(fill(column.title, 21), fontsize=9)
         axis.locator_params(axis="x", nbins=4)
         axis.tick_params(axis="y", labelsize=9)
     axes[0][0].set_yticks([-place for place in range(len(rows))], names)
