@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,16 @@ def test_the_objectives_are_attributes_of_the_package():
 @pytest.mark.parametrize("name", MODULES)
 def test_no_file_is_longer_than_320_lines(name):
     assert len(MODULES[name].read_text().splitlines()) <= 320
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if room(name) != "plots"])
+def test_outside_plots_a_module_needs_only_core_dependencies_to_be_imported(name):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    core = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]} - {"pillow"} | {"PIL", "sfrik"}
+    for node in ast.parse(MODULES[name].read_text()).body:
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) else []
+        assert {name.split(".")[0] for name in names} <= core | sys.stdlib_module_names
 
 
 @pytest.mark.parametrize("name", ["sfrik.kernels", "sfrik.mmd", "sfrik.objectives", "sfrik.diagnostics"])
