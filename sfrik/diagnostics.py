@@ -1,9 +1,9 @@
-r"""Is it collapsed? Numbers that show it, while it happens and afterwards.
+r"""Diagnostics of collapse: rank, spectrum, alignment, uniformity and energy per degree of embeddings.
 
-Two embeddings of each of n images are given. A full collapse puts all images on one point: covariance 0, uniformity 0. A
-dimensional collapse spreads them over a few of the q dimensions: few eigenvalues of the covariance, a small effective rank.
+In a full collapse all images have the same embedding: the covariance and the uniformity are 0. In a dimensional collapse the
+embeddings occupy a few of the q dimensions: the covariance has few eigenvalues above 0, and the effective rank is small.
 
-Legend: z embeddings [n, q] (not necessarily normalised: each function says whether it does it), s singular values.
+Legend: z embeddings of n images, [n, q]; each function states whether it normalises them. s singular values.
 """
 
 from __future__ import annotations
@@ -31,14 +31,18 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Measures:
-    """What is measured of embeddings [n, q] of two views; None or () where it was not measured.
+    """Diagnostics of the embeddings [n, q] of two views. All but the alignment are of the first view.
 
     Attributes:
-        n: images. q: dimension of the embeddings.
-        alignment: of the two views. The others are of the first view.
-        energy: `energy_per_degree`, degrees 1, 2, ...
-        energy_share: the same as a share of that of a point, `energy[l - 1] / N(q, l)`: the mean of `P_l(<z_i, z_j>)`, at most 1.
-        spectrum: `covariance_spectrum`, min(n, q) values.
+        n: number of images.
+        q: dimension of the embeddings.
+        alignment: `alignment` of the two views.
+        uniformity: `uniformity`.
+        effective_rank: `effective_rank`.
+        rankme: `rankme`, or None if it was not measured.
+        energy: `energy_per_degree` for degrees 1, 2, ...; empty if it was not measured.
+        energy_share: `energy[l - 1] / N(q, l)`, the mean of `P_l(q; <z_i, z_j>)`: 1 if all embeddings are equal.
+        spectrum: `covariance_spectrum`, min(n, q) values; empty if it was not measured.
     """
 
     n: int
@@ -53,20 +57,26 @@ class Measures:
 
     @property
     def largest_rank(self) -> int:
-        """min(n, q), which no rank can exceed: fewer images than dimensions hide the rest."""
+        """min(n, q), the upper bound of every rank: fewer images than dimensions cannot show more."""
         return min(self.n, self.q)
 
     @property
     def spread(self) -> float | None:
-        """Sum of the covariance's eigenvalues, `1 - |mean|^2` of the normalised embeddings: 0 for a point, at most 1.
+        r"""Sum of the covariance eigenvalues of the normalised embeddings, :math:`1 - \|\bar z\|^2`; None without a spectrum.
 
-        It is half the mean squared distance between two of them.
+        This is half the mean squared distance between two embeddings: 0 if all are equal, at most 1.
         """
         return sum(self.spectrum) if self.spectrum else None
 
 
 def measure(first: Tensor, second: Tensor, degrees: int = 4) -> Measures:
-    """All numbers of this module, of embeddings [n, q] of two views of the same images, n and q at least 2."""
+    """All diagnostics of this module.
+
+    Args:
+        first: embeddings of the first view of n images, [n, q], n and q at least 2.
+        second: embeddings of the second view of the same images, [n, q].
+        degrees: highest degree of the energy.
+    """
     n, q = first.shape
     energy = energy_per_degree(first, degrees)
     return Measures(
@@ -83,62 +93,72 @@ def measure(first: Tensor, second: Tensor, degrees: int = 4) -> Measures:
 
 
 def alignment(first: Tensor, second: Tensor) -> float:
-    """Mean squared distance between the normalised embeddings of two views, in [0, 4] (Wang & Isola 2020)."""
+    """Mean squared distance between the normalised embeddings of two views, [n, q] each, from 0 to 4 (Wang & Isola 2020)."""
     first, second = F.normalize(first.float(), dim=1), F.normalize(second.float(), dim=1)
     return (first - second).square().sum(dim=1).mean().item()
 
 
 def uniformity(z: Tensor, t: float = 2.0) -> float:
-    """`log mean_{i != j} exp(-t |z_i - z_j|^2)` of normalised embeddings; 0 when they are one point (Wang & Isola 2020)."""
+    r"""Uniformity of the normalised embeddings, [n, q] (Wang & Isola 2020): at most 0, and 0 if all embeddings are equal.
+
+    .. math:: \log \operatorname{mean}_{i \ne j} \exp(-t \|z_i - z_j\|^2)
+    """
     z = F.normalize(z.float(), dim=1)
     n = z.shape[0]
-    squares = z.square().sum(dim=1)  # 1, but 0 of an embedding that is 0: all of them there are one point too
+    squares = z.square().sum(dim=1)  # 1, but 0 for embeddings that are 0, which are all equal too
     exponent = t * (2 * z @ z.T - squares[:, None] - squares)
     exponent.fill_diagonal_(float("-inf"))
     return (torch.logsumexp(exponent.flatten(), 0) - torch.log(torch.tensor(float(n * (n - 1))))).item()
 
 
 def effective_rank(z: Tensor) -> float:
-    r"""`exp(-sum_k p_k log p_k)` with `p_k = s_k / sum s`, of the matrix of embeddings as it is (Roy & Vetterli 2007).
+    r"""Effective rank of the matrix of embeddings, [n, q], neither centred nor normalised (Roy & Vetterli 2007).
 
-    Neither centred nor normalised row by row. Between 1 (all embeddings on one line) and min(n, q).
+    .. math:: \exp \Big( -\sum_k p_k \log p_k \Big), \qquad p_k = s_k / \sum_m s_m
+
+    Between 1, if all embeddings are on one line through 0, and min(n, q).
     """
-    return torch.exp(torch.special.entr(_shares(z)).sum()).item()
+    return torch.exp(torch.special.entr(_normalised_singular_values(z)).sum()).item()
 
 
 def rankme(z: Tensor, epsilon: float = 1e-7) -> float:
-    r"""`exp(-sum_k p_k log p_k)` with `p_k = s_k / sum s + epsilon`, k to min(n, q) (RankMe, Garrido et al. 2023, eq. 1 and 2).
+    r"""RankMe of the matrix of embeddings, [n, q] (Garrido et al. 2023, equations 1 and 2).
 
-    `effective_rank` of the same matrix but for epsilon, which their paper adds for the logarithm in float32. They take 25,600
-    images; fewer give less, and fewer than q limit it to n.
+    .. math:: \exp \Big( -\sum_k p_k \log p_k \Big), \qquad p_k = s_k / \sum_m s_m + \varepsilon
+
+    Up to :math:`\varepsilon`, which keeps the logarithm finite, this is `effective_rank`. The paper takes 25,600 images; fewer
+    give smaller values, and n < q limits it to n.
     """
-    p = _shares(z) + epsilon
+    p = _normalised_singular_values(z) + epsilon
     return torch.exp(-(p * p.log()).sum()).item()
 
 
 def covariance_spectrum(z: Tensor) -> Tensor:
-    """Eigenvalues of the covariance of the normalised embeddings, largest first: float64 [min(n, q)]; the others are 0.
+    r"""Eigenvalues of the covariance of the normalised embeddings, [n, q]; the largest first, float64 [min(n, q)].
 
-    Their sum is `1 - |mean|^2`; of the uniform law all q are 1 / q.
+    The other eigenvalues are 0. Their sum is :math:`1 - \|\bar z\|^2`. For the uniform distribution all q are 1/q.
     """
     z = F.normalize(z.double(), dim=1)
     return torch.linalg.svdvals(z - z.mean(dim=0)).square() / z.shape[0]
 
 
 def energy_per_degree(z: Tensor, degrees: int = 4) -> list[float]:
-    """For l = 1..degrees: N(q, l) times the unbiased mean of `P_l(<z_i, z_j>)` over pairs i != j.
+    r"""Energy of the normalised embeddings, [n, q], in degrees l = 1 to `degrees`.
 
-    It estimates the squared norm of the degree-l part of the embeddings' law, which is 0 for the uniform one.
+    .. math:: N(q, l) \operatorname{mean}_{i \ne j} P_l(q; \langle z_i, z_j \rangle)
+
+    An unbiased estimate of the squared norm of the part of degree l of their distribution, which is 0 for the uniform
+    distribution and :math:`N(q, l)` if all embeddings are equal.
     """
     z = F.normalize(z.double(), dim=1)
     n, q = z.shape
     gram = z @ z.T
-    off = ~torch.eye(n, dtype=torch.bool, device=z.device)
-    return [harmonics(l, q) * legendre(gram, l, q)[off].mean().item() for l in range(1, degrees + 1)]
+    off_diagonal = ~torch.eye(n, dtype=torch.bool, device=z.device)
+    return [harmonics(l, q) * legendre(gram, l, q)[off_diagonal].mean().item() for l in range(1, degrees + 1)]
 
 
 def summary(views: list[Tensor]) -> dict[str, float]:
-    """Alignment of the first two views, uniformity and effective rank of the first."""
+    """Alignment of the first two views, uniformity and effective rank of the first; views [n, q] each."""
     return {
         "alignment": alignment(views[0], views[1]),
         "uniformity": uniformity(views[0]),
@@ -146,7 +166,7 @@ def summary(views: list[Tensor]) -> dict[str, float]:
     }
 
 
-def _shares(z: Tensor) -> Tensor:
-    """Singular values over their sum: [min(n, q)]."""
+def _normalised_singular_values(z: Tensor) -> Tensor:
+    """Singular values divided by their sum, [min(n, q)]."""
     s = torch.linalg.svdvals(z.float())
     return s / s.sum().clamp_min(torch.finfo(s.dtype).tiny)

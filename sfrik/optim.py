@@ -1,8 +1,8 @@
-r"""LARS and the learning-rate schedule of the paper's pretraining.
+r"""The optimizer LARS and the learning-rate schedule of the paper's pretraining.
 
-LARS (You et al. 2017) as the authors' code has it: weight decay is added to the gradient before the trust ratio is
-taken, and the momentum acts on the scaled gradient. Parameters of one dimension (biases, norms) get neither weight
-decay nor trust ratio.
+LARS (You et al. 2017) follows the authors' code: weight decay is added to the gradient before the trust ratio is computed, and
+the momentum acts on the scaled gradient. One-dimensional parameters (biases, normalisation layers) get neither weight decay nor
+trust ratio.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ __all__ = ["LARS", "SGD", "learning_rate"]
 
 
 class _Eager(Optimizer):
-    """Without the wrappers that keep torch.compile out of an optimizer: the first call of one imports the compiler, for 1 s."""
+    """Optimizer without the wrappers that exclude it from torch.compile, whose first call imports the compiler and takes 1 s."""
 
     add_param_group, zero_grad = inspect.unwrap(Optimizer.add_param_group), inspect.unwrap(Optimizer.zero_grad)
     state_dict, load_state_dict = inspect.unwrap(Optimizer.state_dict), inspect.unwrap(Optimizer.load_state_dict)
 
 
 class SGD(_Eager, torch.optim.SGD):
-    """PyTorch's."""
+    """`torch.optim.SGD`, without the import of the compiler."""
 
     @torch.no_grad()
     def step(self):  # pyrefly: ignore[bad-override] no closure is needed
@@ -34,19 +34,34 @@ class SGD(_Eager, torch.optim.SGD):
 class LARS(_Eager):
     r"""Layer-wise adaptive rate scaling.
 
-        g <- g + weight_decay p;    g <- g trust_coefficient |p| / |g|  (1 where a norm is 0);
-        m <- momentum m + g;        p <- p - lr m
+    For each parameter p with gradient g, in this order:
+
+    .. math::
+
+        \begin{aligned}
+        g &\leftarrow g + \text{weight\_decay} \cdot p \\
+        g &\leftarrow \text{trust\_coefficient} \cdot \frac{\|p\|}{\|g\|} \, g \quad \text{(unless a norm is 0)} \\
+        m &\leftarrow \text{momentum} \cdot m + g \\
+        p &\leftarrow p - \text{lr} \cdot m
+        \end{aligned}
+
+    One-dimensional parameters skip the first two steps.
 
     Args:
         params: parameters or parameter groups.
-        lr: learning rate >= 0. With the trust ratio it is large, for instance `base_lr batch_size / 256` near 10.
-        weight_decay, momentum, trust_coefficient: as above.
+        lr: learning rate, at least 0. Because of the trust ratio it is large, such as 10.
+        weight_decay: at least 0.
+        momentum: at least 0.
+        trust_coefficient: above 0.
+
+    Raises:
+        ValueError: an argument is out of bounds.
 
     >>> weight = torch.nn.Parameter(torch.eye(2))
     >>> optimiser = LARS([weight], lr=10.0)
     >>> weight.sum().backward()
     >>> optimiser.step()
-    >>> round((weight - torch.eye(2)).norm().item() / torch.eye(2).norm().item(), 6)  # lr trust_coefficient
+    >>> round((weight - torch.eye(2)).norm().item() / torch.eye(2).norm().item(), 6)  # lr * trust_coefficient
     0.01
     """
 
@@ -61,6 +76,7 @@ class LARS(_Eager):
 
     @torch.no_grad()
     def step(self, closure=None):  # pyrefly: ignore[bad-override] PyTorch's is overloaded
+        """One update. `closure` recomputes the loss, with gradients, and its value is returned."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -98,9 +114,17 @@ class LARS(_Eager):
 def learning_rate(
     step: int, steps_per_epoch: int, epochs: int, base_lr: float, batch_size: int, warmup_epochs: float = 10
 ) -> float:
-    """Rate at `step` (from 0): linear from 0 over the warm-up, then a cosine down to 0.001 of the peak.
+    """Learning rate at a step: linear from 0 to the peak during the warm-up, then a cosine down to 0.001 of the peak.
 
-    The peak is `base_lr * batch_size / 256`, with `batch_size` over all processes.
+    The peak is `base_lr * batch_size / 256`.
+
+    Args:
+        step: number of the step, from 0.
+        steps_per_epoch: number of steps per epoch.
+        epochs: number of epochs, including the warm-up.
+        base_lr: peak for a batch size of 256.
+        batch_size: number of images per step over all processes.
+        warmup_epochs: length of the warm-up.
 
     >>> [round(learning_rate(100 * epoch, 100, 50, base_lr=1.2, batch_size=512), 4) for epoch in (0, 5, 10, 30, 50)]
     [0.0, 1.2, 2.4, 1.2012, 0.0024]
