@@ -1,4 +1,4 @@
-"""Numbers that show a collapse: closed forms, and what the uniform law gives within k sigma."""
+"""Diagnostics of collapse: closed forms, and uniform embeddings within k standard deviations."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def gaussian(n: int, q: int, seed: int = 0) -> torch.Tensor:
         (7.5 * torch.diag(torch.tensor([3.0, 1.0])), 4 / 3**0.75),
     ],
 )
-def test_effective_rank_has_the_closed_forms(z, expected):
+def test_effective_rank_equals_the_closed_forms(z, expected):
     assert effective_rank(z) == pytest.approx(expected, rel=1e-4)  # float32 singular values near 0 add a little
 
 
-def test_effective_rank_lies_between_1_and_the_smaller_side():
+def test_effective_rank_is_between_1_and_the_smaller_dimension():
     assert 1 <= effective_rank(gaussian(20, 50)) <= 20
     assert 1 <= effective_rank(gaussian(50, 20)) <= 20
 
@@ -62,7 +62,7 @@ def test_effective_rank_lies_between_1_and_the_smaller_side():
         ),
     ],
 )
-def test_uniformity_has_the_closed_forms(z, t, expected):
+def test_uniformity_equals_the_closed_forms(z, t, expected):
     assert uniformity(z, t) == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
@@ -71,7 +71,7 @@ def test_uniformity_is_finite_where_every_exponential_underflows():
 
 
 @pytest.mark.parametrize(("second", "expected"), [(torch.eye(4), 0.0), (-torch.eye(4), 4.0), (torch.eye(4).roll(1, 0), 2.0)])
-def test_alignment_has_the_closed_forms_whatever_the_lengths(second, expected):
+def test_alignment_equals_the_closed_forms_for_rows_of_any_norm(second, expected):
     assert alignment(3 * torch.eye(4), 0.1 * second) == pytest.approx(expected, abs=1e-6)
 
 
@@ -93,7 +93,7 @@ def test_energy_of_uniform_embeddings_has_mean_0_and_the_known_spread():
     energies = torch.tensor([energy_per_degree(gaussian(n, q, seed), degrees=3) for seed in range(repeats)])
     sigma = torch.tensor([math.sqrt(2 * harmonics(l, q) / (n * (n - 1))) for l in (1, 2, 3)])
     assert (energies.mean(dim=0).abs() <= 5 * sigma / math.sqrt(repeats)).all()
-    torch.testing.assert_close(energies.std(dim=0), sigma, rtol=0.3, atol=0)  # of 200 draws: 5 % a sigma, tails heavier
+    torch.testing.assert_close(energies.std(dim=0), sigma, rtol=0.3, atol=0)  # 200 draws: 5 % per sigma, with heavier tails
 
 
 def test_energy_of_collapsed_embeddings_is_the_number_of_harmonics():
@@ -117,7 +117,7 @@ def test_energy_of_a_line_of_opposite_points_is_in_the_even_degrees():
     assert (first, third) == pytest.approx((-6 / 99, -harmonics(3, 6) / 99), rel=1e-9)
 
 
-def test_summary_holds_the_alignment_of_the_first_two_views_and_the_rest_of_the_first():
+def test_summary_has_the_alignment_of_two_views_and_the_other_values_of_the_first():
     views = [gaussian(20, 6, seed) for seed in range(3)]
     expected = {
         "alignment": alignment(views[0], views[1]),
@@ -127,10 +127,10 @@ def test_summary_holds_the_alignment_of_the_first_two_views_and_the_rest_of_the_
     assert summary(views) == expected
 
 
-# --- RankMe, the covariance, and all of them at once
+# --- RankMe, covariance spectrum, measure
 
 
-def test_rankme_is_the_effective_rank_but_for_epsilon():
+def test_rankme_is_the_effective_rank_up_to_epsilon():
     z = gaussian(40, 12)
     s = np.linalg.svd(z.numpy(), compute_uv=False)
     p = s / s.sum() + 1e-3
@@ -139,7 +139,7 @@ def test_rankme_is_the_effective_rank_but_for_epsilon():
     assert rankme(z) == pytest.approx(effective_rank(z), rel=1e-4)  # 12 terms of epsilon log epsilon are 2e-5
 
 
-def test_effective_rank_and_rankme_are_of_the_matrix_as_it_is_neither_centred_nor_normalised():
+def test_effective_rank_and_rankme_neither_centre_nor_normalise():
     z = torch.diag(torch.tensor([3.0, 1.0]))
     assert effective_rank(z) < 1.9, "normalised rows would give 2"
     assert rankme(torch.ones(5, 4)) == pytest.approx(1.0, abs=1e-4), "centred it would be 0, with no rank"
@@ -151,7 +151,7 @@ def test_the_covariance_of_two_opposite_points_has_one_eigenvalue_of_1():
     torch.testing.assert_close(covariance_spectrum(z), torch.tensor([1.0, 0, 0, 0], dtype=torch.float64))
 
 
-def test_the_covariance_of_the_unit_vectors_and_their_opposites_is_that_of_the_uniform_law():
+def test_the_covariance_of_the_unit_vectors_and_their_opposites_is_that_of_the_uniform_distribution():
     spectrum = covariance_spectrum(7 * torch.cat([torch.eye(5), -torch.eye(5)]))
     torch.testing.assert_close(spectrum, torch.full((5,), 1 / 5, dtype=torch.float64))
 
@@ -170,15 +170,15 @@ def test_fewer_images_than_dimensions_have_as_many_eigenvalues_as_images():
     assert measure(gaussian(6, 20), gaussian(6, 20)).largest_rank == 6
 
 
-def test_embeddings_that_are_all_0_are_one_point():
-    """VICReg without variance and covariance ends there: the inner products are 0, as of orthogonal embeddings."""
+def test_embeddings_that_are_all_0_count_as_equal():
+    """VICReg without variance and covariance term ends there. The inner products are 0, as between orthogonal embeddings."""
     found = measure(torch.zeros(8, 4), torch.zeros(8, 4))
     assert found.uniformity == 0
     assert found.spread == 0
     assert found.alignment == 0
 
 
-def test_measures_are_those_of_the_functions_with_energies_as_a_share_of_a_points():
+def test_measure_has_the_values_of_the_functions():
     first, second = gaussian(50, 6), gaussian(50, 6, seed=1)
     found = measure(first, second)
     assert (found.n, found.q, found.alignment) == (50, 6, alignment(first, second))

@@ -1,4 +1,4 @@
-"""Legendre polynomials and kernels: against scipy and mpmath, closed forms, identities, limits, gradients, refusals."""
+"""Legendre polynomials and kernels: comparison with scipy and mpmath, closed forms, identities, limits, gradients, errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GRID = torch.linspace(-1, 1, 80, dtype=torch.float64)
 
 
 def points(n: int, q: int, seed: int = 0) -> torch.Tensor:
-    """n independent uniform points of the sphere, [n, q], float64."""
+    """n independent uniform points on the sphere, [n, q], float64."""
     generator = torch.Generator().manual_seed(seed)
     return torch.nn.functional.normalize(torch.randn(n, q, dtype=torch.float64, generator=generator), dim=1)
 
@@ -30,7 +30,7 @@ def gegenbauer(t, degree: int, dim: int) -> np.ndarray:
 
 
 def quadrature(nodes: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights of the law of the inner product of two uniform points."""
+    """Quadrature nodes and weights for the inner product of two uniform points."""
     t, weight = roots_gegenbauer(nodes, (dim - 2) / 2)
     return t, weight / weight.sum()
 
@@ -40,7 +40,7 @@ def quadrature(nodes: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
 def test_legendre_of_any_degree_equals_scipys_gegenbauer(dim, degree):
     expected = gegenbauer(GRID, degree, dim)
     np.testing.assert_allclose(legendre(GRID, degree, dim).numpy(), expected, rtol=0, atol=1e-14)
-    near_zero = GRID / math.sqrt(dim)  # where the inner products of uniform points lie
+    near_zero = GRID / math.sqrt(dim)  # the range of the inner products of uniform points
     typical = 1 / math.sqrt(harmonics(degree, dim))
     error = np.abs(legendre(near_zero, degree, dim).numpy() - gegenbauer(near_zero, degree, dim))
     assert error.max() <= 1e-12 * typical
@@ -58,7 +58,7 @@ def test_float32_legendre_in_dimension_32768_is_accurate_relative_to_its_typical
     generator = torch.Generator().manual_seed(0)
     t = torch.randn(2000, generator=generator) / math.sqrt(dim)
     # The root mean square of P_l over uniform points is N(q, l)^(-1/2), near 1e-23 at degree 12; the bound allows 16
-    # roundings a degree on values that reach 20 times that size for |t| sqrt(q) < 4.
+    # roundings per degree on values that reach 20 times that size for |t| sqrt(q) < 4.
     bound = 20 * 16 * max(degree, 1) * torch.finfo(torch.float32).eps / math.sqrt(harmonics(degree, dim))
     value = legendre(t, degree, dim)
     assert value.dtype == torch.float32
@@ -85,7 +85,7 @@ def test_legendre_polynomials_are_orthogonal_with_norm_one_over_the_number_of_ha
 
 
 @pytest.mark.parametrize("degree", [1, 2, 3, 6])
-def test_legendre_obeys_the_addition_theorem_on_the_sphere_of_r3(degree):
+def test_legendre_satisfies_the_addition_theorem_on_the_sphere_of_r3(degree):
     u, v = points(40, 3, seed=1).numpy(), points(40, 3, seed=2).numpy()
     angle = np.arctan2(u[:, 1], u[:, 0]) - np.arctan2(v[:, 1], v[:, 0])
     expected = lpmv(0, degree, u[:, 2]) * lpmv(0, degree, v[:, 2])
@@ -97,7 +97,7 @@ def test_legendre_obeys_the_addition_theorem_on_the_sphere_of_r3(degree):
 
 
 @pytest.mark.parametrize("dim", [2, 3, 4, 10, 32768])
-def test_number_of_harmonics_has_the_closed_forms(dim):
+def test_number_of_harmonics_equals_the_closed_forms(dim):
     assert [harmonics(0, dim), harmonics(1, dim)] == [1, dim]
     assert harmonics(2, dim) == (dim + 2) * (dim - 1) // 2
     assert harmonics(3, dim) == dim * (dim - 1) * (dim + 4) // 6
@@ -131,7 +131,7 @@ def test_truncated_kernel_of_three_degrees_is_the_papers_polynomial():
     assert (kernel.degree, kernel.dim, kernel.left_out) == (3, q, 0.0)
 
 
-def test_spectrum_holds_the_kernels_eigenvalues_by_funk_hecke():
+def test_spectrum_is_the_kernels_eigenvalues_by_funk_hecke():
     dim = 6
     kernel = RotationInvariantKernel((1.0, 0.0, 2.0, 0.5), dim)
     t, weight = quadrature(20, dim)
@@ -228,9 +228,9 @@ def test_heat_coefficients_in_dimension_32768_are_finite(time):
 @pytest.mark.parametrize(
     "family", [lambda L: RotationInvariantKernel.rbf(2.5, 8, L), lambda L: RotationInvariantKernel.heat(0.2, 8, L)]
 )
-def test_left_out_is_the_share_of_the_coefficients_beyond_the_truncation(family, degree):
-    all_of_it = family(80).coefficients
-    assert family(degree).left_out == pytest.approx(sum(all_of_it[degree:]) / sum(all_of_it), rel=1e-12)
+def test_left_out_is_the_fraction_of_the_coefficients_beyond_the_truncation(family, degree):
+    series = family(80).coefficients
+    assert family(degree).left_out == pytest.approx(sum(series[degree:]) / sum(series), rel=1e-12)
     assert 1e-4 < family(degree).left_out < 1
 
 
@@ -244,16 +244,16 @@ def test_left_out_counts_degrees_far_beyond_the_truncation():
     assert RotationInvariantKernel.heat(time, dim, degree).left_out == pytest.approx(expected, rel=1e-9)
 
 
-def test_left_out_of_an_rbf_whose_coefficients_still_rise_at_the_truncation_is_nearly_all():
+def test_left_out_is_nearly_1_if_the_coefficients_still_rise_at_the_truncation():
     assert RotationInvariantKernel.rbf(50.0, 512, degree=10).left_out == pytest.approx(1, abs=1e-9)
 
 
-def test_a_function_of_low_degree_gives_back_its_own_coefficients_and_leaves_nothing_out():
-    own = RotationInvariantKernel((1.0, 0.0, 2.5, 0.125), dim=7)
-    kernel = RotationInvariantKernel.from_function(lambda t: 3 + own(torch.from_numpy(t)).numpy(), dim=7, degree=4)
-    np.testing.assert_allclose(kernel.coefficients, own.coefficients, rtol=1e-12, atol=1e-12)
+def test_from_function_recovers_a_polynomial_and_leaves_nothing_out():
+    original = RotationInvariantKernel((1.0, 0.0, 2.5, 0.125), dim=7)
+    kernel = RotationInvariantKernel.from_function(lambda t: 3 + original(torch.from_numpy(t)).numpy(), dim=7, degree=4)
+    np.testing.assert_allclose(kernel.coefficients, original.coefficients, rtol=1e-12, atol=1e-12)
     assert kernel.left_out == pytest.approx(0, abs=1e-12)
-    assert RotationInvariantKernel.from_function(lambda t: 3 + own(torch.from_numpy(t)).numpy(), 7, 3).left_out == (
+    assert RotationInvariantKernel.from_function(lambda t: 3 + original(torch.from_numpy(t)).numpy(), 7, 3).left_out == (
         pytest.approx(0.125 / 3.625, rel=1e-9)
     )
 
@@ -266,7 +266,7 @@ def test_a_coefficient_below_the_round_off_of_the_quadrature_is_set_to_0_with_a_
 
 
 @pytest.mark.parametrize(("phi", "degree"), [(lambda t: -t, 1), (lambda t: t - 0.5 * t**2, 2), (lambda t: np.cos(3 * t), 2)])
-def test_a_function_that_is_not_positive_definite_is_refused(phi, degree):
+def test_a_function_that_is_not_positive_definite_is_rejected(phi, degree):
     with pytest.raises(
         ValueError, match=rf"not positive definite on the sphere of R\^8: its coefficient of degree {degree} is -"
     ):
@@ -274,7 +274,7 @@ def test_a_function_that_is_not_positive_definite_is_refused(phi, degree):
 
 
 @pytest.mark.parametrize("phi", [lambda t: 1.0, lambda t: np.full_like(t, np.nan), lambda t: t[:-1]])
-def test_a_function_without_one_finite_value_a_point_is_refused(phi):
+def test_a_function_without_one_finite_value_per_point_is_rejected(phi):
     with pytest.raises(ValueError, match="one finite value for every inner product"):
         RotationInvariantKernel.from_function(phi, dim=8, degree=2)
 
@@ -298,7 +298,7 @@ def test_gram_matrix_of_a_kernel_is_positive_semidefinite(kernel):
         assert int((eigenvalues > 1e-9 * eigenvalues.max()).sum()) == rank
 
 
-def test_gram_matrix_of_a_kernel_does_not_change_under_a_rotation():
+def test_gram_matrix_of_a_kernel_is_invariant_to_rotations():
     kernel = RotationInvariantKernel((1.0, 40.0, 40.0), 12)
     z = points(30, 12)
     rotation, _ = torch.linalg.qr(torch.randn(12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(3)))
@@ -353,14 +353,14 @@ def test_kernel_keeps_shape_and_dtype_of_its_argument(dtype):
         (lambda: RotationInvariantKernel((1.0,), 8)(torch.tensor([1])), "floating-point tensor"),
     ],
 )
-def test_bad_input_is_refused_with_its_value_and_the_bound(make, message):
+def test_invalid_arguments_are_rejected_with_their_value_and_the_bound(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 
 
 @pytest.mark.parametrize("make", [RotationInvariantKernel.rbf, RotationInvariantKernel.heat])
 @pytest.mark.parametrize("dim", [2, 3, 256, 65536, 2**20])
-def test_the_largest_kernels_are_built_or_refused_within_a_second(dim, make):
+def test_the_largest_kernels_are_built_or_rejected_within_a_second(dim, make):
     for scale, degree in itertools.product((1e-12, 1.0, 1e4), (1, 4096)):
         started = time.process_time()
         try:
@@ -385,7 +385,7 @@ def test_rbf_coefficients_of_narrow_kernels_equal_mpmaths(dim, scale):
 
 @pytest.mark.filterwarnings("ignore:the coefficient of degree")
 @pytest.mark.parametrize("dim", [2, 3, 64, 8192, 65536])
-def test_high_degrees_of_a_quadrature_stay_round_off(dim):
+def test_quadrature_does_not_amplify_round_off_in_high_degrees(dim):
     kernel = RotationInvariantKernel.from_function(lambda t: np.exp(2.5 * (t - 1)), dim, degree=200)
-    assert sum(kernel.coefficients) <= 1 + 1e-9, "phi(1), which the coefficients add up to"
-    assert max(kernel.coefficients[25:]) <= 1e-13, "of the series they are below 1e-16"
+    assert sum(kernel.coefficients) <= 1 + 1e-9, "the coefficients add up to phi(1)"
+    assert max(kernel.coefficients[25:]) <= 1e-13, "those of the series are below 1e-16"

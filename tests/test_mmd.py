@@ -1,4 +1,4 @@
-"""MMD^2 to the uniform law: against double loops, closed forms, its moments under the uniform law, gradients, refusals."""
+"""MMD to the uniform distribution: double loops, closed forms, moments under the uniform distribution, gradients, errors."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_gradient_in_closed_form_equals_autograd_of_the_plain_formula(unbiased):
     plain = phi.sum() / (n * (n - 1) if unbiased else n * n)
     (expected,) = torch.autograd.grad(3 * plain, z)
     value = mmd_to_uniform(z, kernel, unbiased)
-    (gradient,) = torch.autograd.grad(3 * value, z)  # the factor: the incoming gradient must be used
+    (gradient,) = torch.autograd.grad(3 * value, z)  # times 3, since backward must use the incoming gradient
     torch.testing.assert_close(value, plain)
     torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-14)
 
@@ -68,7 +68,7 @@ def test_gradient_in_closed_form_equals_autograd_of_the_plain_formula(unbiased):
 @pytest.mark.parametrize("tile", [(1, 1), (2, 3), (4, 4), (5, 20), (11, 2)])
 @pytest.mark.parametrize("unbiased", [False, True])
 @pytest.mark.parametrize("q", [4, 16], ids=["more rows than columns", "fewer"])
-def test_tiles_give_what_the_whole_gram_matrix_gives(monkeypatch, unbiased, tile, q):
+def test_tiles_give_the_mmd_of_the_whole_gram_matrix(monkeypatch, unbiased, tile, q):
     kernel, z = RotationInvariantKernel((1.0, 40.0, 40.0), q), points(11, q).requires_grad_()
     whole = plain_mmd(z, kernel, unbiased)
     (expected,) = torch.autograd.grad(whole, z)
@@ -81,8 +81,11 @@ def test_tiles_give_what_the_whole_gram_matrix_gives(monkeypatch, unbiased, tile
 
 @pytest.mark.parametrize("weights", [(1.0,), (0.0, 1.0), (1.0, 40.0), (1.0, 40.0, 0.0)])
 @pytest.mark.parametrize("unbiased", [False, True])
-def test_moments_give_what_the_gram_matrix_gives(monkeypatch, weights, unbiased):
-    kernel, z = RotationInvariantKernel(weights, 5), (1.001 * points(12, 5)).requires_grad_()  # the norms count too
+def test_moments_and_gram_matrix_give_the_same_mmd(monkeypatch, weights, unbiased):
+    kernel, z = (
+        RotationInvariantKernel(weights, 5),
+        (1.001 * points(12, 5)).requires_grad_(),
+    )  # norms other than 1 must be handled too
     monkeypatch.setattr(pairs, "tile_shape", lambda device: (2, 3))
     found = {}
     for cost in ("gram", "moments"):
@@ -91,7 +94,7 @@ def test_moments_give_what_the_gram_matrix_gives(monkeypatch, weights, unbiased)
     torch.testing.assert_close(found["moments"], found["gram"], rtol=1e-11, atol=1e-13)
 
 
-def test_the_road_is_the_cheaper_one():
+def test_auto_chooses_the_cheaper_algorithm():
     second, third = RotationInvariantKernel((1.0, 40.0), 64), RotationInvariantKernel((1.0, 40.0, 40.0), 64)
     assert choose_cost(65, second) == "moments"
     assert choose_cost(64, second) == choose_cost(1000, third) == "gram"
@@ -103,7 +106,7 @@ def test_the_road_is_the_cheaper_one():
 
 @pytest.mark.parametrize("degree", [1, 2, 3, 4, 5, 12])
 @pytest.mark.parametrize("dim", [2, 3, 64, 32768])
-def test_a_tile_holds_the_kernel_and_its_derivative(degree, dim):
+def test_the_tile_function_is_the_kernel_and_its_derivative(degree, dim):
     kernel = RotationInvariantKernel([float(l) for l in range(1, degree + 1)], dim)
     t = torch.linspace(-1, 1, 101, dtype=torch.float64)
     function, constant, unit = module._tile_function(kernel, low=True)
@@ -115,14 +118,14 @@ def test_a_tile_holds_the_kernel_and_its_derivative(degree, dim):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("n", "q"), [(600, 64), (300, 1024)])
 @pytest.mark.parametrize("spread", [0.0, 0.7], ids=["uniform", "around a centre"])
-def test_low_precision_products_keep_to_the_stated_error(dtype, n, q, spread):
+def test_the_error_of_low_precision_products_is_within_the_stated_bound(dtype, n, q, spread):
     kernel = RotationInvariantKernel((1.0, 40.0, 40.0), q)
     z = torch.nn.functional.normalize(points(n, q) + spread * points(1, q, seed=9), dim=1)
     found = []
     for rows in (z, z.to(dtype)):
         gradient = torch.zeros_like(rows, dtype=torch.promote_types(rows.dtype, torch.float32))
         (value,) = module.MMD(kernel, low_precision=True).partial_values([rows], [n], [gradient], 1.0)
-        # along the sphere: what the normalisation lets through
+        # the part along the sphere, which the gradient of the normalisation keeps
         found.append((value.item(), gradient.double() - (gradient.double() * z).sum(1, keepdim=True) * z))
     (expected, exact), (value, rounded) = found
     eps = torch.finfo(dtype).eps / 2
@@ -138,23 +141,23 @@ def test_half_precision_rows_give_a_float32_value_near_the_float64_one(dtype):
     value.backward()
     assert value.dtype == torch.float32
     assert z.grad.dtype == dtype
-    exact = z.detach().double().requires_grad_()  # the same rounded rows: what is left is float32 arithmetic
+    exact = z.detach().double().requires_grad_()  # the same rounded rows, so only the arithmetic in float32 differs
     expected = mmd_to_uniform(exact, kernel)
     expected.backward()
     assert value.item() == pytest.approx(expected.item(), rel=1e-5)
     unrounded = mmd_to_uniform(points(100, 64), kernel).item()
-    assert value.item() == pytest.approx(unrounded, rel=0.02)  # the diagonal, phi(1), moves with the norms' 0.4 %
+    assert value.item() == pytest.approx(unrounded, rel=0.02)  # rounding changes the norms by up to 0.4 %, and with them phi(1)
     ulp = torch.finfo(dtype).eps
     torch.testing.assert_close(z.grad.double(), exact.grad, rtol=ulp, atol=1e-6)
 
 
-def test_u_statistic_has_mean_0_and_the_known_variance_under_the_uniform_law():
+def test_u_statistic_has_mean_0_and_the_known_variance_under_the_uniform_distribution():
     n, q, repeats, weights = 32, 6, 400, (1.0, 2.0, 4.0)
     kernel = RotationInvariantKernel(weights, q)
     values = torch.stack([mmd_to_uniform(points(n, q, seed), kernel, unbiased=True) for seed in range(repeats)])
     # pairs are uncorrelated and E[P_l^2] = 1 / N(q, l)
     variance = 2 / (n * (n - 1)) * sum(b * b / harmonics(l, q) for l, b in enumerate(weights, start=1))
-    assert abs(values.mean()) <= 5 * math.sqrt(variance / repeats)  # 5 sigma: one seed in 1.7 million fails
+    assert abs(values.mean()) <= 5 * math.sqrt(variance / repeats)  # 5 sigma: exceeded by one seed in 1.7 million
     # the variance of a variance from 400 draws with heavier tails than normal: 30 % is more than 3 sigma
     assert values.var().item() == pytest.approx(variance, rel=0.3)
     assert values.min() < 0  # it may be negative, unlike the V-statistic
@@ -176,20 +179,20 @@ def test_mmd_of_equal_points_is_the_kernel_at_1():
     assert mmd_to_uniform(z, kernel, unbiased=True).item() == pytest.approx(81, rel=1e-12)
 
 
-def test_mmd_of_degree_1_alone_is_0_for_antipodal_pairs():
+def test_mmd_of_degree_1_only_is_0_for_antipodal_pairs():
     z = torch.cat([points(5, 8), -points(5, 8)])
     assert mmd_to_uniform(z, RotationInvariantKernel((1.0,), 8)).item() == pytest.approx(0, abs=1e-15)
     assert mmd_to_uniform(z, RotationInvariantKernel((0.0, 1.0), 8)).item() > 0.01
 
 
-def test_mmd_of_degrees_1_to_3_is_0_for_the_basis_and_its_opposite_but_not_of_degree_4():
+def test_mmd_of_degrees_1_to_3_but_not_4_is_0_for_the_standard_basis_and_its_negative():
     z = torch.cat([torch.eye(7), -torch.eye(7)]).double()
     assert mmd_to_uniform(z, RotationInvariantKernel((1.0, 40.0), 7)).item() == pytest.approx(0, abs=1e-14)
     assert mmd_to_uniform(z, RotationInvariantKernel((1.0, 40.0, 40.0), 7)).item() == pytest.approx(0, abs=1e-14)
     assert mmd_to_uniform(z, RotationInvariantKernel((0.0, 0.0, 0.0, 1.0), 7)).item() > 0.01
 
 
-def test_mmd_does_not_change_under_a_rotation_nor_under_the_order_of_the_rows():
+def test_mmd_is_invariant_to_rotations_and_to_the_order_of_the_rows():
     kernel, z = RotationInvariantKernel((1.0, 40.0, 40.0), 10), points(20, 10)
     rotation, _ = torch.linalg.qr(torch.randn(10, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
     value = mmd_to_uniform(z, kernel)
@@ -215,6 +218,6 @@ def test_autocast_does_not_lower_the_precision_of_the_mmd():
         (torch.full((4, 8), math.nan), "rows of z must have norm 1"),
     ],
 )
-def test_bad_embeddings_are_refused_with_what_is_wrong(z, message):
+def test_invalid_embeddings_are_rejected_with_the_reason(z, message):
     with pytest.raises(ValueError, match=message):
         mmd_to_uniform(z, RotationInvariantKernel((1.0, 40.0), 8))

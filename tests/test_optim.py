@@ -1,4 +1,4 @@
-"""LARS against a plain loop over PROTOCOLS.md's update; the learning-rate schedule at its corners."""
+"""LARS compared with a plain loop; the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_lars_over_several_steps_equals_a_plain_loop_over_parameters(weight_deca
     for step in range(5):
         gradients = tensors(step + 1, *SHAPES)
         if step == 2:
-            gradients[0].zero_()  # a gradient of norm 0: with weight decay the sum still has one
+            gradients[0].zero_()  # a gradient of norm 0; with weight decay the sum is not 0
         for p, g in zip(params, gradients, strict=True):
             p.grad = g.clone()
         optimiser.step()
@@ -44,25 +44,25 @@ def test_lars_over_several_steps_equals_a_plain_loop_over_parameters(weight_deca
             plain[k] = plain[k] - lr * buffers[k]
         for p, expected, g in zip(params, plain, gradients, strict=True):
             torch.testing.assert_close(p.detach(), expected, rtol=1e-12, atol=1e-14)
-            assert torch.equal(p.grad, g)  # the gradients themselves stay as they were
+            assert torch.equal(p.grad, g)  # step does not modify the gradients
 
 
 def test_lars_first_step_moves_a_matrix_by_lr_times_trust_coefficient_of_its_norm():
     p = torch.nn.Parameter(tensors(0, (6, 4))[0])
     before = p.detach().clone()
-    p.grad = 1e3 * tensors(1, (6, 4))[0]  # the gradient's own size plays no part
+    p.grad = 1e3 * tensors(1, (6, 4))[0]  # the size of the gradient has no influence
     LARS([p], lr=3.0).step()
     assert (p.detach() - before).norm().item() == pytest.approx(3.0 * 1e-3 * before.norm().item(), rel=1e-12)
 
 
-def test_lars_gives_parameters_of_one_dimension_neither_decay_nor_ratio():
+def test_lars_applies_neither_weight_decay_nor_trust_ratio_to_one_dimensional_parameters():
     p = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
     p.grad = torch.tensor([0.5, 0.25])
     LARS([p], lr=0.1, weight_decay=10.0).step()
     torch.testing.assert_close(p.detach(), torch.tensor([0.95, -2.025]))
 
 
-def test_lars_uses_each_groups_own_settings_and_leaves_parameters_without_gradient():
+def test_lars_uses_the_settings_of_each_group_and_skips_parameters_without_gradient():
     first, second, idle = (torch.nn.Parameter(t) for t in tensors(0, (2, 2), (2, 2), (2, 2)))
     before = [p.detach().clone() for p in (first, second, idle)]
     first.grad, second.grad = tensors(1, (2, 2), (2, 2))
@@ -72,7 +72,7 @@ def test_lars_uses_each_groups_own_settings_and_leaves_parameters_without_gradie
     assert moved == pytest.approx([1e-3, 4e-3, 0.0], rel=1e-12)
 
 
-def test_lars_continues_from_its_state_dict_as_if_never_stopped():
+def test_lars_resumed_from_its_state_dict_gives_the_same_parameters():
     gradients = [tensors(k, *SHAPES) for k in range(1, 5)]
 
     def run(stop: int | None) -> list[torch.Tensor]:
@@ -91,7 +91,7 @@ def test_lars_continues_from_its_state_dict_as_if_never_stopped():
     assert all(torch.equal(p, q) for p, q in zip(run(None), run(2), strict=True))
 
 
-def test_lars_evaluates_a_closure_with_gradients():
+def test_lars_calls_a_closure_with_gradients_enabled():
     p = torch.nn.Parameter(torch.tensor([3.0]))
     optimiser = LARS([p], lr=0.1)
 
@@ -115,12 +115,12 @@ def test_lars_evaluates_a_closure_with_gradients():
         ({"lr": 1.0, "trust_coefficient": 0.0}, "trust_coefficient of LARS must be above 0, got 0"),
     ],
 )
-def test_lars_refuses_settings_out_of_range(options, message):
+def test_lars_rejects_settings_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         LARS([torch.nn.Parameter(torch.ones(2, 2))], **options)
 
 
-def test_learning_rate_at_the_corners_of_the_papers_schedule():
+def test_learning_rate_at_the_key_steps_of_the_papers_schedule():
     """Base rate 1.2 at batch 2048 over 100 epochs of 127 steps: the peak is 9.6."""
 
     def rate(step):

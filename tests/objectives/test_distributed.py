@@ -1,4 +1,4 @@
-"""Two and three gloo processes give the loss and the gradient of one process."""
+"""Two and three gloo processes have the loss and the gradient of one process."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def images() -> list[torch.Tensor]:
 
 
 def evaluate(case: str, rank: int, processes: int) -> dict[str, torch.Tensor]:
-    """Loss, its parts, and the gradient with respect to a shared weight, of this process's share of the rows."""
+    """Loss, its parts, and the gradient with respect to a shared weight, from the local rows of this process."""
     name, setting, *uneven = case.split(": ")
     starts = UNEVEN[processes] if uneven and processes > 1 else [k * N // processes for k in range(processes + 1)]
     rows = slice(starts[rank], starts[rank + 1])
@@ -65,7 +65,7 @@ def evaluate(case: str, rank: int, processes: int) -> dict[str, torch.Tensor]:
         views = [x[rows] @ weight for x in images()[:count]]
         terms = MAKE[name]()(views, anchors=anchors, regularise=regularise)
         loss, parts = terms.loss, terms.parts
-    (3 * loss).backward()  # the factor: the incoming gradient counts
+    (3 * loss).backward()  # times 3, since backward must use the incoming gradient
     gradient = weight.grad
     if processes > 1:  # what DistributedDataParallel does
         dist.all_reduce(gradient)
@@ -74,7 +74,7 @@ def evaluate(case: str, rank: int, processes: int) -> dict[str, torch.Tensor]:
 
 
 def products(rank: int, processes: int) -> dict[str, int]:
-    """FLOP, two for each multiply-add, of the MMD of two views on this process: forward, and with the backward pass."""
+    """FLOP of the MMD of two views on this process, two per multiply-add: of the forward pass, and with the backward pass."""
     rows = slice(rank * N // processes, (rank + 1) * N // processes)
     views = [torch.nn.functional.normalize(x[rows], dim=1).requires_grad_() for x in images()[:2]]
     kernel = RotationInvariantKernel((1.0, 4.0, 4.0), D)
@@ -86,7 +86,7 @@ def products(rank: int, processes: int) -> dict[str, int]:
 
 
 def small_tiles(device: torch.device) -> tuple[int, int]:
-    """Several tiles a process, so that tiles and the limits of processes meet."""
+    """A size that gives several tiles per process, some cut off at the boundary between processes."""
     return 2, 3
 
 
@@ -109,7 +109,7 @@ def work(rank: int, processes: int, folder: str) -> None:
 
 @pytest.fixture(scope="module", params=[2, 3], ids=["two processes", "three processes"])
 def measured(request, tmp_path_factory) -> list[dict]:
-    """What each rank computed, every case in one start of the processes."""
+    """The results of each rank; all cases run in the same processes."""
     folder = tmp_path_factory.mktemp("gloo")
     mp.spawn(work, args=(request.param, str(folder)), nprocs=request.param)
     return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
@@ -126,18 +126,20 @@ def test_several_processes_give_the_loss_and_the_gradient_of_one(measured, case)
             torch.testing.assert_close(together[case][name], expected, rtol=1e-10, atol=1e-13, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_each_process_has_its_share_of_the_products(measured, monkeypatch):
+def test_the_products_are_divided_among_the_processes(measured, monkeypatch):
     monkeypatch.setattr(pairs, "tile_shape", small_tiles)
     alone, processes = products(0, 1), len(measured)
-    assert alone["whole"] == 4 * (N * (N + 2) / 2 + N * N) * D, "of each view: half of the Gram matrix, its derivative by rows"
+    assert alone["whole"] == 4 * (N * (N + 2) / 2 + N * N) * D, (
+        "for each view half of the Gram matrix, and its derivative times the rows"
+    )
     for together in measured:
-        own = N // processes
-        assert together["products"]["whole"] == 4 * (own * (own + 2) / 2 + own * (N - own) + own * N) * D
+        local = N // processes
+        assert together["products"]["whole"] == 4 * (local * (local + 2) / 2 + local * (N - local) + local * N) * D
         assert together["products"]["forward"] == together["products"]["whole"], "the backward pass multiplies nothing"
         assert together["products"]["whole"] <= {2: 0.62, 3: 0.45}[processes] * alone["whole"]
 
 
-def test_the_views_are_gathered_once_and_the_backward_pass_exchanges_nothing(measured):
+def test_the_views_are_gathered_once_and_the_backward_pass_has_no_collective(measured):
     for together in measured:
         assert together["gathers"] == 2, "the numbers of rows, and the rows of all views"
         assert together["in the backward pass"] == 0

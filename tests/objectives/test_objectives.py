@@ -1,4 +1,4 @@
-"""The four objectives against plain loops over PROTOCOLS.md's formulas, with two views and more; gradients; refusals."""
+"""The objectives compared with plain loops over the formulas, for two and more views; gradients; errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def embeddings(count: int, n: int = N, q: int = Q, seed: int = 0) -> list[torch.
     return [0.6 * common + 0.3 * torch.randn(n, q, dtype=torch.float64, generator=generator) for _ in range(count)]
 
 
-# The formulas in Python numbers: rows are lists of floats.
+# The formulas in plain Python; rows are lists of floats.
 
 
 def dot(x, y):
@@ -99,7 +99,7 @@ def vicreg(views, anchors, regularised, sim, std, cov):
         return hinge, sum(c(k, m) ** 2 for k in range(q) for m in range(q) if k != m) / q
 
     both = [hinge_and_covariance(views[v]) for v in regularised]
-    covariance = 2 * mean(b for _, b in both)  # for two views: their sum
+    covariance = 2 * mean(b for _, b in both)  # the sum if there are two views
     return sim * alignment(views, anchors) + std * mean(h for h, _ in both) + cov * covariance
 
 
@@ -142,16 +142,16 @@ def test_loss_of_four_views_equals_the_anchor_formula(objective, plain, anchors,
 
 
 @EVERY_OBJECTIVE
-def test_loss_of_two_views_does_not_depend_on_their_order_nor_on_that_of_the_images(objective):
+def test_loss_of_two_views_does_not_depend_on_the_order_of_views_or_images(objective):
     first, second = embeddings(2)
     loss = objective([first, second]).loss
     torch.testing.assert_close(objective([second, first]).loss, loss, rtol=1e-12, atol=0)
     torch.testing.assert_close(objective([first.flip(0), second.flip(0)]).loss, loss, rtol=1e-12, atol=0)
-    assert (objective([first.flip(0), second]).loss - loss).abs() > 1e-3  # but the pairing of the views counts
+    assert (objective([first.flip(0), second]).loss - loss).abs() > 1e-3  # but it depends on the pairing of the views
 
 
 @pytest.mark.parametrize("name", ["sfrik", "auh", "simclr"])
-def test_loss_of_normalised_objectives_does_not_depend_on_the_rows_lengths(name):
+def test_loss_of_normalised_objectives_does_not_depend_on_the_norms_of_the_rows(name):
     views = embeddings(2)
     lengths = torch.linspace(0.1, 30, N, dtype=torch.float64)[:, None]
     loss = OBJECTIVES[name]([views[0] * lengths, 5 * views[1]]).loss
@@ -275,31 +275,31 @@ def test_auh_at_a_large_scale_is_finite_where_every_exponential_underflows():
         (embeddings(2), {"regularise": "some"}, 'regularise must be "all" or "anchors", got \'some\''),
     ],
 )
-def test_bad_views_and_options_are_refused_with_what_is_wrong(objective, views, options, message):
+def test_invalid_views_and_options_are_rejected_with_the_reason(objective, views, options, message):
     with pytest.raises(ValueError, match=message):
         objective(views, **options)
 
 
 @EVERY_OBJECTIVE
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_value_that_is_not_finite_is_refused_with_its_view_and_row(objective, bad):
+def test_a_value_that_is_not_finite_is_reported_with_its_view_and_row(objective, bad):
     views = embeddings(3)
     views[1][3, 2] = bad
     with pytest.raises(ValueError, match=r"view 1 holds NaN or infinite values in 1 of 5 rows \(first: row 3\)"):
         objective(views, anchors=(0,))
 
 
-def test_views_of_another_dimension_than_sfriks_are_refused():
+def test_views_of_another_dimension_than_sfriks_are_rejected():
     with pytest.raises(ValueError, match="views have 4 columns, but the objective was made for dim=6"):
         SFRIK(6)(embeddings(2))
 
 
-def test_a_temperature_of_0_is_refused():
+def test_a_temperature_of_0_is_rejected():
     with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
         SimCLR(0.0)
 
 
-# --- the kernels that the settings can choose
+# --- kernels chosen by the settings
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_a_kernel_of_the_settings_is_its_function_up_to_a_constant(kernel, scale
     settings = PretrainSettings(sfrik_kernel=kernel, sfrik_kernel_scale=scale, sfrik_kernel_degree=12, mlp="8-8")
     t = torch.linspace(-0.6, 0.6, 21, dtype=torch.float64)
     difference = build_objective(settings).kernel(t) - torch.from_numpy(phi(t.numpy(), 8))
-    # the degree 0 is left out; degrees above 12 of the root, which decay slowly, are what the bound leaves room for
+    # degree 0 is left out; the bound allows for the degrees of the root above 12, which decay slowly
     assert float(difference.max() - difference.min()) < (1e-6 if kernel == "rbf" else 1e-2)
 
 

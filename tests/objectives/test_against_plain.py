@@ -1,4 +1,4 @@
-"""The fast roads of the losses against the plain formulas by autograd, in float64: value, gradient, and what they never hold."""
+"""The losses compared with the plain formulas by autograd in float64: value, gradient and size of the largest tensor."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def embeddings(count: int, n: int, q: int) -> list[torch.Tensor]:
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 @pytest.mark.parametrize("tile", [(2, 3), (5, 5), (256, 2048)])
 @pytest.mark.parametrize(("count", "anchors", "regularise"), [(2, (0, 1), "all"), (3, (0,), "anchors"), (4, (2, 0), "all")])
-def test_value_and_gradient_are_those_of_the_plain_formula(monkeypatch, name, shape, tile, count, anchors, regularise):
+def test_value_and_gradient_equal_those_of_the_plain_formula(monkeypatch, name, shape, tile, count, anchors, regularise):
     monkeypatch.setattr(pairs, "tile_shape", lambda device: tile)
     objective = MAKE[name](shape[1])
     views = [view.requires_grad_() for view in embeddings(count, *shape)]
@@ -49,8 +49,10 @@ def test_value_and_gradient_are_those_of_the_plain_formula(monkeypatch, name, sh
     gradient = torch.autograd.grad(3 * loss, views)
     torch.testing.assert_close(loss, plain, rtol=1e-11, atol=1e-13)
     size = max(g.abs().max().item() for g in expected if g is not None)
-    for own, plain_one in zip(gradient, expected, strict=True):
-        torch.testing.assert_close(own, torch.zeros_like(own) if plain_one is None else plain_one, rtol=1e-9, atol=1e-12 * size)
+    for actual, plain_one in zip(gradient, expected, strict=True):
+        torch.testing.assert_close(
+            actual, torch.zeros_like(actual) if plain_one is None else plain_one, rtol=1e-9, atol=1e-12 * size
+        )
 
 
 def test_a_second_backward_pass_gives_the_same_gradient():
@@ -62,7 +64,7 @@ def test_a_second_backward_pass_gives_the_same_gradient():
 
 
 @pytest.mark.parametrize("name", MAKE)
-def test_without_a_gradient_the_value_is_the_same(name):
+def test_the_value_is_the_same_without_gradients(name):
     views = embeddings(2, 13, 6)
     expected = MAKE[name](6)([view.clone().requires_grad_() for view in views]).loss
     loss = MAKE[name](6)(views).loss
@@ -71,7 +73,7 @@ def test_without_a_gradient_the_value_is_the_same(name):
 
 
 class Largest(TorchDispatchMode):
-    """The number of values of the largest tensor that any operation gives."""
+    """Number of elements of the largest tensor that any operation returns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,7 +88,7 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("name", ["sfrik", "auh", "auh at a large scale", "simclr"])
-def test_nothing_of_the_size_of_all_pairs_is_ever_held(monkeypatch, name):
+def test_no_tensor_has_the_size_of_all_pairs(monkeypatch, name):
     n, q = 600, 8
     monkeypatch.setattr(pairs, "tile_shape", lambda device: (16, 64))
     views = [view.requires_grad_() for view in embeddings(2, n, q)]
@@ -95,7 +97,7 @@ def test_nothing_of_the_size_of_all_pairs_is_ever_held(monkeypatch, name):
     assert largest.values <= 2 * n * q  # the rows of both views
 
 
-def test_vicreg_makes_no_matrix_of_all_pairs_of_coordinates(monkeypatch):
+def test_vicreg_makes_no_covariance_matrix_if_there_are_few_rows(monkeypatch):
     n, q = 8, 600
     views = [view.requires_grad_() for view in embeddings(2, n, q)]
     with Largest() as largest:
@@ -103,7 +105,7 @@ def test_vicreg_makes_no_matrix_of_all_pairs_of_coordinates(monkeypatch):
     assert largest.values <= 2 * n * q
 
 
-# --- by random directions
+# --- random directions
 
 
 @pytest.mark.parametrize("weights", [(1.0,), (0.0, 1.0), (1.0, 4.0, 4.0)])
@@ -140,7 +142,7 @@ def test_sigreg_is_the_epps_pulley_statistic_of_the_projections():
     assert terms.loss.item() == pytest.approx(expected, rel=1e-3)  # the trapezoidal rule on 17 points
 
 
-def test_sigreg_tells_a_collapse_from_a_normal_law():
+def test_sigreg_is_larger_for_collapsed_than_for_normal_embeddings():
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(500, 16, generator=generator)
     line = torch.randn(500, 1, generator=generator) * torch.ones(1, 16)
@@ -161,7 +163,7 @@ def test_the_random_directions_follow_from_the_seed_and_the_step(make):
     assert make(seed=1)(views).loss != first
 
 
-def test_wrong_numbers_of_directions_and_weights_are_refused():
+def test_invalid_numbers_of_directions_and_weights_are_rejected():
     with pytest.raises(ValueError, match="slices must be at least 1, got 0"):
         SFRIK(8, slices=0)
     with pytest.raises(ValueError, match="weight must be from 0 to 1"):
