@@ -28,9 +28,7 @@ matplotlib.use("agg")
 import ranking
 
 from sfrik.diagnostics import Measures
-from sfrik.evaluate.collapse import Diagnosis, diagnose
-from sfrik.evaluate.features import extract_features
-from sfrik.evaluate.protocols import knn_eval
+from sfrik.evaluate import Diagnosis, diagnose, extract_features, knn_eval
 from sfrik.plots.runs import draw_diagnosis
 from sfrik.plots.tables import save_figure, style
 from sfrik.pretrain.loop import pretrain

@@ -60,7 +60,7 @@ def write(folder: Path, name: str, n: int, dim: int) -> None:
 
 def measure(method: str, folder: Path, epochs: int) -> dict[str, float]:
     """Peaks in MiB above the process's own memory, and seconds."""
-    from sfrik.evaluate.features import load_features
+    from sfrik.evaluate import load_features
     from sfrik.evaluate.knn import scores_by_k
     from sfrik.evaluate.linear_head import top_accuracies
     from sfrik.evaluate.logistic import logistic_sgd

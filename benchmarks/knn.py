@@ -75,7 +75,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
     import torch
     from sklearn.neighbors import NearestNeighbors
 
-    from sfrik.evaluate.knn import weighted_knn
+    from sfrik.evaluate import weighted_knn
 
     generator = np.random.default_rng(0)
     bank, queries = (generator.standard_normal((n, options.dim), dtype=np.float32) for n in (options.bank, options.queries))

@@ -40,8 +40,7 @@ import torch
 
 from sfrik.datasets.images import Images, load_images
 from sfrik.errors import SfrikError
-from sfrik.evaluate import features, inputs
-from sfrik.evaluate.protocols import evaluate, knn_eval
+from sfrik.evaluate import evaluate, inputs, knn_eval
 from sfrik.pretrain.loop import pretrain
 from sfrik.runs.folder import Run
 from sfrik.settings import EvaluateSettings, KnnSettings, PretrainSettings
@@ -311,8 +310,7 @@ def main(root: Path) -> None:
     torch.set_num_threads(1)
     os.fsync = lambda descriptor: None  # `Disk` emulates it; a real one would only take time
     progress.time = SimpleNamespace(monotonic=lambda: 1000.0)  # or a slow machine would write state.json more often
-    for module in (inputs, features):
-        module.load_images = load_few_images
+    inputs.load_images = load_few_images
     whole = root / "whole"
     work(whole)  # in this process, so that the forked ones find everything imported and cached
     expected = results(whole)

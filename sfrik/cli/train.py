@@ -99,25 +99,25 @@ def _pretrain(settings):
 
 
 def _evaluate(settings):
-    from sfrik.evaluate.protocols import evaluate
+    from sfrik.evaluate import evaluate
 
     return evaluate(settings)
 
 
 def _extract(settings) -> dict[str, Any]:
-    from sfrik.evaluate.features import extract_features
+    from sfrik.evaluate import extract_features
 
     return {"features": str(extract_features(settings))}
 
 
 def _knn(settings):
-    from sfrik.evaluate.protocols import knn_eval
+    from sfrik.evaluate import knn_eval
 
     return knn_eval(settings)
 
 
 def _logistic(settings):
-    from sfrik.evaluate.protocols import logistic_regression
+    from sfrik.evaluate import logistic_regression
 
     return logistic_regression(settings)
 

@@ -1,7 +1,7 @@
-"""The checkpoint of an evaluation that takes hours: whose it is, and when it is removed.
+"""The checkpoint of an evaluation that takes hours: which evaluation it belongs to, and when it is removed.
 
-A checkpoint belongs to one score: the same settings, on the same weights, with the same images and precision. One of another
-evaluation, which the same file name may hold, is not used.
+A checkpoint belongs to one score: the same settings, weights, images and precision. A file of the same name that belongs to
+another evaluation is ignored, with a line on stderr.
 """
 
 from __future__ import annotations
@@ -24,14 +24,17 @@ __all__ = ["EvaluationCheckpoint"]
 
 
 class EvaluationCheckpoint:
-    """checkpoint_<name>.pt in the run's folder. It is a context, of the whole evaluation up to its written score.
+    """checkpoint_<name>.pt in the run's folder, and the lock of the score: a context around an evaluation.
 
-    Within it a second process that computes the same score is refused. What was kept to go on from is removed where the
-    context ends without an error.
+    Entering waits for another process that measures the same score; look for a finished score afterwards. The checkpoint is
+    removed when the context ends without an error.
 
     Args:
-        run: the run. name: of the score, such as linear, linear_tune, semi1.
-        settings: of the evaluation. digest: SHA-256 of the weights that it starts from. images: that it learns from.
+        run: the run.
+        name: of the score, such as linear, linear_tune, semi1.
+        settings: of the evaluation.
+        digest: SHA-256 of the weights that the evaluation starts from.
+        images: the training images.
         precision: of the network, "fp32", "bf16" or "fp16".
     """
 
@@ -39,16 +42,16 @@ class EvaluationCheckpoint:
         self.run, self.name = run, name
         self._file = Checkpoints(run.folder, f"checkpoint_{name}")
         self._lock = ExitStack()
-        listed = getattr(settings, "label_list", "")  # a place, which the hash of the settings leaves out
+        label_list = getattr(settings, "label_list", "")  # a path, which the hash of the settings leaves out
         self._of = {
             "settings": settings.hash(),
             "weights": digest,
-            "images": hashlib.sha256(images.targets.tobytes()).hexdigest() + (file_hash(Path(listed)) if listed else ""),
+            "images": hashlib.sha256(images.targets.tobytes()).hexdigest() + (file_hash(Path(label_list)) if label_list else ""),
             "precision": precision,
         }
 
     def __enter__(self) -> EvaluationCheckpoint:
-        self._lock.enter_context(self.run.lock(f"{self.name}.lock"))
+        self._lock.enter_context(self.run.lock(f"{self.name}.lock", wait=True))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
@@ -58,24 +61,21 @@ class EvaluationCheckpoint:
 
     @property
     def path(self) -> Path:
-        """The newest one."""
+        """The newest checkpoint."""
         return self._file.paths[0]
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write a state; raises SfrikError as `sfrik.runs.checkpoints.Checkpoints` does."""
+        """Write a state; raises SfrikError as `sfrik.runs.checkpoints.Checkpoints.save` does."""
         self._file.save({"version": VERSION, "of": self._of, **state})
 
     def load(self) -> dict[str, Any] | None:
-        """The state that was saved last; None where there is none of this evaluation, and a line on stderr if of another."""
+        """The last saved state; None without one of this evaluation, with a line on stderr if it belongs to another."""
         state = self._file.load()
         if state is not None:
             parse_record(state, records.EvaluationCheckpoint, str(self.path))
         if state is None or state["of"] == self._of:
             return state
-        other = ", ".join(name for name, value in self._of.items() if state["of"].get(name) != value)
-        print(
-            f"{self.name}: begun anew, since {self._file.paths[0]} is of another evaluation (other {other})",
-            file=sys.stderr,
-            flush=True,
-        )
+        different = ", ".join(name for name, value in self._of.items() if state["of"].get(name) != value)
+        text = f"{self.name}: restarted, since {self.path} belongs to another evaluation (different {different})"
+        print(text, file=sys.stderr, flush=True)
         return None

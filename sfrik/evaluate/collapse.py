@@ -1,9 +1,8 @@
-"""Is a run collapsed? `diagnose` measures the embeddings of a run's folder and says so.
+"""Detection of collapse: `diagnose` measures the embeddings of a run and classifies them.
 
 The embeddings are those of two random views of training images, by backbone and projector in evaluation mode and float32. A
-run without weights, as the repository holds them, is judged by the last epoch that its metrics.jsonl tells of. The
-thresholds were found on runs of the digits profile, by benchmarks/diagnosis.py; docs/diagnosis.md has the runs, and what the
-thresholds do not tell elsewhere.
+run without weights, such as those in the repository, is classified by the last epoch in its metrics.jsonl. The thresholds were
+found on runs of the digits profile with benchmarks/diagnosis.py; docs/diagnosis.md lists the runs and the thresholds' limits.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ __all__ = [
     "LEAST_UNIFORMITY",
     "UNKNOWN",
     "Diagnosis",
+    "classify",
     "diagnose",
-    "judge",
 ]
 
 HEALTHY = "healthy"
@@ -49,22 +48,24 @@ FULL = "full collapse"
 UNKNOWN = "unknown"
 COLLAPSED = (DIMENSIONAL, FULL)
 
-# Each in the middle, in logarithms, of the gap between the digits profile's runs on either side (docs/diagnosis.md).
-LEAST_UNIFORMITY = 0.0018  # -uniformity; below it the images are one point
-LEAST_RANK = 7.4  # effective rank; below it they are spread over a few dimensions
+# Each is the logarithmic middle of the gap between the digits profile's runs on either side (docs/diagnosis.md).
+LEAST_UNIFORMITY = 0.0018  # of -uniformity; below it all embeddings are nearly one point
+LEAST_RANK = 7.4  # of the effective rank; below it they span only a few dimensions
 
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis(Measures):
-    """The measures of a run's embeddings, and what they mean.
+    """The measures of a run's embeddings, and their classification.
 
     Attributes:
-        verdict: "healthy" (not collapsed: it says nothing of accuracy), "dimensional collapse", "full collapse", or "unknown"
-            where nothing was trained, or n or q is too small to tell.
-        reasons: sentences: why, and what limits it.
-        source: the files that were measured. backbone_sha256: of the weights. epoch: epochs that were trained.
-        features: the same of the backbone's features [n, d]; None where only the log is there. Energy per degree has no
-            meaning there and is left out: features are not negative, and no loss spreads them over a sphere.
+        verdict: "healthy" (not collapsed, whatever the accuracy), "dimensional collapse", "full collapse", or "unknown" where
+            nothing was trained, or n or q is too small.
+        reasons: sentences that explain the verdict and its limits.
+        source: the files that were measured.
+        epoch: number of epochs that were trained.
+        backbone_sha256: SHA-256 of the weights.
+        features: the same measures of the backbone's features [n, d]; None if only the log exists. They have no energy per
+            degree: features are non-negative, and no loss spreads them over a sphere.
     """
 
     verdict: str
@@ -81,12 +82,15 @@ def diagnose(
     """Measure the embeddings of a run, finished or not.
 
     Args:
-        folder: the run's. images: training images, at most all of them; fewer than q limit every rank.
-        seed: of the choice of images and of the views. device: "auto", "cpu", "cuda" or "mps".
-        data_dir: of the images, where they are no longer where the recipes look for them.
+        folder: the folder of the run.
+        images: number of training images, at most all of them; fewer than q limit every rank.
+        seed: of the choice of images and of the views.
+        device: "auto", "cpu", "cuda" or "mps".
+        data_dir: folder of the images, if it has moved since the training.
 
     Raises:
-        SfrikError: the folder is no run of pretraining, its weights do not fit its settings, or there is nothing to judge by.
+        SfrikError: the folder is not a pretraining run, its weights do not fit its settings, or it has neither weights nor an
+            epoch in metrics.jsonl.
     """
     run = Run(folder)
     settings = _settings(run, data_dir)
@@ -94,7 +98,7 @@ def diagnose(
         raise SfrikError(f"a diagnosis needs at least 2 images, got {images}")
     found = _weights(run, settings)
     if found is None:
-        return _by_log(run, settings, "the weights are not here")
+        return _by_log(run, settings, "the weights are missing")
     (first, second), features = _embed(found.encoder, found.images, settings, images, seed, device)
     shown = replace(measure(features[0], features[1]), energy=(), energy_share=())
     about: dict[str, Any] = {"source": found.source, "epoch": found.epoch, "backbone_sha256": found.sha256, "features": shown}
@@ -103,53 +107,60 @@ def diagnose(
     if not len(first):
         return replace(_by_log(run, settings, "there is no projector.safetensors beside the backbone"), features=shown)
     measures = measure(first, second)
-    verdict, reasons = judge(measures)
+    verdict, reasons = classify(measures)
     return Diagnosis(**vars(measures), verdict=verdict, reasons=reasons, **about)
 
 
-def judge(measures: Measures) -> tuple[str, tuple[str, ...]]:
-    """(verdict, reasons) of the embeddings that a loss saw."""
+def classify(measures: Measures) -> tuple[str, tuple[str, ...]]:
+    """The verdict on embeddings that a loss spreads over a sphere, and sentences that explain it.
+
+    Args:
+        measures: of the embeddings; uniformity and effective rank are compared with the thresholds.
+
+    Returns:
+        (verdict, reasons), as in `Diagnosis`.
+    """
     most, rank = measures.largest_rank, measures.effective_rank
-    told = f"effective rank {rank:.1f} of at most {most}, the threshold being {LEAST_RANK:.3g}"
+    rank_text = f"effective rank {rank:.1f} of at most {most}, the threshold being {LEAST_RANK:.3g}"
     if -measures.uniformity < LEAST_UNIFORMITY:
         verdict = FULL
-        reasons = [f"uniformity {measures.uniformity:.2g}, above {-LEAST_UNIFORMITY:.2g}: the images are nearly one point"]
+        reasons = [f"uniformity {measures.uniformity:.2g}, above {-LEAST_UNIFORMITY:.2g}: all embeddings are nearly equal"]
     elif most < 2 * LEAST_RANK:
         verdict = UNKNOWN
         reasons = [
-            f"no rank can exceed {most}, min(n, q), which is too near the threshold {LEAST_RANK:.3g} of the effective rank"
+            f"no rank can exceed {most}, min(n, q), which is too close to the threshold {LEAST_RANK:.3g} of the effective rank"
         ]
     elif rank < LEAST_RANK:
         verdict = DIMENSIONAL
-        reasons = [f"{told}: the images are apart, but in few dimensions"]
+        reasons = [f"{rank_text}: the embeddings differ, but span only a few dimensions"]
     else:
         verdict = HEALTHY
-        reasons = [f"uniformity {measures.uniformity:.3g}, below {-LEAST_UNIFORMITY:.2g}: the images are apart", told]
+        reasons = [f"uniformity {measures.uniformity:.3g}, below {-LEAST_UNIFORMITY:.2g}: the embeddings differ", rank_text]
     if measures.n < measures.q:
         reasons.append(f"{measures.n} images are fewer than the {measures.q} dimensions: no rank can exceed {measures.n}")
     return verdict, tuple(reasons)
 
 
 _UNTRAINED = (
-    "nothing was pretrained (ssl_method none): these are the features of the backbone as it was initialised, or the pixels",
-    "the thresholds are of embeddings that a loss spreads, and do not apply",
+    "nothing was pretrained (ssl_method none): these are the features of the backbone as initialised, or the pixels",
+    "the thresholds are for embeddings that a loss spreads, and do not apply",
 )
 
 
 def _settings(run: Run, data_dir: str | None) -> PretrainSettings:
     path = run.folder / "settings.json"
     if not path.is_file():
-        raise SfrikError(f"{run.folder} is no folder of a run: there is no settings.json; give PROFILE/NAME or a run's folder")
-    kept = read_record(path, RunSettings)["settings"]
-    if "ssl_method" not in kept:
-        raise SfrikError(f"{run.folder} holds no pretraining, its settings.json has no ssl_method: give the folder of one")
-    there = {"data_dir": data_dir} if data_dir else {}
+        raise SfrikError(f"{run.folder} is not the folder of a run, there is no settings.json: give PROFILE/NAME or a folder")
+    saved = read_record(path, RunSettings)["settings"]
+    if "ssl_method" not in saved:
+        raise SfrikError(f"{run.folder} is not a pretraining run, its settings.json has no ssl_method: give the folder of one")
+    moved = {"data_dir": data_dir} if data_dir else {}
     # not compiled: that would take minutes for a few passes
-    return PretrainSettings.parse({**kept, **there, "compile": False}, str(path))
+    return PretrainSettings.parse({**saved, **moved, "compile": False}, str(path))
 
 
 class _Weights(NamedTuple):
-    """An encoder as it was trained (its projector `Identity` where none is kept), its images, and where it is from."""
+    """A trained encoder (its projector `Identity` where none was saved), its training images, and the files it came from."""
 
     encoder: Encoder
     images: Images
@@ -159,14 +170,14 @@ class _Weights(NamedTuple):
 
 
 def _weights(run: Run, settings: PretrainSettings) -> _Weights | None:
-    """None where the folder has neither the weights of a finished run nor a checkpoint."""
+    """The encoder of a run; None if the folder has neither the weights of a finished run nor a checkpoint."""
     finished = run.backbone.is_file()
     if not finished and not run.checkpoints.exist:
         return None
     images = load_images(settings.dataset, "pretrain", settings.data_dir, settings.subset)
     if not finished:
         checkpoint = run.checkpoints.load()
-        assert checkpoint is not None  # there is one
+        assert checkpoint is not None  # `exist` is true
         encoder = build_encoder(settings, images.channels)
         _load(encoder, checkpoint["model"], run.checkpoints.paths[0])
         return _Weights(encoder, images, "checkpoint.pt", checkpoint["place"]["epoch"], None)
@@ -195,45 +206,45 @@ def _load(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
         module.load_state_dict(state)
     except RuntimeError as error:
         first = str(error).strip().splitlines()[-1].strip()
-        raise SfrikError(f"{path} does not fit the settings beside it ({first}): both must be of one run") from error
+        raise SfrikError(f"{path} does not fit the settings.json beside it ({first}): both must belong to one run") from error
 
 
 @torch.no_grad()
 def _embed(
     encoder: Encoder, images: Images, settings: PretrainSettings, most: int, seed: int, device: str
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Embeddings [n, q] of two views, and features [n, d] of the same: of multi-crop the first two views, as training logs."""
-    place = pick_device(device)
-    encoder = channels_last(encoder, place).eval()
+    """Embeddings [n, q] and features [n, d] of two views each; of multi-crop the first two views, as in the training log."""
+    target = pick_device(device)
+    encoder = channels_last(encoder, target).eval()
     views = build_views(settings.augmentations, settings.size, settings.dataset, settings.input_pipeline, **settings.crops)
     chosen = np.random.default_rng(seed).permutation(len(images))[:most]
     embeddings: list[list[Tensor]] = [[], []]
     features: list[list[Tensor]] = [[], []]
     size = min(settings.batch_size, 256)  # in evaluation mode an image's embedding does not depend on the others
-    drawn = batches(images, chosen, views, size, (seed,), place, settings.workers, skip_broken=settings.skip_broken)
+    drawn = batches(images, chosen, views, size, (seed,), target, settings.workers, skip_broken=settings.skip_broken)
     for batch, _, _ in drawn:
-        for view, kept, seen in zip(batch[:2], embeddings, features, strict=True):
+        for view, of_view, features_of_view in zip(batch[:2], embeddings, features, strict=True):
             feature = encoder.backbone(view.contiguous(memory_format=torch.channels_last))
-            seen.append(feature.float().cpu())
+            features_of_view.append(feature.float().cpu())
             if not isinstance(encoder.projector, nn.Identity):
-                kept.append(encoder.projector(feature).float().cpu())
+                of_view.append(encoder.projector(feature).float().cpu())
     return [torch.cat(parts) if parts else torch.empty(0) for parts in embeddings], [torch.cat(parts) for parts in features]
 
 
 def _by_log(run: Run, settings: PretrainSettings, why: str) -> Diagnosis:
-    """What the last epoch's line of metrics.jsonl says: of one batch, in training mode and the precision of training."""
+    """A diagnosis from the last epoch in metrics.jsonl: one batch, in training mode and the precision of training."""
     lines = run.epochs()
     if not lines:
         raise SfrikError(f"{run.folder} has neither weights nor an epoch in metrics.jsonl: pretrain it first")
     line = lines[-1]
-    told: dict[str, Any] = {name: line.get(name) for name in ("alignment", "uniformity", "effective_rank")}
-    if wrong := [name for name, value in told.items() if type(value) not in (int, float)]:
+    logged: dict[str, Any] = {name: line.get(name) for name in ("alignment", "uniformity", "effective_rank")}
+    if wrong := [name for name, value in logged.items() if type(value) not in (int, float)]:
         raise SfrikError(f"{run.folder / 'metrics.jsonl'} has no number {wrong[0]} in its last epoch: pretrain it again")
-    measures = Measures(settings.batch_size, settings.dim, **told)
-    verdict, reasons = judge(measures)
+    measures = Measures(settings.batch_size, settings.dim, **logged)
+    verdict, reasons = classify(measures)
     missing = (
-        f"{why}: this is what the log says of the last epoch's last batch, in training mode; RankMe, the energy per degree and "
-        "the spectrum need the weights: pretrain it again"
+        f"{why}: these values are from the log, of the last epoch's last batch in training mode; RankMe, the energy per degree "
+        "and the spectrum need the weights: pretrain it again"
     )
     return Diagnosis(
         **vars(measures), verdict=verdict, reasons=(*reasons, missing), source="metrics.jsonl", epoch=line["epoch"] + 1

@@ -1,36 +1,43 @@
-"""Features of a frozen backbone, in the order of the data set."""
+"""Features of a frozen backbone: extraction on any number of processes, and where they are read."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, nullcontext
-from io import RawIOBase
+from collections.abc import Callable, Iterator
+from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from sfrik.datasets import Images, batches, load_images
+from sfrik.datasets import Images, batches
 from sfrik.errors import SfrikError
-from sfrik.evaluate.inputs import evaluation_split, frozen_backbone, scored_images, weights_path
+from sfrik.evaluate.feature_files import load_features, make_empty, naming_the_file, write_rows
+from sfrik.evaluate.inputs import Inputs
 from sfrik.networks import Backbone
-from sfrik.ops.collectives import broadcast_from_rank_zero, rank, world_size
+from sfrik.ops.collectives import barrier, broadcast_from_rank_zero, rank, world_size
 from sfrik.runs.records import FeatureOrigin
 from sfrik.settings import FeatureSettings
-from sfrik.system.devices import autocast, channels_last, pick_device, pick_precision
-from sfrik.system.files import atomic_write, check_regular, file_hash, write_error, write_json
+from sfrik.system.devices import autocast
+from sfrik.system.files import atomic_write, write_json
 from sfrik.system.locks import folder_lock
 from sfrik.system.progress import track
 from sfrik.system.records import read_record
-from sfrik.views.base import Views, resize_for_test
+from sfrik.views.base import Views
 
-__all__ = ["extract", "extract_features", "features_hash", "features_here", "load_features"]
+__all__ = ["Features", "extract", "extract_features", "features_here", "read_features"]
 
 FILES = tuple(f"{split}_{part}.npy" for split in ("train", "val") for part in ("features", "labels"))
+LOCK = "features.lock"
+
+
+class Features(NamedTuple):
+    """The features of both splits, each (features [n, d], labels [n]), and the SHA-256 of the weights, None where unknown."""
+
+    train: tuple[Tensor, Tensor]
+    val: tuple[Tensor, Tensor]
+    weights_sha256: str | None
 
 
 def extract(
@@ -41,19 +48,27 @@ def extract(
     device: torch.device | str = "cpu",
     precision: str = "fp32",
     workers: int = 0,
-    look: Callable[[], None] | None = None,
+    after_batch: Callable[[], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Features [n, d] in float32 and labels of all images, in their order. The backbone's mode is restored after.
+    """Compute the features of all images, in evaluation mode; the backbone's mode is restored afterwards.
 
-    `look` is called after each batch; it may raise, where the work is asked to stop.
+    Args:
+        backbone: images [b, c, h, w] to features [b, d].
+        views: one view of each image, such as `sfrik.views.base.resize_for_test`.
+        precision: "fp32", "bf16" or "fp16", for autocast.
+        workers: processes that decode images.
+        after_batch: called after each batch; it may raise to stop the extraction.
+
+    Returns:
+        Features [n, d], float32, and labels [n], in the order of the data set and on the CPU.
     """
     features, labels = [], []
     order = np.arange(len(images))
     for some, targets in _batches(backbone, images, order, views, batch_size, torch.device(device), precision, workers):
         features.append(some)
         labels.append(targets)
-        if look is not None:
-            look()
+        if after_batch is not None:
+            after_batch()
     return torch.cat(features), torch.cat(labels)
 
 
@@ -68,7 +83,7 @@ def _batches(
     precision: str,
     workers: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Features [b, d] and labels of the images at `indices`, a batch at a time, on the host."""
+    """Features [b, d] and labels [b] of the images at `indices`, one batch at a time, on the CPU."""
     training = backbone.training
     backbone.eval()
     try:
@@ -82,195 +97,159 @@ def _batches(
 
 
 def extract_features(settings: FeatureSettings) -> Path:
-    """Write train_features, train_labels, val_features and val_labels as .npy to the extraction folder, and return it.
+    """Extract the features of the training images and of the scored split to .npy files, unless they exist.
 
-    Under `torch.distributed` (torchrun, or `sfrik.launch`) every process calls this: each takes a run of consecutive
-    batches and writes their features to their place in the one file. The files are the same, byte for byte, whatever the
-    number of processes; `batch_size` is therefore that of each process here. Memory: a batch; features are never held whole.
-    The folder must be one that all processes see.
+    The files are train_features, train_labels, val_features and val_labels; "val" is the test images, or the tuning split with
+    `val_dataset` train. weights.json beside them records the SHA-256 of the weights and what was extracted; it is written last,
+    when the features are on disk. Features of the same weights and images are left as they are.
 
-    weights.json beside them names the weights by their SHA-256, and what was extracted; it is written last, when the features are
-    on disk. Features that are there already, of the same weights and images, are left as they are.
+    Under `torch.distributed` (torchrun, or `sfrik.launch`) every process calls this function: each takes a range of consecutive
+    batches and writes their features to their rows of the one file. The folder must be visible to all processes. The files are
+    the same, byte for byte, for any number of processes; `batch_size` is therefore per process here. Memory: one batch; the
+    features are never held in memory as a whole.
+
+    A second command that needs the same features waits for the first, with a line on stdout, and uses what it wrote.
+
+    Returns:
+        The extraction folder: `extraction_dir`, or features/ in the run's folder.
 
     Raises:
         WriteError: the features cannot be written; no part of them is left.
+        SfrikError: missing weights or images, or test images of a grid whose choice is not recorded.
     """
-    evaluation_split(settings)  # features of the test images are not handed out before the choice either
-    folder = features_folder(settings)
-    if broadcast_from_rank_zero(_are_there(folder, settings)):
-        return folder
-    device = pick_device(settings.device)
-    precision = pick_precision(settings.precision, device)
-    splits = {
-        "val": scored_images(settings),
-        "train": load_images(settings.dataset, "train", settings.data_dir, settings.subset),
-    }
-    backbone = channels_last(frozen_backbone(settings, splits["train"].channels), device)
-    # two that extract into one folder would write to the same files
-    with folder_lock(folder, "features.lock", wait=True) if rank() == 0 else nullcontext():
-        if not broadcast_from_rank_zero(_are_there(folder, settings)):
-            try:
-                _extract(folder, settings, splits, backbone, device, precision)
-            finally:
-                for split in splits:
-                    _aside(folder, split).unlink(missing_ok=True)
+    inputs = Inputs.resolve(settings)
+    folder = Path(settings.extraction_dir) if settings.extraction_dir else _own_folder(inputs)
+    _extract_if_missing(folder, inputs)
     return folder
 
 
-def _extract(
-    folder: Path, settings: FeatureSettings, splits: dict[str, Images], backbone: Backbone, device: torch.device, precision: str
-) -> None:
-    views = resize_for_test(settings.size, settings.dataset)
-    if rank() == 0:
-        (folder / "weights.json").unlink(missing_ok=True)
-        for split, images in splits.items():
-            _make_empty(_aside(folder, split), (len(images), backbone.num_features))
-    _barrier()
-    for split, images in splits.items():
-        indices = _share(len(images), settings.batch_size)
-        parts = _batches(backbone, images, indices, views, settings.batch_size, device, precision, settings.workers)
-        parts = track(parts, -(-len(indices) // settings.batch_size), f"features of {split}", show=rank() == 0)
-        _write_rows(_aside(folder, split), int(indices[0]) if len(indices) else 0, (some for some, _ in parts))
-    _barrier()
-    if rank() == 0:
-        for name in FILES:  # a process that is ended here must not leave old and new files side by side
-            (folder / name).unlink(missing_ok=True)
-        for split, images in splits.items():
-            target = folder / f"{split}_features.npy"
-            with _writing(target, 0):
-                _aside(folder, split).replace(target)
-            with atomic_write(folder / f"{split}_labels.npy", images.targets.nbytes) as file:  # flushes the folder too
-                np.save(file, images.targets)
-        write_json(folder / "weights.json", _origin(settings))
-    _barrier()
-
-
-@contextmanager
-def _writing(path: Path, needed: int) -> Iterator[None]:
-    """Within it the error of a file that cannot be written names it, what it needs and what is free."""
-    try:
-        yield
-    except OSError as error:
-        raise write_error(path, error, needed) from None
-
-
-def _make_empty(path: Path, shape: tuple[int, int]) -> None:
-    """A .npy file of float32 with its whole length, which takes no room on the disk yet."""
-    with _writing(path, 4 * shape[0] * shape[1]):
-        np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape).flush()
-
-
-def _share(n: int, batch_size: int) -> np.ndarray:
-    """Indices of this process's images: whole batches, since a batch of another size may round otherwise."""
-    steps = -(-n // batch_size)
-    first, last = (steps * part // world_size() for part in (rank(), rank() + 1))
-    return np.arange(first * batch_size, min(last * batch_size, n))
-
-
-def _write_rows(path: Path, start: int, parts: Iterable[Tensor]) -> None:
-    """Write features to a .npy file that is there with its whole length, from row `start` on.
-
-    By plain writes and not through mapped memory, of which whole pages go to disk: on a network file system two nodes would
-    overwrite each other's rows where a page holds some of both.
-    """
-    rows = np.load(path, mmap_mode="r")
-    place = rows.offset + start * rows.shape[1] * rows.itemsize
-    needed = rows.nbytes
-    del rows
-    with path.open("r+b", buffering=0) as file:
-        file.seek(place)
-        for features in parts:  # an error of theirs is none of this file
-            with _writing(path, needed):
-                _write_all(file, features.contiguous().numpy().data.cast("B"))
-        with _writing(path, needed):
-            os.fsync(file.fileno())
-
-
-def _write_all(file: RawIOBase, content: memoryview) -> None:
-    """Write all bytes; a call writes only some where the disk is nearly full, or of more than 2 GiB."""
-    while content:
-        content = content[file.write(content) :]
-
-
-def _aside(folder: Path, split: str) -> Path:
-    """The features of a split while they are written, by all processes."""
-    return folder / f"{split}_features.tmp.npy"
-
-
-def _barrier() -> None:
-    if world_size() > 1:
-        dist.barrier()
-
-
 def features_here(settings: FeatureSettings) -> Path:
-    """The extraction folder, its features extracted now unless they are there, of the same weights and images.
+    """The folder with the features: `extraction_dir`, or the run's own, extracted now unless they exist.
 
-    A score may be finished where its features are not: the repository holds scores alone.
+    Raises:
+        SfrikError: as `extract_features`; an `extraction_dir` is not checked here, but by `load_features`.
     """
     if settings.extraction_dir:
-        evaluation_split(settings)
+        Inputs.resolve(settings)
         return _given_folder(settings)
     return extract_features(settings)
 
 
-def _are_there(folder: Path, settings: FeatureSettings) -> bool:
-    """Whether the folder holds the features that would be extracted. Of a run's own folder a broken weights.json means no."""
-    if not all((folder / name).is_file() for name in (*FILES, "weights.json")) or not weights_path(settings).is_file():
-        return False
-    try:
-        for split in ("train", "val"):
-            load_features(folder, split)  # as far as header and length show
-        return read_record(folder / "weights.json", FeatureOrigin) == _origin(settings)
-    except SfrikError:
-        if settings.extraction_dir:
-            raise
-        return False
+def read_features(inputs: Inputs[Any]) -> Features:
+    """The features of `extraction_dir`, or the run's own, extracted now unless they exist.
+
+    The run's own are opened under the lock of the extraction: another command that extracts another split of the same run
+    replaces the files, and those that are open stay as they are.
+
+    Raises:
+        SfrikError: missing or incomplete features, or splits of different dimensions.
+    """
+    settings: FeatureSettings = inputs.settings
+    if settings.extraction_dir:
+        folder = _given_folder(settings)
+        train, val = load_features(folder, "train"), load_features(folder, "val")
+        record = folder / "weights.json"
+        digest = read_record(record, FeatureOrigin)["backbone_sha256"] if record.exists() else None
+    else:
+        folder, found = _own_folder(inputs), None
+        while found is None:
+            _extract_if_missing(folder, inputs)
+            with folder_lock(folder, LOCK, wait=True):  # another command may have replaced them by those of another split
+                if _exist(folder, inputs):
+                    found = load_features(folder, "train"), load_features(folder, "val")
+        (train, val), digest = found, inputs.weights_sha256
+    if train[0].shape[1] != val[0].shape[1]:
+        raise SfrikError(
+            f"{folder} has train features of {train[0].shape[1]} dimensions and val features of {val[0].shape[1]}: "
+            "extract them again, from one backbone"
+        )
+    return Features(train, val, digest)
 
 
-def _origin(settings: FeatureSettings) -> dict[str, Any]:
-    """What features depend on: the weights, and which images were taken how."""
-    names = ("dataset", "subset", "size", "arch", "stem", "precision", "val_dataset", "val_subset")
-    return {"backbone_sha256": file_hash(weights_path(settings)), **{name: getattr(settings, name) for name in names}}
-
-
-def features_hash(settings: FeatureSettings) -> str | None:
-    """SHA-256 of the weights that the features are of; None where the extraction folder does not say."""
-    folder = _given_folder(settings) if settings.extraction_dir else features_folder(settings)
-    path = folder / "weights.json"
-    return read_record(path, FeatureOrigin)["backbone_sha256"] if path.exists() else None
-
-
-def features_folder(settings: FeatureSettings) -> Path:
-    """Where features are written: `extraction_dir`, or features/ in the run's folder."""
-    return Path(settings.extraction_dir) if settings.extraction_dir else Path(settings.exp_dir) / "features"
+def _own_folder(inputs: Inputs[Any]) -> Path:
+    return inputs.run.folder / "features"
 
 
 def _given_folder(settings: FeatureSettings) -> Path:
-    """Where features are read that were extracted elsewhere: `extraction_dir`, or features/ in it, as --exp-dir makes it."""
+    """`extraction_dir`, or features/ in it where that is the folder of a run."""
     folder = Path(settings.extraction_dir)
     inside = folder / "features"
     return inside if not (folder / "train_features.npy").is_file() and (inside / "train_features.npy").is_file() else folder
 
 
-def load_features(folder: Path, name: str) -> tuple[Tensor, Tensor]:
-    """Features and labels of "train" or "val" from an extraction folder."""
-    arrays = []
-    for part in ("features", "labels"):
-        path = folder / f"{name}_{part}.npy"
-        if not path.exists():
-            raise SfrikError(f"there are no features {path}: run extract-features first, or check --extraction-dir")
-        check_regular(path)
-        try:
-            array = np.lib.format.open_memmap(path, mode="c")  # read as needed: ImageNet has 10 GiB
-            tensor = torch.from_numpy(array)
-        except MemoryError:
+def _exist(folder: Path, inputs: Inputs[Any]) -> bool:
+    """Whether a folder has the features that would be extracted.
+
+    In the run's own folder a broken file counts as missing; in an `extraction_dir` it is an error.
+    """
+    if not all((folder / name).is_file() for name in (*FILES, "weights.json")) or not inputs.weights.is_file():
+        return False
+    try:
+        for split in ("train", "val"):
+            load_features(folder, split)  # checks header and length
+        return read_record(folder / "weights.json", FeatureOrigin) == _origin(inputs)
+    except SfrikError:
+        if inputs.settings.extraction_dir:
             raise
-        except Exception as error:  # NumPy reads the header as Python, and raises anything where it is damaged
-            raise SfrikError(f"{path} is not a complete .npy file ({error}): extract the features again") from None
-        kinds, ndim = ("f", 2) if part == "features" else ("iu", 1)
-        if array.dtype.kind not in kinds or array.ndim != ndim:
-            raise SfrikError(f"{path} holds {array.dtype} of shape {array.shape}, which are no {part}: extract them again")
-        arrays.append(tensor)
-    if len(arrays[0]) != len(arrays[1]):
-        raise SfrikError(f"{folder} has {len(arrays[0])} {name} features but {len(arrays[1])} labels: extract them again")
-    return arrays[0], arrays[1]
+        return False
+
+
+def _origin(inputs: Inputs[Any]) -> dict[str, Any]:
+    """Everything that features depend on: the weights, the images and how they are read."""
+    names = ("dataset", "subset", "size", "arch", "stem", "precision", "val_dataset", "val_subset")
+    return {"backbone_sha256": inputs.weights_sha256, **{name: getattr(inputs.settings, name) for name in names}}
+
+
+def _extract_if_missing(folder: Path, inputs: Inputs[Any]) -> None:
+    """Extract the features of both splits, by all processes, unless rank 0 finds them."""
+    if broadcast_from_rank_zero(_exist(folder, inputs)):
+        return
+    splits = {"val": inputs.scored_images(), "train": inputs.images("train")}
+    backbone = inputs.backbone(splits["train"].channels)
+    # two extractions into one folder would write to the same files
+    with folder_lock(folder, LOCK, wait=True) if rank() == 0 else nullcontext():
+        if not broadcast_from_rank_zero(_exist(folder, inputs)):
+            try:
+                _extract(folder, inputs, splits, backbone)
+            finally:
+                for split in splits:
+                    _temporary(folder, split).unlink(missing_ok=True)
+
+
+def _extract(folder: Path, inputs: Inputs[Any], splits: dict[str, Images], backbone: Backbone) -> None:
+    settings = inputs.settings
+    if rank() == 0:
+        (folder / "weights.json").unlink(missing_ok=True)
+        for split, images in splits.items():
+            make_empty(_temporary(folder, split), (len(images), backbone.num_features))
+    barrier()
+    for split, images in splits.items():
+        indices = _shard(len(images), settings.batch_size)
+        how = inputs.whole_images, settings.batch_size, inputs.device, inputs.precision, settings.workers
+        parts = _batches(backbone, images, indices, *how)
+        parts = track(parts, -(-len(indices) // settings.batch_size), f"features of {split}", show=rank() == 0)
+        write_rows(_temporary(folder, split), int(indices[0]) if len(indices) else 0, (some for some, _ in parts))
+    barrier()
+    if rank() == 0:
+        for name in FILES:  # a process that is killed here must not leave old and new files side by side
+            (folder / name).unlink(missing_ok=True)
+        for split, images in splits.items():
+            target = folder / f"{split}_features.npy"
+            with naming_the_file(target, 0):
+                _temporary(folder, split).replace(target)
+            with atomic_write(folder / f"{split}_labels.npy", images.targets.nbytes) as file:  # flushes the folder too
+                np.save(file, images.targets)
+        write_json(folder / "weights.json", _origin(inputs))
+    barrier()
+
+
+def _temporary(folder: Path, split: str) -> Path:
+    """The file that all processes write a split's features to."""
+    return folder / f"{split}_features.tmp.npy"
+
+
+def _shard(n: int, batch_size: int) -> np.ndarray:
+    """Indices of this process's images: whole batches, since a batch of another size may round differently."""
+    steps = -(-n // batch_size)
+    first, last = (steps * part // world_size() for part in (rank(), rank() + 1))
+    return np.arange(first * batch_size, min(last * batch_size, n))

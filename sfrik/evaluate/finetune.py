@@ -1,4 +1,4 @@
-"""Fine-tuning backbone and head together: the paper's semi-supervised protocol, with 1 % or 10 % of the labels (its table 4)."""
+"""Fine-tuning of backbone and head: the paper's semi-supervised protocol, with 1 % or 10 % of the labels (its table 4)."""
 
 from __future__ import annotations
 
@@ -33,40 +33,46 @@ def finetune(
     progress: bool = True,
     checkpoint: EvaluationCheckpoint | None = None,
 ) -> tuple[dict[str, Any], nn.Linear]:
-    """Train the backbone, in place and in train mode, and a linear head; both are scored on the test images each epoch.
+    """Train the backbone, in place and in train mode, and a linear head; score both on the test images after each epoch.
 
     SGD with momentum 0.9 and two rates, `lr_backbone` and `lr_head`, that follow one cosine by epoch; random crops and
     flips, as in linear probing. Where the last batch of an epoch would be a single image, which BatchNorm cannot
-    normalise, that image is left out of the epoch; the order is drawn anew each epoch, so it is another one each time.
+    normalise, that image is skipped in this epoch; the order is drawn again each epoch, so it is a different one each time.
 
     Memory: the features of the test images, 4 d bytes each (0.4 GiB for ImageNet's 50,000 at d = 2048).
 
     Args:
-        checkpoint: where it is saved and found again; nothing is saved when None.
+        backbone: images [b, c, h, w] to features [b, d]; its weights are trained.
+        train: labelled images, at least 2.
+        test: the images that are scored.
+        settings: `epochs`, `batch_size`, the two rates, `weight_decay`, `seed`, and how images are read.
+        precision: of the backbone: "fp32", "bf16" or "fp16".
+        progress: whether to print a line per epoch.
+        checkpoint: saves the training and resumes from it; nothing is saved when None.
 
     Returns:
         Accuracies in % (`top1` and `top5` of the last epoch, `best_top1` and `best_top5` of the best one), and the head.
 
     Raises:
-        SfrikError: the loss is not finite, or there is one labelled image alone. Preempted, KeyboardInterrupt: asked to stop,
-            and saved (with a checkpoint).
+        SfrikError: the loss is not finite, or there is only one labelled image.
+        Preempted: stopped by SIGTERM or SIGUSR1 (KeyboardInterrupt: by SIGINT), after saving; only with a checkpoint.
     """
     if len(train) < 2:
         raise SfrikError(f"fine-tuning needs at least 2 labelled images for BatchNorm, got {len(train)}: raise --train-percent")
     (head,) = linear_heads(1, backbone.num_features, train.num_classes, settings.seed, device)
 
-    def losses(batch: Tensor, labels: Tensor, left: list[int]) -> list[Tensor]:
+    def losses(batch: Tensor, labels: Tensor, active: list[int]) -> list[Tensor]:
         with autocast(device, precision):
             features = backbone(batch.contiguous(memory_format=torch.channels_last)).float()
         return [F.cross_entropy(head(features), labels)]
 
     rates = [settings.lr_backbone, settings.lr_head]
     both = Model([backbone, head], rates, f"lr_backbone {settings.lr_backbone:g} and lr_head {settings.lr_head:g}")
-    training = Training([both], train, losses, settings, device, checkpoint, progress, least=2, scaled=precision == "fp16")
+    training = Training([both], train, losses, settings, device, checkpoint, progress, min_batch=2, scaled=precision == "fp16")
     backbone.train()
     with training:
-        tops = training.work(
-            lambda index: score_images(backbone, head, test, settings, device, precision, training.look),
+        tops = training.fit(
+            lambda index: score_images(backbone, head, test, settings, device, precision, training.stop_if_requested),
             lambda tops: f"top-1 {tops[0][0]:.2f} %",
         )
     backbone.eval()
@@ -81,9 +87,14 @@ def score_images(
     settings: EvaluateSettings,
     device: torch.device,
     precision: str,
-    look: Callable[[], None] | None = None,
+    after_batch: Callable[[], None] | None = None,
 ) -> tuple[float, float]:
-    """Top-1 and top-5 in % of backbone and head, in evaluation mode, on whole images; `look` is called after each batch."""
+    """Top-1 and top-5 in % of backbone and head, in evaluation mode, on whole images.
+
+    Args:
+        after_batch: called after each batch; it may raise to stop the scoring.
+    """
     views = resize_for_test(settings.size, settings.dataset)
-    features, labels = extract(backbone, images, views, device=device, precision=precision, workers=settings.workers, look=look)
+    how = {"device": device, "precision": precision, "workers": settings.workers, "after_batch": after_batch}
+    features, labels = extract(backbone, images, views, **how)
     return score_features(head, features, labels)

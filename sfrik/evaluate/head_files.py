@@ -1,4 +1,4 @@
-"""Linear heads on disk: ours, as an evaluation saves them, and the authors' checkpoints of a probe or of fine-tuning."""
+"""Files of linear heads: ours, as an evaluation saves them, and the authors' checkpoints of a probe or of fine-tuning."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from sfrik.system.tensor_files import read_pickle, read_safetensors, write_safet
 
 __all__ = ["SavedHead", "load_head", "save_head"]
 
-# What a file may call the head, after DataParallel's "module." is taken off: the authors' is nn.Sequential(backbone, head).
+# Names of the head in a file, after DataParallel's "module." is removed: the authors' model is nn.Sequential(backbone, head).
 NAMES = ("head", "1", "fc", "linear", "classifier", "")
 
 
 @dataclass(frozen=True)
 class SavedHead:
-    """A head, and what lies beside it in its file.
+    """A head, and what else its file contains.
 
     Attributes:
-        head: d features to class scores.
-        backbone: state dict of the backbone that it goes with; None where the file holds a head alone.
-        about: in our files protocol, arch, num_classes, settings (their hash) and backbone_sha256, of the pretrained weights.
+        path: of the file.
+        head: features [n, d] to class scores [n, classes].
+        backbone: state dict of the backbone it was trained with; None where the file contains only a head.
+        about: metadata of our files: protocol, arch, num_classes, settings (their hash) and backbone_sha256, the hash of the
+            pretrained weights.
     """
 
     path: Path
@@ -34,15 +36,19 @@ class SavedHead:
     about: dict[str, Any]
 
     def check(self, num_features: int, num_classes: int) -> None:
-        """Raises SfrikError where the head is for other features or other classes."""
+        """Raise SfrikError if the head is for another number of features or of classes."""
         if (self.head.in_features, self.head.out_features) != (num_features, num_classes):
             raise SfrikError(
-                f"{self.path} holds a head of {self.head.in_features} features and {self.head.out_features} classes, but "
-                f"here are {num_features} features and {num_classes} classes: check --ckp-path, --arch and --dataset"
+                f"{self.path} has a head of {self.head.in_features} features and {self.head.out_features} classes, but "
+                f"this evaluation has {num_features} features and {num_classes} classes: check --ckp-path, --arch and --dataset"
             )
 
     def build_backbone(self, arch: str, stem: str, channels: int) -> Backbone:
-        """The backbone that came with the head, in evaluation mode."""
+        """The backbone that was saved with the head, in evaluation mode.
+
+        Raises:
+            SfrikError: it is for another architecture.
+        """
         backbone = build_backbone(arch, stem, channels)
         try:
             backbone.load_state_dict(self.backbone or {})
@@ -53,20 +59,30 @@ class SavedHead:
 
 
 def save_head(path: Path, head: nn.Linear, backbone: nn.Module | None = None, **about: Any) -> str:
-    """Write a head and, after fine-tuning, its backbone as safetensors, complete or not at all; the SHA-256 of the file."""
+    """Write a head and, after fine-tuning, its backbone as safetensors, atomically.
+
+    Args:
+        about: metadata, as in `SavedHead.about`.
+
+    Returns:
+        The SHA-256 of the file.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
     parts = {"head": head} | ({"backbone": backbone} if backbone is not None else {})
     state = {f"{name}.{key}": value for name, module in parts.items() for key, value in module.state_dict().items()}
     return write_safetensors(path, state, about)
 
 
 def load_head(path: str | Path) -> SavedHead:
-    """A head of a file: ours (.safetensors), or a PyTorch checkpoint such as the authors' {epoch, best_acc, model, ...}.
+    """Load a head from a file: ours (.safetensors), or a PyTorch checkpoint such as the authors' {epoch, best_acc, model, ...}.
 
-    In a checkpoint the head is the linear layer called head, 1, fc, linear or classifier, and the backbone, if it is
-    there, what stands under `backbone.` or `0.`, or beside `fc.`; a prefix `module.` is taken off.
+    In a checkpoint the head is the linear layer named head, 1, fc, linear or classifier; the backbone, if there is one, has
+    the keys that start with `backbone.` or `0.`, or those beside `fc.`. A prefix `module.` is removed.
 
     Raises:
-        SfrikError: the file is missing, is cut short, or holds no linear head.
+        SfrikError: the file is missing or cut short, or has no linear head.
     """
     path = Path(path)
     if not path.is_file():
@@ -81,7 +97,7 @@ def load_head(path: str | Path) -> SavedHead:
         if weight is not None and bias is not None and weight.dim() == 2 and bias.shape == weight.shape[:1]:
             break
     else:
-        raise SfrikError(f"{path} holds no linear head (such as fc.weight and fc.bias): check --ckp-path")
+        raise SfrikError(f"{path} has no linear head (such as fc.weight and fc.bias): check --ckp-path")
     head = nn.Linear(weight.shape[1], weight.shape[0])
     head.load_state_dict({"weight": weight, "bias": bias})
     rest = {key: value for key, value in state.items() if key not in (f"{dot}weight", f"{dot}bias")}
@@ -93,7 +109,7 @@ def load_head(path: str | Path) -> SavedHead:
 
 
 def _read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The state dict of a checkpoint, a pickle that is read with `weights_only`."""
+    """The state dict of a checkpoint, a pickle read with `weights_only`."""
     content = read_pickle(path)
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -103,5 +119,5 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
         parts = {name: content[name] for name in ("backbone", "head") if isinstance(content.get(name), dict)}
         content = {f"{name}.{key.removeprefix('module.')}": value for name, part in parts.items() for key, value in part.items()}
     if not isinstance(content, dict):
-        raise SfrikError(f"{path} holds no state dict of tensors: check --ckp-path")
+        raise SfrikError(f"{path} has no state dict of tensors: check --ckp-path")
     return {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}

@@ -1,9 +1,13 @@
-"""What an evaluation judges: which weights, on which images, and whether that score is there already."""
+"""Inputs of an evaluation, resolved once per command: run, split, weights, device and precision."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Literal, TypeVar
+
+import torch
 
 from sfrik.datasets.images import Images, load_images
 from sfrik.datasets.label_fraction import labelled_share
@@ -13,98 +17,167 @@ from sfrik.runs.checkpoints import Checkpoints
 from sfrik.runs.folder import Run
 from sfrik.runs.records import Choice, Score
 from sfrik.settings import EvaluateSettings, FrozenSettings
-from sfrik.system.files import UnreadableError, rename_broken
+from sfrik.system.devices import channels_last, pick_device, pick_precision
+from sfrik.system.files import UnreadableError, file_hash, rename_broken
 from sfrik.system.records import read_record
 from sfrik.system.tensor_files import check_weights
+from sfrik.views.base import Views, resize_for_test
 
-__all__ = ["evaluation_split", "finished_score", "frozen_backbone", "scored_images", "training_images", "weights_path"]
+__all__ = ["Inputs", "scored_images", "training_images"]
 
-
-def frozen_backbone(settings: FrozenSettings, channels: int) -> Backbone:
-    """The backbone that an evaluation judges."""
-    path = weights_path(settings)
-    if settings.arch == "pixels":
-        if not path.is_file():
-            raise SfrikError(f"there is no weights file {path}: pretrain the recipe first (arch pixels writes an empty one)")
-        check_weights(path)
-        return build_pixels(settings.size, channels)
-    return load_backbone(path, settings.arch, settings.stem, channels)
+AnySettings = TypeVar("AnySettings", bound=FrozenSettings)
 
 
-def weights_path(settings: FrozenSettings) -> Path:
-    """`pretrained`, or the run's own weights."""
-    return Path(settings.pretrained) if settings.pretrained else Run(settings.exp_dir).backbone
+@dataclass(frozen=True)
+class Inputs(Generic[AnySettings]):
+    """Which weights are evaluated on which images, and where the score is written.
+
+    `resolve` is the only constructor to call: test images, and features and scores of them, are read through this object, so that
+    none is read before the choice of a grid (`choice`). The device, the precision and the hash are computed on first use: a score
+    that exists is returned without them.
+
+    Attributes:
+        settings: the settings of the evaluation.
+        run: the run whose folder the score is written to.
+        split: the split that is scored, "test" or "tune" (the tuning split).
+        weights: the weights file: `pretrained`, or the run's backbone.
+    """
+
+    settings: AnySettings
+    run: Run
+    split: Literal["test", "tune"]
+    weights: Path
+
+    @classmethod
+    def resolve(cls, settings: AnySettings) -> Inputs[AnySettings]:
+        """Resolve the settings of an evaluation.
+
+        Raises:
+            SfrikError: the run belongs to a grid (`choice`), and the choice on the tuning split is not recorded yet, or is
+                another recipe: the test images are scored once, by the chosen one.
+        """
+        if settings.val_dataset == "val" and settings.choice:
+            _check_choice(settings)
+        run = Run(settings.exp_dir)
+        weights = Path(settings.pretrained) if settings.pretrained else run.backbone
+        return cls(settings, run, "tune" if settings.val_dataset == "train" else "test", weights)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """The device of the backbone. Raises SfrikError where this machine does not have it."""
+        return pick_device(self.settings.device)
+
+    @cached_property
+    def precision(self) -> str:
+        """The precision of the backbone: "fp32", "bf16" or "fp16"."""
+        return pick_precision(self.settings.precision, self.device)
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """SHA-256 of the weights file."""
+        return file_hash(self.weights)
+
+    @property
+    def whole_images(self) -> Views:
+        """The test-time view: the whole image, resized and normalised."""
+        return resize_for_test(self.settings.size, self.settings.dataset)
+
+    def images(self, split: str) -> Images:
+        """The images of a split: "train", "tune" or "test"."""
+        s = self.settings
+        return load_images(s.dataset, split, s.data_dir, s.subset, s.val_subset)
+
+    def scored_images(self) -> Images:
+        """The images of the split that is scored."""
+        return self.images(self.split)
+
+    def backbone(self, channels: int) -> Backbone:
+        """The backbone with its weights, on the device and in evaluation mode.
+
+        Args:
+            channels: of the images, 1 or 3.
+
+        Raises:
+            SfrikError: the weights file is missing, cut short, changed since training, or for another architecture.
+        """
+        s = self.settings
+        if s.arch == "pixels":
+            if not self.weights.is_file():
+                raise SfrikError(
+                    f"there is no weights file {self.weights}: pretrain the recipe first (arch pixels writes an empty one)"
+                )
+            check_weights(self.weights)
+            return channels_last(build_pixels(s.size, channels), self.device)
+        return channels_last(load_backbone(self.weights, s.arch, s.stem, channels), self.device)
+
+    def score_name(self, protocol: str) -> str:
+        """Name of a protocol's score, without .json: the protocol, with _tune for the tuning split."""
+        return protocol if self.split == "test" else f"{protocol}_tune"
+
+    def finished_score(self, name: str) -> dict[str, Any] | None:
+        """The score of that name, if it was measured with these settings on these weights; else None.
+
+        A score of weights, features or a head from outside the run is always computed again: its file does not record where they
+        came from. A score that cannot be parsed is renamed, and measured again.
+
+        Raises:
+            SfrikError: a folder has the name of the score.
+            UnreadableError: the file system refuses to read the score.
+        """
+        s = self.settings
+        if s.pretrained or getattr(s, "extraction_dir", "") or getattr(s, "ckp_path", ""):
+            return None
+        path = self.run.folder / f"{name}.json"
+        if path.is_dir():
+            raise SfrikError(f"{path} is a folder, where the score is to be written: move it away")
+        try:
+            if path.exists():
+                read_record(path, Score)
+        except UnreadableError:
+            raise
+        except SfrikError as error:
+            rename_broken(path, str(error))
+        score = self.run.result(name, s)
+        if score is not None:  # left by a process that was killed right after it wrote the score
+            Checkpoints(self.run.folder, f"checkpoint_{name}").drop()
+        return score
 
 
-def evaluation_split(settings: FrozenSettings) -> str:
-    """The split that is scored, "test" or "tune" (the tuning split). Every reading of the test split asks here first.
+def scored_images(settings: FrozenSettings) -> Images:
+    """The images of the split that an evaluation scores: the test images, or the tuning split with `val_dataset` train.
 
     Raises:
-        SfrikError: the run is one of a grid (`choice`), and the choice on the tuning split is not written down yet, or it is
-            another recipe: the test images are scored once, by the chosen one.
+        SfrikError: missing images, or test images of a grid whose choice is not recorded (`Inputs.resolve`).
     """
-    if settings.val_dataset == "train":
-        return "tune"
-    if settings.choice:
-        _check_choice(settings)
-    return "test"
-
-
-def _check_choice(settings: FrozenSettings) -> None:
-    """<profile>/tuning/<grid>.json must name this run's recipe, the folder above seed<k>, as its "chosen"."""
-    folder = Path(settings.exp_dir).absolute()
-    recipe, written = folder.parent.name, folder.parent.parent / "tuning" / f"{settings.choice}.json"
-    if not written.is_file():
-        raise SfrikError(
-            f"the choice of grid {settings.choice} is not written down yet (there is no {written}): "
-            "score the grid on the tuning split first: make table9"
-        )
-    record = read_record(written, Choice)
-    if record["chosen"] != recipe:
-        raise SfrikError(
-            f"the choice of grid {settings.choice} is {record['chosen']}, not {recipe}: only the chosen one is scored on the "
-            "test images; use --val-dataset train"
-        )
+    return Inputs.resolve(settings).scored_images()
 
 
 def training_images(settings: EvaluateSettings) -> Images:
-    """The labelled images that an evaluation learns from.
+    """The labelled images that an evaluation trains on.
 
-    A label list is one of the whole training split, so `subset`, of which the backbone was pretrained, does not apply to it:
-    the recipes of 20 % of ImageNet are fine-tuned with the same 1 % and 10 % as those of the whole.
+    A label list refers to the whole training split, so `subset`, on which the backbone was pretrained, does not apply to it:
+    recipes on 20 % of ImageNet are fine-tuned with the same 1 % and 10 % as recipes on all of it.
+
+    Raises:
+        SfrikError: missing images, or a label list that does not match them.
     """
     by_list = settings.train_percent < 100 and (settings.label_list or settings.dataset == "imagenet")
     images = load_images(settings.dataset, "train", settings.data_dir, None if by_list else settings.subset)
     return labelled_share(images, settings.dataset, settings.train_percent, settings.label_list)
 
 
-def scored_images(settings: FrozenSettings) -> Images:
-    """The images of the split that is scored."""
-    split = evaluation_split(settings)
-    return load_images(settings.dataset, split, settings.data_dir, settings.subset, settings.val_subset)
-
-
-def finished_score(protocol: str, settings: FrozenSettings) -> tuple[Run, str, dict[str, Any] | None]:
-    """The run, the name of the score (with _tune for the tuning split), and the score where it is there already.
-
-    A score of weights, features or a head from elsewhere is computed again each time: the file does not say where from. A score
-    that cannot be read is renamed and measured again.
-    """
-    run = Run(settings.exp_dir)
-    name = protocol if evaluation_split(settings) == "test" else f"{protocol}_tune"
-    if settings.pretrained or getattr(settings, "extraction_dir", "") or getattr(settings, "ckp_path", ""):
-        return run, name, None
-    path = run.folder / f"{name}.json"
-    if path.is_dir():
-        raise SfrikError(f"{path} is a folder, where the score is to be written: move it away")
-    try:
-        if path.exists():
-            read_record(path, Score)
-    except UnreadableError:
-        raise
-    except SfrikError as error:
-        rename_broken(path, str(error))
-    known = run.result(name, settings)
-    if known is not None:  # after a process that was killed when it had just written the score
-        Checkpoints(run.folder, f"checkpoint_{name}").delete()
-    return run, name, known
+def _check_choice(settings: FrozenSettings) -> None:
+    """Check that <profile>/tuning/<grid>.json names the run's recipe, the folder above seed<k>, as its "chosen"."""
+    folder = Path(settings.exp_dir).absolute()
+    recipe, record = folder.parent.name, folder.parent.parent / "tuning" / f"{settings.choice}.json"
+    if not record.is_file():
+        raise SfrikError(
+            f"the choice of grid {settings.choice} is not recorded yet (there is no {record}): "
+            "score the grid on the tuning split first: make table9"
+        )
+    chosen = read_record(record, Choice)["chosen"]
+    if chosen != recipe:
+        raise SfrikError(
+            f"the choice of grid {settings.choice} is {chosen}, not {recipe}: only the chosen recipe is scored on the "
+            "test images; use --val-dataset train"
+        )

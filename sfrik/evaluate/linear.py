@@ -1,4 +1,4 @@
-"""Linear probing: a linear classifier on a frozen backbone, trained with augmented images (the paper's tables 1 and 4)."""
+"""Linear probing: a linear classifier on a frozen backbone, trained on augmented images (the paper's tables 1 and 4)."""
 
 from __future__ import annotations
 
@@ -32,24 +32,32 @@ def linear_probe(
     progress: bool = True,
     checkpoint: EvaluationCheckpoint | None = None,
 ) -> tuple[dict[str, Any], nn.Linear]:
-    """Train a linear head on random crops of the training images; score it on the whole test images.
+    """Train a linear head on random crops of the training images; score it on the whole test images after each epoch.
 
-    The backbone stays in evaluation mode, so that its BatchNorm averages do not move: its features of the test images
-    are therefore computed once. Memory: these features, 4 d bytes each (0.4 GiB for ImageNet's 50,000 at d = 2048).
+    SGD with momentum 0.9; the rate follows a cosine by epoch. The backbone stays in evaluation mode, so that its BatchNorm
+    statistics are fixed and the features of the test images are computed once. Memory: these features, 4 d bytes each (0.4 GiB
+    for ImageNet's 50,000 at d = 2048).
 
     Args:
-        checkpoint: where it is saved and found again; nothing is saved when None.
+        backbone: images [b, c, h, w] to features [b, d]; its weights are not changed.
+        train: labelled images.
+        test: the images that are scored.
+        settings: `epochs`, `batch_size`, `lr_head`, `weight_decay`, `seed`, and how images are read.
+        precision: of the backbone: "fp32", "bf16" or "fp16".
+        progress: whether to print a line per epoch.
+        checkpoint: saves the training and resumes from it; nothing is saved when None.
 
     Returns:
         Accuracies in % (`top1` and `top5` of the last epoch, `best_top1` and `best_top5` of the best one), and the head.
 
     Raises:
-        SfrikError: the loss is not finite. Preempted, KeyboardInterrupt: asked to stop, and saved (with a checkpoint).
+        SfrikError: the loss is not finite.
+        Preempted: stopped by SIGTERM or SIGUSR1 (KeyboardInterrupt: by SIGINT), after saving; only with a checkpoint.
     """
     heads, training = _heads(backbone, train, [settings.lr_head], settings, device, precision, checkpoint, progress)
     with training:
         scored = _features(backbone, test, settings, device, precision, training)
-        tops = training.work(lambda index: score_features(heads[index], *scored), lambda tops: f"top-1 {tops[0][0]:.2f} %")
+        tops = training.fit(lambda index: score_features(heads[index], *scored), lambda tops: f"top-1 {tops[0][0]:.2f} %")
     return last_and_best([top for (top,) in tops]), heads[0]
 
 
@@ -66,20 +74,23 @@ def linear_sweep(
 ) -> tuple[dict[str, Any], nn.Linear]:
     """Linear probing with each rate of `settings.lr_sweep` at once, as DINOv2 does (Oquab et al. 2023).
 
-    A batch passes through the backbone once and trains a head for each rate; a rate's head is the one that `linear_probe`
-    trains with that rate. The last epoch's heads are compared on the tuning split, and the chosen one alone is scored on
-    the test images, once; without `test` the score is that of the tuning split. A rate whose loss becomes infinite or NaN
-    scores 0 and is named on stderr; the others go on.
+    A batch passes through the backbone once and trains a head for each rate; a rate's head equals the one that `linear_probe`
+    trains with that rate. The last epoch's heads are compared on the tuning split, and only the chosen one is scored on the
+    test images, once; without `test` the score is that of the tuning split. A rate whose loss becomes infinite or NaN scores 0
+    and is reported on stderr; the other rates continue. Arguments that are not listed are those of `linear_probe`.
 
     Args:
-        checkpoint: where it is saved and found again; nothing is saved when None.
+        train: labelled images.
+        tune: the tuning split, which chooses the rate.
+        test: the images that are scored; None scores the tuning split.
 
     Returns:
         `top1` and `top5` in %, the chosen `lr_head`, its `tune_top1`, and `sweep`, top-1 on the tuning split by rate; and
         the chosen head.
 
     Raises:
-        SfrikError: no rate's loss is finite. Preempted, KeyboardInterrupt: asked to stop, and saved (with a checkpoint).
+        SfrikError: every rate's loss is infinite or NaN.
+        Preempted: stopped by SIGTERM or SIGUSR1 (KeyboardInterrupt: by SIGINT), after saving; only with a checkpoint.
     """
     rates = settings.lr_sweep
     heads, training = _heads(backbone, train, rates, settings, device, precision, checkpoint, progress)
@@ -90,7 +101,7 @@ def linear_sweep(
 
     with training:
         tuning = _features(backbone, tune, settings, device, precision, training)
-        tops = training.work(lambda index: score_features(heads[index], *tuning), best)[-1]
+        tops = training.fit(lambda index: score_features(heads[index], *tuning), best)[-1]
         index, choice = choose_rate(rates, tops)
         scored = None if test is None else _features(backbone, test, settings, device, precision, training)
     top1, top5 = tops[index] if scored is None else score_features(heads[index], *scored)
@@ -107,14 +118,14 @@ def _heads(
     checkpoint: EvaluationCheckpoint | None,
     progress: bool,
 ) -> tuple[list[nn.Linear], Training]:
-    """A head for each rate, and the training of all of them on the features of the same batches."""
+    """One head per rate, and their joint training on the features of the same batches."""
     backbone.eval()
     heads = linear_heads(len(rates), backbone.num_features, train.num_classes, settings.seed, device)
 
-    def losses(batch: Tensor, labels: Tensor, left: list[int]) -> list[Tensor]:
+    def losses(batch: Tensor, labels: Tensor, active: list[int]) -> list[Tensor]:
         with torch.no_grad(), autocast(device, precision):
             features = backbone(batch.contiguous(memory_format=torch.channels_last)).float()
-        return [F.cross_entropy(heads[index](features), labels) for index in left]
+        return [F.cross_entropy(heads[index](features), labels) for index in active]
 
     models = [Model([head], [rate], f"lr_head {rate:g}") for head, rate in zip(heads, rates, strict=True)]
     return heads, Training(models, train, losses, settings, device, checkpoint, progress)
@@ -129,7 +140,6 @@ def _features(
     training: Training,
 ) -> tuple[Tensor, Tensor]:
     views = resize_for_test(settings.size, settings.dataset)
-    features, labels = extract(
-        backbone, images, views, device=device, precision=precision, workers=settings.workers, look=training.look
-    )
+    how = {"device": device, "precision": precision, "workers": settings.workers, "after_batch": training.stop_if_requested}
+    features, labels = extract(backbone, images, views, **how)
     return features.to(device), labels.to(device)

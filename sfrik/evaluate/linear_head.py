@@ -1,4 +1,4 @@
-"""The linear classifier that the probes train: its initial weights, its rates, its accuracies, the choice among rates."""
+"""The linear classifier of the probes: initial weights, learning rates, accuracies, and the choice of a rate."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROWS = 65536  # features scored at a time: 0.5 GiB at d = 2048
 
 
 def linear_head(num_features: int, num_classes: int) -> nn.Linear:
-    """Weights from N(0, 0.01), that is of standard deviation 0.01, and zero bias."""
+    """A linear head with normal weights of standard deviation 0.01 and zero bias."""
     head = nn.Linear(num_features, num_classes)
     nn.init.normal_(head.weight, std=0.01)
     nn.init.zeros_(head.bias)
@@ -36,7 +36,7 @@ def linear_head(num_features: int, num_classes: int) -> nn.Linear:
 def linear_heads(
     count: int, num_features: int, num_classes: int, seed: int, device: torch.device | str = "cpu"
 ) -> list[nn.Linear]:
-    """Heads with the same initial weights, so that among several only the rate differs."""
+    """`count` heads with the same initial weights, so that a sweep compares only rates."""
     heads = []
     for _ in range(count):
         torch.manual_seed(derived_seed(seed))
@@ -45,27 +45,32 @@ def linear_heads(
 
 
 def rate_groups(heads: Sequence[nn.Module], rates: Sequence[float]) -> list[dict[str, Any]]:
-    """The optimiser's groups, each module's parameters with its own rate."""
+    """Parameter groups for an optimiser, one per module, each with its rate."""
     return [{"params": list(head.parameters()), "lr": rate} for head, rate in zip(heads, rates, strict=True)]
 
 
 def set_cosine_rates(optimizer: torch.optim.Optimizer, peaks: Sequence[float], epoch: int, epochs: int) -> None:
-    """Rates of the groups at `epoch`, by a cosine from their peaks to 0, a step an epoch."""
+    """Set the rates of the groups for an epoch, by a cosine from their peaks to 0 with one step per epoch."""
     for group, peak in zip(optimizer.param_groups, peaks, strict=True):
         group["lr"] = peak * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
 
 
 def top_accuracies(scores: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Top-1 and top-5 in %; where there are fewer than five classes, the second is the top of all."""
+    """Top-1 and top-5 accuracy in %; with fewer than five classes top-5 counts all of them.
+
+    Args:
+        scores: class scores [n, classes].
+        labels: [n].
+    """
     first, five = _hits(scores, labels)
     return 100 * (first / len(labels)), 100 * (five / len(labels))
 
 
 @torch.no_grad()
 def score_features(head: nn.Linear, features: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Top-1 and top-5 in % of a head on features [n, d], which may lie on the host and in a file mapped into memory.
+    """Top-1 and top-5 accuracy in % of a head on features [n, d], which may be on the host and mapped from a file.
 
-    They pass to the head's device in blocks of `ROWS`, which bounds the memory: a block's features and class scores.
+    They are moved to the head's device in blocks of `ROWS`, which bounds the memory: a block's features and class scores.
     """
     device = head.weight.device
     blocks = zip(features.split(ROWS), labels.split(ROWS), strict=True)
@@ -75,26 +80,28 @@ def score_features(head: nn.Linear, features: Tensor, labels: Tensor) -> tuple[f
 
 
 def _hits(scores: Tensor, labels: Tensor) -> tuple[int, int]:
-    """How many labels are the first, and among the first five."""
+    """The numbers of labels that rank first, and among the first five."""
     ranked = scores.topk(min(5, scores.shape[1]), dim=1).indices
     right = ranked == labels[:, None]
     return int(right[:, 0].sum()), int(right.sum())
 
 
 def last_and_best(tops: list[tuple[float, float]]) -> dict[str, float]:
-    """The last epoch's scores and, named apart, those of the epoch with the best top-1."""
+    """`top1` and `top5` of the last epoch, and `best_top1` and `best_top5` of the epoch with the best top-1, all in %."""
     best = max(tops, key=lambda pair: pair[0])
     return {"top1": tops[-1][0], "top5": tops[-1][1], "best_top1": best[0], "best_top5": best[1]}
 
 
 def choose_rate(rates: Sequence[float], tune_tops: Sequence[tuple[float, float]]) -> tuple[int, dict[str, Any]]:
-    """Which of several rates the tuning split prefers by top-1; the smallest rate wins a tie.
+    """Choose the rate with the best top-1 on the tuning split; the smallest rate wins a tie.
 
     Args:
-        rates: learning rates. tune_tops: (top-1, top-5) in % on the tuning split, of each.
+        rates: learning rates.
+        tune_tops: (top-1, top-5) in % on the tuning split, of each rate.
 
     Returns:
-        The index of the chosen one, and what a score says of the choice: `lr_head`, `tune_top1`, `sweep` (top-1 by rate).
+        The index of the chosen rate, and the entries of a score that record the choice: `lr_head`, `tune_top1` and `sweep`
+        (top-1 by rate), in %.
     """
     index = max(range(len(rates)), key=lambda i: (tune_tops[i][0], -rates[i]))
     sweep = {str(rate): top1 for rate, (top1, _) in zip(rates, tune_tops, strict=True)}

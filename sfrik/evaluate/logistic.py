@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["fit_lbfgs", "logistic_lbfgs", "logistic_sgd", "logistic_sweep"]
 
-HELD = 0.5  # share of a GPU's free memory that features may take; larger ones stay on the host
+MEMORY_FRACTION = 0.5  # of a GPU's free memory that features may take; larger ones stay on the host
 
 
 def logistic_lbfgs(
@@ -28,13 +28,15 @@ def logistic_lbfgs(
     test: tuple[Tensor, Tensor],
     inverse_penalties: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0),
 ) -> dict[str, Any]:
-    """Multinomial logistic regression on standardised features, the L2 penalty chosen on the tuning split.
+    """Multinomial logistic regression on standardised features by L-BFGS; the L2 penalty is chosen on the tuning split.
 
-    Memory: several copies of the features; for the few thousand images of the digits profile. ImageNet needs SGD.
+    Memory: several copies of the features, so it suits the few thousand images of the digits profile; ImageNet needs SGD.
 
     Args:
-        train, tune, test: (features [n, d], labels [n]) each.
-        inverse_penalties: scikit-learn's C, to choose from by accuracy on `tune`; the smallest wins a tie.
+        train: (features [n, d], labels [n]).
+        tune: the same, to choose the penalty.
+        test: the same, to score the chosen model once.
+        inverse_penalties: candidates for scikit-learn's C, compared by accuracy on `tune`; the smallest wins a tie.
 
     Returns:
         `top1` on test and `tune_top1`, both in %, and the chosen `C`.
@@ -44,15 +46,19 @@ def logistic_lbfgs(
         model = fit_lbfgs(train, penalty)
         fitted.append((100 * model.score(tune[0].numpy(), tune[1].numpy()), -penalty, model))
     tune_top1, negative, model = max(fitted, key=lambda candidate: candidate[:2])
-    # the test split is read once, by the chosen model
+    # only the chosen model is scored on the test split
     top1 = 100 * model.score(test[0].numpy(), test[1].numpy())
     return {"top1": float(top1), "tune_top1": float(tune_top1), "C": -negative}
 
 
 def fit_lbfgs(train: tuple[Tensor, Tensor], inverse_penalty: float) -> Pipeline:
-    """The model of one of `logistic_lbfgs`'s penalties: scikit-learn's pipeline, which takes features as a NumPy array.
+    """The model that `logistic_lbfgs` fits for one penalty: a scikit-learn pipeline, which takes features as a NumPy array.
 
-    The same features and penalty give the same model: it is not saved, but fitted again where its predictions are wanted.
+    The same features and penalty give the same model, so it is not saved but fitted again where its predictions are needed.
+
+    Args:
+        train: (features [n, d], labels [n]).
+        inverse_penalty: scikit-learn's C.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -73,19 +79,27 @@ def logistic_sgd(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
-    """The paper's: a linear head by SGD with momentum 0.9 and a cosine over the epochs, on features as they are.
+    """Logistic regression as in the paper: a linear head on unscaled features, by SGD with momentum 0.9 and a cosine by epoch.
 
-    Memory: on a GPU the training features where they take at most half of what is free (1.28 million of d = 2048: 9.8 GiB);
-    else, and on a CPU, they are read row by row, a batch at a time, and may lie in a file that is mapped into memory. What
-    the process itself allocates is then the order of the images (8 bytes each), a batch, and a block of test features with
-    its class scores (`classifier.ROWS`): 0.10 GiB for 200,000 x 512 (benchmarks/evaluation_memory.py). The pages of the file
-    that the system keeps in memory besides are its own to take back.
+    Memory: on a GPU the training features, where they take at most half of the free memory (1.28 million of d = 2048: 9.8 GiB);
+    otherwise, and on a CPU, they are read one batch at a time and may be mapped from a file. The process then allocates
+    the order of the images (8 bytes each), a batch, and a block of test features with its class scores
+    (`sfrik.evaluate.linear_head.ROWS`): 0.10 GiB for 200,000 x 512 (benchmarks/evaluation_memory.py). The operating system may
+    cache pages of the file besides, and reclaims them when it needs memory.
 
     Args:
-        train, test: (features [n, d], labels [n]) each.
+        train: (features [n, d], labels [n]).
+        test: the same, scored after each epoch.
+        num_classes: classes of both.
+        epochs: passes over the training features.
+        batch_size: features per step.
+        lr_head: peak learning rate.
+        weight_decay: of weights and bias.
+        seed: of the initial weights and of the order.
+        device: of the training.
 
     Returns:
-        `top1` and `top5` on test in %, of the last epoch (`top1`, `top5`) and of the best (`best_top1`, `best_top5`).
+        Accuracies on test in %: `top1` and `top5` of the last epoch, `best_top1` and `best_top5` of the best one.
     """
     heads = linear_heads(1, train[0].shape[1], num_classes, seed, device)
     tops = []
@@ -106,14 +120,16 @@ def logistic_sweep(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
-    """`logistic_sgd` for several rates at once: each batch of features is read once, and trains a head for each rate, all of them
-    by one product.
+    """`logistic_sgd` for several rates at once: a batch of features is read once and trains one head per rate by one product.
 
-    The last epoch's heads are compared on the tuning split, and the chosen one alone is scored on the test, once. A rate's
-    head is the one that `logistic_sgd` trains with that rate.
+    The last epoch's heads are compared on the tuning split, and only the chosen one is scored on the test images, once. A rate's
+    head equals the one that `logistic_sgd` trains with that rate. Arguments that are not listed are those of `logistic_sgd`.
 
     Args:
-        train, tune, test: (features [n, d], labels [n]) each; without `test` the score is that of the tuning split.
+        train: (features [n, d], labels [n]).
+        tune: the same, to choose the rate.
+        test: the same, to score the chosen head; None scores the tuning split.
+        rates: peak learning rates.
 
     Returns:
         `top1` and `top5` in %, the chosen `lr_head`, its `tune_top1`, and `sweep`: top-1 on the tuning split by rate.
@@ -136,9 +152,9 @@ def _epochs(
     weight_decay: float,
     seed: int,
 ) -> Iterator[None]:
-    """Train the heads side by side, each with its own rate; stops for a look at the end of each epoch.
+    """Train the heads together, each at its own rate; yields after each epoch, for scoring.
 
-    Their weights become parts of one matrix: a step is one product forward and one backward, however many they are.
+    Their weights become views of one matrix: a step is one product forward and one backward for any number of heads.
     """
     classes, whole = heads[0].out_features, {}
     for name in ("weight", "bias"):
@@ -153,7 +169,7 @@ def _epochs(
         order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(train[1])))
         for features, labels in rows.batches(order, batch_size):
             scores = F.linear(features, whole["weight"], whole["bias"]).requires_grad_()
-            each = scores.view(-1, classes), labels.repeat_interleave(len(heads))  # a row for each image and rate
+            each = scores.view(-1, classes), labels.repeat_interleave(len(heads))  # one row per image and rate
             (slope,) = torch.autograd.grad(F.cross_entropy(*each, reduction="sum") / len(labels), scores)
             torch.mm(slope.T, features, out=whole["weight gradient"])
             torch.sum(slope, dim=0, out=whole["bias gradient"])
@@ -162,23 +178,23 @@ def _epochs(
 
 
 class _Rows:
-    """Features and labels, from which batches are taken to a device; they lie there whole if there is room."""
+    """Features and labels that are batched onto a device; they are moved there as a whole if they fit."""
 
     def __init__(self, features: Tensor, labels: Tensor, device: torch.device) -> None:
         self.device = device
-        place = device if features.nbytes <= _room(device) else features.device
-        self.features, self.labels = features.to(place), labels.to(place)
+        storage = device if features.nbytes <= _available_bytes(device) else features.device
+        self.features, self.labels = features.to(storage), labels.to(storage)
 
     def batches(self, order: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Features and labels of the images at `order`, indices on the host, so many at a time."""
+        """Batches of features and labels, in the order of the indices `order` [n], which are on the host."""
         for chosen in order.to(self.features.device).split(size):
             features, labels = self.features.index_select(0, chosen), self.labels.index_select(0, chosen)
-            if features.device != self.device:  # pinned memory: the copy does not wait for the step before it
+            if features.device != self.device:  # pinned memory: the copy overlaps the previous step
                 features = features.pin_memory().to(self.device, non_blocking=True)
                 labels = labels.pin_memory().to(self.device, non_blocking=True)
             yield features, labels
 
 
-def _room(device: torch.device) -> float:
+def _available_bytes(device: torch.device) -> float:
     """Bytes that features may take on a device."""
-    return HELD * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
+    return MEMORY_FRACTION * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf

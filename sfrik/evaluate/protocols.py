@@ -1,4 +1,4 @@
-"""The evaluation commands: from settings to a score in the run's folder. A finished one is returned at once."""
+"""The evaluation commands: from settings to a score in the run's folder. A score that exists is returned at once."""
 
 from __future__ import annotations
 
@@ -9,25 +9,23 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sfrik.datasets.images import Images, load_images
+from sfrik.datasets.images import Images
 from sfrik.errors import SfrikError
 from sfrik.evaluate.checkpoint import EvaluationCheckpoint
-from sfrik.evaluate.features import extract, features_hash, features_here, load_features
+from sfrik.evaluate.features import extract, read_features
 from sfrik.evaluate.finetune import finetune, score_images
 from sfrik.evaluate.head_files import SavedHead, load_head, save_head
-from sfrik.evaluate.inputs import evaluation_split, finished_score, frozen_backbone, scored_images, training_images, weights_path
+from sfrik.evaluate.inputs import Inputs, training_images
 from sfrik.evaluate.knn import scores_by_k
 from sfrik.evaluate.linear import linear_probe, linear_sweep
 from sfrik.evaluate.linear_head import top_accuracies
 from sfrik.evaluate.logistic import logistic_lbfgs, logistic_sgd, logistic_sweep
 from sfrik.networks import Backbone
-from sfrik.runs.folder import Run
 from sfrik.runs.records import Score
-from sfrik.settings import EvaluateSettings, FeatureSettings, FrozenSettings, KnnSettings, LogisticSettings
-from sfrik.system.devices import channels_last, pick_device, pick_precision
+from sfrik.settings import EvaluateSettings, KnnSettings, LogisticSettings
+from sfrik.system.devices import channels_last
 from sfrik.system.files import file_hash
 from sfrik.system.records import read_record
-from sfrik.views.base import resize_for_test
 
 __all__ = ["class_scores", "evaluate", "knn_eval", "logistic_regression"]
 
@@ -35,118 +33,128 @@ Split = tuple[Tensor, Tensor]  # features [n, d] and labels [n]
 
 
 def evaluate(settings: EvaluateSettings, progress: bool = True) -> dict[str, Any]:
-    """Linear probing or fine-tuning: writes <protocol>.json (<protocol>_tune.json for the tuning split) and, beside it, the head.
+    """Linear probing or fine-tuning: writes <protocol>.json, or <protocol>_tune.json for the tuning split.
 
     The protocol is linear, finetune, or with part of the labels semi1, semi10 (fine-tuned), linear1, linear10 (frozen). The
-    head, after fine-tuning with the backbone's weights, is head_<protocol>[_tune].safetensors; `only_inference` reads it.
+    head, after fine-tuning with the backbone's weights, is saved beside the score as head_<protocol>[_tune].safetensors;
+    `only_inference` reads it.
 
-    SIGINT, SIGTERM and SIGUSR1 stop it with a checkpoint, checkpoint_<protocol>[_tune].pt, from which the same call goes on; it
-    is removed after the score is written.
+    SIGINT, SIGTERM and SIGUSR1 stop it with a checkpoint, checkpoint_<protocol>[_tune].pt, from which the same call resumes; it
+    is removed after the score is written. A second process that evaluates the same protocol of the same run waits for the first
+    and returns its score.
+
+    Args:
+        progress: whether to print a line per epoch.
+
+    Returns:
+        The content of the score's file: `top1` and `top5` in %, the number of `images`, and what they were measured on.
 
     Raises:
-        SfrikError: wrong settings or data; the loss is not finite; another process computes the same score. Preempted,
-            KeyboardInterrupt: asked to stop, and saved.
+        SfrikError: wrong settings or data, or a loss that is not finite.
+        Preempted: stopped by SIGTERM or SIGUSR1 (KeyboardInterrupt: by SIGINT), after saving.
     """
+    inputs = Inputs.resolve(settings)
     if settings.only_inference:
-        return _inference(settings)
-    run, name, known = finished_score(settings.protocol, settings)
-    if known:
-        return known
-    device = pick_device(settings.device)
-    precision = pick_precision(settings.precision, device)
-    train = training_images(settings)
-    test = scored_images(settings)
-    backbone = channels_last(frozen_backbone(settings, train.channels), device)
+        return _inference(inputs)
+    name = inputs.score_name(settings.protocol)
+    if score := inputs.finished_score(name):
+        return score
+    train, test = training_images(settings), inputs.scored_images()
+    backbone = inputs.backbone(train.channels)
     images: tuple[Images | None, ...] = (train, test)
     if settings.lr_sweep:
-        images = (train, _tuning_images(settings), test) if evaluation_split(settings) == "test" else (train, test, None)
+        images = (train, inputs.images("tune"), test) if inputs.split == "test" else (train, test, None)
     train_head = finetune if settings.weights == "finetune" else linear_sweep if settings.lr_sweep else linear_probe
     method = cast("Callable[..., tuple[dict[str, Any], nn.Linear]]", train_head)  # a sweep takes the tuning split too
-    digest = file_hash(weights_path(settings))
-    with EvaluationCheckpoint(run, name, settings, digest, train, precision) as checkpoint:
-        score, head = method(backbone, *images, settings, device, precision, progress, checkpoint)
+    with EvaluationCheckpoint(inputs.run, name, settings, inputs.weights_sha256, train, inputs.precision) as checkpoint:
+        if score := inputs.finished_score(name):  # by the process that this one waited for
+            return score
+        score, head = method(backbone, *images, settings, inputs.device, inputs.precision, progress, checkpoint)
         saved = save_head(
-            run.folder / f"head_{name}.safetensors",
+            inputs.run.folder / f"head_{name}.safetensors",
             head,
             backbone if settings.weights == "finetune" else None,
             protocol=settings.protocol,
             arch=settings.arch,
             num_classes=train.num_classes,
             settings=settings.hash(),
-            backbone_sha256=digest,
+            backbone_sha256=inputs.weights_sha256,
         )
         score = {"images": len(test), "train_images": len(train), **score, "head_sha256": saved}
-        return run.save_result(name, settings, score, digest)
+        return inputs.run.save_result(name, settings, score, inputs.weights_sha256)
 
 
-def _inference(settings: EvaluateSettings) -> dict[str, Any]:
-    """Score a saved head once, and train nothing: writes <protocol>_inference.json (..._tune.json for the tuning split).
+def _inference(inputs: Inputs[EvaluateSettings]) -> dict[str, Any]:
+    """Score a saved head without training: writes <protocol>_inference.json (..._tune.json for the tuning split).
 
-    The head is `ckp_path`, or the run's own of this protocol: the one that was scored on the tuning split, if it is there, so
+    The head is `ckp_path`, or the run's head of this protocol: the one that was scored on the tuning split, if it exists, so
     that a choice made on that split is followed by one score on the test images.
     """
-    run, name, known = finished_score(f"{settings.protocol}_inference", settings)
-    if known:
-        return known
-    images = scored_images(settings)
-    saved, backbone, digest = _saved_model(settings, images)
-    device = pick_device(settings.device)
-    precision = pick_precision(settings.precision, device)
-    backbone = channels_last(backbone, device)
-    top1, top5 = score_images(backbone, saved.head.to(device), images, settings, device, precision)
+    settings = inputs.settings
+    name = inputs.score_name(f"{settings.protocol}_inference")
+    if score := inputs.finished_score(name):
+        return score
+    images = inputs.scored_images()
+    saved, backbone, digest = _saved_model(inputs, images)
+    top1, top5 = score_images(backbone, saved.head.to(inputs.device), images, settings, inputs.device, inputs.precision)
     score = {"images": len(images), "head": saved.path.name, "head_sha256": file_hash(saved.path), "top1": top1, "top5": top5}
-    return run.save_result(name, settings, score, digest)
+    return inputs.run.save_result(name, settings, score, digest)
 
 
 @torch.no_grad()
 def class_scores(settings: EvaluateSettings) -> Split:
-    """What the head that `evaluate` saved says of each scored image: class scores [n, classes] before the softmax, labels [n].
+    """The class scores of a head that `evaluate` saved, for each scored image.
 
-    The head is `ckp_path`, or the run's own of this protocol and split; after fine-tuning the backbone is the one saved with it.
+    The head is `ckp_path`, or the run's head of this protocol and split; after fine-tuning the backbone is the one saved with it.
+
+    Returns:
+        Class scores [n, classes] before the softmax, and labels [n].
 
     Raises:
-        SfrikError: there is no such head, or it was trained on other weights than those that are here.
+        SfrikError: the head is missing, or was trained on other weights than the run's present ones.
     """
-    images = scored_images(settings)
-    saved, backbone, _ = _saved_model(settings, images)
-    device = pick_device(settings.device)
-    precision = pick_precision(settings.precision, device)
-    backbone = channels_last(backbone, device)
-    views = resize_for_test(settings.size, settings.dataset)
-    features, labels = extract(backbone, images, views, device=device, precision=precision, workers=settings.workers)
+    inputs = Inputs.resolve(settings)
+    images = inputs.scored_images()
+    saved, backbone, _ = _saved_model(inputs, images)
+    how = {"device": inputs.device, "precision": inputs.precision, "workers": settings.workers}
+    features, labels = extract(backbone, images, inputs.whole_images, **how)
     return saved.head(features), labels
 
 
-def _saved_model(settings: EvaluateSettings, images: Images) -> tuple[SavedHead, Backbone, str]:
-    """A saved head, the backbone that it goes with, in evaluation mode, and the SHA-256 of the pretrained weights."""
+def _saved_model(inputs: Inputs[EvaluateSettings], images: Images) -> tuple[SavedHead, Backbone, str]:
+    """A saved head, its backbone, on the device and in evaluation mode, and the SHA-256 of the pretrained weights."""
+    settings = inputs.settings
+    own = _own_head(inputs)
     if not settings.ckp_path:
-        _check_own_head(_own_head(settings))
-    saved = load_head(settings.ckp_path or _own_head(settings))
-    weights, trained_on = weights_path(settings), saved.about.get("backbone_sha256")
+        _check_own_head(own)
+    saved = load_head(settings.ckp_path or own)
+    trained_on = saved.about.get("backbone_sha256")
     if saved.backbone is None:
-        backbone = frozen_backbone(settings, images.channels)
-        digest = file_hash(weights)
+        backbone = inputs.backbone(images.channels)
+        digest = inputs.weights_sha256
     else:
-        backbone = saved.build_backbone(settings.arch, settings.stem, images.channels)
-        # a file that does not name the pretrained weights it started from is named itself
+        backbone = channels_last(saved.build_backbone(settings.arch, settings.stem, images.channels), inputs.device)
+        # a file that does not record the pretrained weights it started from is identified by its own hash
         digest = trained_on or file_hash(saved.path)
-    belongs_here = saved.backbone is None or (not settings.ckp_path and weights.is_file())
-    if belongs_here and trained_on and trained_on != file_hash(weights):
-        raise SfrikError(f"{saved.path} was trained on other weights than {weights}: evaluate again, without --only-inference")
+    of_this_run = saved.backbone is None or (not settings.ckp_path and inputs.weights.is_file())
+    if of_this_run and trained_on and trained_on != inputs.weights_sha256:
+        raise SfrikError(
+            f"{saved.path} was trained on other weights than {inputs.weights}: evaluate again, without --only-inference"
+        )
     saved.check(backbone.num_features, images.num_classes)
     return saved, backbone, digest
 
 
-def _own_head(settings: EvaluateSettings) -> Path:
-    """The run's own head of this protocol; for inference the one that was scored on the tuning split, if it is there."""
-    plain, tuned = (Run(settings.exp_dir).folder / f"head_{settings.protocol}{split}.safetensors" for split in ("", "_tune"))
-    if settings.only_inference:
-        return tuned if tuned.is_file() else plain
-    return plain if evaluation_split(settings) == "test" else tuned
+def _own_head(inputs: Inputs[EvaluateSettings]) -> Path:
+    """The run's head of this protocol; for inference the one that was scored on the tuning split, if it exists."""
+    test, tune = (inputs.run.folder / f"head_{inputs.settings.protocol}{split}.safetensors" for split in ("", "_tune"))
+    if inputs.settings.only_inference:
+        return tune if tune.is_file() else test
+    return test if inputs.split == "test" else tune
 
 
 def _check_own_head(path: Path) -> None:
-    """Compare a head with the SHA-256 in the score that was measured with it; raises SfrikError where they differ."""
+    """Compare a head with the SHA-256 in the score that was measured with it; raises SfrikError if they differ."""
     score = path.with_name(f"{path.stem.removeprefix('head_')}.json")
     if path.is_file() and score.is_file():
         recorded = read_record(score, Score).get("head_sha256")
@@ -155,72 +163,71 @@ def _check_own_head(path: Path) -> None:
 
 
 def knn_eval(settings: KnnSettings) -> dict[str, Any]:
-    """Weighted kNN on features: writes knn.json with `top1_at` and `top5_at`, in %, by the number of neighbours."""
-    run, name, known = finished_score("knn", settings)
-    if known:
-        return known
-    (train, train_labels), (test, test_labels) = _features(settings)
+    """Weighted kNN on frozen features, DINO's protocol (`sfrik.evaluate.knn`): writes knn.json.
+
+    The features are those of `extraction_dir`, or the run's own, extracted now unless they exist.
+
+    Returns:
+        The content of the score's file: `top1_at` and `top5_at` in %, by the number of neighbours.
+
+    Raises:
+        SfrikError: missing weights, images or features, or test images of a grid whose choice is not recorded.
+    """
+    inputs = Inputs.resolve(settings)
+    name = inputs.score_name("knn")
+    if score := inputs.finished_score(name):
+        return score
+    (train, train_labels), (test, test_labels), digest = read_features(inputs)
     num_classes = int(max(train_labels.max(), test_labels.max())) + 1
-    device = pick_device(settings.device)
-    if device.type == "cuda":  # the training features follow, a block at a time
-        test, test_labels = test.to(device), test_labels.to(device)
+    if inputs.device.type == "cuda":  # the training features follow, one block at a time
+        test, test_labels = test.to(inputs.device), test_labels.to(inputs.device)
     top1, top5 = {}, {}
     for k, scores in scores_by_k(train, train_labels, test, settings.nb_knn, settings.temperature, num_classes):
         top1[str(k)], top5[str(k)] = top_accuracies(scores, test_labels)
     score = {"images": len(test), "train_images": len(train), "top1_at": top1, "top5_at": top5}
-    return run.save_result(name, settings, score, features_hash(settings))
+    return inputs.run.save_result(name, settings, score, digest)
 
 
 def logistic_regression(settings: LogisticSettings) -> dict[str, Any]:
-    """Logistic regression on features: writes logistic.json with `top1` in %."""
-    run, name, known = finished_score("logistic", settings)
-    if known:
-        return known
-    train, test = _features(settings)
+    """Logistic regression on frozen features, by the paper's SGD or scikit-learn's L-BFGS: writes logistic.json.
+
+    The features are those of `extraction_dir`, or the run's own, extracted now unless they exist.
+
+    Returns:
+        The content of the score's file: `top1` in %, and what was chosen on the tuning split.
+
+    Raises:
+        SfrikError: missing weights, images or features, test images of a grid whose choice is not recorded, or a choice on the
+            tuning split with an `extraction_dir`, which has no features of it.
+    """
+    inputs = Inputs.resolve(settings)
+    name = inputs.score_name("logistic")
+    if score := inputs.finished_score(name):
+        return score
+    train, test, digest = read_features(inputs)
     if settings.solver == "lbfgs":
-        score = logistic_lbfgs(train, _tuning_features(settings), test, settings.inverse_penalties)
+        score = logistic_lbfgs(train, _tuning_features(inputs), test, settings.inverse_penalties)
     else:
-        score = _logistic_sgd(settings, train, test)
+        score = _logistic_sgd(inputs, train, test)
     score = {"images": len(test[0]), "train_images": len(train[0]), **score}
-    return run.save_result(name, settings, score, features_hash(settings))
+    return inputs.run.save_result(name, settings, score, digest)
 
 
-def _logistic_sgd(settings: LogisticSettings, train: Split, test: Split) -> dict[str, Any]:
+def _logistic_sgd(inputs: Inputs[LogisticSettings], train: Split, test: Split) -> dict[str, Any]:
     num_classes = int(max(train[1].max(), test[1].max())) + 1
-    device = pick_device(settings.device)
-    s = settings
+    s, device = inputs.settings, inputs.device
     if not s.lr_sweep:
         return logistic_sgd(train, test, num_classes, s.epochs, s.batch_size, s.lr_head, s.weight_decay, s.seed, device)
-    splits = (_tuning_features(s), test) if evaluation_split(s) == "test" else (test, None)
+    splits = (_tuning_features(inputs), test) if inputs.split == "test" else (test, None)
     return logistic_sweep(train, *splits, num_classes, s.lr_sweep, s.epochs, s.batch_size, s.weight_decay, s.seed, device)
 
 
-def _features(settings: FeatureSettings) -> tuple[Split, Split]:
-    """Features of an extraction folder that was given, else of the run's own weights."""
-    folder = features_here(settings)
-    train, val = load_features(folder, "train"), load_features(folder, "val")
-    if train[0].shape[1] != val[0].shape[1]:
-        raise SfrikError(
-            f"{folder} has train features of {train[0].shape[1]} dimensions and val features of {val[0].shape[1]}: "
-            "extract them again, from one backbone"
-        )
-    return train, val
-
-
-def _tuning_images(settings: FrozenSettings) -> Images:
-    return load_images(settings.dataset, "tune", settings.data_dir, settings.subset, settings.val_subset)
-
-
-def _tuning_features(settings: LogisticSettings) -> Split:
-    """Features of the tuning split, extracted now: an extraction folder holds one split beside the training images."""
-    if settings.extraction_dir:
-        what, remedy = (
-            ("solver lbfgs chooses C", "--solver sgd") if settings.solver == "lbfgs" else ("lr_sweep chooses", "--lr-head")
-        )
+def _tuning_features(inputs: Inputs[LogisticSettings]) -> Split:
+    """Features of the tuning split, extracted now: an extraction folder has one split beside the training images."""
+    s = inputs.settings
+    if s.extraction_dir:
+        what, remedy = ("solver lbfgs chooses C", "--solver sgd") if s.solver == "lbfgs" else ("lr_sweep chooses", "--lr-head")
         raise SfrikError(f"{what} on the tuning split, which an extraction folder lacks: use {remedy}")
-    device = pick_device(settings.device)
-    images = _tuning_images(settings)
-    backbone = channels_last(frozen_backbone(settings, images.channels), device)
-    precision = pick_precision(settings.precision, device)
-    views = resize_for_test(settings.size, settings.dataset)
-    return extract(backbone, images, views, settings.batch_size, device, precision, settings.workers)
+    images = inputs.images("tune")
+    backbone = inputs.backbone(images.channels)
+    return extract(backbone, images, inputs.whole_images, s.batch_size, inputs.device, inputs.precision, s.workers)

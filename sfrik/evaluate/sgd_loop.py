@@ -1,7 +1,7 @@
-"""The training loop of linear probing and of fine-tuning: SGD, a cosine by epoch, a score an epoch, and a place to go on from.
+"""The training loop of linear probing and fine-tuning: SGD, a cosine by epoch, a score per epoch, and checkpoints.
 
-All randomness follows from (seed, epoch, image or step), and a checkpoint holds the step within the epoch: an evaluation that
-was stopped ends in the weights and the score of one that was not, to the last bit.
+All randomness follows from (seed, epoch, image or step), and a checkpoint stores the step within the epoch: an evaluation that
+was interrupted ends with the same weights and score, to the last bit, as one that was not.
 """
 
 from __future__ import annotations
@@ -31,19 +31,21 @@ from sfrik.views.base import probe_views
 
 __all__ = ["Model", "Training"]
 
-# Seconds between two checkpoints, at least: within an epoch, and at the end of one. A probe of ten seconds writes none.
+# Minimum number of seconds between two checkpoints: within an epoch, and at the end of one. A probe of ten seconds writes none.
 WITHIN_EPOCH, AFTER_EPOCH = 600.0, 30.0
-CHECKED = 50  # steps between two looks at the losses, each of which waits for the device
+CHECK_EVERY = 50  # steps between two checks of the losses, each of which waits for the device
 
 Tops = tuple[float, float]  # top-1 and top-5 in %
 
 
 @dataclass(frozen=True)
 class Model:
-    """What one loss trains: one module or several, each at its own rate.
+    """The modules that one loss trains, each at its own rate.
 
     Attributes:
-        modules: a head, or a backbone and its head. rates: the peak of each one's cosine. text: the rates, for a message.
+        modules: a head, or a backbone and its head.
+        rates: the peak learning rate of each module.
+        text: the rates, for messages.
     """
 
     modules: Sequence[nn.Module]
@@ -52,8 +54,8 @@ class Model:
 
 
 @dataclass
-class _Place:
-    """How far a training has come: the next step of the epoch, and the last batch's loss once all steps are done."""
+class _Position:
+    """The progress of a training: the epoch, its next step, and the last batch's loss once all steps are done."""
 
     epoch: int = 0
     step: int = 0
@@ -61,18 +63,22 @@ class _Place:
 
 
 class Training:
-    """One training of several models side by side, on the same batches.
+    """The joint training of several models on the same batches.
 
-    It is a context: within it SIGINT, SIGTERM and SIGUSR1 wait for the end of the step, or for `look`; then the place is
-    saved, and KeyboardInterrupt or Preempted raised. Without a checkpoint signals are left alone, and nothing is saved.
+    A context manager: within it SIGINT, SIGTERM and SIGUSR1 are deferred to the end of the step, or to `stop_if_requested`; then
+    a checkpoint is written, and KeyboardInterrupt or Preempted raised. Without a checkpoint signal handlers are not changed, and
+    nothing is saved.
 
-    A model whose loss or weights are not finite leaves the others: its weights are set to 0, and so is its score.
+    A model whose loss or weights become infinite or NaN is dropped: its weights are set to 0, and so are its scores.
 
     Args:
-        models: that are trained; their losses are independent. images: that they learn from, as random crops.
-        losses: (batch [n, c, h, w], labels [n], the indices of the models that are left) -> a loss of each of these.
-        least: images of a batch, below which the last one of an epoch is left out.
-        scaled: whether the gradients pass the backbone in fp16, and need a scale.
+        models: the trained models; their losses are independent.
+        images: the training images, from which random crops are drawn.
+        losses: (batch [n, c, h, w], labels [n], indices of the active models) to one loss per active model.
+        settings: `epochs`, `batch_size`, `weight_decay`, `seed`, and how images are read.
+        progress: whether to print a line per epoch.
+        min_batch: the last batch of an epoch is skipped if it has fewer images.
+        scaled: whether gradients pass through the backbone in fp16 and need loss scaling.
     """
 
     def __init__(
@@ -84,7 +90,7 @@ class Training:
         device: torch.device,
         checkpoint: EvaluationCheckpoint | None,
         progress: bool,
-        least: int = 1,
+        min_batch: int = 1,
         scaled: bool = False,
     ) -> None:
         self.models, self.images, self.losses, self.settings, self.device = models, images, losses, settings, device
@@ -95,14 +101,14 @@ class Training:
         self.optimizer = SGD(groups, momentum=0.9, weight_decay=settings.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
         rest = len(images) % settings.batch_size
-        self.shown = len(images) - (rest if rest < least else 0)
-        self.steps = -(-self.shown // settings.batch_size)
-        self.at, self.tops = _Place(), []
-        self.diverged: dict[int, str] = {}  # where and how, by the model's index
-        self.changed = False  # since it was saved
-        self.saved = time.monotonic()
+        self.images_per_epoch = len(images) - (rest if rest < min_batch else 0)
+        self.steps = -(-self.images_per_epoch // settings.batch_size)
+        self.position, self.tops = _Position(), []
+        self.diverged: dict[int, str] = {}  # by index of the model: epoch, step and what was not finite
+        self.unsaved = False  # whether anything changed since the last checkpoint
+        self.saved_at = time.monotonic()
         self.requests, self._handlers = StopRequests(), ExitStack()
-        self._forget_losses()
+        self._reset_losses()
 
     def __enter__(self) -> Training:
         if self.checkpoint is not None:
@@ -113,113 +119,117 @@ class Training:
     def __exit__(self, *error: object) -> None:
         self._handlers.close()
 
-    def work(self, score: Callable[[int], Tops], describe: Callable[[list[Tops]], str]) -> list[list[Tops]]:
-        """Train to the end; after each epoch every model is scored.
+    def fit(self, score: Callable[[int], Tops], describe: Callable[[list[Tops]], str]) -> list[list[Tops]]:
+        """Train all epochs; score every model after each of them.
 
         Args:
-            score: (index of a model) -> its top-1 and top-5. describe: the scores in words, for the epoch's line.
+            score: (index of a model) to its top-1 and top-5 in %.
+            describe: (scores of the models) to text for the epoch's line.
 
         Returns:
             The scores by epoch and model.
 
         Raises:
-            SfrikError: the loss of every model has become infinite or NaN. Preempted, KeyboardInterrupt: asked to stop.
+            SfrikError: the loss of every model has become infinite or NaN.
+            Preempted: stopped by SIGTERM or SIGUSR1 (KeyboardInterrupt: by SIGINT), after saving.
         """
-        self.saved = time.monotonic()
-        self.bar = Progress(self.settings.epochs * self.steps, self.at.epoch * self.steps + self.at.step, show=self.progress)
+        self.saved_at = time.monotonic()
+        self.bar = Progress(
+            self.settings.epochs * self.steps, self.position.epoch * self.steps + self.position.step, show=self.progress
+        )
         try:
             return self._epochs(score, describe)
         finally:
             self.bar.close()
 
     def _epochs(self, score: Callable[[int], Tops], describe: Callable[[list[Tops]], str]) -> list[list[Tops]]:
-        while self.at.epoch < self.settings.epochs:
+        while self.position.epoch < self.settings.epochs:
             self._train_epoch()
             tops = [(0.0, 0.0) if index in self.diverged else score(index) for index in range(len(self.models))]
-            loss, self.at = self.at.loss, _Place(self.at.epoch + 1)
+            loss, self.position = self.position.loss, _Position(self.position.epoch + 1)
             self.tops.append(tops)
-            self.changed = True
+            self.unsaved = True
             self._save_if_due(AFTER_EPOCH)
             kind = "loss" if len(self.models) == 1 else "mean loss"
-            self.bar.write(f"epoch {self.at.epoch}/{self.settings.epochs}  {kind} {loss:.4f}  {describe(tops)}")
-            if self.at.epoch < self.settings.epochs:  # what follows the last one is soon done, or looks itself
-                self.look()
+            self.bar.write(f"epoch {self.position.epoch}/{self.settings.epochs}  {kind} {loss:.4f}  {describe(tops)}")
+            if self.position.epoch < self.settings.epochs:  # what follows the last epoch is short, or checks itself
+                self.stop_if_requested()
         return self.tops
 
-    def look(self) -> None:
-        """Where the work pauses, such as between two batches that are scored: save and stop, if a signal asked for it."""
+    def stop_if_requested(self) -> None:
+        """Save and stop if a signal asked for it; for use between two steps, or between two batches that are scored."""
         if self.requests.number:
             self._save_if_due(0.0)
-            place = f"saved at epoch {self.at.epoch}, step {self.at.step} of {self.steps}"
-            begun = self.at.epoch or self.at.step
-            stop(self.requests.number, f"{self._name}: {place if begun else 'nothing was trained yet'}")
+            text = f"saved at epoch {self.position.epoch}, step {self.position.step} of {self.steps}"
+            trained = self.position.epoch or self.position.step
+            stop(self.requests.number, f"{self._name}: {text if trained else 'nothing was trained yet'}")
 
     def _train_epoch(self) -> None:
-        at, settings = self.at, self.settings
-        set_cosine_rates(self.optimizer, self.rates, at.epoch, settings.epochs)
-        order = np.random.default_rng([settings.seed, at.epoch]).permutation(len(self.images))[: self.shown]
+        position, settings = self.position, self.settings
+        set_cosine_rates(self.optimizer, self.rates, position.epoch, settings.epochs)
+        order = np.random.default_rng([settings.seed, position.epoch]).permutation(len(self.images))[: self.images_per_epoch]
         views = probe_views(settings.size, settings.dataset)
         loader = batches(
             self.images,
             order,
             views,
             settings.batch_size,
-            seeds=(settings.seed, at.epoch),
+            seeds=(settings.seed, position.epoch),
             device=self.device,
             workers=settings.workers,
-            first=at.step,
+            first=position.step,
         )
-        # its processes end here, and not when a traceback that holds it is let go of
+        # closed here, so that its processes end at once and not when a traceback that refers to it is released
         with explain_worker_death(settings.workers, settings.batch_size), closing(loader):
             for (batch,), labels, _ in loader:
                 losses = self._step(batch, labels)
-                if at.step == self.steps:
-                    at.loss = losses[torch.isfinite(losses)].mean().item()
-                elif at.step % CHECKED == 0:
+                if position.step == self.steps:
+                    position.loss = losses[torch.isfinite(losses)].mean().item()
+                elif position.step % CHECK_EVERY == 0:
                     self._check()
-                self.bar.step(at.epoch * self.steps + at.step, partial(self._reached, losses))
+                self.bar.step(position.epoch * self.steps + position.step, partial(self._line, losses))
                 self._save_if_due(WITHIN_EPOCH)
-                self.look()
+                self.stop_if_requested()
         self._check()
 
     def _step(self, batch: Tensor, labels: Tensor) -> Tensor:
-        losses = torch.stack(list(self.losses(batch, labels, self.left)))
+        losses = torch.stack(list(self.losses(batch, labels, self.active)))
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(losses.sum()).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         losses = losses.detach()
-        self._first_bad = torch.where(~torch.isfinite(losses) & (self._first_bad < 0), self.at.step, self._first_bad)
-        self.at.step += 1
-        self.changed = True
+        self._first_bad = torch.where(~torch.isfinite(losses) & (self._first_bad < 0), self.position.step, self._first_bad)
+        self.position.step += 1
+        self.unsaved = True
         return losses
 
-    def _reached(self, losses: Tensor) -> dict[str, float]:
-        return {"epoch": self.at.epoch, "epochs": self.settings.epochs, "loss": losses.mean().item()}
+    def _line(self, losses: Tensor) -> dict[str, float]:
+        return {"epoch": self.position.epoch, "epochs": self.settings.epochs, "loss": losses.mean().item()}
 
     @property
-    def left(self) -> list[int]:
+    def active(self) -> list[int]:
         """Indices of the models that have not diverged."""
         return [index for index in range(len(self.models)) if index not in self.diverged]
 
-    def _forget_losses(self) -> None:
-        # the step of the epoch at which each loss was first not finite, kept on the device so that no step waits for it
-        self._first_bad = torch.full((len(self.left),), -1, device=self.device)
+    def _reset_losses(self) -> None:
+        # the step of the epoch at which each loss was first not finite; on the device, so that no step waits for it
+        self._first_bad = torch.full((len(self.active),), -1, device=self.device)
 
     def _check(self) -> None:
-        """Take out the models that have diverged.
+        """Drop the models that have diverged.
 
         Raises:
-            SfrikError: none is left; it names epoch, step and rates.
+            SfrikError: all have diverged; the message names epoch, step and rates.
         """
         found = {}
-        for index, step in zip(self.left, self._first_bad.tolist(), strict=True):
+        for index, step in zip(self.active, self._first_bad.tolist(), strict=True):
             if step >= 0:
-                found[index] = f"epoch {self.at.epoch}, step {step}: its loss"
+                found[index] = f"epoch {self.position.epoch}, step {step}: its loss"
             elif not _finite(self.trained[index]):
-                found[index] = f"epoch {self.at.epoch}, step {self.at.step - 1}: a weight"
+                found[index] = f"epoch {self.position.epoch}, step {self.position.step - 1}: a weight"
         self.diverged |= found
-        if not self.left:
+        if not self.active:
             how = "; ".join(f"{self.models[index].text}: {where} is not finite" for index, where in self.diverged.items())
             raise SfrikError(f"{self._name} diverged ({how}): lower the rate, or use precision fp32")
         for index, where in found.items():
@@ -227,20 +237,27 @@ class Training:
                 for parameter in self.trained[index].parameters():
                     parameter.zero_()
                     self.optimizer.state.pop(parameter, None)
-            text = f"{self._name}: {self.models[index].text} diverged ({where} is not finite) and scores 0; the others go on"
+            text = (
+                f"{self._name}: {self.models[index].text} diverged ({where} is not finite) and scores 0; the other rates continue"
+            )
             print(text, file=sys.stderr, flush=True)
-        self._forget_losses()
+        self._reset_losses()
 
     def _save_if_due(self, seconds: float) -> None:
-        due = self.requests.number or time.monotonic() - self.saved >= seconds
-        if self.checkpoint is None or not self.changed or not due:
+        due = self.requests.number or time.monotonic() - self.saved_at >= seconds
+        if self.checkpoint is None or not self.unsaved or not due:
             return
         self._check()
         parts = {"models": self.trained, "optimizer": self.optimizer, "scaler": self.scaler}
         state = {name: part.state_dict() for name, part in parts.items()}
-        place = {"place": asdict(self.at), "tops": self.tops, "diverged": self.diverged, "random": random_state(self.device)}
+        place = {
+            "place": asdict(self.position),
+            "tops": self.tops,
+            "diverged": self.diverged,
+            "random": random_state(self.device),
+        }
         self.checkpoint.save({**state, **place})
-        self.saved, self.changed = time.monotonic(), False
+        self.saved_at, self.unsaved = time.monotonic(), False
 
     def _resume(self, checkpoint: EvaluationCheckpoint) -> None:
         state = checkpoint.load()
@@ -250,10 +267,12 @@ class Training:
             for name, part in (("models", self.trained), ("optimizer", self.optimizer), ("scaler", self.scaler)):
                 part.load_state_dict(state[name])
             restore_random_state(state["random"], self.device)
-        self.at, self.tops, self.diverged = _Place(**state["place"]), state["tops"], state["diverged"]
-        self._forget_losses()
+        self.position, self.tops, self.diverged = _Position(**state["place"]), state["tops"], state["diverged"]
+        self._reset_losses()
         if self.progress:
-            print(f"{self._name}: going on after epoch {self.at.epoch}, step {self.at.step} of {self.steps}", flush=True)
+            print(
+                f"{self._name}: resumed after epoch {self.position.epoch}, step {self.position.step} of {self.steps}", flush=True
+            )
 
     @property
     def _name(self) -> str:

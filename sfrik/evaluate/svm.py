@@ -1,9 +1,9 @@
 """One-against-all linear SVMs on frozen features, scored by mean average precision: the protocol of VOC07 classification.
 
-Goyal et al. 2019 ("Scaling and benchmarking self-supervised visual representation learning"), which VICReg's paper follows:
-LIBLINEAR with squared hinge loss, features of length 1, positives counted twice, the cost of each class by cross-validation.
-Average precision is theirs, too: the area under the precision-recall curve whose precision is made to fall with recall, as
-VOC has it from 2010 on, and not the mean at 11 recalls of VOC's 2007 report.
+The protocol is that of Goyal et al. 2019 ("Scaling and benchmarking self-supervised visual representation learning"), which
+VICReg's paper follows: LIBLINEAR with squared hinge loss, L2-normalised features, positives weighted twice, the cost of each
+class chosen by cross-validation. Average precision is theirs too: the area under the precision-recall curve with precision made
+non-increasing in recall, as VOC defines it since 2010, and not the mean at 11 recalls of VOC's 2007 report.
 """
 
 from __future__ import annotations
@@ -29,13 +29,16 @@ def mean_average_precision(
     seed: int = 0,
     classes: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Train an SVM a class on `train`, the test images being scored once by the chosen ones.
+    """Train one SVM per class on `train`; the chosen ones score the test images once.
 
     Args:
-        train, test: (features [n, d], labels [n, classes]) each; a label is 1 (there), -1 (not there) or 0 (difficult:
-            left out of this class's score, and here of its training too, where the reference counts it as not there).
-        costs: LIBLINEAR's C, chosen class by class by average precision over 3 folds of `train`; the smallest wins a tie.
+        train: (features [n, d], labels [n, classes]); a label is 1 (present), -1 (absent) or 0 (difficult: excluded from this
+            class's score, and here from its training too, where the reference counts it as absent).
+        test: the same, to score the SVMs.
+        costs: candidates for LIBLINEAR's C, compared per class by average precision over 3 folds of `train`; the smallest wins
+            a tie.
         seed: of LIBLINEAR's order.
+        classes: names of the classes; their numbers when None.
 
     Returns:
         `map`, the mean over classes, `ap` by class, both in %, and the chosen `svm_cost` by class.
@@ -52,7 +55,7 @@ def mean_average_precision(
         if min((target > 0).sum(), (target < 0).sum()) < FOLDS or not (truth > 0).any():
             raise SfrikError(
                 f"class {name} has {(target > 0).sum()} positive and {(target < 0).sum()} negative training images and "
-                f"{(truth > 0).sum()} positive test images: {FOLDS}, {FOLDS} and 1 are the least; check --target-dir"
+                f"{(truth > 0).sum()} positive test images; at least {FOLDS}, {FOLDS} and 1 are needed: check --target-dir"
             )
         chosen[name], model = _fit(x[used], target, costs, seed)
         precisions[name] = 100 * average_precision(truth > 0, model.decision_function(x_test[scored]))
@@ -60,10 +63,18 @@ def mean_average_precision(
 
 
 def average_precision(positive: np.ndarray, scores: np.ndarray) -> float:
-    r"""Area under the precision-recall curve, $\sum_k (r_k - r_{k-1}) \max_{j \ge k} p_j$ over the images from the highest score.
+    r"""Area under the precision-recall curve.
+
+    .. math:: \sum_k (r_k - r_{k-1}) \max_{j \ge k} p_j
+
+    over the images k in order of decreasing score, with recall :math:`r_k` and precision :math:`p_k` among the first k.
 
     Args:
-        positive: bool [n]. scores: [n].
+        positive: bool [n], at least one True.
+        scores: [n].
+
+    Returns:
+        A fraction, from 0 to 1.
 
     >>> average_precision(np.array([True, False, True]), np.array([0.9, 0.8, 0.7]))
     0.8333333333333333
@@ -72,11 +83,11 @@ def average_precision(positive: np.ndarray, scores: np.ndarray) -> float:
     found = np.cumsum(hits)
     precision = found / np.arange(1, len(hits) + 1)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    return float(envelope[hits].sum() / found[-1])  # recall grows at the positives alone, by 1 / their number each
+    return float(envelope[hits].sum() / found[-1])  # recall grows only at positives, by 1 / their number each
 
 
 def _fit(x: np.ndarray, target: np.ndarray, costs: Sequence[float], seed: int):
-    """The cost with the best cross-validated average precision, and the SVM of it trained on all images."""
+    """The cost with the best cross-validated average precision, and its SVM trained on all images."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.model_selection import cross_val_score
     from sklearn.svm import LinearSVC
@@ -90,13 +101,13 @@ def _fit(x: np.ndarray, target: np.ndarray, costs: Sequence[float], seed: int):
 
         return cross_val_score(svm(cost), x, target, cv=FOLDS, scoring=rank).mean()
 
-    with warnings.catch_warnings():  # the reference stops after 2000 passes, which large costs may need more than
+    with warnings.catch_warnings():  # as in the reference 2000 passes are the limit, which large costs may exceed
         warnings.simplefilter("ignore", ConvergenceWarning)
         best = max((score(cost), -cost) for cost in costs)
         return -best[1], svm(-best[1]).fit(x, target)
 
 
 def _unit(features: np.ndarray) -> np.ndarray:
-    """Rows of length 1, in float64, which LIBLINEAR computes in."""
+    """Rows scaled to length 1, in float64, LIBLINEAR's precision."""
     features = features.astype(np.float64)
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-5)

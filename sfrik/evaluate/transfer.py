@@ -1,10 +1,15 @@
 """Transfer: the frozen backbone on another data set's images (the paper's tables 3 and 4).
 
-| target | protocol | score |
-|---|---|---|
-| places205 | linear probe with augmentation, as `sfrik.evaluate.linear` has it | `top1`, `top5` in % |
-| voc07 | one-against-all linear SVMs on features of the whole images (`sfrik.evaluate.svm`) | `map` over 20 classes in % |
-| digits8x8 | multinomial logistic regression on features of the whole images; ours, for the digits profile | `top1` in % |
+========== ===================================================== =============================
+target     protocol                                              score
+========== ===================================================== =============================
+places205  linear probe with augmentation                        `top1` and `top5` in %
+           (`sfrik.evaluate.linear`)
+voc07      one-against-all linear SVMs on features of the whole  `map` over 20 classes in %
+           images (`sfrik.evaluate.svm`)
+digits8x8  multinomial logistic regression on features of the    `top1` in %
+           whole images; ours, for the digits profile
+========== ===================================================== =============================
 
 The paper names the first two and gives no code for them; VICReg's paper, which it follows, describes them.
 """
@@ -21,46 +26,53 @@ from sfrik.datasets.transfer import load_target
 from sfrik.errors import SfrikError
 from sfrik.evaluate.checkpoint import EvaluationCheckpoint
 from sfrik.evaluate.features import extract
-from sfrik.evaluate.inputs import finished_score, frozen_backbone, weights_path
+from sfrik.evaluate.inputs import Inputs
 from sfrik.evaluate.linear import linear_probe
 from sfrik.evaluate.svm import mean_average_precision
 from sfrik.networks import Backbone
 from sfrik.settings import TransferSettings
-from sfrik.system.devices import channels_last, pick_device, pick_precision
-from sfrik.system.files import file_hash
 from sfrik.views.base import resize_for_test
 
 __all__ = ["logistic_by_cross_validation", "transfer"]
 
-# The data set whose views and normalisation a target shares.
+# The data set whose resizing and normalisation a target uses.
 AS = {"places205": "imagenet", "voc07": "imagenet", "digits8x8": "mnist5k"}
 
 
 def transfer(settings: TransferSettings, progress: bool = True) -> dict[str, Any]:
-    """Score the backbone on `settings.target`: writes transfer_<target>.json. A finished score is returned at once.
+    """Score the backbone on `settings.target`: writes transfer_<target>.json. A score that exists is returned at once.
 
-    Whatever is chosen (a cost, a penalty) is chosen on training images of the target; its test images are scored once.
+    All choices (a cost, a penalty) are made on training images of the target; its test images are scored once. A second process
+    that scores the same run on the same target waits for the first and returns its score.
+
+    Args:
+        progress: whether to print a line per epoch of a linear probe.
+
+    Returns:
+        The content of the score's file: `top1` or `map` in % and what was chosen.
 
     Raises:
-        SfrikError: images or weights that are not there, or `val_dataset` train: the targets have no tuning split.
+        SfrikError: missing images or weights, or `val_dataset` train: the targets have no tuning split.
+        Preempted: a linear probe was stopped by SIGTERM or SIGUSR1 (KeyboardInterrupt: by SIGINT), after saving.
     """
     if settings.val_dataset == "train":
         raise SfrikError(
             f"{settings.target} has no tuning split: its choices are made on its training images; use --val-dataset val"
         )
-    run, name, known = finished_score(f"transfer_{settings.target}", settings)
-    if known:
-        return known
+    inputs = Inputs.resolve(settings)
+    name = inputs.score_name(f"transfer_{settings.target}")
+    if score := inputs.finished_score(name):
+        return score
     folder = settings.target_dir or settings.data_dir
     train, test = (load_target(settings.target, split, folder) for split in ("train", "test"))
-    device = pick_device(settings.device)
-    precision = pick_precision(settings.precision, device)
-    backbone = channels_last(frozen_backbone(settings, train.channels), device)
-    digest = file_hash(weights_path(settings))
-    with EvaluationCheckpoint(run, name, settings, digest, train, precision) as checkpoint:
+    backbone = inputs.backbone(train.channels)
+    device, precision, digest = inputs.device, inputs.precision, inputs.weights_sha256
+    with EvaluationCheckpoint(inputs.run, name, settings, digest, train, precision) as checkpoint:
+        if score := inputs.finished_score(name):  # by the process that this one waited for
+            return score
         score = METHODS[settings.target](backbone, train, test, settings, device, precision, progress, checkpoint)
         score = {"target": settings.target, "images": len(test), "train_images": len(train), **score}
-        return run.save_result(name, settings, score, digest)
+        return inputs.run.save_result(name, settings, score, digest)
 
 
 def _places205(
@@ -91,7 +103,7 @@ METHODS = {"places205": _places205, "voc07": _voc07, "digits8x8": _digits8x8}
 
 
 def _features(backbone, splits, settings, device, precision) -> list[tuple[Tensor, Tensor]]:
-    """(features [n, d], labels) of whole images, each split."""
+    """(features [n, d], labels) of the whole images, per split."""
     views = resize_for_test(settings.size, AS[settings.target])
     return [extract(backbone, images, views, settings.batch_size, device, precision, settings.workers) for images in splits]
 
@@ -103,15 +115,18 @@ def logistic_by_cross_validation(
     inverse_penalties: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0),
     folds: int = 5,
 ) -> dict[str, Any]:
-    """Multinomial logistic regression by L-BFGS on standardised features; the L2 penalty by cross-validation on `train`.
+    """Multinomial logistic regression by L-BFGS on standardised features; the L2 penalty is chosen by cross-validation.
 
     Args:
-        train, test: (features [n, d], labels [n]) each.
-        seed: of the folds, in which each class has its share.
-        inverse_penalties: scikit-learn's C, to choose from by mean accuracy over the folds; the smallest wins a tie.
+        train: (features [n, d], labels [n]).
+        test: the same, to score the chosen model once.
+        seed: of the folds, which are stratified by class.
+        inverse_penalties: candidates for scikit-learn's C, compared by mean accuracy over folds of `train`; the smallest wins a
+            tie.
+        folds: number of folds.
 
     Returns:
-        `top1` on test and the chosen one's `cross_validated_top1`, both in %, and `C`.
+        `top1` on test and `cross_validated_top1` of the chosen model, both in %, and the chosen `C`.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, StratifiedKFold

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from sfrik import diagnostics
 from sfrik.datasets.images import Images
-from sfrik.evaluate.features import extract
-from sfrik.evaluate.knn import knn_accuracy
+from sfrik.evaluate import extract, knn_accuracy
 from sfrik.ops.collectives import all_gather_rows
 from sfrik.settings import PretrainSettings
 from sfrik.views.base import resize_for_test

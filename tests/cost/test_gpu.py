@@ -8,10 +8,8 @@ from test_memory import two_steps
 
 from sfrik.cost.measure import measure
 from sfrik.cost.memory import expected_memory
-from sfrik.evaluate.features import extract_features, load_features
-from sfrik.evaluate.knn import weighted_knn
+from sfrik.evaluate import evaluate, extract_features, knn_eval, load_features, weighted_knn
 from sfrik.evaluate.logistic import logistic_sgd
-from sfrik.evaluate.protocols import evaluate, knn_eval
 from sfrik.kernels import RotationInvariantKernel
 from sfrik.mmd import MMD, mmd_to_uniform
 from sfrik.objectives import AUH, SFRIK, SimCLR, VICReg

@@ -1,4 +1,4 @@
-"""`sfrik diagnose`: which weights, which images, what verdict; the command; the thresholds and the page against the numbers."""
+"""`sfrik diagnose`: weights, images, verdicts, the command, and the thresholds and page against the measured numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sfrik.cli import main
 from sfrik.datasets import batches, load_images
 from sfrik.diagnostics import Measures, measure
 from sfrik.errors import SfrikError
-from sfrik.evaluate.collapse import DIMENSIONAL, FULL, HEALTHY, LEAST_RANK, LEAST_UNIFORMITY, UNKNOWN, diagnose, judge
+from sfrik.evaluate.collapse import DIMENSIONAL, FULL, HEALTHY, LEAST_RANK, LEAST_UNIFORMITY, UNKNOWN, classify, diagnose
 from sfrik.networks import build_encoder, save_weights
 from sfrik.plots.runs import draw_diagnosis
 from sfrik.runs.folder import Run
@@ -32,7 +32,7 @@ import ranking  # noqa: E402
 
 
 def run_of(folder, recipe="smoke/sfrik_l2_q64", parts=("backbone", "projector"), weights=None, **changes):
-    """A run's folder as a finished training leaves it, its weights as initialised or changed by `weights`, without training."""
+    """The folder of a finished run without training: its weights are as initialised, or changed by `weights`."""
     settings = PretrainSettings.from_recipe(recipe, exp_dir=str(folder), **changes)
     torch.manual_seed(0)
     encoder = build_encoder(settings, channels=1)
@@ -51,14 +51,14 @@ def line(**values):
 
 @torch.no_grad()
 def to_one_line(encoder):
-    """Embeddings on one line through the origin, on either side of it."""
+    """Map all embeddings onto one line through the origin, on both sides of it."""
     last = encoder.projector[-1].weight
     signs = torch.ones(last.shape[1])
     signs[::2] = -1
     last.copy_(torch.randn(last.shape[0], 1) * signs)
     for module in encoder.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            module.momentum = 1.0  # the statistics of one batch: as initialised, all images have nearly one embedding
+            module.momentum = 1.0  # the statistics of one batch; with the initial ones all images have nearly the same embedding
     digits = load_images("mnist5k", "pretrain", subset=30).tensor
     encoder.train()(build_views("digits", 28, "mnist5k").per_batch([digits], torch.Generator().manual_seed(0)))
 
@@ -92,14 +92,14 @@ def test_the_embeddings_are_of_two_random_views_of_training_images_in_evaluation
     assert found.alignment > 1e-4
 
 
-def test_a_seed_gives_the_same_numbers_and_another_one_others(whole):
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_different_ones(whole):
     folder = whole[0].folder
     one, again, other = (diagnose(folder, images=64, seed=seed, device="cpu") for seed in (0, 0, 1))
     assert one == again
     assert one.alignment != other.alignment
 
 
-def test_all_images_are_measured_where_more_are_asked_for_and_the_features_too(whole):
+def test_at_most_all_images_are_measured_and_so_are_their_features(whole):
     run = whole[0]
     found = diagnose(run.folder, device="cpu")
     assert found.n == 300
@@ -111,11 +111,11 @@ def test_all_images_are_measured_where_more_are_asked_for_and_the_features_too(w
     assert (found.features.n, found.features.q, found.features.energy) == (300, 128, ())
 
 
-def test_fewer_images_than_dimensions_are_told(whole):
+def test_fewer_images_than_dimensions_are_mentioned(whole):
     assert any("fewer than the 64 dimensions" in reason for reason in diagnose(whole[0].folder, images=40, device="cpu").reasons)
 
 
-def test_of_multi_crop_the_first_two_views_are_measured(tmp_path):
+def test_the_first_two_views_of_multi_crop_are_measured(tmp_path):
     run, settings, _ = run_of(tmp_path / "run", "smoke/sfrik_l3_q64_obow")
     assert len(settings.view_sizes) > 2
     found = diagnose(run.folder, images=32, device="cpu")
@@ -134,7 +134,7 @@ def test_an_unfinished_run_is_measured_by_its_checkpoint(whole, tmp_path):
     assert (found.alignment, found.spectrum) == (finished.alignment, finished.spectrum)
 
 
-def test_without_weights_the_log_is_judged_and_what_is_missing_is_said(tmp_path):
+def test_without_weights_the_log_is_classified_and_the_missing_measures_are_named(tmp_path):
     run, settings, _ = run_of(tmp_path / "run", parts=())
     run.log(line(epoch=0))
     run.log(line(epoch=1, effective_rank=1.5))
@@ -175,7 +175,7 @@ def test_a_run_that_trained_nothing_shows_its_features_without_a_verdict(tmp_pat
         (lambda run: run.projector.write_bytes(b"cut short"), "not a complete safetensors file"),
     ],
 )
-def test_what_cannot_be_diagnosed_is_an_error_that_says_why(tmp_path, change, words):
+def test_a_folder_that_cannot_be_diagnosed_is_an_error_with_the_reason(tmp_path, change, words):
     run, _, _ = run_of(tmp_path / "run")
     change(run)
     with pytest.raises(SfrikError, match=words):
@@ -186,7 +186,7 @@ def test_what_cannot_be_diagnosed_is_an_error_that_says_why(tmp_path, change, wo
 
 
 @pytest.mark.parametrize(("weights", "verdict"), [(to_one_line, DIMENSIONAL), (to_nothing, FULL)])
-def test_a_collapse_that_is_made_by_hand_is_found(tmp_path, weights, verdict):
+def test_an_artificial_collapse_is_detected(tmp_path, weights, verdict):
     run, _, _ = run_of(tmp_path / "run", weights=weights)
     found = diagnose(run.folder, device="cpu")
     assert found.verdict == verdict
@@ -195,12 +195,12 @@ def test_a_collapse_that_is_made_by_hand_is_found(tmp_path, weights, verdict):
         assert found.spectrum[1] < 1e-6
 
 
-def test_a_point_a_line_and_the_uniform_law_have_their_verdicts():
+def test_a_point_a_line_and_the_uniform_distribution_have_their_verdicts():
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(200, 32, generator=generator)
     point, opposite = torch.ones(200, 32), torch.ones(200, 32) * torch.randn(200, 1, generator=generator)
     for z, verdict in ((point + 1e-3 * noise, FULL), (opposite + 1e-3 * noise, DIMENSIONAL), (noise, HEALTHY)):
-        assert judge(measure(z, z))[0] == verdict
+        assert classify(measure(z, z))[0] == verdict
 
 
 @pytest.mark.parametrize(
@@ -212,25 +212,25 @@ def test_a_point_a_line_and_the_uniform_law_have_their_verdicts():
         (-LEAST_UNIFORMITY * 1.01, LEAST_RANK * 1.01, HEALTHY),
     ],
 )
-def test_the_thresholds_divide_the_verdicts(uniformity, rank, verdict):
-    assert judge(Measures(64, 64, 0.1, uniformity, rank))[0] == verdict
+def test_the_thresholds_separate_the_verdicts(uniformity, rank, verdict):
+    assert classify(Measures(64, 64, 0.1, uniformity, rank))[0] == verdict
 
 
-def test_too_few_images_or_dimensions_give_no_verdict_of_the_rank():
-    verdict, reasons = judge(Measures(12, 512, 0.1, -3.0, 6.0))
+def test_too_few_images_or_dimensions_give_no_verdict_on_the_rank():
+    verdict, reasons = classify(Measures(12, 512, 0.1, -3.0, 6.0))
     assert verdict == UNKNOWN
     assert "no rank can exceed 12" in reasons[0]
-    assert judge(Measures(12, 512, 0.1, 0.0, 1.0))[0] == FULL
+    assert classify(Measures(12, 512, 0.1, 0.0, 1.0))[0] == FULL
 
 
 # --- the command
 
 
-def test_the_command_says_it_in_words_with_what_each_number_should_be(whole, capsys):
+def test_the_command_prints_each_measure_with_its_expected_value(whole, capsys):
     assert main(["diagnose", str(whole[0].folder), "--images", "64", "--device", "cpu"]) in (0, 1)
-    said = capsys.readouterr().out
+    stdout = capsys.readouterr().out
     for words in ("uniformity", "RankMe", "energy of degree 2", "should be", "verdict: ", "what to do: "):
-        assert words in said
+        assert words in stdout
 
 
 @pytest.mark.parametrize(("rank", "status"), [(30.0, 0), (1.5, 1)])
@@ -242,14 +242,14 @@ def test_the_exit_status_is_1_for_a_collapse(tmp_path, capsys, rank, status):
 
 def test_json_holds_every_number(whole, capsys):
     main(["diagnose", str(whole[0].folder), "--images", "64", "--device", "cpu", "--json"])
-    told = json.loads(capsys.readouterr().out)
+    printed = json.loads(capsys.readouterr().out)
     found = diagnose(whole[0].folder, images=64, device="cpu")
-    assert tuple(told["spectrum"]) == found.spectrum
-    assert (told["verdict"], told["n"], told["features"]["q"]) == (found.verdict, 64, 128)
-    assert told["spread"] == found.spread
+    assert tuple(printed["spectrum"]) == found.spectrum
+    assert (printed["verdict"], printed["n"], printed["features"]["q"]) == (found.verdict, 64, 128)
+    assert printed["spread"] == found.spread
 
 
-def test_the_command_draws_to_the_file_asked_for(whole, tmp_path, capsys):
+def test_the_command_writes_the_figure(whole, tmp_path, capsys):
     path = tmp_path / "new" / "picture.svg"
     main(["diagnose", str(whole[0].folder), "--images", "64", "--device", "cpu", "--figure", str(path)])
     assert path.read_text().startswith("<?xml")
@@ -273,7 +273,7 @@ def test_a_recipe_names_its_run(tmp_path, monkeypatch, capsys):
         ([".", "--figure", "picture"], "ends in .png"),
     ],
 )
-def test_a_mistake_is_one_line_that_says_what_to_do(arguments, words, capsys):
+def test_a_wrong_argument_is_a_one_line_error_with_the_remedy(arguments, words, capsys):
     assert main(["diagnose", *arguments]) == 2
     assert words in capsys.readouterr().err
 
@@ -281,7 +281,7 @@ def test_a_mistake_is_one_line_that_says_what_to_do(arguments, words, capsys):
 # --- the figure
 
 
-def test_the_figure_has_a_line_for_each_run_and_leaves_out_what_a_log_lacks(whole, tmp_path):
+def test_the_figure_has_one_line_per_run_and_omits_what_a_log_lacks(whole, tmp_path):
     run, _, _ = run_of(tmp_path / "run", parts=())
     run.log(line())
     several = {"by weights": diagnose(whole[0].folder, images=64, device="cpu"), "by log": diagnose(run.folder)}
@@ -291,47 +291,47 @@ def test_the_figure_has_a_line_for_each_run_and_leaves_out_what_a_log_lacks(whol
     assert list(energy.lines[0].get_ydata()) == list(several["by weights"].energy_share)
 
 
-# --- the thresholds and the page
+# --- the thresholds and docs/diagnosis.md
 
 
-def test_the_thresholds_are_in_the_middle_of_the_gaps_that_were_measured():
+def test_the_thresholds_are_the_middle_of_the_measured_gaps():
     gaps = read_json(benchmark.NUMBERS / "diagnosis.json")["gaps"]
     for name, threshold in (("uniformity", LEAST_UNIFORMITY), ("effective_rank", LEAST_RANK)):
-        own = gaps[name]
-        assert f"{threshold:.2g}" == f"{own['middle']:.2g}"
-        assert own["low"] < threshold < own["high"]
+        gap = gaps[name]
+        assert f"{threshold:.2g}" == f"{gap['middle']:.2g}"
+        assert gap["low"] < threshold < gap["high"]
 
 
 def test_the_gaps_and_the_verdicts_follow_from_the_runs():
     numbers = read_json(benchmark.NUMBERS / "diagnosis.json")
     assert benchmark.gaps(numbers["runs"], numbers["committed"]) == numbers["gaps"]
     for row in numbers["runs"]:
-        assert row["verdict"] == (UNKNOWN if row["group"] == "not trained" else judge(benchmark.diagnosis(row))[0]), row["run"]
+        assert row["verdict"] == (UNKNOWN if row["group"] == "not trained" else classify(benchmark.diagnosis(row))[0]), row["run"]
     expected = {"healthy": {HEALTHY}, "degree 1": {DIMENSIONAL, FULL}, "alignment alone": {FULL}}
     for group, verdicts in expected.items():
         assert {row["verdict"] for row in numbers["runs"] if row["group"] == group} <= verdicts
 
 
-def test_the_committed_logs_are_those_of_the_numbers():
+def test_the_numbers_are_those_of_the_committed_logs():
     assert benchmark.committed() == read_json(benchmark.NUMBERS / "diagnosis.json")["committed"]
     numbers = read_json(benchmark.NUMBERS / "ranking.json")
     assert [{**run, "commits": tuple(run["commits"])} for run in numbers["runs"]] == [vars(run) for run in ranking.scored_runs()]
 
 
-def test_the_tables_of_the_page_are_those_of_the_numbers():
+def test_the_tables_of_the_page_show_the_numbers():
     page = benchmark.PAGE.read_text()
     assert page == benchmark.rendered(page)
     assert len(re.findall(r"^\| ", page, re.MULTILINE)) > 20
 
 
-def test_a_rank_correlation_has_the_closed_forms():
+def test_rank_correlations_equal_their_closed_forms():
     assert ranking.rho([1, 2, 3], [10, 20, 400]) == pytest.approx(1)
     assert ranking.rho([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
     assert ranking.rho([1, 2, 3], [2, 1, 3]) == pytest.approx(0.5)
     assert ranking.rho([1, 1, 1], [1, 2, 3]) == 0
 
 
-def test_losses_that_rank_every_recipe_are_found_and_so_is_that_they_share_their_seeds():
+def test_the_joint_p_value_accounts_for_recipes_that_share_their_seeds():
     runs = [
         ranking.Scored(f"r{k}", seed, "AUH", "digits", -float(seed), 0.1 * seed, -3.0, 30.0, 90.0 + seed, None, None, ())
         for k in range(6)
@@ -343,7 +343,7 @@ def test_losses_that_rank_every_recipe_are_found_and_so_is_that_they_share_their
     assert found["joint p"] == pytest.approx(2 / 6)  # and its reverse
 
 
-def test_a_measure_is_correlated_over_runs_with_the_interval_of_drawn_recipes():
+def test_a_measure_is_correlated_over_runs_with_a_bootstrap_interval_over_recipes():
     runs = [
         ranking.Scored(f"r{k}", seed, "AUH", "digits", 0.0, k + 0.1 * seed, -3.0, 30.0, 90.0 + k + 0.1 * seed, None, None, ())
         for k in range(8)

@@ -1,4 +1,4 @@
-"""The evaluations: weighted kNN, features in order, probes on data that a line separates, the feature files."""
+"""Evaluations: weighted kNN, feature extraction, probes on linearly separable data, feature files."""
 
 from __future__ import annotations
 
@@ -13,13 +13,22 @@ from toys import squares
 from sfrik.cli import main
 from sfrik.datasets.images import load_images
 from sfrik.errors import SfrikError
+from sfrik.evaluate import (
+    evaluate,
+    extract,
+    extract_features,
+    features_here,
+    knn_accuracy,
+    knn_eval,
+    linear_probe,
+    load_features,
+    logistic_regression,
+    weighted_knn,
+)
 from sfrik.evaluate import knn as knn_module
-from sfrik.evaluate.features import extract, extract_features, features_here, load_features
-from sfrik.evaluate.knn import knn_accuracy, scores_by_k, weighted_knn
-from sfrik.evaluate.linear import linear_probe
+from sfrik.evaluate.knn import scores_by_k
 from sfrik.evaluate.linear_head import top_accuracies
 from sfrik.evaluate.logistic import logistic_lbfgs, logistic_sgd
-from sfrik.evaluate.protocols import evaluate, knn_eval, logistic_regression
 from sfrik.networks import build_backbone, build_pixels, save_weights
 from sfrik.pretrain.loop import pretrain
 from sfrik.runs.folder import Run
@@ -32,7 +41,7 @@ CPU = {"device": "cpu", "precision": "fp32"}
 
 
 def toy(n, seed, classes=3, dim=6, noise=0.3):
-    """Points around a corner of the simplex for each class, 10 deviations of the noise or so apart."""
+    """Points around one corner of the simplex per class, about 10 standard deviations of the noise apart."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % classes
     points = 3 * torch.eye(classes, dim)[labels] + noise * torch.randn(n, dim, generator=generator)
@@ -43,7 +52,7 @@ def toy(n, seed, classes=3, dim=6, noise=0.3):
 
 
 def votes_by_hand(train, labels, test, k, temperature, classes):
-    """DINO's rule, one test image and one neighbour at a time, in Python's floats."""
+    """DINO's weighted vote as a plain loop over test images and neighbours, in Python floats."""
     rows = []
     for query in test.tolist():
         similar = []
@@ -58,24 +67,24 @@ def votes_by_hand(train, labels, test, k, temperature, classes):
 
 
 @pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (5, 0.07), (20, 0.07), (20, 1.0), (1000, 0.5)])
-def test_weighted_knn_gives_the_votes_of_a_plain_loop(k, temperature):
+def test_weighted_knn_equals_a_plain_loop(k, temperature):
     generator = torch.Generator().manual_seed(k)
     train, test = torch.randn(40, 5, generator=generator), torch.randn(12, 5, generator=generator)
     labels = torch.randint(0, 4, (40,), generator=generator)
     scores = weighted_knn(train, labels, test, k, temperature, num_classes=4).double()
     shares = scores / scores.sum(dim=1, keepdim=True)
-    # similarities are in float32, an error of 1e-7 that 1 / temperature makes at most 2e-6 of a vote
+    # similarities are in float32: an error of 1e-7, which 1 / temperature amplifies to at most 2e-6 of a vote
     torch.testing.assert_close(shares, votes_by_hand(train, labels, test, k, temperature, 4), rtol=1e-4, atol=1e-5)
 
 
-def test_a_k_larger_than_the_bank_is_the_whole_bank():
+def test_k_larger_than_the_training_set_uses_all_of_it():
     (train, labels), (test, _) = toy(9, 0), toy(4, 1)
     assert torch.equal(weighted_knn(train, labels, test, 9), weighted_knn(train, labels, test, 200))
 
 
 @pytest.mark.parametrize("k", [3, 20, 50])
 @pytest.mark.parametrize("block", [1, 7, 16, 40])
-def test_the_training_images_in_blocks_give_the_scores_of_one_block(block, k, monkeypatch):
+def test_blocks_of_training_images_give_the_scores_of_one_block(block, k, monkeypatch):
     generator = torch.Generator().manual_seed(block)
     train, test = torch.randn(40, 5, generator=generator), torch.randn(12, 5, generator=generator)
     labels = torch.randint(0, 4, (40,), generator=generator)
@@ -88,8 +97,8 @@ def test_the_training_images_in_blocks_give_the_scores_of_one_block(block, k, mo
 @pytest.mark.parametrize(("bank", "tile", "groups"), [(64, 32, 32), (100, 64, 32), (37, 16, 4), (128, 50, 8)])
 @pytest.mark.parametrize("k", [1, 20])
 @pytest.mark.parametrize("order", ["random", "nearest last", "nearest first"])
-def test_the_neighbours_that_are_found_tile_by_tile_are_those_of_the_whole_matrix(bank, tile, groups, k, order, monkeypatch):
-    """Few, all or none of a block's rows are nearer than those that are known."""
+def test_tiles_find_the_neighbours_of_the_whole_similarity_matrix(bank, tile, groups, k, order, monkeypatch):
+    """Few, all or none of the rows of a block are nearer than the neighbours found before."""
     generator = torch.Generator().manual_seed(k)
     train, test = torch.randn(500, 8, generator=generator), torch.randn(21, 8, generator=generator)
     if order != "random":
@@ -104,7 +113,7 @@ def test_the_neighbours_that_are_found_tile_by_tile_are_those_of_the_whole_matri
     assert not torch.equal(places.sort(dim=1).values, torch.arange(k).expand_as(places))
 
 
-def test_several_k_over_many_training_images_read_them_once_and_give_the_scores_of_each_k(monkeypatch):
+def test_several_k_read_the_training_images_once_and_give_the_scores_of_each_k(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     train, test = torch.randn(40, 5, generator=generator), torch.randn(12, 5, generator=generator)
     labels = torch.randint(0, 4, (40,), generator=generator)
@@ -118,14 +127,14 @@ def test_several_k_over_many_training_images_read_them_once_and_give_the_scores_
     assert reads == [40]
 
 
-def test_the_length_of_a_feature_does_not_matter():
+def test_scores_do_not_depend_on_the_length_of_a_feature():
     (train, labels), (test, _) = toy(30, 0), toy(8, 1)
     scaled = weighted_knn(train * torch.arange(1.0, 31.0)[:, None], labels, test * 50, 5)
-    # normalisation of a scaled row rounds in float32, which 1 / 0.07 amplifies
+    # normalising a scaled row rounds in float32, which 1 / 0.07 amplifies
     torch.testing.assert_close(scaled, weighted_knn(train, labels, test, 5), rtol=1e-4, atol=1e-5)
 
 
-def test_many_test_images_are_scored_in_pieces_with_the_same_result():
+def test_many_test_images_are_scored_in_blocks_with_the_same_result():
     (train, labels), (test, _) = toy(30, 0), toy(2500, 1)
     scores = weighted_knn(train, labels, test, 5)
     assert scores.shape == (2500, 3)
@@ -133,14 +142,14 @@ def test_many_test_images_are_scored_in_pieces_with_the_same_result():
     torch.testing.assert_close(scores[2048:], weighted_knn(train, labels, test[2048:], 5), rtol=1e-4, atol=1e-5)
 
 
-def test_few_test_images_and_a_small_temperature_are_no_trouble():
+def test_one_test_image_and_a_small_temperature_give_finite_scores():
     (train, labels), (test, _) = toy(30, 0), toy(1, 1)
     scores = weighted_knn(train, labels, test, 5, temperature=1e-4)
     assert torch.isfinite(scores).all()
     assert scores.argmax() == 0
 
 
-def test_classes_without_a_neighbour_have_a_column_of_zeros():
+def test_classes_without_a_neighbour_score_zero():
     (train, labels), (test, _) = toy(30, 0), toy(8, 1)
     scores = weighted_knn(train, labels, test, 5, num_classes=7)
     assert scores.shape == (8, 7)
@@ -156,12 +165,12 @@ def test_classes_without_a_neighbour_have_a_column_of_zeros():
         (3, 1, -1.0, "temperature above 0"),
     ],
 )
-def test_weighted_knn_refuses_what_makes_no_sense(labels, k, temperature, message):
+def test_weighted_knn_rejects_invalid_arguments(labels, k, temperature, message):
     with pytest.raises(ValueError, match=message):
         weighted_knn(torch.ones(3, 2), torch.ones(labels).long(), torch.ones(1, 2), k, temperature)
 
 
-def test_knn_accuracy_is_the_share_of_test_images_in_percent():
+def test_knn_accuracy_is_in_percent():
     (train, labels), (test, test_labels) = toy(60, 0), toy(40, 1)
     assert knn_accuracy(train, labels, test, test_labels, 5, 3) == 100
     wrong = test_labels.clone()
@@ -179,20 +188,20 @@ def test_top_accuracies_count_the_first_and_the_first_five():
     assert top_accuracies(scores, torch.tensor([5, 5, 5, 5])) == (0.0, 0.0)
 
 
-def test_with_fewer_than_five_classes_the_second_accuracy_is_of_all_of_them():
+def test_top_5_counts_all_classes_where_there_are_fewer_than_five():
     scores = torch.tensor([[3.0, 2, 1], [3.0, 2, 1]])
     assert top_accuracies(scores, torch.tensor([0, 2])) == (50.0, 100.0)
 
 
-# --- probes on separable data
+# --- probes on linearly separable data
 
 
-def test_logistic_regression_by_lbfgs_separates_what_a_line_separates():
+def test_lbfgs_separates_linearly_separable_classes():
     score = logistic_lbfgs(toy(90, 0), toy(30, 1), toy(60, 2))
     assert score == {"top1": 100.0, "tune_top1": 100.0, "C": 0.01}, "the smallest C wins a tie"
 
 
-def test_lbfgs_chooses_its_penalty_on_the_tuning_split_and_not_on_the_test():
+def test_lbfgs_chooses_its_penalty_on_the_tuning_split_and_not_on_the_test_split():
     train, tune = toy(90, 0, noise=1.5), toy(60, 1, noise=1.5)
     one = logistic_lbfgs(train, tune, toy(60, 2, noise=1.5), (1e-4, 1.0))
     swapped = logistic_lbfgs(train, tune, (toy(60, 2)[0], (toy(60, 2)[1] + 1) % 3), (1e-4, 1.0))
@@ -200,20 +209,20 @@ def test_lbfgs_chooses_its_penalty_on_the_tuning_split_and_not_on_the_test():
     assert one["top1"] > swapped["top1"]
 
 
-def test_logistic_regression_by_sgd_separates_what_a_line_separates():
+def test_sgd_separates_linearly_separable_classes():
     score = logistic_sgd(toy(90, 0), toy(60, 2), num_classes=3, epochs=10, batch_size=32)
     assert score["top1"] == score["best_top1"] == 100
     assert score["top5"] == 100
 
 
-def test_logistic_regression_by_sgd_follows_from_its_seed():
+def test_sgd_is_reproducible_from_its_seed():
     train, test = toy(90, 0, noise=2.0), toy(300, 2, noise=2.0)
     one, again = (logistic_sgd(train, test, 3, epochs=2, batch_size=16, seed=5) for _ in range(2))
     assert one == again
-    assert 100 / 3 < one["top1"] < 100, "noise of this size leaves errors, and the label can still be seen"
+    assert 100 / 3 < one["top1"] < 100, "noise of this size leaves some errors but does not hide the label"
 
 
-def test_a_linear_probe_separates_what_a_line_separates_and_leaves_the_backbone_alone():
+def test_a_linear_probe_separates_linearly_separable_classes_and_does_not_change_the_backbone():
     settings = EvaluateSettings(dataset="mnist5k", size=28, epochs=10, batch_size=32, lr_head=0.01, workers=0)
     backbone = nn.Sequential(build_pixels(28, 1), nn.BatchNorm1d(784)).train()
     backbone.num_features = 784
@@ -228,7 +237,7 @@ def test_a_linear_probe_separates_what_a_line_separates_and_leaves_the_backbone_
 # --- features
 
 
-def test_features_come_in_the_order_of_the_data_set_whatever_the_batch():
+def test_features_are_in_the_order_of_the_data_set_for_any_batch_size():
     images = load_images("mnist5k", "test")
     views = resize_for_test(28, "mnist5k")
     backbone = build_pixels(28, 1)
@@ -244,7 +253,7 @@ def test_features_come_in_the_order_of_the_data_set_whatever_the_batch():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_extraction_is_in_evaluation_mode_and_gives_the_mode_back(training):
+def test_extraction_is_in_evaluation_mode_and_restores_the_mode(training):
     backbone = build_backbone("resnet8", "small", 1).train(training)
     before = backbone.bn1.running_mean.clone()
     extract(backbone, squares(8, 0), resize_for_test(28, "mnist5k"))
@@ -252,12 +261,12 @@ def test_extraction_is_in_evaluation_mode_and_gives_the_mode_back(training):
     assert torch.equal(backbone.bn1.running_mean, before)
 
 
-# --- the commands, on a backbone as initialised
+# --- the commands, on an untrained backbone
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A finished run without training, and its features in a folder apart."""
+    """A finished run of an untrained backbone, and its features in a separate folder."""
     folder = tmp_path_factory.mktemp("evaluate")
     pretrain(PretrainSettings.from_recipe(RECIPE, exp_dir=str(folder / "run"), **CPU), progress=False)
     extract_features(of(FeatureSettings, folder / "run", extraction_dir=str(folder / "features")))
@@ -268,7 +277,7 @@ def of(kind, folder, **overrides):
     return kind.from_recipe(RECIPE, exp_dir=str(folder), **{**CPU, **overrides})
 
 
-def test_a_score_that_is_finished_without_features_gets_them_again(run):
+def test_missing_features_of_a_finished_score_are_extracted_again_on_request(run):
     settings = of(KnnSettings, run)
     score = knn_eval(settings)
     before = load_features(features_here(settings), "val")[0]
@@ -277,13 +286,13 @@ def test_a_score_that_is_finished_without_features_gets_them_again(run):
     assert torch.equal(load_features(features_here(settings), "val")[0], before)
 
 
-def test_features_of_another_split_are_not_taken_for_those_that_were_asked_for(run):
+def test_features_of_another_split_are_not_reused(run):
     tune = of(KnnSettings, run, val_dataset="train")
     sizes = [len(load_features(features_here(settings), "val")[0]) for settings in (of(KnnSettings, run), tune)]
     assert sizes == [1000, 500]
 
 
-def test_features_of_a_run_are_those_of_its_splits(run):
+def test_the_features_of_a_run_are_of_its_training_and_test_splits(run):
     folder = run.parent / "features"
     (train, train_labels), (test, test_labels) = load_features(folder, "train"), load_features(folder, "val")
     assert train.shape == (300, 128)
@@ -293,7 +302,7 @@ def test_features_of_a_run_are_those_of_its_splits(run):
     assert not list(folder.glob("*tmp*"))
 
 
-def test_knn_and_logistic_regression_of_an_extraction_folder_are_those_of_its_features(run, tmp_path, capsys):
+def test_the_commands_score_the_features_of_an_extraction_folder(run, tmp_path, capsys):
     features = run.parent / "features"
     flags = ["--recipe", RECIPE, "--extraction-dir", str(features), "--device", "cpu"]
     assert main(["knn-eval", *flags, "--exp-dir", str(tmp_path / "a"), "--nb-knn", "5", "7"]) == 0
@@ -312,10 +321,10 @@ def test_knn_and_logistic_regression_of_an_extraction_folder_are_those_of_its_fe
     assert (logistic["images"], logistic["train_images"]) == (1000, 300)
 
 
-def test_a_finished_score_is_returned_at_once_and_computed_again_for_other_settings(run, monkeypatch):
+def test_a_finished_score_is_returned_at_once_but_measured_again_for_other_settings(run, monkeypatch):
     first = knn_eval(of(KnnSettings, run))
     with monkeypatch.context() as patch:
-        patch.setattr("sfrik.evaluate.protocols.scores_by_k", lambda *arguments: pytest.fail("computed again"))
+        patch.setattr("sfrik.evaluate.protocols.scores_by_k", lambda *arguments: pytest.fail("measured again"))
         assert knn_eval(of(KnnSettings, run)) == first
     assert knn_eval(of(KnnSettings, run, nb_knn=(3,)))["top1_at"].keys() == {"3"}
 
@@ -328,20 +337,20 @@ def test_the_lbfgs_solver_uses_the_runs_tuning_split(run):
     assert score["backbone_sha256"] == file_hash(run / "backbone.safetensors")
 
 
-def test_a_linear_probe_writes_its_score_apart_for_the_tuning_split(run):
+def test_a_linear_probe_writes_a_separate_score_for_the_tuning_split(run):
     score = evaluate(of(EvaluateSettings, run, epochs=1, val_dataset="train"), progress=False)
     assert score["images"] == 500
     assert (run / "linear_tune.json").is_file()
     assert not (run / "linear.json").exists()
 
 
-def test_the_lbfgs_solver_refuses_an_extraction_folder_for_want_of_a_tuning_split(run, tmp_path):
+def test_the_lbfgs_solver_rejects_an_extraction_folder_since_it_lacks_the_tuning_split(run, tmp_path):
     with pytest.raises(SfrikError, match="--solver sgd"):
         logistic_regression(of(LogisticSettings, tmp_path, extraction_dir=str(run.parent / "features"), solver="lbfgs"))
 
 
 @pytest.mark.parametrize("kind", ["knn", "logistic", "linear"])
-def test_a_score_of_other_weights_does_not_count_as_one_of_the_runs_own(tmp_path, kind):
+def test_a_score_of_other_weights_is_not_a_score_of_the_run(tmp_path, kind):
     pretrain(PretrainSettings.from_recipe(RECIPE, exp_dir=str(tmp_path / "run"), **CPU), progress=False)
     other = tmp_path / "other.safetensors"
     torch.manual_seed(9)
@@ -357,13 +366,13 @@ def test_a_score_of_other_weights_does_not_count_as_one_of_the_runs_own(tmp_path
     assert Run(tmp_path / "run").result(kind) is None
 
 
-def test_a_score_of_an_extraction_folder_does_not_count_as_one_of_the_runs_own(run, tmp_path):
+def test_a_score_of_an_extraction_folder_is_not_a_score_of_the_run(run, tmp_path):
     pretrain(PretrainSettings.from_recipe(RECIPE, seed=5, exp_dir=str(tmp_path / "run"), **CPU), progress=False)
     knn_eval(of(KnnSettings, tmp_path / "run", extraction_dir=str(run.parent / "features")))
     assert Run(tmp_path / "run").result("knn") is None, "these features are of another seed's weights"
 
 
-# --- the choice before the test
+# --- the choice on the tuning split comes before the test images
 
 COMMANDS = {
     "evaluate": (EvaluateSettings, lambda settings: evaluate(settings, progress=False), {"epochs": 1, "subset": 2}),
@@ -376,7 +385,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_test_images_are_read_once_the_choice_is_written_down_and_by_the_chosen_one_alone(run, tmp_path, command):
+def test_test_images_are_scored_only_after_the_choice_and_only_by_the_chosen_recipe(run, tmp_path, command):
     kind, work, overrides = COMMANDS[command]
     folder = tmp_path / "digits" / "sim_1024" / "seed0"
     folder.mkdir(parents=True)
@@ -385,7 +394,7 @@ def test_the_test_images_are_read_once_the_choice_is_written_down_and_by_the_cho
     if command == "inference":
         evaluate(of(EvaluateSettings, folder, epochs=1, subset=2, val_dataset="train"), progress=False)
     before = sorted(folder.iterdir())
-    with pytest.raises(SfrikError, match=r"choice of grid table9_sfrik is not written down yet .*make table9"):
+    with pytest.raises(SfrikError, match=r"choice of grid table9_sfrik is not recorded yet .*make table9"):
         work(of(kind, folder, **given))
     written = tmp_path / "digits" / "tuning" / "table9_sfrik.json"
     written.parent.mkdir()
@@ -400,18 +409,18 @@ def test_the_test_images_are_read_once_the_choice_is_written_down_and_by_the_cho
     work(of(kind, folder, **given))
 
 
-def test_the_tuning_split_is_scored_before_any_choice(run):
+def test_the_tuning_split_is_scored_without_a_choice(run):
     assert knn_eval(of(KnnSettings, run, choice="table9_sfrik", val_dataset="train", nb_knn=(3,)))["images"] == 500
 
 
-def test_an_extraction_folder_does_not_go_round_the_choice(run, tmp_path):
+def test_an_extraction_folder_does_not_bypass_the_choice(run, tmp_path):
     given = {"extraction_dir": str(run.parent / "features"), "choice": "grid"}
     for kind, work in [(KnnSettings, knn_eval), (LogisticSettings, logistic_regression), (FeatureSettings, features_here)]:
-        with pytest.raises(SfrikError, match="not written down yet"):
+        with pytest.raises(SfrikError, match="not recorded yet"):
             work(of(kind, tmp_path / "a" / "seed0", **given))
 
 
-# --- feature files that are not right
+# --- invalid feature files
 
 
 @pytest.fixture
@@ -445,14 +454,14 @@ def test_a_feature_file_that_was_cut_short_is_named(features, part, size):
 
 
 @pytest.mark.parametrize("name", ["train", "val"])
-def test_features_and_labels_of_different_numbers_are_refused(features, name):
+def test_unequal_numbers_of_features_and_labels_are_rejected(features, name):
     np.save(features / f"{name}_labels.npy", np.arange(3))
     with pytest.raises(SfrikError, match=rf"{name} features but 3 labels"):
         load_features(features, name)
 
 
 @pytest.mark.parametrize("command", ["knn-eval", "logistic-regression"])
-def test_training_and_test_features_of_different_dimensions_end_in_one_line(features, tmp_path, capsys, command):
+def test_training_and_test_features_of_different_dimensions_are_a_one_line_error(features, tmp_path, capsys, command):
     np.save(features / "val_features.npy", np.ones((4, 3), dtype=np.float32))
     arguments = [command, "--extraction-dir", str(features), "--exp-dir", str(tmp_path / "run"), "--device", "cpu"]
     assert main(arguments) == 2
@@ -462,7 +471,7 @@ def test_training_and_test_features_of_different_dimensions_end_in_one_line(feat
     assert not (tmp_path / "run").exists()
 
 
-def test_features_that_are_right_give_a_score(features, tmp_path):
+def test_valid_features_give_a_score(features, tmp_path):
     score = knn_eval(KnnSettings(extraction_dir=str(features), exp_dir=str(tmp_path / "run"), nb_knn=(1, 6)))
     assert score["top1_at"].keys() == {"1", "6"}
     assert score["images"] == 4

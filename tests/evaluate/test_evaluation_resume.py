@@ -1,4 +1,4 @@
-"""An evaluation that is stopped or killed goes on from its checkpoint and ends in the same head and score, to the last bit."""
+"""An interrupted evaluation resumes from its checkpoint and ends with the same head and score, to the last bit."""
 
 from __future__ import annotations
 
@@ -20,19 +20,17 @@ import torch
 from PIL import Image
 from toys import squares
 
-from sfrik.errors import Preempted, SfrikError
+from sfrik.errors import Preempted
+from sfrik.evaluate import evaluate, linear_probe, sgd_loop
 from sfrik.evaluate import features as features_module
-from sfrik.evaluate import sgd_loop as training
 from sfrik.evaluate.checkpoint import EvaluationCheckpoint
-from sfrik.evaluate.linear import linear_probe
-from sfrik.evaluate.protocols import evaluate
 from sfrik.networks import build_backbone, save_weights
 from sfrik.runs.checkpoints import Checkpoints
 from sfrik.runs.folder import Run
 from sfrik.settings import EvaluateSettings
 from sfrik.system.files import file_hash, read_json
 
-pytest.importorskip("fcntl", reason="signals and forks as POSIX has them")
+pytest.importorskip("fcntl", reason="POSIX signals and forks")
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 CLASSES, EPOCHS, STEPS = 3, 3, 4  # batches of 8 make 4 steps of the 30 training images, the last of 6
@@ -44,12 +42,12 @@ PROTOCOLS = {
 }
 # Each child is a fork of a clean process that has imported what it needs: optimisers import torch._dynamo at their first step.
 children = multiprocessing.get_context("forkserver")
-children.set_forkserver_preload(["pytest", "torch._dynamo", "sfrik.evaluate.protocols"])
+children.set_forkserver_preload(["pytest", "torch._dynamo", "sfrik.evaluate"])
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """As in the children: sums in another order are other bits."""
+    """As in the child processes: another number of threads changes the order of sums and so the bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -58,7 +56,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """An image folder of noise of a grey level a class, and weights that were not trained."""
+    """An image folder of noise around one grey level per class, and untrained weights."""
     root, noise = tmp_path_factory.mktemp("evaluations"), np.random.default_rng(0)
     for split, count in (("train", 18), ("val", 6)):
         for label in range(CLASSES):
@@ -73,7 +71,7 @@ def place(tmp_path_factory):
 
 
 def settings_of(place: Path, folder: Path, protocol: str, **overrides) -> EvaluateSettings:
-    """Of a run in `folder`, whose weights are put there."""
+    """Settings of a run in `folder`; its weights are copied there."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "backbone.safetensors").is_file():
         (folder / "backbone.safetensors").write_bytes((place / "weights0.safetensors").read_bytes())
@@ -84,7 +82,7 @@ def settings_of(place: Path, folder: Path, protocol: str, **overrides) -> Evalua
 
 
 def contents(folder: Path) -> dict[str, object]:
-    """Every file of a run but its locks: weights by their hash, the score as it is read, without the commit, which may change."""
+    """All files of a run except locks: weights as hashes, scores parsed, without the commit, which may change."""
 
     def read(path: Path) -> object:
         return {**read_json(path), "commit": ""} if path.suffix == ".json" else file_hash(path)
@@ -93,7 +91,7 @@ def contents(folder: Path) -> dict[str, object]:
 
 
 def after_steps(number: int, action) -> None:
-    """Call `action` after so many steps of the optimiser in this process."""
+    """Call `action` after that many optimiser steps in this process."""
     step, taken = torch.optim.SGD.step, []
 
     def counted(self, *arguments):
@@ -106,9 +104,9 @@ def after_steps(number: int, action) -> None:
 
 
 def work(settings: EvaluateSettings, sent: int, number: int, within_epoch: float) -> None:
-    """In a child: evaluate, and be sent a signal after so many steps; the exit status is that of the command line."""
+    """In a child process: evaluate, and receive a signal after `number` steps; exit with the status of the command line."""
     torch.set_num_threads(1)
-    training.AFTER_EPOCH, training.WITHIN_EPOCH = 0.0, within_epoch
+    sgd_loop.AFTER_EPOCH, sgd_loop.WITHIN_EPOCH = 0.0, within_epoch
     if sent:
         after_steps(number, lambda: os.kill(os.getpid(), sent))
     try:
@@ -128,7 +126,7 @@ def in_child(settings: EvaluateSettings, sent: int = 0, number: int = 0, within_
 
 @pytest.fixture(scope="module")
 def whole(place):
-    """What an evaluation leaves that nothing interrupts, by protocol; it runs in this process, which changes no bit."""
+    """The files of an uninterrupted evaluation, by protocol; it runs in this process, which changes no bit."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for protocol in PROTOCOLS:
@@ -141,33 +139,33 @@ def whole(place):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_an_evaluation_that_is_stopped_and_killed_several_times_ends_in_the_same_bits(place, whole, tmp_path, protocol):
+def test_an_evaluation_that_is_stopped_and_killed_several_times_ends_with_the_same_bits(place, whole, tmp_path, protocol):
     settings = settings_of(place, tmp_path, protocol)
     random = np.random.default_rng(len(protocol))
     for sent, status in [(signal.SIGTERM, 75), (signal.SIGKILL, -9), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]:
-        # killed: between two checkpoints, within an epoch or at its end; stopped: no checkpoint but the one of the signal
+        # SIGKILL: with checkpoints at every step or only at the end of epochs; the other signals write their own checkpoint
         within_epoch = 0.0 if sent == signal.SIGKILL and random.random() < 0.5 else math.inf
         assert in_child(settings, sent, int(random.integers(1, 4)), within_epoch) == status
         assert not (tmp_path / f"{protocol}.json").exists()
     assert in_child(settings) == 0
-    assert contents(tmp_path) == whole[protocol], "the same head, backbone and score, and nothing besides"
+    assert contents(tmp_path) == whole[protocol], "the same head, backbone and score, and no other files"
     assert set(contents(tmp_path)) == {"backbone.safetensors", f"head_{protocol}.safetensors", f"{protocol}.json"}
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_signal_while_images_are_scored_stops_there_and_no_step_is_repeated(place, whole, tmp_path, protocol, monkeypatch):
-    """Of the frozen ones it comes while the features are computed, before the first step; of fine-tuning, after an epoch."""
+def test_a_signal_during_scoring_stops_there_and_no_step_is_repeated(place, whole, tmp_path, protocol, monkeypatch):
+    """With a frozen backbone the signal arrives during extraction, before the first step; with fine-tuning after an epoch."""
     settings, scored, steps = settings_of(place, tmp_path, protocol), [], []
     batches, step = features_module.batches, torch.optim.SGD.step
 
-    def asked_in_the_midst(*arguments, **keywords):
+    def signal_during_scoring(*arguments, **keywords):
         scored.append(len(steps))
         os.kill(os.getpid(), signal.SIGTERM)
         yield from batches(*arguments, **keywords)
 
     monkeypatch.setattr(torch.optim.SGD, "step", lambda self: steps.append(0) or step(self))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(features_module, "batches", asked_in_the_midst)
+        patch.setattr(features_module, "batches", signal_during_scoring)
         where = f"finetune: saved at epoch 0, step {STEPS} of {STEPS}" if protocol == "finetune" else "nothing was trained yet"
         with pytest.raises(Preempted, match=where):
             evaluate(settings, progress=False)
@@ -177,17 +175,17 @@ def test_a_signal_while_images_are_scored_stops_there_and_no_step_is_repeated(pl
     assert contents(tmp_path) == whole[protocol]
 
 
-def test_the_chosen_head_of_a_sweep_is_not_trained_again_when_its_last_scoring_is_stopped(place, tmp_path, monkeypatch):
+def test_the_chosen_head_of_a_sweep_is_not_trained_again_after_a_signal_during_its_last_scoring(place, tmp_path, monkeypatch):
     settings, steps = settings_of(place, tmp_path, "linear_tune", val_dataset="val"), []
     batches, step, calls = features_module.batches, torch.optim.SGD.step, []
 
-    def asked_at_the_second(*arguments, **keywords):  # the first is the tuning split
+    def signal_at_second_extraction(*arguments, **keywords):  # the first extracts the tuning split
         calls.append(0)
         if len(calls) == 2:
             os.kill(os.getpid(), signal.SIGUSR1)
         yield from batches(*arguments, **keywords)
 
-    monkeypatch.setattr(features_module, "batches", asked_at_the_second)
+    monkeypatch.setattr(features_module, "batches", signal_at_second_extraction)
     monkeypatch.setattr(torch.optim.SGD, "step", lambda self: steps.append(0) or step(self))
     with pytest.raises(Preempted, match=f"saved at epoch {EPOCHS}"):
         evaluate(settings, progress=False)
@@ -196,27 +194,27 @@ def test_the_chosen_head_of_a_sweep_is_not_trained_again_when_its_last_scoring_i
     assert score["images"] == 6 * CLASSES
 
 
-# --- faults at any step
+# --- errors at any step
 
 
 class Fault(Exception):
-    """Something that is no signal."""
+    """An error that is not a signal."""
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_an_evaluation_goes_on_after_a_fault_at_any_step(place, whole, tmp_path, protocol, monkeypatch):
-    """It saves after every step here; each time but the last it makes one step, and the next before a fault, unsaved."""
+def test_an_evaluation_resumes_after_an_error_at_any_step(place, whole, tmp_path, protocol, monkeypatch):
+    """It saves after every step; each attempt but the last makes one step, and a second one that fails unsaved."""
     settings, step, counts = settings_of(place, tmp_path, protocol), torch.optim.SGD.step, []
 
-    def fails_at_its_second(self):
+    def fails_at_second_step(self):
         step(self)
         counts[-1] += 1
         if counts[-1] == 2 and len(counts) <= 5:
             raise Fault
 
-    monkeypatch.setattr(torch.optim.SGD, "step", fails_at_its_second)
-    monkeypatch.setattr(training, "WITHIN_EPOCH", 0.0)
-    monkeypatch.setattr(training, "AFTER_EPOCH", 0.0)
+    monkeypatch.setattr(torch.optim.SGD, "step", fails_at_second_step)
+    monkeypatch.setattr(sgd_loop, "WITHIN_EPOCH", 0.0)
+    monkeypatch.setattr(sgd_loop, "AFTER_EPOCH", 0.0)
     for done in range(5):
         counts.append(0)
         with pytest.raises(Fault):
@@ -230,7 +228,7 @@ def test_an_evaluation_goes_on_after_a_fault_at_any_step(place, whole, tmp_path,
     assert contents(tmp_path) == whole[protocol]
 
 
-def test_a_rate_that_has_diverged_is_not_tried_again(place, tmp_path, monkeypatch, capsys):
+def test_a_diverged_rate_is_not_trained_again(place, tmp_path, monkeypatch, capsys):
     settings = settings_of(place, tmp_path, "linear_tune")
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim.SGD, "step", torch.optim.SGD.step)
@@ -243,27 +241,27 @@ def test_a_rate_that_has_diverged_is_not_tried_again(place, tmp_path, monkeypatc
     assert capsys.readouterr().err == ""
 
 
-def test_a_checkpoint_that_was_cut_short_gives_way_to_the_one_before(place, whole, tmp_path, monkeypatch):
+def test_a_truncated_checkpoint_falls_back_to_the_previous_one(place, whole, tmp_path, monkeypatch):
     settings = settings_of(place, tmp_path, "finetune")
     with monkeypatch.context() as patch:
-        patch.setattr(training, "WITHIN_EPOCH", 0.0)
+        patch.setattr(sgd_loop, "WITHIN_EPOCH", 0.0)
         patch.setattr(torch.optim.SGD, "step", torch.optim.SGD.step)
         after_steps(6, lambda: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(Preempted):
             evaluate(settings, progress=False)
     newest = tmp_path / "checkpoint_finetune.pt"
     newest.write_bytes(newest.read_bytes()[:-1000])
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
     host = re.sub(r"\W", "_", socket.gethostname())
-    left = tmp_path / f".checkpoint_finetune.pt.{host}-{gone.pid}-0123abcd.tmp"
-    left.write_bytes(b"one that was being written")
+    left = tmp_path / f".checkpoint_finetune.pt.{host}-{dead.pid}-0123abcd.tmp"
+    left.write_bytes(b"an unfinished checkpoint")
     evaluate(settings, progress=False)
     (tmp_path / "checkpoint_finetune.broken").unlink()
     assert contents(tmp_path) == whole["finetune"]
 
 
-# --- whose checkpoint it is
+# --- which evaluation a checkpoint belongs to
 
 
 def stopped_in_second_epoch(settings: EvaluateSettings) -> None:
@@ -276,20 +274,20 @@ def stopped_in_second_epoch(settings: EvaluateSettings) -> None:
 
 
 @pytest.mark.parametrize("other", ["settings", "weights"])
-def test_a_checkpoint_of_another_evaluation_is_not_used(place, whole, tmp_path, capsys, other):
+def test_a_checkpoint_of_another_evaluation_is_ignored(place, whole, tmp_path, capsys, other):
     before = settings_of(place, tmp_path, "linear", **({"lr_head": 0.06} if other == "settings" else {}))
     if other == "weights":
         (tmp_path / "backbone.safetensors").write_bytes((place / "weights1.safetensors").read_bytes())
     stopped_in_second_epoch(before)
     (tmp_path / "backbone.safetensors").write_bytes((place / "weights0.safetensors").read_bytes())
     evaluate(settings_of(place, tmp_path, "linear"), progress=False)
-    said = capsys.readouterr().err
-    assert "linear: begun anew" in said
-    assert f"of another evaluation (other {other})" in said
+    stderr = capsys.readouterr().err
+    assert "linear: restarted" in stderr
+    assert f"belongs to another evaluation (different {other})" in stderr
     assert contents(tmp_path) == whole["linear"]
 
 
-def test_a_checkpoint_of_other_labels_or_another_precision_is_not_used(place, tmp_path):
+def test_a_checkpoint_of_other_labels_or_another_precision_is_ignored(place, tmp_path):
     settings = settings_of(place, tmp_path, "linear", label_list=str(tmp_path / "list.txt"))
     images, run = squares(8, 0), Run(tmp_path)
     (tmp_path / "list.txt").write_text("one")
@@ -303,22 +301,12 @@ def test_a_checkpoint_of_other_labels_or_another_precision_is_not_used(place, tm
     assert EvaluationCheckpoint(run, "linear", settings, "digest", images, "fp32").load() is None
 
 
-def test_a_second_process_that_computes_the_same_score_is_refused_and_another_score_is_not(place, tmp_path):
-    run = Run(tmp_path)
-    settings = settings_of(place, tmp_path, "linear", epochs=1)
-    with run.lock("linear.lock"):
-        with pytest.raises(SfrikError, match="being written by another process"):
-            evaluate(settings, progress=False)
-        evaluate(settings.model_copy(update={"val_dataset": "train"}), progress=False)
-    assert (tmp_path / "linear_tune.json").is_file()
+# --- when checkpoints are written
 
 
-# --- when it saves
-
-
-def test_short_evaluations_write_no_checkpoint_and_long_ones_seldom(place, tmp_path, monkeypatch):
+def test_short_evaluations_write_no_checkpoint_and_long_ones_few(place, tmp_path, monkeypatch):
     saved, now = [], [0.0]
-    monkeypatch.setattr(training.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(sgd_loop.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(EvaluationCheckpoint, "save", lambda self, state: saved.append(tuple(state["place"].values())[:2]))
     step = torch.optim.SGD.step
     for seconds, expected in [(2.4, []), (8, [(1, 0), (2, 0), (3, 0)]), (250, [(0, 3), (1, 0), (1, 3), (2, 0), (2, 3), (3, 0)])]:
@@ -333,7 +321,7 @@ def test_short_evaluations_write_no_checkpoint_and_long_ones_seldom(place, tmp_p
         assert saved == expected, f"steps of {seconds} s"
 
 
-def test_without_a_checkpoint_nothing_is_saved_and_signals_are_left_alone(tmp_path, monkeypatch):
+def test_without_a_checkpoint_nothing_is_saved_and_signal_handlers_are_unchanged(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings, seen = EvaluateSettings(dataset="mnist5k", size=28, epochs=1, batch_size=16, workers=0), []
     step = torch.optim.SGD.step
@@ -348,7 +336,7 @@ def test_without_a_checkpoint_nothing_is_saved_and_signals_are_left_alone(tmp_pa
 
 
 @pytest.mark.parametrize("name", ["03_linear_probing", "04_semi_supervised", "05_knn_and_logistic_regression"])
-def test_the_notebooks_start_what_takes_long_as_a_step_that_the_signals_of_a_job_reach(name):
+def test_notebooks_launch_long_computations_as_steps_that_receive_the_signals_of_a_job(name):
     cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())["cells"]
     trees = [ast.parse("".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
     calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]

@@ -1,4 +1,4 @@
-"""Fine-tuning, and the heads that an evaluation leaves: what is trained at which rate, what is saved, what is read again."""
+"""Fine-tuning, and the saved heads of evaluations: learning rates, files, inference."""
 
 from __future__ import annotations
 
@@ -15,11 +15,9 @@ from toys import squares
 
 from sfrik.datasets.loader import batches
 from sfrik.errors import SfrikError
+from sfrik.evaluate import evaluate, load_head, save_head, training_images
 from sfrik.evaluate.finetune import finetune
-from sfrik.evaluate.head_files import load_head, save_head
-from sfrik.evaluate.inputs import training_images
 from sfrik.evaluate.linear_head import linear_heads
-from sfrik.evaluate.protocols import evaluate
 from sfrik.networks import build_backbone, save_weights
 from sfrik.pretrain.loop import pretrain
 from sfrik.runs.folder import Run
@@ -48,7 +46,7 @@ def tune(backbone, train, settings, test=None):
 # --- training
 
 
-def test_fine_tuning_learns_what_the_eye_sees_and_follows_from_its_seed():
+def test_fine_tuning_learns_an_easy_task_and_is_reproducible_from_its_seed():
     score, _ = tune(small_backbone(), squares(64, 0), settings_of(epochs=6))
     assert score["top1"] == 100
     heads = [tune(small_backbone(), squares(16, 0), settings_of(epochs=2, seed=seed))[1].weight for seed in (3, 3, 4)]
@@ -56,8 +54,8 @@ def test_fine_tuning_learns_what_the_eye_sees_and_follows_from_its_seed():
     assert not torch.equal(heads[0], heads[2])
 
 
-def test_the_first_step_moves_backbone_and_head_by_their_own_rates():
-    """One batch, one epoch: SGD's first step is -rate * (gradient + weight decay * weight), the momentum being empty."""
+def test_the_first_step_uses_the_rates_of_backbone_and_head():
+    """One batch, one epoch: without momentum yet, SGD's first step is -rate * (gradient + weight decay * weight)."""
     train, settings = squares(16, 0), settings_of(epochs=1, lr_backbone=0.03, lr_head=0.7, weight_decay=0.01)
     before = small_backbone()
     (head_before,) = linear_heads(1, 128, 2, settings.seed)
@@ -71,7 +69,7 @@ def test_the_first_step_moves_backbone_and_head_by_their_own_rates():
         moved = 0.0
         for (name, p), q in zip(old.named_parameters(), new.parameters(), strict=True):
             expected = p - rate * (p.grad + 0.01 * p)
-            # float32 sums of a convolution's gradient in another order
+            # a convolution's gradient may be summed in another order in float32
             torch.testing.assert_close(q, expected, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
             moved = max(moved, (q - p).abs().max().item())
         assert moved > 1e-4
@@ -85,10 +83,10 @@ def test_both_rates_follow_a_cosine_by_epoch(monkeypatch):
     assert np.allclose(seen, [[0.02, 0.1], [0.02, 0.1], [0.01, 0.05], [0.01, 0.05]])
 
 
-def test_the_backbone_learns_in_train_mode_and_is_scored_in_evaluation_mode():
+def test_the_backbone_is_trained_in_train_mode_and_scored_in_evaluation_mode():
     modes = []
 
-    class Watched(nn.Module):
+    class Recorder(nn.Module):
         num_features = 784
 
         def __init__(self):
@@ -99,15 +97,15 @@ def test_the_backbone_learns_in_train_mode_and_is_scored_in_evaluation_mode():
             modes.append((self.training, len(x)))
             return self.norm(x.flatten(1))
 
-    backbone = Watched()
+    backbone = Recorder()
     tune(backbone, squares(9, 0), settings_of(epochs=2, batch_size=4), squares(6, 1))
-    # nine images in batches of four: the ninth, alone, would be normalised to zero, and is left out
+    # nine images in batches of four: BatchNorm would normalise the ninth to zero, so it is skipped
     assert modes == [(True, 4), (True, 4), (False, 6)] * 2
     assert not backbone.training
     assert backbone.norm.num_batches_tracked == 4
 
 
-def test_a_batch_larger_than_the_labelled_images_is_all_of_them():
+def test_a_batch_size_above_the_number_of_labelled_images_uses_all_of_them():
     seen = []
     backbone = small_backbone()
     backbone.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
@@ -132,7 +130,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def run(finished, tmp_path):
-    """A run of its own for each test, without any score."""
+    """A fresh copy of the run, without scores."""
     return shutil.copytree(finished, tmp_path / "run")
 
 
@@ -151,7 +149,7 @@ def of(folder, **overrides):
         ({"weights": "finetune"}, "finetune", 40),
     ],
 )
-def test_each_protocol_has_its_own_score_and_head_and_inference_gives_the_score_again(run, overrides, name, images):
+def test_each_protocol_has_its_score_and_head_and_inference_reproduces_the_score(run, overrides, name, images):
     score = evaluate(of(run, **overrides), progress=False)
     assert score["train_images"] == images
     assert read_json(run / f"{name}_tune.json") == score
@@ -170,7 +168,7 @@ def test_each_protocol_has_its_own_score_and_head_and_inference_gives_the_score_
     assert again["backbone_sha256"] == score["backbone_sha256"]
 
 
-def test_fine_tuning_leaves_the_pretrained_weights_as_they_are(run):
+def test_fine_tuning_does_not_change_the_pretrained_weights(run):
     before = file_hash(run / "backbone.safetensors")
     evaluate(of(run, weights="finetune"), progress=False)
     assert file_hash(run / "backbone.safetensors") == before
@@ -181,7 +179,7 @@ def test_fine_tuning_leaves_the_pretrained_weights_as_they_are(run):
     assert not torch.equal(tuned.conv1.weight, small_backbone().conv1.weight)
 
 
-def test_inference_on_the_test_images_takes_the_head_that_was_tuned(run):
+def test_inference_on_the_test_images_uses_the_head_of_the_tuning_split(run):
     evaluate(of(run), progress=False)
     save_head(run / "head_linear.safetensors", nn.Linear(128, 10))
     score = evaluate(of(run, only_inference=True, val_dataset="val"), progress=False)
@@ -193,11 +191,11 @@ def test_inference_on_the_test_images_takes_the_head_that_was_tuned(run):
     assert evaluate(of(run, only_inference=True, val_dataset="val"), progress=False)["head"] == "head_linear.safetensors"
 
 
-# --- heads from elsewhere
+# --- heads from other code
 
 
 def checkpoint(form, backbone, head):
-    """A state dict as other code writes it."""
+    """A checkpoint in the format of other code."""
     whole = {f"0.{key}": value for key, value in backbone.state_dict().items()}
     whole |= {f"1.{key}": value for key, value in head.state_dict().items()}
     beside = {**backbone.state_dict(), **{f"fc.{key}": value for key, value in head.state_dict().items()}}
@@ -213,17 +211,15 @@ def checkpoint(form, backbone, head):
         "torchvision": beside,
         "torchvision, distributed": {"state_dict": {f"module.{key}": value for key, value in beside.items()}},
         "parts": {"epoch": 1, "backbone": backbone.state_dict(), "head": head.state_dict()},
-        "head alone": {"fc.weight": head.weight.detach(), "fc.bias": head.bias.detach()},
+        "head only": {"fc.weight": head.weight.detach(), "fc.bias": head.bias.detach()},
     }[form]
 
 
-@pytest.mark.parametrize(
-    "form", ["the authors'", "one process", "torchvision", "torchvision, distributed", "parts", "head alone"]
-)
-def test_a_checkpoint_of_other_code_is_scored_with_its_own_backbone(run, tmp_path, form):
+@pytest.mark.parametrize("form", ["the authors'", "one process", "torchvision", "torchvision, distributed", "parts", "head only"])
+def test_a_checkpoint_of_other_code_is_scored_with_its_backbone(run, tmp_path, form):
     backbone = build_backbone("resnet8", "small", 1)
     torch.manual_seed(3)
-    if form == "head alone":  # then the run's own weights are what it is put on
+    if form == "head only":  # it is combined with the run's backbone
         backbone.load_state_dict(load_state(run))
     head = nn.Linear(128, 10)
     torch.save(checkpoint(form, backbone, head), tmp_path / "checkpoint.pth")
@@ -231,9 +227,9 @@ def test_a_checkpoint_of_other_code_is_scored_with_its_own_backbone(run, tmp_pat
     saved = load_head(tmp_path / "checkpoint.pth")
     assert torch.equal(saved.head.weight, head.weight)
     assert torch.equal(saved.head.bias, head.bias)
-    judged = run / "backbone.safetensors" if form == "head alone" else tmp_path / "checkpoint.pth"
-    assert score["backbone_sha256"] == file_hash(judged)
-    if form != "head alone":
+    evaluated = run / "backbone.safetensors" if form == "head only" else tmp_path / "checkpoint.pth"
+    assert score["backbone_sha256"] == file_hash(evaluated)
+    if form != "head only":
         state = saved.build_backbone("resnet8", "small", 1).state_dict()
         assert all(torch.equal(state[key], value) for key, value in backbone.state_dict().items())
 
@@ -244,40 +240,40 @@ def load_state(run):
     return load_file(run / "backbone.safetensors")
 
 
-def test_a_head_that_does_not_fit_is_one_clear_line(run, tmp_path):
+def test_a_head_of_other_dimensions_is_a_one_line_error(run, tmp_path):
     path = tmp_path / "head.safetensors"
     for shape, message in [((128, 7), "128 features and 7 classes"), ((64, 10), "64 features and 10 classes")]:
         save_head(path, nn.Linear(*shape))
         with pytest.raises(SfrikError, match=message) as error:
             evaluate(of(run, only_inference=True, ckp_path=str(path)), progress=False)
         assert "\n" not in str(error.value)
-        assert "here are 128 features and 10 classes" in str(error.value)
+        assert "this evaluation has 128 features and 10 classes" in str(error.value)
     save_head(path, nn.Linear(128, 10), nn.Linear(3, 3))
     with pytest.raises(SfrikError, match="does not hold the backbone of a resnet8"):
         evaluate(of(run, only_inference=True, ckp_path=str(path)), progress=False)
     assert not list(run.glob("*inference*"))
 
 
-def test_a_head_of_other_pretrained_weights_is_refused(run):
+def test_a_head_of_other_pretrained_weights_is_rejected(run):
     evaluate(of(run), progress=False)
     evaluate(of(run, weights="finetune"), progress=False)
     torch.manual_seed(9)
     digest = save_weights(build_backbone("resnet8", "small", 1), run / "backbone.safetensors")
     with pytest.raises(SfrikError, match="is not the file that was trained"):
         evaluate(of(run, only_inference=True), progress=False)
-    Run(run).record(weights={"backbone.safetensors": digest})  # as of a training of its own
+    Run(run).record(weights={"backbone.safetensors": digest})  # as after a separate training
     for weights in ("freeze", "finetune"):
         with pytest.raises(SfrikError, match="trained on other weights"):
             evaluate(of(run, weights=weights, only_inference=True), progress=False)
 
 
-def test_a_file_that_is_no_head_is_named(run, tmp_path):
+def test_a_file_without_a_head_is_named(run, tmp_path):
     torch.save({"weight": torch.ones(3)}, tmp_path / "none.pth")
     (tmp_path / "broken.safetensors").write_bytes(b"abc")
     (tmp_path / "broken.pth").write_bytes(b"abc")
     torch.save({"model": print}, tmp_path / "code.pth")
     for name, message in [
-        ("none.pth", "holds no linear head"),
+        ("none.pth", "has no linear head"),
         ("broken.safetensors", "not a complete safetensors file"),
         ("broken.pth", "not a complete PyTorch weights file"),
         ("code.pth", "holds Python objects besides tensors"),
@@ -290,7 +286,7 @@ def test_a_file_that_is_no_head_is_named(run, tmp_path):
         evaluate(of(run, only_inference=True), progress=False)
 
 
-def test_a_label_list_is_of_the_whole_training_split_and_a_share_of_each_class_is_of_the_subset(tmp_path):
+def test_a_label_list_refers_to_the_whole_training_split_and_a_fraction_to_the_subset(tmp_path):
     for label in ("a", "b"):
         folder = tmp_path / "train" / label
         folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Several rates at once: each head is the one its rate trains alone, the tuning split chooses, the test is scored once."""
+"""Sweeps of rates: each head equals that of a single rate, the tuning split chooses, the test split is scored once."""
 
 from __future__ import annotations
 
@@ -10,12 +10,9 @@ from torch import nn
 
 from sfrik.datasets.images import Images
 from sfrik.errors import SfrikError
-from sfrik.evaluate import logistic
-from sfrik.evaluate.features import extract_features
-from sfrik.evaluate.linear import linear_probe, linear_sweep
+from sfrik.evaluate import evaluate, extract_features, linear_probe, linear_sweep, logistic, logistic_regression
 from sfrik.evaluate.linear_head import choose_rate, linear_heads, score_features, top_accuracies
 from sfrik.evaluate.logistic import logistic_sgd, logistic_sweep
-from sfrik.evaluate.protocols import evaluate, logistic_regression
 from sfrik.networks import build_backbone, build_pixels, save_weights
 from sfrik.pretrain.loop import pretrain
 from sfrik.settings import EvaluateSettings, FeatureSettings, LogisticSettings, PretrainSettings
@@ -26,7 +23,7 @@ RATES = (1e-5, 1e-3, 0.1)
 
 
 def faint_squares(n, seed):
-    """Three classes by where a faint square is: learnt in part, so that rates differ."""
+    """Three classes, told apart by the position of a faint square: hard enough that the rates differ."""
     labels = np.arange(n) % 3
     pixels = np.random.default_rng(seed).integers(0, 120, (n, 1, 28, 28))
     for label in range(3):
@@ -41,22 +38,22 @@ def sweep(test, rates=RATES, backbone=None):
     return linear_sweep(backbone, train, tune, test, settings, torch.device("cpu"), progress=False)
 
 
-def alone(rate, test):
+def single_rate(rate, test):
     settings = EvaluateSettings(dataset="mnist5k", size=28, epochs=3, batch_size=32, workers=0, lr_head=rate)
     return linear_probe(build_pixels(28, 1), faint_squares(96, 0), test, settings, torch.device("cpu"), progress=False)
 
 
-def test_the_head_of_a_rate_is_the_one_that_a_probe_with_that_rate_trains():
+def test_the_head_of_a_rate_equals_that_of_a_probe_with_that_rate():
     score, head = sweep(faint_squares(90, 2))
-    assert score["sweep"] == {str(rate): alone(rate, faint_squares(60, 1))[0]["top1"] for rate in RATES}
-    assert len(set(score["sweep"].values())) > 1, "the rates differ, or the comparison says nothing"
-    single, single_head = alone(score["lr_head"], faint_squares(90, 2))
+    assert score["sweep"] == {str(rate): single_rate(rate, faint_squares(60, 1))[0]["top1"] for rate in RATES}
+    assert len(set(score["sweep"].values())) > 1, "the rates must differ for the comparison to mean anything"
+    single, single_head = single_rate(score["lr_head"], faint_squares(90, 2))
     assert (score["top1"], score["top5"]) == (single["top1"], single["top5"])
     assert torch.equal(head.weight, single_head.weight)
     assert torch.equal(head.bias, single_head.bias)
 
 
-def test_the_tuning_split_chooses_and_the_test_images_have_no_say():
+def test_the_tuning_split_chooses_the_rate_and_the_test_images_do_not():
     tune_only, _ = sweep(None)
     best = max(RATES, key=lambda rate: tune_only["sweep"][str(rate)])
     assert tune_only["lr_head"] == best
@@ -68,7 +65,7 @@ def test_the_tuning_split_chooses_and_the_test_images_have_no_say():
         assert (score["lr_head"], score["sweep"]) == (best, tune_only["sweep"])
 
 
-def test_a_batch_passes_the_backbone_once_for_all_rates_and_the_test_images_once_in_all():
+def test_the_backbone_sees_each_batch_once_for_all_rates_and_the_test_images_once():
     counts = []
     for rates in (RATES[:1], RATES):
         backbone = build_pixels(28, 1)
@@ -94,7 +91,7 @@ def points(n, seed):
     return torch.eye(3, 6)[labels] + torch.randn(n, 6, generator=generator), labels
 
 
-def test_logistic_regression_with_several_rates_is_that_of_each_alone():
+def test_logistic_regression_with_several_rates_equals_that_of_each_rate():
     train, tune, test = points(90, 0), points(60, 1), points(120, 2)
     rates = (1e-4, 0.1, 10.0)
     score = logistic_sweep(train, tune, test, 3, rates, epochs=3, batch_size=16, seed=5)
@@ -108,28 +105,28 @@ def test_logistic_regression_with_several_rates_is_that_of_each_alone():
     assert logistic_sweep(train, tune, None, 3, rates, epochs=3, batch_size=16, seed=5)["top1"] == score["tune_top1"]
 
 
-def test_a_rate_that_diverges_leaves_the_others_alone():
+def test_a_rate_that_diverges_does_not_affect_the_others():
     train, tune = points(90, 0), points(60, 1)
     score = logistic_sweep(train, tune, None, 3, (0.1, 1e30), epochs=3, batch_size=16)
     assert score["lr_head"] == 0.1
     assert score["top1"] == logistic_sweep(train, tune, None, 3, (0.1,), epochs=3, batch_size=16)["top1"]
 
 
-def test_features_beyond_a_devices_memory_stay_on_the_host_and_pass_a_batch_at_a_time(monkeypatch):
-    """On the device "meta", which has shapes alone: where a tensor is, not what is in it."""
+def test_features_that_exceed_device_memory_stay_on_the_host_and_are_moved_by_batch(monkeypatch):
+    """On the device "meta", whose tensors have only shapes: this tests where a tensor is, not its values."""
     features, labels = points(50, 0)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
-    for room, place in [(features.nbytes, "meta"), (features.nbytes - 1, "cpu")]:
-        monkeypatch.setattr(logistic, "_room", lambda device, room=room: room)
+    for available, storage in [(features.nbytes, "meta"), (features.nbytes - 1, "cpu")]:
+        monkeypatch.setattr(logistic, "_available_bytes", lambda device, available=available: available)
         rows = logistic._Rows(features, labels, torch.device("meta"))
-        assert rows.features.device.type == place
+        assert rows.features.device.type == storage
         ((batch, targets),) = rows.batches(torch.tensor([4, 2, 7]), 5)
         assert (batch.device.type, batch.shape, targets.device.type) == ("meta", (3, 6), "meta")
 
 
 @pytest.mark.parametrize("rates", [(0.3,), (0.01, 0.3, 2.0)])
-def test_heads_that_are_trained_by_one_product_are_those_of_torchs_sgd_one_by_one(rates):
-    """In float64, three epochs of batches of which the last is smaller, with momentum and weight decay."""
+def test_heads_trained_by_one_product_equal_those_of_torch_sgd(rates):
+    """In float64, three epochs with a smaller last batch, momentum and weight decay."""
     (features, labels), classes, seed = points(50, 0), 3, 5
     features = features.double()
     heads = [head.double() for head in linear_heads(len(rates), 6, classes, seed)]
@@ -170,7 +167,7 @@ def run(tmp_path_factory):
     return folder
 
 
-def test_evaluate_reports_the_choice_and_its_tuned_head_goes_on_to_the_test_images(run):
+def test_evaluate_records_the_choice_and_inference_scores_the_tuned_head_on_the_test_images(run):
     given = {"exp_dir": str(run), "epochs": 2, "lr_sweep": (1e-3, 0.4), **CPU}
     tuned = evaluate(EvaluateSettings.from_recipe(RECIPE, val_dataset="train", **given), progress=False)
     assert tuned["protocol"] == "linear_tune"
@@ -183,25 +180,25 @@ def test_evaluate_reports_the_choice_and_its_tuned_head_goes_on_to_the_test_imag
     assert (once["head"], once["top1"]) == ("head_linear_tune.safetensors", score["top1"])
 
 
-def test_logistic_regression_reports_the_choice(run):
+def test_logistic_regression_records_the_choice(run):
     given = {"exp_dir": str(run), "epochs": 2, "solver": "sgd", "lr_sweep": (1e-4, 0.1), **CPU}
     score = logistic_regression(LogisticSettings.from_recipe(RECIPE, **given))
     tuned = logistic_regression(LogisticSettings.from_recipe(RECIPE, val_dataset="train", **given))
     assert (score["images"], tuned["images"]) == (1000, 500)
     assert tuned["top1"] == tuned["tune_top1"]
     assert score["sweep"].keys() == {"0.0001", "0.1"}
-    # features of the tuning split in batches of one size: the same numbers, whichever command asked for them
+    # both extract the tuning split in batches of one size, so the numbers are equal
     assert (score["lr_head"], score["sweep"]) == (tuned["lr_head"], tuned["sweep"])
 
 
-def test_an_extraction_folder_without_tuning_features_cannot_choose(run, tmp_path):
+def test_a_sweep_rejects_an_extraction_folder_without_tuning_features(run, tmp_path):
     extract_features(FeatureSettings.from_recipe(RECIPE, exp_dir=str(run), extraction_dir=str(tmp_path / "features"), **CPU))
     given = {"exp_dir": str(tmp_path), "extraction_dir": str(tmp_path / "features"), "solver": "sgd", **CPU}
     with pytest.raises(SfrikError, match="lr_sweep chooses on the tuning split"):
         logistic_regression(LogisticSettings.from_recipe(RECIPE, lr_sweep=(0.1, 0.2), **given))
 
 
-def test_images_without_a_tuning_split_are_an_error_that_says_what_to_set(tmp_path):
+def test_a_missing_tuning_split_is_an_error_that_names_the_settings(tmp_path):
     for split in ("train", "val"):
         for label in "ab":
             (tmp_path / split / label).mkdir(parents=True)

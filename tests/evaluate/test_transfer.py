@@ -1,4 +1,4 @@
-"""Transfer to other images: average precision, the SVMs, the choices that training images make, the command."""
+"""Transfer to other data sets: average precision, SVMs, choices made on training images, the command."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score
 
 from sfrik.datasets.images import Images
 from sfrik.errors import SfrikError
-from sfrik.evaluate.svm import average_precision, mean_average_precision
+from sfrik.evaluate import average_precision, mean_average_precision
 from sfrik.evaluate.transfer import logistic_by_cross_validation, transfer
 from sfrik.networks import build_backbone, save_weights
 from sfrik.settings import TransferSettings
@@ -24,7 +24,7 @@ CPU = {"device": "cpu", "precision": "fp32", "workers": 0}
 
 
 def area_by_hand(positive, scores):
-    """The area, one recall at a time: the best precision at that recall or a higher one."""
+    """The area, summed over recalls: the best precision at that recall or a higher one."""
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
     points = []
     for n in range(1, len(order) + 1):
@@ -37,14 +37,14 @@ def area_by_hand(positive, scores):
     return area
 
 
-def test_average_precision_is_the_area_under_the_falling_precision():
+def test_average_precision_is_the_area_under_the_non_increasing_precision():
     for pattern in itertools.product([False, True], repeat=6):
         if any(pattern):
             scores = np.array([0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
             assert average_precision(np.array(pattern), scores) == pytest.approx(area_by_hand(pattern, scores), abs=1e-12)
 
 
-def test_average_precision_is_scikit_learns_where_precision_falls_and_above_it_elsewhere():
+def test_average_precision_equals_scikit_learns_where_precision_falls_and_exceeds_it_elsewhere():
     falling = np.array([True, True, False, True, False, False, True])
     scores = -np.arange(7.0)
     assert average_precision(falling, scores) == pytest.approx(average_precision_score(falling, scores), abs=1e-12)
@@ -54,39 +54,39 @@ def test_average_precision_is_scikit_learns_where_precision_falls_and_above_it_e
         assert average_precision(positive, scores) >= average_precision_score(positive, scores) - 1e-12
 
 
-# --- the SVMs
+# --- SVMs
 
 
 def scenes(n, seed, classes=3, noise=0.4):
-    """Features that hold several classes at once, and labels 1 or -1."""
+    """Features of images with several classes each, and labels 1 or -1."""
     generator = torch.Generator().manual_seed(seed)
     there = torch.rand(n, classes, generator=generator) < 0.4
     features = torch.cat([3.0 * there, torch.ones(n, 4)], 1) + noise * torch.randn(n, classes + 4, generator=generator)
     return features, torch.where(there, 1, -1)
 
 
-def test_what_a_line_separates_has_a_mean_average_precision_of_100():
+def test_linearly_separable_classes_have_a_mean_average_precision_of_100():
     score = mean_average_precision(scenes(90, 0), scenes(60, 1), classes=["cat", "dog", "sofa"])
     assert score["map"] == pytest.approx(100)
     assert score["ap"].keys() == score["svm_cost"].keys() == {"cat", "dog", "sofa"}
 
 
-def test_the_mean_is_over_classes_and_the_features_length_does_not_matter():
+def test_the_mean_is_over_classes_and_does_not_depend_on_the_length_of_features():
     train, test = scenes(90, 0, noise=2.0), scenes(60, 1, noise=2.0)
     score = mean_average_precision(train, test, costs=(0.1,))
     assert score["map"] == pytest.approx(np.mean(list(score["ap"].values())))
     assert 40 < score["map"] < 99
     longer = [(features * torch.linspace(0.5, 4, len(features))[:, None], labels) for features, labels in (train, test)]
-    # lengths are taken out in float64 of float32 features
+    # float32 features are normalised in float64
     assert mean_average_precision(*longer, costs=(0.1,))["map"] == pytest.approx(score["map"], abs=1e-3)
 
 
-def test_images_where_all_objects_of_a_class_are_difficult_are_left_out_of_that_class_alone():
+def test_difficult_images_of_a_class_are_excluded_only_from_that_class():
     train, test = scenes(60, 0, noise=1.5), scenes(60, 1, noise=1.5)
     with_difficult = []
     for features, labels in (train, test):
         generator = torch.Generator().manual_seed(5)
-        more = 5 * torch.randn(20, features.shape[1], generator=generator)  # these would mislead
+        more = 5 * torch.randn(20, features.shape[1], generator=generator)  # misleading features
         marks = -torch.ones(20, 3, dtype=labels.dtype)
         marks[:, 0] = 0
         with_difficult.append((torch.cat([features, more]), torch.cat([labels, marks])))
@@ -105,7 +105,7 @@ def test_the_cost_is_chosen_on_training_images_and_the_smallest_wins_a_tie():
     assert set(easy["svm_cost"].values()) == {0.1}
 
 
-def test_a_class_that_cannot_be_learned_or_scored_is_named():
+def test_a_class_with_too_few_images_is_named():
     train, test = scenes(30, 0), scenes(30, 1)
     few = train[1].clone()
     few[2:, 1] = -1
@@ -159,14 +159,14 @@ def settings_of(folder, target="digits8x8", **overrides):
     return TransferSettings(exp_dir=str(folder / "digits" / "a" / "seed0"), target=target, **{**given, **overrides})
 
 
-def test_digits_are_scored_once_and_the_score_is_kept(weights, monkeypatch):
+def test_a_finished_score_of_digits_is_returned_at_once(weights, monkeypatch):
     score = transfer(settings_of(weights))
     assert read_json(weights / "digits" / "a" / "seed0" / "transfer_digits8x8.json") == score
     assert (score["target"], score["images"] + score["train_images"]) == ("digits8x8", 1797)
     assert score["backbone_sha256"] == file_hash(weights / "digits" / "a" / "seed0" / "backbone.safetensors")
     # untrained features of digits are far above the 10 % of guessing
     assert score["top1"] > 50
-    monkeypatch.setattr("sfrik.evaluate.transfer.load_target", lambda *arguments: pytest.fail("computed again"))
+    monkeypatch.setattr("sfrik.evaluate.transfer.load_target", lambda *arguments: pytest.fail("measured again"))
     assert transfer(settings_of(weights)) == score
 
 
@@ -175,8 +175,8 @@ def test_a_target_has_no_tuning_split(weights):
         transfer(settings_of(weights, val_dataset="train"))
 
 
-def test_a_grid_is_scored_on_the_target_by_the_chosen_one_alone(weights):
-    with pytest.raises(SfrikError, match="not written down yet"):
+def test_only_the_chosen_recipe_of_a_grid_is_scored_on_the_target(weights):
+    with pytest.raises(SfrikError, match="not recorded yet"):
         transfer(settings_of(weights, choice="grid"))
     (weights / "digits" / "tuning").mkdir()
     write_json(weights / "digits" / "tuning" / "grid.json", {"chosen": "b"})
@@ -187,14 +187,14 @@ def test_a_grid_is_scored_on_the_target_by_the_chosen_one_alone(weights):
 
 
 def coloured(n, labels, num_classes, classes=None):
-    """Pictures of one colour a class, with noise."""
+    """Noisy images with one colour per class."""
     first = labels if labels.ndim == 1 else (labels == 1).argmax(1)
     pixels = np.random.default_rng(n).integers(0, 100, (n, 20, 18, 3)).astype(np.uint8)
     pixels[np.arange(n), :, :, first] += 150
     return Images(labels, num_classes, str, open=lambda i: Image.fromarray(pixels[i]), classes=classes)
 
 
-def test_places_and_voc_are_read_from_their_own_folder_and_scored_by_their_own_protocol(weights, monkeypatch):
+def test_places205_and_voc07_are_read_from_their_folders_and_scored_by_their_protocols(weights, monkeypatch):
     asked = []
 
     def load(target, split, folder):
@@ -210,7 +210,7 @@ def test_places_and_voc_are_read_from_their_own_folder_and_scored_by_their_own_p
     assert {"top1", "top5", "best_top1", "best_top5"} <= places.keys()
     assert (places["protocol"], places["images"], places["train_images"]) == ("transfer_places205", 12, 18)
     voc = transfer(settings_of(weights, "voc07", target_dir="VOC", **given), progress=False)
-    # one colour a class: its features are far apart even without training
+    # the colours have distant features even without training
     assert voc["map"] > 90
     assert voc["ap"].keys() == {"cat", "dog", "sofa"}
     assert voc["backbone_sha256"] == file_hash(weights / "colour.safetensors")

@@ -10,9 +10,7 @@ from sklearn.metrics import confusion_matrix
 
 from sfrik.datasets.images import Images, load_images
 from sfrik.errors import SfrikError
-from sfrik.evaluate.features import features_here, load_features
-from sfrik.evaluate.logistic import fit_lbfgs
-from sfrik.evaluate.protocols import class_scores, evaluate, logistic_regression
+from sfrik.evaluate import class_scores, evaluate, features_here, fit_lbfgs, load_features, logistic_regression
 from sfrik.plots.images import (
     draw_confusion,
     image_sheet,

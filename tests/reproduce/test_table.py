@@ -9,7 +9,7 @@ import pytest
 
 from sfrik.cost.measure import hardware
 from sfrik.errors import Preempted, SfrikError
-from sfrik.evaluate.protocols import evaluate
+from sfrik.evaluate import evaluate
 from sfrik.pretrain.loop import pretrain
 from sfrik.reproduce import run as run_module
 from sfrik.reproduce import table as table_module

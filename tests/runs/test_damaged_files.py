@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from sfrik.errors import SfrikError
-from sfrik.evaluate.protocols import evaluate, knn_eval
+from sfrik.evaluate import evaluate, knn_eval
 from sfrik.pretrain.loop import pretrain
 from sfrik.runs import cached
 from sfrik.runs.checkpoints import Checkpoints

@@ -8,11 +8,9 @@ import time
 import pytest
 import torch
 
-from sfrik.evaluate import knn
-from sfrik.evaluate.features import extract_features
+from sfrik.evaluate import evaluate, extract_features, knn
 from sfrik.evaluate.knn import scores_by_k
 from sfrik.evaluate.logistic import logistic_sgd
-from sfrik.evaluate.protocols import evaluate
 from sfrik.pretrain.loop import pretrain
 from sfrik.reproduce import local
 from sfrik.reproduce.stages import PlannedRun
