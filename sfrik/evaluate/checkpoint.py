@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from sfrik.datasets.images import Images
+from sfrik.datasets import Images
 from sfrik.runs import records
 from sfrik.runs.checkpoints import Checkpoints
 from sfrik.runs.folder import Run

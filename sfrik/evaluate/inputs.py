@@ -9,8 +9,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import torch
 
-from sfrik.datasets.images import Images, load_images
-from sfrik.datasets.label_fraction import labelled_share
+from sfrik.datasets import Images, labelled_share, load_images
 from sfrik.errors import SfrikError
 from sfrik.networks import Backbone, build_pixels, load_backbone
 from sfrik.runs.checkpoints import Checkpoints

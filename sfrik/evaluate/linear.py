@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfrik.datasets.images import Images
+from sfrik.datasets import Images
 from sfrik.evaluate.checkpoint import EvaluationCheckpoint
 from sfrik.evaluate.features import extract
 from sfrik.evaluate.linear_head import choose_rate, last_and_best, linear_heads, score_features

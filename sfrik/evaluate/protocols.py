@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sfrik.datasets.images import Images
+from sfrik.datasets import Images
 from sfrik.errors import SfrikError
 from sfrik.evaluate.checkpoint import EvaluationCheckpoint
 from sfrik.evaluate.features import extract, read_features

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfrik.datasets.images import Images
+from sfrik.datasets import Images
 from sfrik.datasets.transfer import load_target
 from sfrik.errors import SfrikError
 from sfrik.evaluate.checkpoint import EvaluationCheckpoint
