@@ -14,7 +14,7 @@ from toys import write_cifar10, write_stl10
 from sfrik.datasets.images import load_images
 from sfrik.datasets.loader import batches
 from sfrik.datasets.transfer import VOC_CLASSES, load_target
-from sfrik.evaluate.protocols import evaluate
+from sfrik.evaluate import evaluate
 from sfrik.pretrain.loop import pretrain
 from sfrik.settings import EvaluateSettings, PretrainSettings
 from sfrik.system.files import file_hash, read_json
