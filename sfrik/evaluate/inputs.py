@@ -138,7 +138,7 @@ class Inputs(Generic[AnySettings]):
             rename_broken(path, str(error))
         score = self.run.result(name, s)
         if score is not None:  # left by a process that was killed right after it wrote the score
-            Checkpoints(self.run.folder, f"checkpoint_{name}").drop()
+            Checkpoints(self.run.folder, f"checkpoint_{name}").delete()
         return score
 
 
