@@ -147,7 +147,7 @@ def draw_rows(table: Table) -> Figure:
 
 def _add_caption(figure: Figure, table: Table) -> Figure:
     """Add a line below the figure: the images, what the bars are, and the number of seeds."""
-    figure.supxlabel(f"{table.title}. {table.format_spread}", fontsize=8, color="0.3", wrap=True)
+    figure.supxlabel(f"{table.title}. {table.spread_note}", fontsize=8, color="0.3", wrap=True)
     return figure
 
 

@@ -74,7 +74,7 @@ class Table:
         return list(dict.fromkeys(label for m in self.measured for label in m.row.labels))
 
     @property
-    def format_spread(self) -> str:
+    def spread_note(self) -> str:
         """A sentence on the mean, its spread and the number of seeds."""
         counts = sorted({len(m.seeds) for m in self.measured if m.seeds})
         if counts in ([], [1]):
