@@ -24,7 +24,7 @@ import sfrik.system.progress
 from sfrik.errors import Preempted, SfrikError
 from sfrik.launch.remote_call import Reporter, unpack_call
 from sfrik.launch.rendezvous import join_rendezvous, remove_rendezvous
-from sfrik.ops.collectives import all_gather_objects
+from sfrik.ops.collectives import all_gather_json
 from sfrik.system.devices import pick_device
 from sfrik.system.signals import GRACE, SIGNALS, stop_at_end_of_stdin
 
@@ -74,7 +74,7 @@ def _check_proofs(token: str, device: torch.device) -> None:
     Raises:
         SfrikError: another program has joined the group.
     """
-    proofs = all_gather_objects(_proof(token, str(dist.get_rank())), device)
+    proofs = all_gather_json(_proof(token, str(dist.get_rank())), device)
     for rank, proof in enumerate(proofs):
         if not hmac.compare_digest(str(proof), _proof(token, str(rank))):
             raise SfrikError(f"rank {rank} is no process of this launch: another program answered in its place")

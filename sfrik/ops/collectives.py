@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 __all__ = [
-    "all_gather_objects",
+    "all_gather_json",
     "all_gather_rows",
     "all_gather_vectors",
     "all_reduce_max",
@@ -53,13 +53,13 @@ def barrier() -> None:
 
 def broadcast_from_rank_zero(value: Any) -> Any:
     """The value of rank 0, on every process. It must be serialisable as JSON."""
-    return all_gather_objects(value if rank() == 0 else None)[0]
+    return all_gather_json(value if rank() == 0 else None)[0]
 
 
-def all_gather_objects(value: Any, device: torch.device | None = None) -> list[Any]:
+def all_gather_json(value: Any, device: torch.device | None = None) -> list[Any]:
     """The values of all processes, in the order of their ranks. They must be serialisable as JSON.
 
-    `torch.distributed.all_gather_object` sends pickles, and unpickling data from a socket can execute any code.
+    PyTorch's own collectives for objects send pickles, and unpickling data from a socket can execute any code.
 
     Args:
         value: this process's value.

@@ -22,7 +22,7 @@ from sfrik.errors import Preempted
 from sfrik.networks import Encoder, build_encoder
 from sfrik.objectives.base import LossTerms, NotFinite
 from sfrik.objectives.factory import build_objective
-from sfrik.ops.collectives import all_gather_objects, all_reduce_max, barrier, broadcast_from_rank_zero, rank, world_size
+from sfrik.ops.collectives import all_gather_json, all_reduce_max, barrier, broadcast_from_rank_zero, rank, world_size
 from sfrik.optim import LARS, learning_rate
 from sfrik.pretrain.accumulate import backward, micro_batches
 from sfrik.pretrain.distributed import distribute, explain_compile_failure, training_precision
@@ -270,7 +270,7 @@ class _Training:
 
     def _gather_broken(self, skipped: list[str]) -> None:
         """Add the images that any process has skipped to those of the position."""
-        self.position.broken = sorted({*self.position.broken, *(name for names in all_gather_objects(skipped) for name in names)})
+        self.position.broken = sorted({*self.position.broken, *(name for names in all_gather_json(skipped) for name in names)})
 
     def _stop_if(self, number: int) -> None:
         if number == 0:
@@ -282,7 +282,7 @@ class _Training:
         stop(number, f"saved in {self.run.folder} at {reached}")
 
     def _save(self) -> None:
-        random_states = all_gather_objects(random_state(self.device))
+        random_states = all_gather_json(random_state(self.device))
         if rank() == 0:
             self.run.sync_log()  # a run resumed from this checkpoint does not write these lines again
             about = {"version": VERSION, "settings": self.settings.what()}

@@ -180,7 +180,7 @@ def test_a_process_that_does_not_know_the_token_is_no_member_of_the_group():
 
     patch = pytest.MonkeyPatch()
     with patch.context() as change:
-        change.setattr(worker, "all_gather_objects", others)
+        change.setattr(worker, "all_gather_json", others)
         change.setattr(worker.dist, "get_rank", lambda: 0)
         with pytest.raises(ValueError, match="rank 1 is no process of this launch"):
             _check_proofs("one", torch.device("cpu"))
