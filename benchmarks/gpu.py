@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from input import make_photographs
+from input import make_photos
 from losses import PLAIN, in_turns, low_precision, memory, of, share, speed
 from torch import Tensor
 
@@ -134,7 +134,7 @@ def end_to_end(
     """Images a second with the loader, and of the same steps on the loader's first batch."""
     if options.data is None:
         (folder / "class").mkdir()
-        make_photographs(folder / "class", 4 if options.smoke else 256)
+        make_photos(folder / "class", 4 if options.smoke else 256)
     listing = list_images(options.data or folder)
     images = image_files(options.data or folder, listing.names, listing.labels, listing.classes)
     count = 2 if options.smoke else count

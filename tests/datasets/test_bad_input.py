@@ -1,4 +1,4 @@
-"""Files of the user that are no regular file, no text or no image of a kind that is read: one line with the name, at once."""
+"""Input files that are not regular files, not text or not images: an immediate error of one line that names the file."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from sfrik.pretrain.nonfinite import not_finite
 from sfrik.system.files import WriteError
 from sfrik.views.base import resize_for_test
 
-SECONDS = 60  # a FIFO that is opened waits for ever
+SECONDS = 60  # opening a FIFO blocks forever
 
 
 @pytest.fixture(autouse=True)
 def limits(monkeypatch, tmp_path):
-    """A cache of its own, and an alarm that ends what hangs."""
+    """A separate cache, and an alarm that fails a test that hangs."""
     monkeypatch.setenv("SFRIK_CACHE", str(tmp_path / "cache"))
     before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it hangs"))
     signal.alarm(SECONDS)
@@ -46,13 +46,13 @@ def device(path):
     path.symlink_to("/dev/zero")
 
 
-# what stands in a file's place, and how it is called
+# what is in a file's place: its name in the message, and how to make it
 NOT_REGULAR = {"a FIFO": os.mkfifo, "a device": device, "a folder": Path.mkdir}
 LATIN = b"caf\xe9\n"
 
 
 def put(path, what):
-    """Replace a file by what is no regular file, or by bytes."""
+    """Replace a file by bytes or by something that is not a regular file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     if isinstance(what, bytes):
@@ -62,7 +62,7 @@ def put(path, what):
 
 
 def line(read, *arguments):
-    """The one line that a reading is refused with."""
+    """The message of the error that `read` raises, one line."""
     with pytest.raises(SfrikError) as caught:
         read(*arguments)
     assert "\n" not in str(caught.value)
@@ -116,17 +116,17 @@ def no_slurm(monkeypatch):
 @pytest.mark.usefixtures("no_slurm")
 @pytest.mark.parametrize("make", TEXTS)
 @pytest.mark.parametrize("what", [*NOT_REGULAR, LATIN])
-def test_a_list_or_settings_that_are_no_text_are_refused_with_the_name_and_what_they_are(tmp_path, make, what):
+def test_a_list_or_settings_file_that_is_not_text_is_rejected_with_its_name_and_the_reason(tmp_path, make, what):
     path, read = make(tmp_path)
     if what == "a folder" and make is names_of_stl10:
-        pytest.skip("a folder of that name is none of torchvision's")
+        pytest.skip("torchvision does not use a folder of that name")
     put(path, what)
     words = "is not UTF-8 text (byte 3 is 0xe9): save it as UTF-8" if what == LATIN else f"is {what} and not a regular file"
     assert f"{path} {words}" in line(read)
 
 
 @pytest.mark.parametrize("number", ["9" * 30, "x", "1.5", ""])
-def test_a_class_of_places205_that_is_no_number_of_one_is_refused_with_the_list(tmp_path, number):
+def test_a_class_of_places205_that_is_not_a_valid_number_is_rejected_with_the_name_of_the_list(tmp_path, number):
     path, read = places_list(tmp_path)
     path.write_text(f"a/b.jpg {number}\n")
     assert f"{path}: a line must be an image's path and its class" in line(read)
@@ -147,7 +147,7 @@ def test_a_class_of_places205_that_is_no_number_of_one_is_refused_with_the_list(
         ("stl10", "stl10_binary/unlabeled_X.bin"),
     ],
 )
-def test_a_file_of_cifar10_or_stl10_that_is_none_is_refused_and_nothing_is_downloaded(tmp_path, dataset, name, what):
+def test_a_file_of_cifar10_or_stl10_that_is_not_regular_is_rejected_before_any_download(tmp_path, dataset, name, what):
     put(tmp_path / name, what)
     assert line(load_images, dataset, "train", tmp_path) == f"{tmp_path / name} is {what} and not a regular file"
 
@@ -157,7 +157,7 @@ def test_a_file_of_cifar10_or_stl10_that_is_none_is_refused_and_nothing_is_downl
 
 @pytest.fixture
 def folder(tmp_path):
-    """Eight images in two classes, in the form of ImageNet's training folder."""
+    """Eight images in two classes, in the layout of ImageNet's training folder."""
     for k in range(8):
         path = tmp_path / "train" / "ab"[k // 4] / f"{k}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +167,7 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("read", [read_image, decode_image])
 @pytest.mark.parametrize("what", NOT_REGULAR)
-def test_what_is_no_file_is_no_image(tmp_path, read, what):
+def test_an_image_that_is_not_a_regular_file_is_rejected(tmp_path, read, what):
     put(tmp_path / "a.JPEG", what)
     path = tmp_path / "a.JPEG"
     assert line(read, path) == f"cannot read image {path}: it is {what} and not a regular file"
@@ -175,7 +175,7 @@ def test_what_is_no_file_is_no_image(tmp_path, read, what):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("what", ["a FIFO", "a device"])
-def test_what_is_no_file_is_refused_among_the_images_and_skipped_where_broken_ones_are(folder, what, workers):
+def test_a_path_that_is_not_a_regular_file_is_rejected_among_images_or_skipped_with_skip_broken(folder, what, workers):
     path = folder / "train" / "b" / "5.png"
     put(path, what)
     images, views = load_images("image_folder", "train", folder), resize_for_test(16, "imagenet")
@@ -184,17 +184,17 @@ def test_what_is_no_file_is_refused_among_the_images_and_skipped_where_broken_on
         return list(batches(images, np.arange(8), views, 4, workers=workers, skip_broken=skip_broken))
 
     assert line(read) == f"cannot read image {path}: it is {what} and not a regular file"
-    assert [i for _, _, where in read(skip_broken=True) for i in where] == [0, 1, 2, 3, 4, 6, 6, 7]
+    assert [i for _, _, shown in read(skip_broken=True) for i in shown] == [0, 1, 2, 3, 4, 6, 6, 7]
 
 
-def test_a_kept_listing_that_is_no_file_is_made_again(folder, tmp_path):
+def test_a_cached_listing_that_is_not_a_regular_file_is_replaced(folder, tmp_path):
     for place in ("a", "b"):
         os.utime(folder / "train" / place, (1000, 1000))
     expected = list(list_images(folder / "train").names)
-    (kept,) = (tmp_path / "cache" / "listings").iterdir()
-    put(kept, "a FIFO")
+    (cached,) = (tmp_path / "cache" / "listings").iterdir()
+    put(cached, "a FIFO")
     assert list(list_images(folder / "train").names) == expected
-    assert kept.is_file()
+    assert cached.is_file()
 
 
 def test_the_formats_are_those_of_the_extensions():
@@ -221,24 +221,24 @@ def test_a_misnamed_file_of_another_format_reaches_none_of_pils_other_parsers(tm
         assert "a.JPEG: not an image file (JPEG, PNG, BMP, PPM, TIFF and WEBP are read); copy" in line(read, tmp_path / "a.JPEG")
 
 
-def test_a_jpeg_of_several_pictures_is_still_a_jpeg(tmp_path):
+def test_a_jpeg_with_several_pictures_is_read_as_a_jpeg(tmp_path):
     first, second = (Image.new("RGB", (32, 32), colour) for colour in ("red", "blue"))
     first.save(tmp_path / "a.JPEG", format="MPO", save_all=True, append_images=[second])
     with Image.open(tmp_path / "a.JPEG") as image:
         assert image.format == "MPO"
     for read in (read_image(tmp_path / "a.JPEG"), decode_image(tmp_path / "a.JPEG").permute(1, 2, 0)):
-        assert np.abs(np.asarray(read).astype(int) - np.asarray(first)).max() < 6, "the first, within a JPEG's loss"
+        assert np.abs(np.asarray(read).astype(int) - np.asarray(first)).max() < 6, "the first picture, within a JPEG's loss"
 
 
-def test_the_first_bytes_decide_and_a_file_that_is_gone_is_said_to_be(tmp_path):
+def test_a_file_that_was_removed_after_its_listing_is_reported_as_such(tmp_path):
     assert "the file was removed after its folder was listed" in line(decode_image, tmp_path / "gone.JPEG")
-    assert decoding.FORMATS[0] == "JPEG"  # the only one that torchvision is asked for
+    assert decoding.FORMATS[0] == "JPEG"  # the only one that torchvision decodes
 
 
-# --- what cannot be written
+# --- files that cannot be written
 
 
-def test_a_figure_that_cannot_be_written_is_one_line_and_leaves_what_was_there(tmp_path, monkeypatch):
+def test_a_figure_that_cannot_be_written_gives_an_error_of_one_line_and_the_old_file_stays(tmp_path, monkeypatch):
     figure = plt.figure()
     write_figure(figure, tmp_path / "new" / "a.png")
     before = (tmp_path / "new" / "a.png").read_bytes()
@@ -253,7 +253,7 @@ def test_a_figure_that_cannot_be_written_is_one_line_and_leaves_what_was_there(t
     plt.close(figure)
 
 
-def test_the_state_of_a_fault_that_cannot_be_saved_hides_no_fault(tmp_path):
+def test_a_fault_is_reported_even_if_its_state_cannot_be_saved(tmp_path):
     (tmp_path / "file").touch()
     fault = not_finite(
         NotFinite("the loss is nan", []), tmp_path / "file", {"epoch": 1, "step": 2}, ["a"], [torch.ones(1, 2)], {}

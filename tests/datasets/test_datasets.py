@@ -1,9 +1,8 @@
-"""The images: subsets, splits, folders of files, broken files, and batches that no worker count can change."""
+"""Data sets and batches: subsets, splits, folders of files, broken files, and batches that do not depend on the workers."""
 
 from __future__ import annotations
 
 import multiprocessing
-import pickle
 import shutil
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from toys import write_cifar10, write_stl10
 
 from sfrik.datasets.images import Images, class_members, class_subset, image_files, load_images
 from sfrik.datasets.loader import batches
@@ -21,14 +21,14 @@ from sfrik.views.base import build_views, probe_views, resize_for_test
 SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "imagenet-sample"
 
 
-def photograph(seed, size=(40, 30), mode="RGB"):
+def photo(seed, size=(40, 30), mode="RGB"):
     """An image of random bytes."""
     count = size[0] * size[1] * len(Image.new(mode, (1, 1)).getbands())
     return Image.frombytes(mode, size, np.random.default_rng(seed).bytes(count))
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(monkeypatch, tmp_path_factory):
+def separate_cache(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("SFRIK_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
@@ -40,7 +40,7 @@ def folder(tmp_path):
             place = tmp_path / split / name
             place.mkdir(parents=True)
             for k in reversed(range(per_class)):
-                photograph(100 * label + k).save(place / f"{name}_{k}.JPEG")
+                photo(100 * label + k).save(place / f"{name}_{k}.JPEG")
     return tmp_path
 
 
@@ -56,20 +56,20 @@ def test_a_class_subset_takes_the_first_images_of_each_class_in_the_data_sets_or
     assert class_subset([2, 2, 0, 0, 0, 2], per_class=1) == [0, 2]
 
 
-def test_a_class_subset_starts_where_it_is_told():
+def test_a_class_subset_starts_at_the_given_position_of_each_class():
     assert class_subset([1, 0, 1, 0, 1, 0], per_class=1, start=1) == [2, 3]
     assert class_subset([1, 0, 1, 0, 1, 0], per_class=1, start=2) == [4, 5]
     assert class_subset(np.array([7, 7, 7]), per_class=2, start=1) == [1, 2]
 
 
-def test_a_subset_and_what_starts_after_it_have_no_image_in_common():
+def test_a_subset_and_one_that_starts_after_it_are_disjoint():
     targets = np.random.default_rng(0).integers(0, 5, 200)
     assert not set(class_subset(targets, 10)) & set(class_subset(targets, 10, start=10))
 
 
-def test_the_members_of_the_classes_are_all_images_in_the_data_sets_order():
+def test_class_members_are_all_images_in_the_data_sets_order():
     members = class_members(np.array([5, -1, 5, 2, 5]))
-    assert {label: where.tolist() for label, where in members.items()} == {-1: [1], 2: [3], 5: [0, 2, 4]}
+    assert {label: indices.tolist() for label, indices in members.items()} == {-1: [1], 2: [3], 5: [0, 2, 4]}
     assert class_members(np.array([], dtype=np.int64)) == {}
 
 
@@ -79,7 +79,7 @@ def test_too_few_images_in_a_class_is_an_error_that_names_the_class(per_class, s
         class_subset([3, 3, 3, 8, 8], per_class=per_class, start=start)
 
 
-def test_too_few_images_in_a_folder_is_an_error_that_names_the_folder_of_the_class(folder):
+def test_too_few_images_in_a_class_folder_is_an_error_that_names_the_folder(folder):
     (folder / "train" / "n02" / "n02_4.JPEG").unlink()
     with pytest.raises(SfrikError, match="n02"):
         load_images("imagenet", "train", folder, subset=5)
@@ -94,7 +94,7 @@ def mnist5k():
 
 
 @pytest.mark.parametrize(("split", "size"), [("pretrain", 3500), ("train", 3500), ("tune", 500), ("test", 1000)])
-def test_mnist5k_splits_are_balanced_and_of_their_size(mnist5k, split, size):
+def test_mnist5k_splits_are_balanced_and_have_their_documented_sizes(mnist5k, split, size):
     images = mnist5k[split]
     assert len(images) == size
     assert images.num_classes == 10
@@ -103,7 +103,7 @@ def test_mnist5k_splits_are_balanced_and_of_their_size(mnist5k, split, size):
     assert np.bincount(images.targets).tolist() == [size // 10] * 10
 
 
-def test_mnist5k_splits_are_disjoint_and_hold_every_image(mnist5k):
+def test_mnist5k_splits_are_disjoint_and_together_hold_every_image(mnist5k):
     parts = [set(names(mnist5k[split])) for split in ("train", "tune", "test")]
     assert sum(len(part) for part in parts) == len(set.union(*parts)) == 5000
     assert names(mnist5k["pretrain"]) == names(mnist5k["train"])
@@ -127,7 +127,7 @@ def test_a_subset_of_mnist5k_is_the_first_images_of_each_class(mnist5k):
         assert torch.equal(small.tensor[small.targets == label], mnist5k["train"].tensor[mnist5k["train"].targets == label][:3])
 
 
-def test_more_images_of_mnist5k_than_there_are_is_refused():
+def test_a_request_for_more_images_than_mnist5k_has_is_rejected():
     with pytest.raises(SfrikError, match=r"350 images per class in its train split, but 351 are required"):
         load_images("mnist5k", "train", subset=351)
     with pytest.raises(SfrikError, match=r"50 images per class in its tune split, but 51 are required"):
@@ -157,19 +157,19 @@ def test_a_subset_of_a_folder_is_the_first_files_of_each_class(folder, split):
     assert np.array_equal(np.asarray(images.open(2)), np.asarray(Image.open(folder / "train" / "n02" / "n02_0.JPEG")))
 
 
-def test_the_tuning_split_starts_one_image_after_the_subset_as_the_authors_has_it(folder):
+def test_the_tuning_split_starts_one_image_after_the_subset_as_in_the_authors_code(folder):
     images = load_images("imagenet", "tune", folder, subset=2, val_subset=2)
     assert names(images) == [f"{name}/{name}_{k}.JPEG" for name in ("n01", "n02", "n03") for k in (3, 4)]
 
 
-def test_the_tuning_split_needs_both_numbers_and_enough_images(folder):
+def test_the_tuning_split_needs_subset_and_val_subset_and_enough_images(folder):
     with pytest.raises(SfrikError, match=r"needs subset .* and val_subset"):
         load_images("imagenet", "tune", folder, subset=2)
     with pytest.raises(SfrikError, match="val_subset"):
         load_images("imagenet", "tune", folder, subset=2, val_subset=3)
 
 
-def test_other_class_folders_for_the_test_than_for_training_are_refused(folder):
+def test_train_and_val_with_different_class_folders_are_rejected(folder):
     (folder / "val" / "n02").rename(folder / "val" / "n04")
     with pytest.raises(SfrikError, match=r"same class folders, but only one of them has n02"):
         load_images("imagenet", "test", folder)
@@ -181,7 +181,7 @@ def test_a_test_folder_can_be_read_without_the_training_images(folder):
     assert len(load_images("imagenet", "test", folder)) == 6
 
 
-def test_an_unknown_split_and_a_missing_folder_are_refused_by_name(tmp_path):
+def test_an_unknown_split_and_a_missing_folder_are_rejected_by_name(tmp_path):
     with pytest.raises(SfrikError, match="unknown split 'valid'"):
         load_images("mnist5k", "valid")
     with pytest.raises(SfrikError, match=r"no image folder .*train"):
@@ -196,7 +196,7 @@ def test_an_unknown_split_and_a_missing_folder_are_refused_by_name(tmp_path):
 def test_a_broken_image_is_reported_by_name_in_one_line_with_the_remedy(folder, content, workers):
     broken = folder / "train" / "n02" / "n02_1.JPEG"
     whole = broken.read_bytes()
-    broken.write_bytes({"cut": whole[: len(whole) // 2], "text": b"no image", "empty": b""}[content])
+    broken.write_bytes({"cut": whole[: len(whole) // 2], "text": b"not an image", "empty": b""}[content])
     images = load_images("imagenet", "train", folder)
     with pytest.raises(SfrikError) as caught:
         list(batches(images, np.arange(len(images)), resize_for_test(28, "imagenet"), 4, workers=workers))
@@ -204,13 +204,13 @@ def test_a_broken_image_is_reported_by_name_in_one_line_with_the_remedy(folder, 
     assert str(caught.value).startswith(f"cannot read image {broken}: {reason}")
     assert str(caught.value).endswith("copy it again from the data set's archive, or delete it")
     assert "\n" not in str(caught.value)
-    assert multiprocessing.active_children() == [], "the workers have ended with the error"
+    assert multiprocessing.active_children() == [], "the workers end with the error"
 
 
-def test_images_of_every_mode_make_one_batch(folder):
+def test_images_of_different_modes_form_one_batch(folder):
     place = folder / "train" / "n01"
     for mode, name in (("L", "a.JPEG"), ("CMYK", "b.JPEG"), ("RGBA", "c.png"), ("P", "d.png"), ("I;16", "e.png")):
-        image = photograph(1).convert("P") if mode == "P" else photograph(1, mode=mode if mode != "I;16" else "L")
+        image = photo(1).convert("P") if mode == "P" else photo(1, mode=mode if mode != "I;16" else "L")
         (image if mode != "I;16" else Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(30, 40) * 50)).save(place / name)
     images = load_images("imagenet", "train", folder)
     (((view,), _, _),) = batches(images, np.arange(10), resize_for_test(28, "imagenet"), 10)
@@ -224,26 +224,26 @@ def test_images_of_every_mode_make_one_batch(folder):
 def all_views(images, order, views, batch_size, **keywords):
     parts = list(batches(images, order, views, batch_size, **keywords))
     stacked = [torch.cat([views[k] for views, _, _ in parts]) for k in range(len(parts[0][0]))]
-    return stacked, torch.cat([targets for _, targets, _ in parts]), np.concatenate([where for _, _, where in parts])
+    return stacked, torch.cat([targets for _, targets, _ in parts]), np.concatenate([shown for _, _, shown in parts])
 
 
 ORDER = np.array([7, 0, 14, 3, 11, 9, 2])
 
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(7, 0), (2, 0), (3, 2)])
-def test_the_views_of_an_image_depend_neither_on_workers_nor_on_the_batch_size(folder, batch_size, workers):
+def test_the_views_of_an_image_do_not_depend_on_workers_or_batch_size(folder, batch_size, workers):
     images = load_images("imagenet", "train", folder)
     views = build_views("vicreg", 16, "imagenet")
-    expected, targets, where = all_views(images, ORDER, views, 1, seeds=(0, 4))
+    expected, targets, shown = all_views(images, ORDER, views, 1, seeds=(0, 4))
     ours = all_views(images, ORDER, views, batch_size, seeds=(0, 4), workers=workers)
     assert all(torch.equal(a, b) for a, b in zip(ours[0], expected, strict=True))
     assert torch.equal(ours[1], targets)
-    assert np.array_equal(ours[2], where)
-    assert where.tolist() == ORDER.tolist()
+    assert np.array_equal(ours[2], shown)
+    assert shown.tolist() == ORDER.tolist()
     assert targets.tolist() == images.targets[ORDER].tolist()
 
 
-def test_the_views_of_an_image_depend_on_the_seeds_and_not_on_its_place_in_the_order(folder):
+def test_the_views_of_an_image_depend_on_the_seeds_and_not_on_its_position_in_the_order(folder):
     images = load_images("imagenet", "train", folder)
     views = build_views("vicreg", 16, "imagenet")
     (first, _), *_ = all_views(images, ORDER, views, 3, seeds=(0, 4))
@@ -253,15 +253,15 @@ def test_the_views_of_an_image_depend_on_the_seeds_and_not_on_its_place_in_the_o
     assert not any(torch.equal(a, b) for a, b in zip(first, later, strict=True))
 
 
-def test_two_images_of_the_same_content_get_views_of_their_own():
-    twins = Images(np.zeros(2, dtype=np.int64), 1, str, open=lambda i: photograph(1))
+def test_two_images_with_the_same_content_get_different_views():
+    twins = Images(np.zeros(2, dtype=np.int64), 1, str, open=lambda i: photo(1))
     (first, second), *_ = all_views(twins, np.arange(2), build_views("vicreg", 16, "imagenet"), 2)
     assert not torch.equal(first[0], first[1])
     assert not torch.equal(second[0], second[1])
     assert not torch.equal(first[0], second[0])
 
 
-def test_what_was_drawn_elsewhere_does_not_change_the_views(folder):
+def test_the_state_of_the_default_generator_does_not_change_the_views(folder):
     images = load_images("imagenet", "train", folder)
     views = build_views("vicreg", 16, "imagenet")
     torch.manual_seed(1)
@@ -274,10 +274,10 @@ def test_what_was_drawn_elsewhere_does_not_change_the_views(folder):
 def test_batches_of_images_in_memory_follow_the_order_and_the_seeds(mnist5k):
     images, views = mnist5k["test"], build_views("digits", 28, "mnist5k")
     order = np.array([5, 500, 3, 999, 0])
-    first, targets, where = all_views(images, order, views, 2, seeds=(1, 2))
+    first, targets, shown = all_views(images, order, views, 2, seeds=(1, 2))
     again, *_ = all_views(images, order, views, 2, seeds=(1, 2))
     other, *_ = all_views(images, order, views, 2, seeds=(1, 3))
-    assert where.tolist() == order.tolist()
+    assert shown.tolist() == order.tolist()
     assert targets.tolist() == images.targets[order].tolist()
     assert torch.equal(first[0], again[0])
     assert not torch.equal(first[0], other[0])
@@ -293,7 +293,7 @@ def test_a_selection_keeps_names_targets_and_pixels_together(mnist5k):
     assert torch.equal(chosen.tensor[0], images.tensor[2])
 
 
-def test_images_with_a_label_for_each_class_are_selected_and_batched_row_by_row():
+def test_images_with_several_labels_keep_their_rows_of_labels_in_selections_and_batches():
     targets = np.array([[1, -1, 0], [-1, 1, 1], [0, 0, 1], [1, 1, 1]])
     pixels = torch.arange(4, dtype=torch.uint8).reshape(4, 1, 1, 1).expand(4, 1, 28, 28)
     on_disk = Images(targets, 3, str, open=lambda i: Image.new("RGB", (40, 30), (i, i, i)))
@@ -303,20 +303,14 @@ def test_images_with_a_label_for_each_class_are_selected_and_batched_row_by_row(
         parts = list(batches(chosen, np.array([2, 0, 1]), resize_for_test(28, dataset), 2))
         assert torch.cat([labels for _, labels, _ in parts]).tolist() == targets[[2, 3, 0]].tolist()
         values = torch.cat([view for (view,), _, _ in parts])[:, 0, 0, 0]
-        assert values.argsort().tolist() == [2, 0, 1], "the pixels go with their labels"
+        assert values.argsort().tolist() == [2, 0, 1], "pixels and labels stay together"
 
 
-# --- torchvision's own formats
+# --- torchvision's data sets
 
 
 def test_cifar10_is_read_as_torchvision_reads_it(tmp_path, monkeypatch):
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for k, name in enumerate([*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]):
-        content = {"data": rng.integers(0, 256, (20, 3072), dtype=np.uint8), "labels": [(i + k) % 10 for i in range(20)]}
-        (folder / name).write_bytes(pickle.dumps(content))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    write_cifar10(tmp_path)
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *arguments: True)
     for split, size in (("pretrain", 100), ("test", 20)):
         images = load_images("cifar10", split, tmp_path)
@@ -331,14 +325,8 @@ def test_cifar10_is_read_as_torchvision_reads_it(tmp_path, monkeypatch):
     assert names(tune) == [whole.name(int(i)) for i in expected]
 
 
-def test_stl10_is_read_as_torchvision_reads_it_and_pretraining_takes_the_unlabelled_part(tmp_path, monkeypatch):
-    folder = tmp_path / "stl10_binary"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for name, size in (("unlabeled", 4), ("train", 6), ("test", 5)):
-        rng.integers(0, 256, (size, 3, 96, 96), dtype=np.uint8).tofile(folder / f"{name}_X.bin")
-        (np.arange(size) % 10 + 1).astype(np.uint8).tofile(folder / f"{name}_y.bin")
-    (folder / "class_names.txt").write_text("\n".join("abcdefghij"))
+def test_stl10_is_read_as_torchvision_reads_it_and_its_unlabelled_part_is_for_pretraining(tmp_path, monkeypatch):
+    write_stl10(tmp_path)
     monkeypatch.setattr(torchvision.datasets.STL10, "_check_integrity", lambda self: True)
     for split, name in (("pretrain", "unlabeled"), ("train", "train"), ("test", "test")):
         images = load_images("stl10", split, tmp_path)
@@ -349,7 +337,7 @@ def test_stl10_is_read_as_torchvision_reads_it_and_pretraining_takes_the_unlabel
             assert images.targets[i] == reference[i][1]
 
 
-# --- real photographs
+# --- real photos
 
 
 @pytest.mark.parametrize("kind", ["vicreg", "simclr", "auh", "probe", "test"])
@@ -360,17 +348,17 @@ def test_real_jpegs_go_through_all_views(kind):
     others = {"probe": probe_views, "test": resize_for_test}
     views = others[kind](64, "imagenet") if kind in others else build_views(kind, 64, "imagenet")
     images = image_files(SAMPLE, [path.name for path in paths], np.arange(len(paths)), num_classes=len(paths))
-    # every photograph once for the test, and every fourth for each random pipeline: decoding takes most of the time
+    # every photo for the test view, every fourth for each random pipeline: decoding takes most of the time
     order = np.arange(0, len(paths), 1 if kind == "test" else 4)
     stacked, targets, _ = all_views(images, order, views, 8)
     assert targets.tolist() == order.tolist()
     for view in stacked:
         assert view.shape == (len(order), 3, 64, 64)
         assert torch.isfinite(view).all()
-        assert (view.flatten(1).std(dim=1) > 0).all(), "no photograph is of one colour"
+        assert (view.flatten(1).std(dim=1) > 0).all(), "no photo has a single colour"
 
 
-def test_a_folder_of_photographs_without_classes_is_pretrained_on_and_has_no_labels_to_evaluate_with(tmp_path):
+def test_a_folder_of_photos_without_classes_is_for_pretraining_only(tmp_path):
     for name in ("b.jpg", "a.PNG", "holiday/c.jpg", "holiday/notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")

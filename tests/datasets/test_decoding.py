@@ -1,4 +1,4 @@
-"""Image files of every kind, in true colours; broken ones by name."""
+"""Decoding of image files of every format and mode in their true colours; broken files are errors that name them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from sfrik.errors import SfrikError
 
 SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "imagenet-sample"
 
-# Lossy steps of JPEG at quality 95 with full chroma move a smooth image by a few of 255; the bound has room for that
-# and none for swapped or inverted channels, which move it by more than 100.
+# JPEG at quality 95 with full chroma changes a smooth image by a few of 255 values. The bound allows that, but not swapped
+# or inverted channels, which change it by more than 100.
 JPEG_ERROR = 12
 
 
 @pytest.fixture
 def smooth():
-    """RGB values that change slowly, and differently in each channel."""
+    """A smooth RGB image with different channels."""
     x, y = np.meshgrid(np.linspace(0, 1, 48), np.linspace(0, 1, 32))
     return (np.stack([x, y, 1 - x * y], axis=-1) * 255).round().astype(np.uint8)
 
@@ -37,13 +37,13 @@ def pixels(path):
     return np.asarray(image).astype(int)
 
 
-def test_a_cmyk_jpeg_comes_out_in_its_true_colours(tmp_path, smooth):
+def test_a_cmyk_jpeg_is_read_in_its_true_colours(tmp_path, smooth):
     Image.fromarray(smooth).convert("CMYK").save(tmp_path / "a.JPEG", quality=95, subsampling=0)
     assert Image.open(tmp_path / "a.JPEG").mode == "CMYK"
     assert np.abs(pixels(tmp_path / "a.JPEG") - smooth).max() <= JPEG_ERROR
 
 
-def test_an_rgb_and_a_grey_jpeg_come_out_in_their_colours(tmp_path, smooth):
+def test_an_rgb_and_a_grey_jpeg_are_read_in_their_colours(tmp_path, smooth):
     Image.fromarray(smooth).save(tmp_path / "a.JPEG", quality=95, subsampling=0)
     assert np.abs(pixels(tmp_path / "a.JPEG") - smooth).max() <= JPEG_ERROR
     grey = smooth[:, :, 2]
@@ -52,7 +52,7 @@ def test_an_rgb_and_a_grey_jpeg_come_out_in_their_colours(tmp_path, smooth):
 
 
 @pytest.mark.parametrize("kind", ["png", "webp", "tiff", "bmp", "ppm"])
-def test_the_content_decides_and_not_the_name(tmp_path, smooth, kind):
+def test_the_format_is_that_of_the_content_and_not_of_the_name(tmp_path, smooth, kind):
     image = Image.fromarray(smooth)
     image.save(tmp_path / "n02105855_2933.JPEG", format=kind, **({"lossless": True} if kind == "webp" else {}))
     assert np.array_equal(pixels(tmp_path / "n02105855_2933.JPEG"), smooth)
@@ -70,7 +70,7 @@ def test_transparency_is_dropped_and_the_colours_stay(tmp_path, smooth):
 
 
 @pytest.mark.parametrize("transparency", [None, 3, bytes(range(0, 256, 2))])
-def test_a_palette_gives_the_colours_it_stands_for(tmp_path, transparency):
+def test_a_palette_is_replaced_by_its_colours(tmp_path, transparency):
     indices = np.arange(128, dtype=np.uint8).reshape(8, 16)
     palette = np.random.default_rng(0).integers(0, 256, (128, 3), dtype=np.uint8)
     image = Image.fromarray(indices).convert("P")
@@ -97,14 +97,14 @@ def test_an_exif_orientation_is_not_applied_as_imagefolder_does_not(tmp_path, sm
     from torchvision.datasets.folder import pil_loader
 
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
+    exif[0x0112] = 6  # rotated by 90 degrees
     Image.fromarray(smooth).save(tmp_path / "a.JPEG", exif=exif)
     assert pixels(tmp_path / "a.JPEG").shape == smooth.shape
     assert np.array_equal(pixels(tmp_path / "a.JPEG"), np.asarray(pil_loader(tmp_path / "a.JPEG")))
 
 
-def test_broken_exif_data_beside_sound_pixels_is_passed_over_in_silence(tmp_path, smooth):
-    # one entry, XResolution (a rational), whose value lies behind the end of the block
+def test_broken_exif_data_is_ignored_without_a_warning(tmp_path, smooth):
+    # one entry, XResolution (a rational), whose value is beyond the end of the block
     broken = b"Exif\0\0II*\0" + struct.pack("<IHHHII", 8, 1, 0x011A, 5, 1, 4000) + bytes(4)
     Image.fromarray(smooth).save(tmp_path / "a.JPEG", exif=broken)
     with pytest.warns(UserWarning, match=r"Truncated File Read|EXIF"), Image.open(tmp_path / "a.JPEG") as image:
@@ -114,7 +114,7 @@ def test_broken_exif_data_beside_sound_pixels_is_passed_over_in_silence(tmp_path
         assert pixels(tmp_path / "a.JPEG").shape == smooth.shape
 
 
-# --- what cannot be read
+# --- files that cannot be read
 
 
 def reason(path):
@@ -149,7 +149,7 @@ def test_a_truncated_file_is_reported_wherever_it_is_cut(tmp_path, kind):
         assert reason(path).endswith("; copy it again from the data set's archive, or delete it")
 
 
-def test_a_bomb_and_values_without_a_range_are_reported(tmp_path, monkeypatch):
+def test_an_image_of_too_many_pixels_and_floating_point_values_are_reported(tmp_path, monkeypatch):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     assert "exceeds limit of 2000 pixels" in reason(tmp_path / "a.png")
@@ -158,26 +158,26 @@ def test_a_bomb_and_values_without_a_range_are_reported(tmp_path, monkeypatch):
     assert reason(tmp_path / "b.tiff").startswith("floating-point values without a known range")
 
 
-# --- real photographs
+# --- real photos
 
 
 @pytest.fixture(scope="module")
-def photographs():
+def photos():
     paths = sorted(SAMPLE.glob("*.JPEG"))
     if not paths:
         pytest.skip(f"the sample of ImageNet is not at {SAMPLE}")
     return paths
 
 
-def test_real_jpegs_are_read_as_torchvision_reads_them(photographs):
+def test_real_jpegs_are_read_as_torchvision_reads_them(photos):
     from torchvision.datasets.folder import pil_loader
 
-    for path in photographs[::4]:
+    for path in photos[::4]:
         assert np.array_equal(pixels(path), np.asarray(pil_loader(path)))
 
 
-def test_real_jpegs_cut_short_are_reported_by_name(photographs, tmp_path):
-    for path in photographs[::4]:
+def test_real_jpegs_cut_short_are_reported_by_name(photos, tmp_path):
+    for path in photos[::4]:
         copy = tmp_path / path.name
         shutil.copyfile(path, copy)
         copy.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -188,12 +188,12 @@ def test_real_jpegs_cut_short_are_reported_by_name(photographs, tmp_path):
 
 
 def same_as_read(path):
-    """The decoded image, which is that of `read_image` or of a decoder that rounds otherwise."""
+    """The decoded image, checked to be that of `read_image` up to the rounding of another decoder."""
     decoded, read = decode_image(path), torch.from_numpy(np.array(read_image(path))).permute(2, 0, 1)
     assert decoded.dtype == torch.uint8
     assert decoded.shape == read.shape
     different = (decoded.int() - read.int()).abs().float()
-    assert different.mean() < 0.5, "two builds of one decoder agree to a byte, and in nearly all pixels exactly"
+    assert different.mean() < 0.5, "two builds of the same decoder agree to one value, and exactly in nearly all pixels"
     assert different.max() <= 4
     return decoded
 
@@ -204,12 +204,12 @@ def test_a_jpeg_in_colour_or_grey_is_decoded_without_pil(tmp_path, smooth, keywo
     Image.fromarray(smooth[:, :, 1]).save(tmp_path / "b.JPEG", **{k: v for k, v in keywords.items() if k != "keep_rgb"})
     images = [same_as_read(tmp_path / name) for name in ("a.JPEG", "b.JPEG")]
     assert torch.equal(images[1][0], images[1][1])
-    monkeypatch.setattr(sfrik.datasets.decoding, "read_image", lambda path: pytest.fail("PIL was asked"))
+    monkeypatch.setattr(sfrik.datasets.decoding, "read_image", lambda path: pytest.fail("PIL decoded it"))
     assert torch.equal(decode_image(tmp_path / "a.JPEG"), images[0])
     assert torch.equal(decode_image(tmp_path / "b.JPEG"), images[1])
 
 
-def test_every_other_kind_is_decoded_as_it_is_read(tmp_path, smooth):
+def test_files_of_every_other_kind_are_decoded_as_they_are_read(tmp_path, smooth):
     image = Image.fromarray(smooth)
     image.convert("CMYK").save(tmp_path / "cmyk.JPEG", quality=95)
     cmyk = bytearray((tmp_path / "cmyk.JPEG").read_bytes())
@@ -226,7 +226,7 @@ def test_every_other_kind_is_decoded_as_it_is_read(tmp_path, smooth):
     assert (decode_image(tmp_path / "cmyk.JPEG").int() - decode_image(tmp_path / "ycck.JPEG").int()).abs().max() > 100
 
 
-def test_what_cannot_be_decoded_is_reported_as_where_it_is_read(tmp_path, smooth, monkeypatch):
+def test_a_file_that_cannot_be_decoded_is_reported_as_by_read_image(tmp_path, smooth, monkeypatch):
     Image.fromarray(smooth).save(tmp_path / "whole.JPEG")
     whole = (tmp_path / "whole.JPEG").read_bytes()
     contents = {"empty": b"", "page": b"<html>404</html>", "two": whole[:2]}
@@ -242,6 +242,6 @@ def test_what_cannot_be_decoded_is_reported_as_where_it_is_read(tmp_path, smooth
         decode_image(tmp_path / "whole.JPEG")
 
 
-def test_real_jpegs_are_decoded_as_they_are_read(photographs):
-    for path in photographs[1::4]:
+def test_real_jpegs_are_decoded_as_by_read_image(photos):
+    for path in photos[1::4]:
         same_as_read(path)

@@ -1,9 +1,9 @@
-"""The views against a second composition of the paper's protocols, and the multi-crop of digits.
+"""The views against an independent implementation of the paper's protocols, and the multi-crop of digits.
 
-The reference is written here from the table of protocols with torchvision's first transforms and plain slicing. Library and
-reference are seen through the same readings of their pixels, and the laws of the readings are compared: by the
-Kolmogorov-Smirnov test at a level of 1e-5 (of 100 comparisons with correct views, one in a thousand seeds would fail one),
-rates by 4 standard deviations of the binomial law, evenness by chi-square at 1e-5. Seeds are fixed.
+The reference is written here from the table of protocols with version 1 of torchvision's transforms and plain slicing. The same
+measurements are taken of the pixels of library and reference, and their distributions are compared: by the Kolmogorov-Smirnov
+test at a level of 1e-5 (of 100 comparisons with correct views, one in a thousand seeds would fail one), rates within 4 standard
+deviations of the binomial distribution, uniformity by chi-square at 1e-5. Seeds are fixed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LEVEL = 1e-5
 DRAWS = 400
 PIPELINES = ["pil", "tensor"]
 SCALES = {"min_scale_crops": (0.14, 0.05), "max_scale_crops": (1.0, 0.14)}
-# Sizes of the views: for the geometry, OBoW's 256 or 96 pixels become 96, the least that has shifts of 24; for the colours,
+# Sizes of the views: for the geometry, OBoW's 256 or 96 pixels become 96, the smallest with shifts of 24; for the colours,
 # which do not depend on them, all are small.
 SHAPES = {
     "obow": {"num_img_crops": 2, "image_crop_size": 20, "num_img_patches": 2, "img_patch_size": 40},
@@ -56,8 +56,8 @@ PROTOCOLS = [
     ("swav", "imagenet"),
     ("swav", "stl10"),
 ]
-# For each of them: the first or last view of each law, and the share of the area its crop has; OBoW's whole image is looked at
-# elsewhere.
+# For each of them: the indices of the views of each kind, and the range of scales of their crops; OBoW's whole image has a
+# separate test.
 KINDS = {
     "vicreg": {"first": ([0], (0.08, 1)), "second": ([1], (0.08, 1))},
     "simclr": {"both": ([0, 1], (0.08, 1))},
@@ -65,8 +65,8 @@ KINDS = {
     "obow": {"crop": ([1], (0.08, 0.6)), "patch": ([-1], (0.6, 1))},
     "swav": {"large": ([0], (0.14, 1)), "small": ([-1], (0.05, 0.14))},
 }
-LAWS = [(*protocol, kind) for protocol in PROTOCOLS for kind in KINDS[protocol[0]]]
-GEOMETRY = [law for law in LAWS if law[:2] != ("swav", "stl10")]  # SwAV's crops are the same for all images
+VIEW_KINDS = [(*protocol, kind) for protocol in PROTOCOLS for kind in KINDS[protocol[0]]]
+GEOMETRY = [kind for kind in VIEW_KINDS if kind[:2] != ("swav", "stl10")]  # SwAV's crops are the same for all images
 JITTER = {  # strength and rate
     ("vicreg", "imagenet"): ((0.4, 0.4, 0.2, 0.1), 0.8),
     ("simclr", "imagenet"): ((0.8, 0.8, 0.8, 0.2), 0.8),
@@ -120,7 +120,7 @@ def reference(augmentations, dataset, size, crops):
 
         def patches(image):
             patch, cut = crops["img_patch_size"], []
-            shift = 24 if side >= 96 else 0  # where the place is not looked at
+            shift = 24 if side >= 96 else 0  # in smaller images the position is not measured
             step = (side - patch - shift) // 2
             for i, j in random.sample([(i, j) for i in range(3) for j in range(3)], crops["num_img_patches"]):
                 top, left = i * step + random.randint(0, shift), j * step + random.randint(0, shift)
@@ -143,11 +143,11 @@ def reference(augmentations, dataset, size, crops):
     return lambda image: [view(image) for view in views]
 
 
-# --- readings
+# --- measurements
 
 
 def ours(augmentations, dataset, size, crops, image, draws=DRAWS, pipeline="pil"):
-    """The library's views: a list of [draws, h, w, 3] in bytes."""
+    """The library's views: a list of uint8 arrays [draws, h, w, 3]."""
     torch.manual_seed(5)
     views = build_views(augmentations, size, dataset, pipeline, **crops)
     mean, std = (torch.tensor(values)[:, None, None] for values in STATISTICS[dataset])
@@ -158,7 +158,7 @@ def ours(augmentations, dataset, size, crops, image, draws=DRAWS, pipeline="pil"
 
 
 def theirs(augmentations, dataset, size, crops, image, draws=DRAWS):
-    """The reference's views, likewise."""
+    """The reference's views, in the same form."""
     random.seed(5)
     torch.manual_seed(6)
     views = reference(augmentations, dataset, size, crops)
@@ -167,7 +167,7 @@ def theirs(augmentations, dataset, size, crops, image, draws=DRAWS):
 
 
 def ramps(width=64, height=48):
-    """Red rises from left to right, green from top to bottom, both from 0 to 252 or less."""
+    """An image whose red rises from left to right and whose green rises from top to bottom, from 0 to at most 252."""
     across, down = np.arange(width) * (252 // (width - 1)), np.arange(height) * (252 // (height - 1))
     pixels = np.stack(np.broadcast_arrays(across[None, :], down[:, None], 100), axis=-1)
     return Image.fromarray(pixels.astype(np.uint8))
@@ -175,7 +175,7 @@ def ramps(width=64, height=48):
 
 @functools.cache
 def boxes(augmentations, dataset, side):
-    """What the crops and flips alone do, a dictionary of readings [draws] for each view; side: pil, tensor or the reference."""
+    """Measurements [draws] of each view's crop and flip, without colours; `side`: pil, tensor or reference."""
     size, crops = SIZE.get((augmentations, dataset), 20), SHAPES.get(augmentations, {})
     draw = theirs if side == "reference" else functools.partial(ours, pipeline=side)
     with pytest.MonkeyPatch.context() as without:
@@ -191,9 +191,9 @@ def boxes(augmentations, dataset, side):
 
 
 def box(view, crop_side):
-    """Readings of views of the ramps [draws, h, w, 3]: each [draws]; lengths are shares of the image's."""
-    middle = np.arange(view.shape[1])[3:-3]  # the ramp is straight there: interpolation is cut off at the border of a crop
-    across = np.polyfit(middle, view[:, :, 3:-3, 0].mean(axis=1).T, 1)  # [2, draws]: slope in bytes a pixel, value at 0
+    """Measurements [draws] of views [draws, h, w, 3] of the ramps; lengths are fractions of the image's."""
+    middle = np.arange(view.shape[1])[3:-3]  # the ramp is straight there: near a crop's border the interpolation has fewer pixels
+    across = np.polyfit(middle, view[:, :, 3:-3, 0].mean(axis=1).T, 1)  # [2, draws]: slope in bytes per pixel, value at 0
     down = np.polyfit(middle, view[:, 3:-3, :, 1].mean(axis=2).T, 1)
     width, height = np.abs(across[0]) * crop_side / 4 / 64, down[0] * crop_side / 5 / 48
     return {
@@ -206,7 +206,7 @@ def box(view, crop_side):
     }
 
 
-def assert_same_law(ours, theirs):
+def assert_same_distribution(ours, theirs):
     assert stats.ks_2samp(ours, theirs).pvalue > LEVEL
 
 
@@ -222,22 +222,22 @@ def pooled(views, indices, name=None):
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
-@pytest.mark.parametrize("reading", ["area", "aspect", "column", "row"])
+@pytest.mark.parametrize("measurement", ["area", "aspect", "column", "row"])
 @pytest.mark.parametrize(("augmentations", "dataset", "kind"), GEOMETRY)
-def test_crops_have_the_area_aspect_and_place_of_the_protocol(augmentations, dataset, kind, reading, pipeline):
+def test_crops_have_the_area_aspect_and_position_of_the_protocol(augmentations, dataset, kind, measurement, pipeline):
     indices, _ = KINDS[augmentations][kind]
     library, expected = boxes(augmentations, dataset, pipeline), boxes(augmentations, dataset, "reference")
-    assert_same_law(pooled(library, indices, reading), pooled(expected, indices, reading))
+    assert_same_distribution(pooled(library, indices, measurement), pooled(expected, indices, measurement))
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
 @pytest.mark.parametrize(("augmentations", "dataset", "kind"), GEOMETRY)
-def test_the_area_of_a_crop_fills_its_range_and_no_more(augmentations, dataset, kind, pipeline):
+def test_the_area_of_a_crop_fills_its_range_and_stays_within_it(augmentations, dataset, kind, pipeline):
     indices, (low, high) = KINDS[augmentations][kind]
     area = pooled(boxes(augmentations, dataset, pipeline), indices, "area")
-    # Whole pixels of 64 x 48: a side of 0.22 * 48 is known to half a pixel in 10, and a slope of bytes to a hundredth.
+    # Whole pixels of 64 x 48: a side of 0.22 * 48 is measured to half a pixel in 10, and a slope of bytes to a hundredth.
     # 400 draws leave the first or last twentieth of the range empty once in 0.95^-400 = 8e8 seeds; near an area of 1 half
-    # of the shapes do not fit and are drawn anew, which a tenth at the upper end allows for.
+    # of the shapes do not fit and are redrawn, which a tenth at the upper end allows for.
     tolerance = 0.06 * math.sqrt(low)
     assert low - tolerance <= area.min() <= low + 0.05 * (high - low) + tolerance
     assert high - 0.1 * (high - low) - tolerance <= area.max() <= high + 0.06 * math.sqrt(high)
@@ -253,15 +253,15 @@ def test_views_are_mirrored_half_of_the_time_and_never_upside_down(augmentations
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
-def test_each_view_draws_for_itself(pipeline):
-    for augmentations, dataset in dict.fromkeys(law[:2] for law in GEOMETRY):
+def test_each_view_draws_independently(pipeline):
+    for augmentations, dataset in dict.fromkeys(kind[:2] for kind in GEOMETRY):
         library = boxes(augmentations, dataset, pipeline)
-        # both patches of OBoW are of one crop, and its whole image is not cropped at random
-        drawn_alone = range(1, 4) if augmentations == "obow" else range(len(library))
-        for one, other in itertools.pairwise(drawn_alone):
-            for reading in ("area", "mirrored"):
+        # both patches of OBoW are from one crop, and its whole image is not cropped at random
+        independent = range(1, 4) if augmentations == "obow" else range(len(library))
+        for one, other in itertools.pairwise(independent):
+            for measurement in ("area", "mirrored"):
                 # 4.5 standard deviations of the correlation of independent draws; some 30 are taken
-                assert abs(np.corrcoef(library[one][reading], library[other][reading])[0, 1]) < 4.5 / math.sqrt(DRAWS)
+                assert abs(np.corrcoef(library[one][measurement], library[other][measurement])[0, 1]) < 4.5 / math.sqrt(DRAWS)
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
@@ -291,7 +291,7 @@ def test_the_whole_image_of_obow_is_resized_cropped_at_the_centre_and_mirrored_h
 
 @functools.cache
 def colours(side, augmentations, dataset, colour, draws=DRAWS, **pipeline):
-    """One pixel of each view of an image of one colour, [draws, 3] in bytes a view; side: ours or theirs."""
+    """One pixel of each view of an image of one colour, uint8 [draws, 3] per view; `side`: ours or theirs."""
     image = Image.new("RGB", (16, 16), colour)
     views = side(augmentations, dataset, SMALL_SIZE, SMALL_SHAPES.get(augmentations, {}), image, draws, **pipeline)
     return [view[:, 3, 3] for view in views]
@@ -302,20 +302,20 @@ def hue_saturation_value(pixels):
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
-@pytest.mark.parametrize(("augmentations", "dataset", "kind"), LAWS)
-def test_colours_have_the_law_of_the_protocol(augmentations, dataset, kind, pipeline):
+@pytest.mark.parametrize(("augmentations", "dataset", "kind"), VIEW_KINDS)
+def test_colours_have_the_distribution_of_the_protocol(augmentations, dataset, kind, pipeline):
     indices = KINDS[augmentations][kind][0]
     library = pooled(colours(ours, augmentations, dataset, (150, 60, 90), pipeline=pipeline), indices)
     expected = pooled(colours(theirs, augmentations, dataset, (150, 60, 90)), indices)
     for channel in range(3):
-        assert_same_law(library[:, channel], expected[:, channel])
-        assert_same_law(hue_saturation_value(library)[:, channel], hue_saturation_value(expected)[:, channel])
+        assert_same_distribution(library[:, channel], expected[:, channel])
+        assert_same_distribution(hue_saturation_value(library)[:, channel], hue_saturation_value(expected)[:, channel])
 
 
-@pytest.mark.parametrize(("augmentations", "dataset", "kind"), [law for law in LAWS if law[-1] != "second"])
+@pytest.mark.parametrize(("augmentations", "dataset", "kind"), [kind for kind in VIEW_KINDS if kind[-1] != "second"])
 @pytest.mark.parametrize("pipeline", PIPELINES)
 def test_views_are_grey_and_jittered_at_the_rates_of_the_protocol(augmentations, dataset, kind, pipeline):
-    # not VICReg's second view: solarisation changes colours too, and the comparison of laws covers it
+    # not VICReg's second view: solarisation changes colours too; the comparison of distributions covers it
     colour = (150, 60, 90)
     pixels = pooled(colours(ours, augmentations, dataset, colour, pipeline=pipeline), KINDS[augmentations][kind][0]).astype(int)
     grey = np.ptp(pixels, axis=1) == 0
@@ -323,17 +323,17 @@ def test_views_are_grey_and_jittered_at_the_rates_of_the_protocol(augmentations,
     unchanged, n = int((pixels[~grey] == colour).all(axis=1).sum()), int((~grey).sum())
     kept = 1 - JITTER[augmentations, dataset][1]
     margin = 4 * math.sqrt(n * kept * (1 - kept))
-    # a jitter that changes no byte is one in hundreds: 1 % more at the upper end
+    # one jitter in some hundred changes no byte: 1 % more at the upper end
     assert n * kept - margin <= unchanged <= n * (kept + 0.01) + margin
 
 
-@pytest.mark.parametrize(("augmentations", "dataset", "kind"), [law for law in LAWS if law[-1] != "second"])
+@pytest.mark.parametrize(("augmentations", "dataset", "kind"), [kind for kind in VIEW_KINDS if kind[-1] != "second"])
 @pytest.mark.parametrize("pipeline", PIPELINES)
-def test_brightness_fills_its_range_and_no_more(augmentations, dataset, kind, pipeline):
+def test_brightness_fills_its_range_and_stays_within_it(augmentations, dataset, kind, pipeline):
     # not VICReg's second view: solarisation inverts bright ones, and its jitter is that of the first
     drawn = colours(ours, augmentations, dataset, (100, 100, 100), draws=250, pipeline=pipeline)
     pixels = pooled(drawn, KINDS[augmentations][kind][0])
-    factors = pixels[:, 0] / 100  # contrast, saturation and hue leave one plain grey alone
+    factors = pixels[:, 0] / 100  # contrast, saturation and hue do not change a uniform grey
     most = JITTER[augmentations, dataset][0][0]
     # 0.02: two bytes of rounding. Of 200 jittered draws none in the last 7.5 % of the range: 0.925^200 = 2e-7
     assert 1 - most - 0.02 <= factors.min() <= 1 - 0.85 * most + 0.02
@@ -406,7 +406,7 @@ def corners_of_patches(count, pipeline):
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
-def test_patches_lie_on_a_grid_with_a_step_of_68_and_even_shifts_of_0_to_24_pixels(pipeline):
+def test_patches_are_on_a_grid_with_a_step_of_68_and_uniform_shifts_of_0_to_24_pixels(pipeline):
     cells, shifts = np.divmod(corners_of_patches(5, pipeline), 68)  # (256 - 96 - 24) // 2
     assert set(np.unique(cells)) == {0, 1, 2}
     assert shifts.max() == 24
@@ -414,11 +414,11 @@ def test_patches_lie_on_a_grid_with_a_step_of_68_and_even_shifts_of_0_to_24_pixe
         counts = np.bincount(shifts[:, :, axis].ravel(), minlength=25)
         assert stats.chisquare(counts).pvalue > LEVEL
     both = shifts.reshape(-1, 2).astype(float)
-    assert abs(np.corrcoef(both.T)[0, 1]) < 4 / math.sqrt(len(both)), "rows and columns shift by draws of their own"
+    assert abs(np.corrcoef(both.T)[0, 1]) < 4 / math.sqrt(len(both)), "shifts of rows and columns are independent"
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
-def test_no_patch_is_drawn_twice_and_each_as_often_as_the_others(pipeline):
+def test_no_patch_is_drawn_twice_and_all_are_equally_frequent(pipeline):
     five, all_nine = (corners_of_patches(count, pipeline) // 68 @ [3, 1] for count in (5, 9))  # number of the cell, 0 to 8
     assert all(len(set(row)) == 5 for row in five)
     assert all(sorted(row) == list(range(9)) for row in all_nine)
@@ -427,10 +427,10 @@ def test_no_patch_is_drawn_twice_and_each_as_often_as_the_others(pipeline):
 
 
 @pytest.mark.parametrize(("image_size", "patch_size", "shift", "step"), [(256, 96, 24, 68), (96, 32, 24, 20), (28, 12, 3, 6)])
-def test_the_grid_spans_the_image_whatever_its_size(image_size, patch_size, shift, step):
+def test_the_grid_spans_images_of_every_size(image_size, patch_size, shift, step):
     corners = PatchGrid(image_size, patch_size, 9).corners(2000, Generator().manual_seed(0))
     assert corners.shape == (2000, 9, 2)
-    # of 18,000 corners none at an end of the shifts of the last cell: (1 - 1/75)^18000 = 1e-105
+    # probability that none of 18,000 corners is at an end of the last cell's shifts: (1 - 1/75)^18000 = 1e-105
     assert corners.amin() == 0
     assert corners.amax() == 2 * step + shift
     assert corners.amax() + patch_size <= image_size
@@ -450,7 +450,7 @@ def test_patches_are_the_pixels_at_their_corners_and_each_image_has_its_own():
 
 
 @pytest.mark.parametrize(("dataset", "size", "patch", "largest"), [("imagenet", 224, 240, 232), ("stl10", 96, 96, 72)])
-def test_patches_that_do_not_fit_are_an_error_that_says_what_does(dataset, size, patch, largest):
+def test_patches_that_do_not_fit_are_an_error_that_states_the_largest_size(dataset, size, patch, largest):
     crops = {"num_img_crops": 1, "image_crop_size": 8, "num_img_patches": 5, "img_patch_size": patch}
     with pytest.raises(SfrikError, match=f"img_patch_size {patch} does not fit.* 1 to {largest} pixels$"):
         build_views("obow", size, dataset, **crops)
@@ -508,7 +508,7 @@ def test_views_come_in_the_order_of_the_settings(dataset, settings):
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
-def test_swav_gives_each_size_its_own_scale(pipeline):
+def test_each_size_of_swav_has_its_own_scale(pipeline):
     library = boxes("swav", "imagenet", pipeline)
     assert max(library[2]["area"].max(), library[3]["area"].max()) < 0.17 < np.median(library[0]["area"])
 
@@ -530,7 +530,7 @@ DIGITS = {
 }
 DIGITS_SCALES = {
     "auh": [(0.35, 1.0)] * 2,
-    "obow": [(0.08, 0.6)] * 2 + [(0.6, 1.0)],  # both crops, then the one crop that all patches are cut from
+    "obow": [(0.08, 0.6)] * 2 + [(0.6, 1.0)],  # both crops, then the crop that all patches are cut from
     "swav": [(0.14, 1.0)] * 2 + [(0.05, 0.14)] * 6,
 }
 
@@ -540,11 +540,11 @@ def views_of_digits(augmentations):
 
 
 @pytest.mark.parametrize("augmentations", DIGITS)
-def test_views_of_digits_follow_from_their_generator_alone(augmentations):
+def test_views_of_digits_depend_on_their_generator_only(augmentations):
     digits = torch.randint(0, 256, (6, 1, 28, 28), dtype=torch.uint8, generator=Generator().manual_seed(0))
     state = torch.get_rng_state()
     one, again, other = (views_of_digits(augmentations).per_batch([digits], Generator().manual_seed(seed)) for seed in (3, 3, 4))
-    assert torch.equal(torch.get_rng_state(), state), "nothing is drawn from the generator that all share"
+    assert torch.equal(torch.get_rng_state(), state), "nothing is drawn from the default generator"
     assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
     moving = slice(1 if augmentations == "obow" else 0, None)
     assert not any(torch.equal(a, b) for a, b in zip(one[moving], other[moving], strict=True))
@@ -562,7 +562,7 @@ def test_digits_are_cropped_by_the_scales_of_their_settings_and_never_mirrored(a
     views_of_digits(augmentations).per_batch([torch.zeros(1500, 1, 28, 28, dtype=torch.uint8)], Generator().manual_seed(0))
     assert len(maps) == len(DIGITS_SCALES[augmentations])
     torch.manual_seed(5)
-    large = torch.empty(1, 2000, 2000)  # so large that whole pixels do not show
+    large = torch.empty(1, 2000, 2000)  # so large that the rounding to whole pixels does not matter
     for theta, scale in zip(maps, DIGITS_SCALES[augmentations], strict=True):
         assert (theta[:, 0, 0] > 0).all(), "a negative width would mirror"
         assert (theta[:, 1, 1] > 0).all(), "a negative height would turn upside down"
@@ -573,13 +573,13 @@ def test_digits_are_cropped_by_the_scales_of_their_settings_and_never_mirrored(a
         assert (np.abs(y) + height <= 1 + 1e-5).all()
         expected = np.array([T.RandomResizedCrop.get_params(large, scale, (3 / 4, 4 / 3)) for _ in range(1500)]) / 2000
         top, left, tall, wide = expected.T
-        assert_same_law(width * height, tall * wide)
-        assert_same_law(np.log(width / height), np.log(wide / tall))
-        assert_same_law(x, 2 * left + wide - 1)
-        assert_same_law(y, 2 * top + tall - 1)
+        assert_same_distribution(width * height, tall * wide)
+        assert_same_distribution(np.log(width / height), np.log(wide / tall))
+        assert_same_distribution(x, 2 * left + wide - 1)
+        assert_same_distribution(y, 2 * top + tall - 1)
 
 
-def test_a_crop_shows_what_lies_in_its_box():
+def test_a_crop_shows_the_pixels_of_its_box():
     across = torch.arange(64.0).expand(1, 1, 64, 64)
     both = torch.cat([across, across.mT], dim=1).expand(50, 2, 64, 64) / 64
     crops = crop_batch(both, 32, (0.1, 0.9), Generator().manual_seed(2))
@@ -592,32 +592,32 @@ def test_a_crop_shows_what_lies_in_its_box():
         torch.testing.assert_close(seen, expected, rtol=0, atol=1e-5)
 
 
-def test_a_box_that_fits_nowhere_is_the_whole_image():
+def test_a_box_that_never_fits_becomes_the_whole_image():
     boxes = random_boxes(200, (1.0, 1.0), Generator().manual_seed(0))
-    # no ratio but 1 itself fits an area of 1
+    # only a ratio of exactly 1 fits an area of 1
     assert torch.equal(boxes, torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(200, 4))
 
 
 @pytest.mark.parametrize("augmentations", DIGITS)
-def test_digits_have_their_contrast_multiplied_by_six_to_fourteen_tenths(augmentations):
+def test_the_contrast_of_digits_is_multiplied_by_0_6_to_1_4(augmentations):
     grey = torch.full((1500, 1, 28, 28), 100, dtype=torch.uint8)
     views = views_of_digits(augmentations).per_batch([grey], Generator().manual_seed(0))
     mean, std = STATISTICS["mnist5k"]
     for index, view in enumerate(views):
         factor = ((view * std[0] + mean[0]) * 2.55).flatten(1)
-        assert (factor.amax(dim=1) - factor.amin(dim=1)).max() < 1e-4, "a plain image stays plain up to its border"
+        assert (factor.amax(dim=1) - factor.amin(dim=1)).max() < 1e-4, "a uniform image stays uniform up to its border"
         if (augmentations, index) == ("obow", 0):
             torch.testing.assert_close(factor, torch.ones_like(factor), rtol=0, atol=1e-5)
         else:
             assert stats.kstest(factor[:, 0].numpy(), stats.uniform(0.6, 0.8).cdf).pvalue > LEVEL
 
 
-def test_white_stays_white_where_the_contrast_rises():
+def test_values_are_clipped_at_white():
     bright = change_contrast(torch.ones(500, 1, 2, 2), Generator().manual_seed(0))
     assert bright.max() == 1
 
 
-def test_the_whole_digit_of_obow_is_the_digit():
+def test_the_whole_image_of_obow_is_the_unchanged_digit():
     digits = torch.randint(0, 256, (4, 1, 28, 28), dtype=torch.uint8, generator=Generator().manual_seed(0))
     whole = views_of_digits("obow").per_batch([digits], Generator())[0]
     assert torch.equal(whole, resize_for_test(28, "mnist5k").per_batch([digits], Generator())[0])
@@ -625,12 +625,12 @@ def test_the_whole_digit_of_obow_is_the_digit():
     assert smaller.shape == (4, 1, 20, 20)
 
 
-def test_digit_views_are_those_that_the_committed_results_were_trained_on():
+def test_digit_views_are_those_of_the_published_results():
     rows = torch.arange(28)[:, None] * 9
     digits = (rows + torch.zeros(28)).clamp(0, 255).byte().expand(2, 1, 28, 28)
     generator = Generator().manual_seed(11)
     views = build_views("digits", 28, "mnist5k").per_batch([digits], generator)
     assert torch.equal(views[0], digit_views(digits, Generator().manual_seed(11)))
     found = torch.stack([view.mean(dim=(1, 2, 3)) for view in views])
-    # written down from the commit that made the results; float32 sums of 784 values agree to about 1e-5
+    # recorded at the commit that made the results; float32 sums of 784 values agree to about 1e-5
     torch.testing.assert_close(found, torch.tensor([[0.5138620, 0.6000206], [1.1295031, 0.6598498]]), rtol=0, atol=1e-4)

@@ -1,7 +1,7 @@
-"""The augmentations: shapes, the rate of each random step, and digits that stay the digits they are.
+"""The augmentations: shapes, the rate of each random step, and affine maps of digits within their ranges.
 
-Rates are counted over draws from a fixed seed and compared within 4 standard deviations of the binomial law, which a
-correct rate leaves in 6 of 100,000 seeds.
+Rates are counted over draws from a fixed seed and compared within 4 standard deviations of the binomial distribution, which a
+correct rate exceeds in 6 of 100,000 seeds.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ def plain(colour):
 
 
 def ramp(axis):
-    """Grey that rises from 20 to 235 from left to right (axis 1) or from top to bottom (axis 0)."""
+    """A grey image that rises from 20 to 235 from left to right (axis 1) or from top to bottom (axis 0)."""
     values = np.linspace(20, 235, 48).astype(np.uint8)
     square = np.broadcast_to(values[None, :] if axis == 1 else values[:, None], (48, 48))
     return Image.fromarray(np.repeat(square[:, :, None], 3, axis=2))
 
 
 def drawn(method, image, dataset="imagenet", draws=DRAWS):
-    """First and second views, each [draws, 3, h, w] with values 0 to 255: the normalisation is undone."""
+    """First and second views, each [draws, 3, h, w] with values 0 to 255, without the normalisation."""
     torch.manual_seed(7)
     views = build_views(method, SIZE, dataset)
     mean, std = (torch.tensor(values)[:, None, None] for values in STATISTICS[dataset])
@@ -56,7 +56,7 @@ def drawn(method, image, dataset="imagenet", draws=DRAWS):
 
 @pytest.mark.parametrize("dataset", ["imagenet", "stl10", "cifar10"])
 @pytest.mark.parametrize("method", METHODS)
-def test_two_views_are_float_tensors_of_the_size_asked_for(method, dataset):
+def test_two_views_are_float_tensors_of_the_given_size(method, dataset):
     image = ramp(0).resize((50, 35))
     views = build_views(method, 20, dataset)
     pair = views.per_image(image)
@@ -71,7 +71,7 @@ def test_two_views_are_float_tensors_of_the_size_asked_for(method, dataset):
 
 
 @pytest.mark.parametrize("dataset", ["imagenet", "stl10", "cifar10"])
-def test_the_view_of_a_probe_is_one_float_tensor_of_the_size_asked_for(dataset):
+def test_the_view_of_a_probe_is_one_float_tensor_of_the_given_size(dataset):
     (view,) = probe_views(20, dataset).per_image(ramp(0))
     assert view.shape == (3, 20, 20)
     assert view.dtype == torch.float32
@@ -81,7 +81,7 @@ def test_the_view_of_a_probe_is_one_float_tensor_of_the_size_asked_for(dataset):
     ("dataset", "shape"),
     [("imagenet", (3, 28, 28)), ("image_folder", (3, 28, 28)), ("stl10", (3, 48, 48)), ("cifar10", (3, 48, 48))],
 )
-def test_test_images_are_cropped_at_the_centre_or_left_as_they_are_when_small(dataset, shape):
+def test_test_images_are_cropped_at_the_centre_or_unchanged_when_small(dataset, shape):
     (view,) = resize_for_test(28, dataset).per_image(ramp(0))
     assert view.shape == shape
 
@@ -91,7 +91,7 @@ def test_the_centre_crop_of_a_test_image_is_seven_eighths_of_its_shorter_side():
     values[:, 144:368] = 255  # the 224 columns in the middle of a height of 256
     (view,) = resize_for_test(224, "imagenet").per_image(Image.fromarray(values))
     white = normalise("imagenet")(plain((255, 255, 255)))[:, 0, 0]
-    # a height of 256 is not resized, so the crop shows these columns and no other
+    # a height of 256 is not resized, so the crop shows exactly these columns
     torch.testing.assert_close(view, white[:, None, None].expand(3, 224, 224), rtol=0, atol=0)
 
 
@@ -100,7 +100,7 @@ def test_normalisation_takes_the_mean_to_zero_and_one_deviation_to_one(dataset):
     mean, std = np.array(STATISTICS[dataset])
     for shift in (0, 1):
         view = normalise(dataset)(plain(tuple(int(v) for v in np.rint(255 * (mean + shift * std)))))
-        # a byte is known to half a step of 1/255, which a deviation of 0.224 or more makes less than 0.009
+        # rounding to a byte is half a step of 1/255; divided by a deviation of at least 0.224 it is less than 0.009
         torch.testing.assert_close(view, torch.full((3, 24, 24), float(shift)), rtol=0, atol=0.009)
 
 
@@ -120,7 +120,7 @@ def test_the_colours_of_the_first_view_are_jittered_at_their_rate(method):
     colour = torch.tensor([120.0, 60.0, 90.0])
     grey = float(Image.new("RGB", (1, 1), (120, 60, 90)).convert("L").getpixel((0, 0)))
     values = drawn(method, plain((120, 60, 90)))[0][:, :, 8, 8]
-    # within 1.5 bytes: torchvision's grey rounds otherwise than PIL's, and a jitter that moves less is one in some hundred
+    # within 1.5 bytes: torchvision's grey rounds differently from PIL's, and one jitter in some hundred changes less
     kept = ((values - colour).abs().amax(dim=1) < 0.5) | ((values - grey).abs().amax(dim=1) < 1.5)
     moved = DRAWS - int(kept.sum())
     if JITTER[method] == 1.0:
@@ -130,10 +130,10 @@ def test_the_colours_of_the_first_view_are_jittered_at_their_rate(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_brightness_moves_by_as_much_as_the_method_says_and_no_more(method):
-    factors = drawn(method, plain((100, 100, 100)))[0][:, 0, 8, 8] / 100  # contrast, saturation and hue leave plain grey alone
+def test_brightness_fills_the_range_of_the_method_and_stays_within_it(method):
+    factors = drawn(method, plain((100, 100, 100)))[0][:, 0, 8, 8] / 100  # the other steps keep uniform grey
     most = BRIGHTNESS[method]
-    # 0.02: two bytes of rounding; of 400 uniform draws the chance that none falls in the last tenth is 0.9^400 = 5e-19
+    # 0.02: two bytes of rounding; the probability that none of 400 uniform draws is in the last tenth is 0.9^400 = 5e-19
     assert 1 - most - 0.02 <= factors.min() <= 1 - 0.8 * most
     assert 1 + 0.8 * most <= factors.max() <= 1 + most + 0.02
 
@@ -142,7 +142,7 @@ def test_brightness_moves_by_as_much_as_the_method_says_and_no_more(method):
 def test_the_first_view_is_mirrored_half_of_the_time_and_never_upside_down(method):
     first = drawn(method, ramp(1))[0].mean(dim=(1, 2))  # [draws, width]
     rises = first[:, SIZE // 2 :].mean(dim=1) - first[:, : SIZE // 2].mean(dim=1)
-    decided = int((rises != 0).sum())  # a crop that the jitter made white all over looks the same mirrored
+    decided = int((rises != 0).sum())  # a crop that the jitter made white everywhere looks the same mirrored
     assert decided > 0.9 * DRAWS
     assert within_four_sigma(int((rises < 0).sum()), 0.5, decided)
     upright = drawn(method, ramp(0))[0].mean(dim=(1, 3))  # [draws, height]
@@ -194,7 +194,7 @@ def test_the_same_seed_gives_the_same_views():
 
 @pytest.fixture
 def digits():
-    """Four images of bytes whose upper left is bright: neither mirrored nor turned does one look the same."""
+    """Four uint8 images with a bright upper left corner, which look different when mirrored or rotated."""
     images = torch.zeros(4, 1, 28, 28, dtype=torch.uint8)
     images[:, :, 4:14, 6:10] = 255
     images[:, :, 4:8, 6:22] = 128
@@ -204,26 +204,26 @@ def digits():
 STILL = {"rotation": 0.0, "scale": (1.0, 1.0), "shear": 0.0, "shift": 0.0, "contrast": 0.0}
 
 
-def test_digit_views_follow_from_their_generator(digits):
+def test_digit_views_depend_on_their_generator(digits):
     first, again, other = (digit_views(digits, Generator().manual_seed(seed)) for seed in (3, 3, 4))
     assert first.shape == digits.shape
     assert first.dtype == torch.float32
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    assert not torch.equal(first[0], first[1]), "each image of a batch is moved by its own draw"
+    assert not torch.equal(first[0], first[1]), "each image of a batch has its own draw"
 
 
-def test_digit_views_of_no_range_are_the_digits_themselves(digits):
+def test_digit_views_with_empty_ranges_are_the_digits_themselves(digits):
     mean, std = STATISTICS["mnist5k"]
     expected = (digits.float() / 255 - mean[0]) / std[0]
-    # 28 positions in float32 are known to about 1e-6 of a pixel; a pixel's full step is 1 / 0.308 = 3.2
+    # positions in float32 are exact to about 1e-6 of a pixel; a full step between pixels is 1 / 0.308 = 3.2
     torch.testing.assert_close(digit_views(digits, Generator().manual_seed(0), **STILL), expected, rtol=0, atol=2e-5)
     (test_view,) = resize_for_test(28, "mnist5k").per_batch([digits], Generator())
     assert torch.equal(test_view, expected)
 
 
 def recorded_maps(monkeypatch):
-    """A list that each affine map [n, 2, 3] is added to as it is drawn."""
+    """A list to which each affine map [n, 2, 3] is added when it is drawn."""
     seen = []
     affine_grid = torch.nn.functional.affine_grid
 
@@ -235,7 +235,7 @@ def recorded_maps(monkeypatch):
     return seen
 
 
-def test_digits_are_never_mirrored_and_moved_no_further_than_their_ranges(monkeypatch):
+def test_digits_are_never_mirrored_and_stay_within_their_ranges(monkeypatch):
     seen = recorded_maps(monkeypatch)
     digit_views(torch.zeros(4000, 1, 4, 4, dtype=torch.uint8), Generator().manual_seed(0), scale=(0.7, 1.3), shift=0.15)
     theta = torch.cat(seen).double()
@@ -247,12 +247,12 @@ def test_digits_are_never_mirrored_and_moved_no_further_than_their_ranges(monkey
     assert theta[:, :, 2].abs().max() > 0.28
 
 
-def test_a_digit_turns_by_no_more_than_its_rotation_and_both_ways(monkeypatch):
+def test_a_digit_is_rotated_in_both_directions_and_within_its_range(monkeypatch):
     seen = recorded_maps(monkeypatch)
     digit_views(torch.zeros(4000, 1, 4, 4, dtype=torch.uint8), Generator().manual_seed(0), **{**STILL, "rotation": 25.0})
     angles = torch.rad2deg(torch.atan2(seen[0][:, 1, 0], seen[0][:, 0, 0]))
     assert angles.abs().max() <= 25 + 1e-4
-    # of 4,000 uniform draws none in a last twentieth has the chance 0.95^4000 = 1e-89
+    # the probability that none of 4,000 uniform draws is in the last twentieth is 0.95^4000 = 1e-89
     assert angles.min() < -22.5
     assert angles.max() > 22.5
 

@@ -1,4 +1,4 @@
-"""The share of the labels: SimCLR's lists, a list of one's own, and the first images of each class."""
+"""The labelled fraction: the first images of each class, the user's list, and SimCLR's lists."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def cache(monkeypatch, tmp_path):
     return tmp_path / "cache"
 
 
-def images_called(names, targets=None):
-    """Images of these names; image i is of the value i."""
+def named_images(names, targets=None):
+    """Images with these names; the value of image i is i."""
     targets = np.zeros(len(names)) if targets is None else targets
     pixels = torch.arange(len(names)).reshape(-1, 1, 1, 1)
     return Images(np.asarray(targets, dtype=np.int64), 10, lambda i: names[i], tensor=pixels)
@@ -52,8 +52,8 @@ def listed(tmp_path):
 # --- the first images of each class
 
 
-@pytest.mark.parametrize(("percent", "per_class"), [(1, 4), (10, 35)])  # 3.5 goes to the even number, 4
-def test_the_share_of_mnist5k_is_balanced_and_the_first_of_each_class(percent, per_class):
+@pytest.mark.parametrize(("percent", "per_class"), [(1, 4), (10, 35)])  # 3.5 is rounded to the even number, 4
+def test_the_fraction_of_mnist5k_is_the_same_number_of_first_images_of_each_class(percent, per_class):
     images = load_images("mnist5k", "train")
     share = labelled_share(images, "mnist5k", percent)
     assert np.bincount(share.targets).tolist() == [per_class] * 10
@@ -62,49 +62,49 @@ def test_the_share_of_mnist5k_is_balanced_and_the_first_of_each_class(percent, p
     assert [share.name(i) for i in range(len(share))] == [first.name(i) for i in range(len(first))]
 
 
-def test_all_labels_are_the_images_as_they_are():
-    images = images_called(NAMES)
+def test_at_100_percent_the_images_are_returned_unchanged():
+    images = named_images(NAMES)
     assert labelled_share(images, "imagenet", 100) is images
     assert labelled_share(images, "mnist5k", 100, "a list that is not there") is images
 
 
 @pytest.mark.parametrize("dataset", ["mnist5k", "cifar10", "stl10", "image_folder"])
-def test_each_class_gives_its_share_and_at_least_one_image_in_the_data_sets_order(dataset):
+def test_each_class_contributes_its_fraction_and_at_least_one_image_in_the_data_sets_order(dataset):
     targets = [3] * 26 + [0] * 4 + [3] * 24 + [7] * 15 + [0]
-    share = labelled_share(images_called([str(k) for k in range(70)], targets), dataset, 10)
+    share = labelled_share(named_images([str(k) for k in range(70)], targets), dataset, 10)
     assert chosen(share) == [0, 1, 2, 3, 4, 26, 54, 55]  # of 50, 5 and 15 images: 5, 0.5 and 1.5
     assert share.targets.tolist() == [3] * 5 + [0] + [7] * 2
 
 
-def test_a_share_needs_one_label_an_image_and_a_percentage():
+def test_a_fraction_needs_one_label_per_image_and_a_valid_percentage():
     with pytest.raises(SfrikError, match="stl10: train_percent below 100 needs images with one label each"):
-        labelled_share(images_called(NAMES, [-1] * 12), "stl10", 10)
+        labelled_share(named_images(NAMES, [-1] * 12), "stl10", 10)
     with pytest.raises(SfrikError, match="one label each"):
         labelled_share(Images(np.ones((4, 3), dtype=np.int64), 3, str), "image_folder", 10)
     for percent in (0, -1, 101):
         with pytest.raises(SfrikError, match=rf"above 0 and at most 100 %, got {percent}"):
-            labelled_share(images_called(NAMES), "mnist5k", percent)
+            labelled_share(named_images(NAMES), "mnist5k", percent)
 
 
-# --- a list of one's own
+# --- the user's list
 
 
 @pytest.mark.parametrize("dataset", ["imagenet", "image_folder"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n", " \n"])
-def test_the_images_of_a_list_are_taken_in_the_data_sets_order(listed, dataset, end):
+def test_the_images_on_a_list_are_taken_in_the_data_sets_order(listed, dataset, end):
     path = listed("n03_1.JPEG", "n01_2.JPEG", "n01/n01_0.JPEG", end=end)
-    assert chosen(labelled_share(images_called(NAMES), dataset, 10, path)) == [0, 2, 9]
+    assert chosen(labelled_share(named_images(NAMES), dataset, 10, path)) == [0, 2, 9]
 
 
-def test_a_name_that_is_listed_twice_gives_its_image_once(listed):
+def test_a_name_that_is_listed_twice_selects_its_image_once(listed):
     path = listed("n03_1.JPEG", "n03_1.JPEG", "n03/n03_1.JPEG", "n01_0.JPEG")
-    assert chosen(labelled_share(images_called(NAMES), "imagenet", 1, path)) == [0, 9]
+    assert chosen(labelled_share(named_images(NAMES), "imagenet", 1, path)) == [0, 9]
 
 
 def test_names_that_are_not_among_the_images_are_counted_and_named(listed):
     path = listed("n01_0.JPEG", "n09_4.JPEG", "n08_1.JPEG", "n08_0.JPEG", "n08_2.JPEG")
     with pytest.raises(SfrikError) as caught:
-        labelled_share(images_called(NAMES), "imagenet", 10, path)
+        labelled_share(named_images(NAMES), "imagenet", 10, path)
     message = str(caught.value)
     assert f"label list {path}: 4 of its 5 names are not among the 12 training images" in message
     assert "(n08_0.JPEG, n08_1.JPEG, n08_2.JPEG, ...)" in message
@@ -112,21 +112,21 @@ def test_names_that_are_not_among_the_images_are_counted_and_named(listed):
     assert "\n" not in message
 
 
-def test_a_file_name_that_stands_for_several_images_is_refused(listed):
-    images = images_called(["cat/001.jpg", "cat/002.jpg", "dog/001.jpg"])
+def test_a_file_name_that_several_images_have_is_rejected(listed):
+    images = named_images(["cat/001.jpg", "cat/002.jpg", "dog/001.jpg"])
     with pytest.raises(SfrikError, match=r"001\.jpg is the name of cat/001\.jpg and of dog/001\.jpg: write the names with"):
         labelled_share(images, "image_folder", 10, listed("001.jpg"))
     assert chosen(labelled_share(images, "image_folder", 10, listed("dog/001.jpg", "002.jpg"))) == [1, 2]
 
 
-def test_an_empty_and_a_missing_list_and_one_that_is_no_text_are_refused(listed, tmp_path):
+def test_a_list_that_is_empty_missing_or_not_text_is_rejected(listed, tmp_path):
     with pytest.raises(SfrikError, match=r"label list .*list\.txt is empty"):
-        labelled_share(images_called(NAMES), "imagenet", 10, listed("", " "))
+        labelled_share(named_images(NAMES), "imagenet", 10, listed("", " "))
     with pytest.raises(SfrikError, match=r"cannot read the label list .*gone\.txt"):
-        labelled_share(images_called(NAMES), "imagenet", 10, str(tmp_path / "gone.txt"))
+        labelled_share(named_images(NAMES), "imagenet", 10, str(tmp_path / "gone.txt"))
     (tmp_path / "image").write_bytes(b"\xff\xd8\xff")
     with pytest.raises(SfrikError, match=r"cannot read the label list .*image"):
-        labelled_share(images_called(NAMES), "imagenet", 10, str(tmp_path / "image"))
+        labelled_share(named_images(NAMES), "imagenet", 10, str(tmp_path / "image"))
 
 
 def test_a_list_works_on_a_folder_of_files(tmp_path, listed):
@@ -144,7 +144,7 @@ def test_a_list_works_on_a_folder_of_files(tmp_path, listed):
 
 
 class _Server(http.server.BaseHTTPRequestHandler):
-    """Answers with `content[path]`, and promises `missing` bytes more than it sends."""
+    """Serves `content[path]` and announces `missing` bytes more than it sends."""
 
     content: dict[str, bytes] = {}  # noqa: RUF012  each test sets its own
     missing = 0
@@ -164,7 +164,7 @@ class _Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    """A server on this machine in SimCLR's place, with a list of 10 % whose checksum is the known one."""
+    """A local server in place of SimCLR's, with a list of 10 % whose checksum is made the expected one."""
     handler = type("Handler", (_Server,), {"content": {"/10percent.txt": b"n03_1.JPEG\nn01_2.JPEG\n"}})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
         thread = threading.Thread(target=running.serve_forever)
@@ -176,39 +176,39 @@ def server(monkeypatch):
         thread.join()
 
 
-def share_of_imagenet():
-    return chosen(labelled_share(images_called(NAMES), "imagenet", 10))
+def fraction_of_imagenet():
+    return chosen(labelled_share(named_images(NAMES), "imagenet", 10))
 
 
 def test_simclrs_list_is_downloaded_once(server, cache):
-    assert share_of_imagenet() == [2, 9]
+    assert fraction_of_imagenet() == [2, 9]
     assert [path.name for path in cache.rglob("*") if path.is_file()] == ["imagenet-10percent.txt"]
     server.content.clear()
-    assert share_of_imagenet() == [2, 9], "from the cache: the server has it no more"
+    assert fraction_of_imagenet() == [2, 9], "from the cache: the server no longer has it"
 
 
 def test_a_damaged_copy_in_the_cache_is_downloaded_again(server, cache):
-    share_of_imagenet()
+    fraction_of_imagenet()
     (cache / "label_lists" / "imagenet-10percent.txt").write_text("n01_0.JPEG\n")
-    assert share_of_imagenet() == [2, 9]
+    assert fraction_of_imagenet() == [2, 9]
     server.content.clear()
-    assert share_of_imagenet() == [2, 9]
+    assert fraction_of_imagenet() == [2, 9]
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(server, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("SFRIK_CACHE", str(tmp_path / "file" / "cache"))
-    assert share_of_imagenet() == [2, 9]
+    assert fraction_of_imagenet() == [2, 9]
 
 
 def refusal():
     with pytest.raises(SfrikError) as caught:
-        share_of_imagenet()
+        fraction_of_imagenet()
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_another_content_is_refused_and_not_kept(server, cache):
+def test_a_list_with_another_checksum_is_rejected_and_not_cached(server, cache):
     server.content["/10percent.txt"] = b"<html>please log in</html>"
     message = refusal()
     assert "is not the known one (SHA-256 " in message
@@ -216,26 +216,26 @@ def test_another_content_is_refused_and_not_kept(server, cache):
     assert not cache.exists()
 
 
-def test_a_download_that_breaks_off_is_refused_and_not_kept(server, cache):
+def test_an_interrupted_download_is_rejected_and_not_cached(server, cache):
     server.missing = 100
     assert "could not be downloaded (IncompleteRead" in refusal()
     assert not cache.exists()
 
 
-def test_without_a_network_the_error_says_to_give_a_list(server, monkeypatch):
+def test_without_a_network_the_error_names_the_flag_for_a_list(server, monkeypatch):
     server.content.clear()
     assert "could not be downloaded (Not Found): get it elsewhere, then give a list as --label-list FILE" in refusal()
     monkeypatch.setattr(labels, "SIMCLR", "http://127.0.0.1:1/{percent}percent.txt")
     assert "could not be downloaded ([Errno 111] Connection refused)" in refusal().replace("Errno 61", "Errno 111")
 
 
-def test_there_are_lists_of_1_and_10_percent_alone():
+def test_other_percentages_of_imagenet_than_1_and_10_are_rejected():
     with pytest.raises(SfrikError, match=r"there is no list of 5 % of ImageNet's labels, only of 1 and 10 %: give a list"):
-        labelled_share(images_called(NAMES), "imagenet", 5)
+        labelled_share(named_images(NAMES), "imagenet", 5)
 
 
 @pytest.mark.parametrize(("percent", "lines"), [(1, 12811), (10, 128116)])
-def test_the_known_checksums_are_those_of_simclrs_lists_which_select_every_image_they_name(percent, lines, monkeypatch):
+def test_simclrs_lists_have_the_expected_checksums_and_select_every_image_on_them(percent, lines, monkeypatch):
     path = LISTS / f"imagenet-{percent}percent.txt"
     if not path.is_file():
         pytest.skip(f"SimCLR's list is not at {path}")
@@ -243,6 +243,6 @@ def test_the_known_checksums_are_those_of_simclrs_lists_which_select_every_image
     assert simclr_list(percent) == path.read_text()
     files = sorted(path.read_text().split())
     names = [f"{file.split('_')[0]}/{prefix}{file}" for file in files for prefix in ("", "not_")]
-    share = labelled_share(images_called(names), "imagenet", percent)
+    share = labelled_share(named_images(names), "imagenet", percent)
     assert chosen(share) == list(range(0, 2 * lines, 2))
-    assert labelled_share(images_called(names), "imagenet", percent, str(path)).tensor.equal(share.tensor)
+    assert labelled_share(named_images(names), "imagenet", percent, str(path)).tensor.equal(share.tensor)
