@@ -139,7 +139,7 @@ def test_spawned_workers_load_the_batches_that_the_process_itself_loads(kind, na
 @pytest.mark.usefixtures("spawn")
 def test_pretraining_and_a_linear_probe_have_the_same_results_with_spawned_workers(root, tmp_path):
     started = []
-    for workers in (0, 2):
+    for workers in (0, 1):
         run = tmp_path / str(workers)
         place = {"data_dir": str(root / "folder"), "exp_dir": str(run), "device": "cpu", "precision": "fp32", "workers": workers}
         network = {"dataset": "image_folder", "arch": "resnet8", "stem": "small", "size": 16}
