@@ -21,7 +21,6 @@ import os
 import statistics
 import tempfile
 import time
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -34,6 +33,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from sfrik.cost.loss_memory import MemoryCounter
 from sfrik.objectives import AUH, SFRIK, SIGReg, SimCLR, VICReg
 from sfrik.objectives.base import Objective
 from sfrik.ops.collectives import rank, world_size
@@ -149,29 +149,6 @@ class Products(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-class Memory(TorchDispatchMode):
-    """`peak`: the most bytes at a time of what was allocated within."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now, self.peak, self._known = 0, 0, weakref.WeakSet()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        old = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
-        out = function(*args, **(kwargs or {}))
-        for x in tree_leaves(out):
-            if isinstance(x, Tensor) and x.untyped_storage()._cdata not in old and x.untyped_storage() not in self._known:
-                storage = x.untyped_storage()
-                self._known.add(storage)
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._free, storage.nbytes())
-        return out
-
-    def _free(self, size: int) -> None:
-        self.now -= size
-
-
 def rows_of(n: int, q: int, views: int = 2) -> list[Tensor]:
     """This process's rows of a whole batch that is the same for any number of processes."""
     generator = torch.Generator().manual_seed(0)
@@ -184,7 +161,7 @@ def rows_of(n: int, q: int, views: int = 2) -> list[Tensor]:
 
 def count(loss: Callable[[Sequence[Tensor]], Tensor], views: Sequence[Tensor]) -> dict[str, float]:
     """Exact counts of a step on this process."""
-    with Exchange(aside=True) as exchange, Memory() as peak, Products() as products:
+    with Exchange(aside=True) as exchange, MemoryCounter() as peak, Products() as products:
         loss(views).backward()
     return {"sent": exchange.sent, "flops": products.flops, "memory": peak.peak, "collectives": exchange.collectives}
 

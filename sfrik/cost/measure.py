@@ -1,11 +1,11 @@
-"""Time and memory of the regularisers (the paper's tables 5 and 6): each loss alone, and a whole training step.
+"""Measured time and memory of the regularisers (the paper's tables 5 and 6): the loss by itself, and a whole training step.
 
-A method is measured as this library computes it (`sfrik.objectives`) and, "plain", as its paper writes it, by autograd
-(`sfrik.objectives.reference`). All methods of one size are measured in turn, round after round, in one process, so that a ratio
-compares neighbours in time; the time of a method is the median over the rounds. One product of [n, q] with its transpose is timed
-before each: a unit of arithmetic that does not depend on the machine. Peak memory is what forward and backward pass need beyond
-the embeddings, their gradients included: on CUDA by PyTorch's count, on a CPU by the resident memory of a process that does
-nothing else (Linux). What libraries keep from call to call is not in it.
+A method is measured as this library computes it (`sfrik.objectives`) and, under the name "plain", as its paper writes it, with
+autograd (`sfrik.objectives.reference`). In each round all methods of one size are timed one after the other in one process, so
+that a ratio compares measurements that are close in time; a method's time is its median over the rounds. The product of a matrix
+[n, q] with its transpose is timed before each method: a machine-independent unit of arithmetic. Peak memory is what the forward
+and the backward pass allocate beyond the embeddings, including the gradients: on CUDA as counted by PyTorch, on a CPU as the
+resident memory of a separate process (Linux). Buffers that libraries keep between calls are excluded.
 
 Legend: n batch size, q dimension of the embeddings.
 """
@@ -44,7 +44,7 @@ from sfrik.tables.definitions import experiment
 
 __all__ = ["complexity", "growth", "hardware", "loss_calls", "measure", "measured_here", "resident_peaks", "step_calls"]
 
-# Backbone, side of the images, channels, hidden widths of the projector: the network of a whole step by profile.
+# The network of a whole step by profile: backbone, side of the images, channels, hidden widths of the projector.
 NETWORKS = {
     "smoke": ("resnet8", 28, 1, "64"),
     "digits": ("resnet8", 28, 1, "512"),
@@ -53,7 +53,7 @@ NETWORKS = {
 }
 KINDS = {"VICReg": VICReg, "SimCLR": SimCLR, "AUH": AUH, "SIGReg": SIGReg}
 PRODUCT = "product before "
-LONG, SHORT = 30.0, 0.5  # seconds: no more than three rounds of what takes longer, more rounds of what takes less
+LONG, SHORT = 30.0, 0.5  # seconds: above LONG only three rounds, below SHORT more rounds than requested
 
 Calls = dict[str, Callable[[], object]]
 
@@ -62,18 +62,21 @@ def measure(table: str, profile: str, device: str = "auto", rounds: int = 5, pro
     """Measure the rows of table5 or table6.
 
     Args:
-        rounds: how often each method is timed; more often where that takes under half a second, three times where it takes
-            over half a minute.
+        table: "table5" or "table6". profile: determines the sizes and the network.
+        device: "auto", "cpu", "cuda" or "mps".
+        rounds: number of timings per method; more if they take less than half a second in total, three if they take more than
+            half a minute.
+        progress: whether to print a line for each size.
 
     Returns:
-        By the entry of each row: `product_ms`, `loss_ms`, `loss_products`, `loss_mib`; on CUDA or for table6 `step_ms`, on CUDA
-        `step_mib`; of each the ratio to the baseline's at the same size (`loss_time_ratio`, ...). What a GPU has too little
-        memory for is missing. Beside them `hardware`.
+        For the entry of each row: `product_ms`, `loss_ms`, `loss_products`, `loss_mib`; on CUDA or for table6 `step_ms`, on CUDA
+        `step_mib`; and the ratio of each to the baseline's at the same size (`loss_time_ratio`, ...). Measurements that do not
+        fit into a GPU's memory are missing. Also `hardware`.
     """
     where = pick_device(device)
     groups: dict[tuple[int, int], dict[str, str]] = {}
     for row in experiment(table, profile).rows(profile):
-        assert row.q is not None  # every row of costs has a dimension
+        assert row.q is not None  # every row of these tables has a dimension
         assert row.entry is not None
         groups.setdefault((row.q, int(row.labels["batch size"])), {})[row.method] = row.entry
     out: dict[str, Any] = {"hardware": hardware(where)}
@@ -99,15 +102,15 @@ def measure(table: str, profile: str, device: str = "auto", rounds: int = 5, pro
             del steps
         out |= {entry: found[method] for method, entry in entries.items()}
         if progress:
-            words = [f"{m} {v['loss_ms']:.0f} ms, {v['loss_mib']:.0f} MiB" for m, v in found.items() if "loss_ms" in v]
-            print(f"q {q}, batch {n}: {'; '.join(words)}", flush=True)
+            costs = [f"{m} {v['loss_ms']:.0f} ms, {v['loss_mib']:.0f} MiB" for m, v in found.items() if "loss_ms" in v]
+            print(f"q {q}, batch {n}: {'; '.join(costs)}", flush=True)
     return out
 
 
 def complexity(table: str, profile: str, exp_dir: str, device: str = "auto", rounds: int = 5) -> dict[str, Any]:
-    """Measure a table and write it to `exp_dir` as <table>.json; one that was measured on this hardware is returned at once.
+    """Measure a table and write it to `exp_dir` as <table>.json, unless it has already been measured on this hardware.
 
-    It waits for another process that measures into this folder.
+    Waits for another process that is measuring into the same folder.
     """
     run = Run(exp_dir)
     path, where = run.folder / f"{table}.json", pick_device(device)
@@ -121,52 +124,53 @@ def complexity(table: str, profile: str, exp_dir: str, device: str = "auto", rou
 
 
 def measured_here(path: Path, table: str, profile: str, device: str = "auto") -> bool:
-    """Whether a file of `complexity` is there, of this hardware, with all rows that the table has."""
+    """Whether the file holds all rows of the table, measured on this hardware by `complexity`."""
     found = read_costs(path)
     entries = {row.entry for row in experiment(table, profile).rows(profile)}
     return entries <= set(found) and found.get("hardware") == hardware(pick_device(device))
 
 
 def growth(sizes: Sequence[float], costs: Sequence[float], largest: int = 3) -> tuple[float | None, float | None]:
-    """The exponent of a cost in a size: the slope of log2(cost) on log2(size) by least squares over the largest sizes.
+    """Growth exponent of a cost: the slope of log2(cost) against log2(size), by least squares over the `largest` sizes.
 
     Returns:
-        It, None where fewer than two costs are above zero; its standard error from the residuals, None where fewer than three.
+        The exponent (None with fewer than two costs above zero) and its standard error from the residuals (None with fewer than
+        three).
     """
-    there = sorted((size, cost) for size, cost in zip(sizes, costs, strict=True) if cost > 0)[-largest:]
-    if len(there) < 2:
+    points = sorted((size, cost) for size, cost in zip(sizes, costs, strict=True) if cost > 0)[-largest:]
+    if len(points) < 2:
         return None, None
-    x, y = np.log2(there).T
-    if len(there) == 2:
+    x, y = np.log2(points).T
+    if len(points) == 2:
         return float(np.polyfit(x, y, 1)[0]), None
     coefficients, covariance = np.polyfit(x, y, 1, cov=True)
     return float(coefficients[0]), float(np.sqrt(covariance[0, 0]))
 
 
 def hardware(device: torch.device) -> str:
-    """What was measured on: device, threads, version of PyTorch."""
+    """Description of the hardware: device, threads, version of PyTorch."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     return f"{device.type}: {name}, {torch.get_num_threads()} threads, torch {torch.__version__.split('+')[0]}"
 
 
 def build(method: str, q: int) -> Objective:
-    """An objective by its name in the tables, "plain" or not, with the default coefficients."""
+    """An objective by its name in the tables, with or without "plain", with the default coefficients."""
     name = method.removesuffix(PLAIN)
     if name.startswith("SFRIK L="):
         return SFRIK(q, (1.0, *[40.0] * (int(name.removeprefix("SFRIK L=")) - 1)))
     if name not in KINDS or method == f"SIGReg{PLAIN}":
-        raise SfrikError(f"unknown method {method!r}: choose {', '.join(KINDS)} or SFRIK L=1, 2, ...; all but SIGReg also plain")
+        raise SfrikError(f"unknown method {method!r}: choose {', '.join(KINDS)} or SFRIK L=1, 2, ... (all but SIGReg also plain)")
     return KINDS[name]()
 
 
 def loss_of(method: str, q: int) -> Callable[[Sequence[Tensor]], Tensor]:
-    """The loss of views [n, q] by a method of the tables."""
+    """A method of the tables as a function from views, each [n, q], to the loss."""
     objective, plain = build(method, q), method.endswith(PLAIN)
     return lambda views: plain_loss(objective, views) if plain else objective(views).loss
 
 
 def loss_calls(methods: Sequence[str], q: int, n: int, device: torch.device) -> Calls:
-    """Of each method forward and backward pass on two views of random embeddings [n, q] in float32, before it the product."""
+    """For each method, the matrix product and then the loss, forward and backward, on two views of random float32 [n, q]."""
     generator = torch.Generator().manual_seed(0)
     views = [torch.randn(n, q, generator=generator).to(device).requires_grad_() for _ in range(2)]
 
@@ -188,7 +192,7 @@ def loss_calls(methods: Sequence[str], q: int, n: int, device: torch.device) -> 
 
 
 def step_calls(methods: Sequence[str], q: int, n: int, device: torch.device, profile: str) -> Calls:
-    """Of each method a whole training step of one network: two views of random images, loss, backward pass, LARS."""
+    """For each method, a training step on the same network: two views of random images, loss, backward pass, LARS."""
     arch, size, channels, hidden = NETWORKS[profile]
     precision = pick_precision("auto", device)
     torch.manual_seed(0)
@@ -214,24 +218,24 @@ def step_calls(methods: Sequence[str], q: int, n: int, device: torch.device, pro
 
 
 def resident_peaks(tasks: Sequence[tuple[str, int, int]]) -> dict[tuple[str, int, int], float]:
-    """MiB beyond the embeddings of each loss (method, q, n) on the CPU, in a process of its own; NaN where this is no Linux."""
+    """MiB beyond the embeddings of each loss (method, q, n) on the CPU, each in a separate process; NaN except on Linux."""
     if not os.path.exists("/proc/self/clear_refs"):
         return dict.fromkeys(tasks, math.nan)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
-    environment["MALLOC_MMAP_THRESHOLD_"] = "65536"  # what is freed goes back at once, and is seen when it is taken again
+    environment["MALLOC_MMAP_THRESHOLD_"] = "65536"  # freed memory is returned at once, so that allocating it again counts
     command = [sys.executable, "-m", "sfrik.cost.measure", json.dumps(tasks)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     values = [json.loads(line) for line in done.stdout.splitlines()]
     if len(values) < len(tasks):
         method, q, n = tasks[len(values)]
-        reason = (done.stderr.strip().splitlines() or ["it was ended: out of memory?"])[-1]
+        reason = (done.stderr.strip().splitlines() or ["the process was killed: out of memory?"])[-1]
         raise SfrikError(f"the memory of {method} at q = {q}, batch {n} could not be measured: {reason}")
     return dict(zip(tasks, values, strict=True))
 
 
 def _that_fit(calls: Calls) -> Calls:
-    """The calls after their first time, which is not counted, without those that a GPU has too little memory for."""
+    """Make each call once, untimed, and return those that fit into the GPU's memory."""
     fitting: Calls = {}
     for name, call in calls.items():
         with suppress(torch.cuda.OutOfMemoryError):
@@ -257,16 +261,16 @@ def _timed(calls: Calls, device: torch.device, rounds: int) -> dict[str, list[fl
 
 
 def _add(found: dict[str, dict[str, float]], name: str, values: dict[str, list[float]], ratio: str = "") -> None:
-    """The median of each method's values, and as `ratio` the median over the rounds of its ratio to the baseline's."""
+    """Record the median of each method's values as `name`, and the median over the rounds of their ratios to the baseline."""
     base = values.get(BASELINE, [0.0])
     for method, own in values.items():
         found[method][name] = statistics.median(own)
-        if ratio and min(base) > 0:  # under a page of memory is measured as none
+        if ratio and min(base) > 0:  # memory below one page is measured as 0
             found[method][ratio] = statistics.median(a / b for a, b in zip(own, base, strict=True))
 
 
 def _cuda_peak(call: Callable[[], object], device: torch.device) -> float:
-    """MiB of a call that was made before, so that the libraries have their workspaces."""
+    """Peak MiB of a call; it must have been made before, so that the libraries have their workspaces."""
     torch.cuda.synchronize(device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
@@ -276,22 +280,22 @@ def _cuda_peak(call: Callable[[], object], device: torch.device) -> float:
 
 
 def _resident_peak(method: str, q: int, n: int) -> float:
-    """MiB of a loss in this process, by its resident memory."""
+    """Peak MiB of a loss by the resident memory of this process."""
     call = loss_calls([method], q, n, torch.device("cpu"))[method]
     call()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = _status("VmRSS")
     call()
     return max(_status("VmHWM") - before, 0) / 1024
 
 
 def _status(name: str) -> int:
-    """KiB of a line of /proc/self/status."""
+    """KiB in a line of /proc/self/status."""
     return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0])
 
 
 def _print_peaks(tasks: list[list]) -> None:
-    """A line for each task, from a copy of this process, which has imported everything and computed nothing."""
+    """Print a line for each task, measured in a fork of this process, which has imported everything and computed nothing."""
     for task in tasks:
         if not os.fork():
             print(json.dumps(_resident_peak(*task)), flush=True)

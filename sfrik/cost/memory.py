@@ -1,7 +1,8 @@
-"""What a command will do and how much memory to expect of it, from its settings alone, without data.
+"""Steps, images and peak memory of a command, predicted from its settings without data.
 
-Everything is counted on PyTorch's meta device or from the sizes that the data sets are known to have. The figures are sums of
-the large parts; the true peak also holds the allocator's reserve and the library's own kernels (about 0.5 GiB with CUDA).
+Networks are counted on PyTorch's meta device, losses on fake tensors (`sfrik.cost.loss_memory`), images from the known sizes of
+the data sets. The figures are sums of the large parts; the true peak also contains the allocator's reserve and the libraries'
+kernels (about 0.5 GiB with CUDA).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from sfrik.cost.loss_memory import Case, loss_peak
+from sfrik.cost.loss_memory import loss_peak
 from sfrik.evaluate.knn import QUERIES, block_rows
 from sfrik.networks import build_backbone, build_pixels, build_projector
 from sfrik.objectives.factory import build_objective
@@ -31,36 +32,36 @@ from sfrik.settings import (
 
 __all__ = ["expected_images", "expected_memory", "expected_steps"]
 
-# labelled training images a class (ImageNet's differ), classes, test images
+# labelled training images per class (ImageNet's classes differ), classes, test images
 SIZES = {"mnist5k": (350, 10, 1000), "cifar10": (5000, 10, 10_000), "stl10": (500, 10, 8000), "imagenet": (None, 1000, 50_000)}
 WHOLE = {"imagenet": 1_281_167}
 UNLABELLED = {"stl10": 100_000}
-LISTED = {1: 12_811, 10: 128_116}  # lines of SimCLR's lists of ImageNet's labels
-# of transfer: classes, training images, test images
+LISTED = {1: 12_811, 10: 128_116}  # percent of ImageNet's labels -> lines of SimCLR's list
+# data sets of `sfrik transfer`: classes, training images, test images
 TARGETS = {"places205": (205, 2_448_873, 20_500), "voc07": (20, 5_011, 4_952), "digits8x8": (10, 1_195, 602)}
 FLOAT = 4  # bytes
 
 
 def expected_images(settings: Settings) -> int | None:
-    """Images of an epoch, before batches are made of them; None where the folder decides.
+    """Number of images per epoch, before they are divided into batches; None if it depends on the folder.
 
-    Where nothing is trained on images (extraction, kNN, VOC07's SVMs) those that are scored count too.
+    Commands that do not train on images (extraction, kNN, VOC07's SVMs) also count the images that are scored.
     """
     train, scored = _train_images(settings), 0
     if isinstance(settings, EvaluateSettings) and settings.only_inference:
         return _scored_images(settings)
     if type(settings) is FeatureSettings or (isinstance(settings, TransferSettings) and settings.target != "places205"):
-        assert isinstance(settings, FrozenSettings)  # both kinds are
+        assert isinstance(settings, FrozenSettings)  # both classes are
         scored = _scored_images(settings)
     return None if train is None or scored is None else train + scored
 
 
 def expected_steps(settings: Settings) -> tuple[int, int] | None:
-    """Steps an epoch and epochs, of training or of extraction; None where the folder decides, or where there are none."""
+    """Steps per epoch and epochs, of training or extraction; None if they depend on the folder, or if there are no steps."""
     train = _train_images(settings)
     if train is None or isinstance(settings, KnnSettings):
         return None
-    if isinstance(settings, PretrainSettings):  # the images that do not fill a batch wait for another epoch
+    if isinstance(settings, PretrainSettings):  # the last images, fewer than a batch, are dropped
         return (train // settings.batch_size, settings.epochs) if settings.ssl_method != "none" else (0, 0)
     steps = math.ceil(train / settings.batch_size)
     if isinstance(settings, LogisticSettings):
@@ -75,93 +76,98 @@ def expected_steps(settings: Settings) -> tuple[int, int] | None:
 
 
 def expected_memory(settings: Settings, processes: int = 1) -> dict[str, float]:
-    """Memory of a process in GiB by part; of pretraining, at the moment of a step that needs most.
+    """Memory per process in GiB, by part; for pretraining, at the peak of a step.
 
     Args:
-        settings: of any command. Precision "auto" counts as two bytes, and device "auto" as a GPU.
-        processes: that share the batch of pretraining or of an extraction.
+        settings: the settings of any command. Precision "auto" counts as 2 bytes per value, and device "auto" as a GPU.
+        processes: number of processes that the batch of pretraining or feature extraction is divided over.
     """
     size = FLOAT if settings.precision == "fp32" else 2
     if isinstance(settings, PretrainSettings):
         parts = _of_pretraining(settings, processes, size)
     else:
-        assert isinstance(settings, FrozenSettings)  # all other commands judge frozen weights
+        assert isinstance(settings, FrozenSettings)  # all other commands evaluate given weights
         parts = _of_evaluation(settings, processes, size)
     return {name: value / 2**30 for name, value in parts.items() if value}
 
 
 def _of_pretraining(settings: PretrainSettings, processes: int, size: int) -> dict[str, float]:
-    """Bytes at the moment of a step that needs most.
+    """Bytes at the peak of a step: the largest of four moments.
 
-    "parameters" are weights and momentum, and where they are there the gradients, copies in low precision, DDP's buckets, and
-    the update, which LARS makes of a copy of the gradients. "activations" is what the network keeps for the backward pass, of
-    the share of the batch or of a micro-batch. "loss" is what the objective has beside the embeddings: at its own moment all
-    of it, afterwards their gradient in float32, which it holds until the step ends.
+    "parameters" are weights and momentum and, at the moments when they exist, the gradients, copies in low precision, DDP's
+    buckets, and the update, which LARS computes in a copy of the gradients. "activations" are what the network keeps for the
+    backward pass, for the local batch or a micro-batch. "loss" is what the objective allocates beyond the embeddings: all of it
+    while it is computed, afterwards their gradient in float32, which is kept until the end of the step.
     """
     networks = [_counts(settings, side, settings.mlp) for side in settings.view_sizes]
     if settings.ssl_method == "none":
         return {"parameters": FLOAT * networks[0].weights}
     local, views = settings.batch_size // processes, len(networks)
     parts = micro_batches(local, settings.micro_batch)
-    values = views * local * settings.dim  # of all embeddings
+    values = views * local * settings.dim  # of the embeddings of all views
     always = {
         "images": FLOAT * local * _channels(settings) * sum(side**2 for side in settings.view_sizes),
         "embeddings": size * values,
     }
     kept = [math.ceil(local / parts) * network.kept(size) for network in networks]
-    own, copy = 2 * FLOAT + (FLOAT if processes > 1 else 0), _copy(size)  # bytes a weight
+    # bytes per weight: weight and momentum, with DDP its bucket; the copy for mixed precision
+    own, copy = 2 * FLOAT + (FLOAT if processes > 1 else 0), _copy(size)
     loss, after = _of_loss(settings, processes, size), {"loss": FLOAT * values}
     if parts == 1:
         at_loss = {"parameters": own + copy, "activations": sum(kept), "loss": loss}
-        gradient = {"embeddings": (size + copy + FLOAT) * values}  # on its way to the network, in both precisions
-    else:  # the network's gradient comes later: here the loss's, and that times the gradient of the loss
+        gradient = {"embeddings": (size + copy + FLOAT) * values}  # the gradient on its way into the network, in both precisions
+    else:  # the network's backward pass comes later: here only the loss's gradient, and a copy scaled by autograd
         at_loss = {"parameters": own, "loss": max(loss, 2 * FLOAT * values + copy * values / views)}
         gradient = {"embeddings": 2 * size * values}
-    # the views' gradients of a weight meet in the network's precision, before they are added to those of micro-batches before
-    meeting = own + copy + size + (FLOAT if parts > 1 else 0)
+    # the gradients of a weight from two views are added in the network's precision, then to those of earlier micro-batches
+    accumulating = own + copy + size + (FLOAT if parts > 1 else 0)
     largest = FLOAT * networks[0].largest_weight / networks[0].weights
-    moments = (
-        at_loss,
-        {**after, **gradient, "parameters": meeting, "activations": sum(kept)},  # the gradient enters by the last view
-        {**after, "parameters": meeting + largest, "activations": _first_pass(settings, kept)},  # it enters by the first
-        {**after, "parameters": own + 2 * FLOAT},  # the update
-    )
+    last_view = {**after, **gradient, "parameters": accumulating, "activations": sum(kept)}
+    first_view = {**after, "parameters": accumulating + largest, "activations": _first_pass(settings, kept)}
+    update = {**after, "parameters": own + 2 * FLOAT}
+    moments = at_loss, last_view, first_view, update  # the backward pass starts with the last view and ends with the first
     found = [{**always, **moment, "parameters": moment["parameters"] * networks[0].weights} for moment in moments]
     most = max(found, key=lambda moment: sum(moment.values()))
     return {name: most[name] for name in ("parameters", "activations", "images", "embeddings", "loss") if name in most}
 
 
 def _of_loss(settings: PretrainSettings, processes: int, size: int) -> float:
-    device = "cpu" if settings.device == "cpu" else "cuda"
-    views = len(settings.view_sizes), settings.anchors, settings.regularise
     return loss_peak(
-        build_objective(settings), Case(settings.batch_size, settings.dim, processes, *views, half=size < FLOAT, device=device)
+        build_objective(settings),
+        settings.batch_size,
+        settings.dim,
+        processes,
+        len(settings.view_sizes),
+        settings.anchors,
+        settings.regularise,
+        half=size < FLOAT,
+        device="cpu" if settings.device == "cpu" else "cuda",
     )
 
 
 def _first_pass(settings: PretrainSettings, kept: list[float]) -> float:
-    """Of what is kept of each view that of the first one, or in multi-crop of all views of its size, which pass together."""
+    """Bytes kept for the first view or, with multi-crop, for all views of its size, which pass the network together."""
     sizes = settings.view_sizes
     return sum(k for k, side in zip(kept, sizes, strict=True) if side == sizes[0]) if settings.multi_crop else kept[0]
 
 
 def _of_evaluation(settings: FrozenSettings, processes: int, size: int) -> dict[str, float]:
-    """Bytes of an evaluation, on the device or in main memory; what the folder decides is left out."""
+    """Bytes of an evaluation, on the device or in main memory, without what depends on the folder."""
     backbone = _counts(settings, settings.size)
     d, train, scored = backbone.features, _train_images(settings) or 0, _scored_images(settings) or 0
-    if isinstance(settings, KnnSettings):  # the training features stay in their file, a block of them is compared at a time
+    if isinstance(settings, KnnSettings):  # training features stay on disk and are compared block by block
         most = block_rows(torch.device("cpu" if settings.device == "cpu" else "cuda"))
         block, neighbours = min(most, train or most), (FLOAT + 8) * scored * max(settings.nb_knn)
         return {"features": FLOAT * d * (2 * block + scored), "similarities": FLOAT * QUERIES * block, "neighbours": neighbours}
     if isinstance(settings, LogisticSettings):
-        if settings.solver == "lbfgs":  # scikit-learn's copies are in float64
+        if settings.solver == "lbfgs":  # scikit-learn makes copies in float64
             return {"features": FLOAT * d * (train + scored) + 2 * 8 * d * train}
         return {"features": FLOAT * d * (train + scored), "head": _of_head(settings, d)}
     if isinstance(settings, EvaluateSettings) and settings.weights == "finetune" and not settings.only_inference:
         weights = (3 * FLOAT + _copy(size)) * (backbone.weights + (d + 1) * _classes(settings))
         return {"parameters": weights, "activations": settings.batch_size * backbone.kept(size)}
     parts: dict[str, float] = {"parameters": (FLOAT + _copy(size)) * backbone.weights}
-    # nothing is kept for a backward pass: what goes into one layer and what comes out of it
+    # without a backward pass: input and output of one layer
     parts["activations"] = 2 * size * backbone.largest * settings.batch_size / processes
     if isinstance(settings, EvaluateSettings) or getattr(settings, "target", "") == "places205":
         return {**parts, "features": FLOAT * d * scored, "head": _of_head(settings, d)}
@@ -169,7 +175,7 @@ def _of_evaluation(settings: FrozenSettings, processes: int, size: int) -> dict[
 
 
 def _train_images(settings: Settings) -> int | None:
-    """Images that are trained on; None where the folder decides."""
+    """Number of training images; None if it depends on the folder."""
     if isinstance(settings, TransferSettings):
         return TARGETS[settings.target][1]
     if isinstance(settings, PretrainSettings) and settings.dataset in UNLABELLED:
@@ -183,12 +189,12 @@ def _train_images(settings: Settings) -> int | None:
         return None
     per_class, classes, _ = SIZES[settings.dataset]
     images = settings.subset or per_class
-    assert images is not None  # where SIZES has none, WHOLE has all
+    assert images is not None  # where it is None, WHOLE has the number
     return max(1, round(images * share / 100)) * classes
 
 
 def _scored_images(settings: FrozenSettings) -> int | None:
-    """Test images, or images of the tuning split; None where the folder decides."""
+    """Number of test images, or of the tuning split's; None if it depends on the folder."""
     if isinstance(settings, TransferSettings):
         return TARGETS[settings.target][2]
     if settings.dataset not in SIZES:
@@ -204,18 +210,25 @@ def _classes(settings: FrozenSettings) -> int:
 
 
 def _of_head(settings: FrozenSettings, d: int) -> int:
-    """Bytes of linear heads, one for each rate that is tried: weight, gradient, momentum."""
+    """Bytes of the linear heads, one per learning rate of a sweep: weight, gradient, momentum."""
     return 3 * FLOAT * (d + 1) * _classes(settings) * max(1, len(getattr(settings, "lr_sweep", ())))
 
 
 def _copy(size: int) -> int:
-    """Bytes of the copy of a weight for mixed precision."""
+    """Bytes per weight of the copy for mixed precision."""
     return size if size < FLOAT else 0
 
 
 class _Counts(NamedTuple):
-    """Of a network: dimension of the backbone's features, parameters; of an image, the values and the bytes of indices that are
-    kept for the backward pass; the values that the largest layer puts out, and those of the largest weight.
+    """Sizes of a network.
+
+    Attributes:
+        features: dimension of the backbone's features.
+        weights: number of parameters.
+        values: values kept for the backward pass, per image.
+        indices: bytes of indices (max-pooling) kept for the backward pass, per image.
+        largest: values in the largest output of a layer, per image.
+        largest_weight: values in the largest weight tensor.
     """
 
     features: int
@@ -226,12 +239,12 @@ class _Counts(NamedTuple):
     largest_weight: int
 
     def kept(self, size: int) -> float:
-        """Bytes of an image for the backward pass, at so many bytes a value."""
+        """Bytes per image kept for the backward pass, at `size` bytes per value."""
         return size * self.values + self.indices
 
 
 def _counts(settings: Settings, side: int, mlp: str = "") -> _Counts:
-    """Of the backbone, with a projector where `mlp` is given, on images of `side` pixels."""
+    """Sizes of the backbone, followed by the projector if `mlp` is given, on images of `side` pixels."""
     return _counted(settings.arch, settings.stem, _channels(settings), side, mlp)
 
 
@@ -255,8 +268,8 @@ def _counted(arch: str, stem: str, channels: int, side: int, mlp: str) -> _Count
 
     def keep(x: torch.Tensor) -> torch.Tensor:
         storage = x.untyped_storage()
-        if x.ndim > 1 and storage._cdata not in weights:  # no statistics of BatchNorm
-            kept[storage._cdata] = storage, x.is_floating_point()  # with the storage, lest its place be taken
+        if x.ndim > 1 and storage._cdata not in weights:  # not the statistics of BatchNorm
+            kept[storage._cdata] = storage, x.is_floating_point()  # keep the storage alive: its address must not be reused
         return x
 
     for module in network.modules():
@@ -264,7 +277,7 @@ def _counted(arch: str, stem: str, channels: int, side: int, mlp: str) -> _Count
             module.register_forward_hook(look)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         network(images)
-    values, indices = (sum(s.nbytes() for s, is_value in kept.values() if is_value == wanted) for wanted in (True, False))
+    values, indices = (sum(s.nbytes() for s, is_value in kept.values() if is_value == floating) for floating in (True, False))
     counts = [parameter.numel() for parameter in network.parameters()] or [0]
     n = len(images)
     return _Counts(backbone.num_features, sum(counts), values / FLOAT / n, indices / n, largest, max(counts))

@@ -1,7 +1,4 @@
-"""What a command will do, and the memory that a pretraining needs, told: as lines, and as a widget in a notebook.
-
-The numbers are those of `sfrik.cost.memory`.
-"""
+"""The predictions of `sfrik.cost.memory` as text, for `--dry-run` and `sfrik memory`, and as a widget for notebooks."""
 
 from __future__ import annotations
 
@@ -16,16 +13,17 @@ from sfrik.settings.fields import ARCHITECTURES
 
 __all__ = ["format_memory", "format_plan", "memory_by_processes", "memory_widget"]
 
-USUAL = (1, 2, 4, 8)  # processes
+PROCESSES = (1, 2, 4, 8)  # the numbers of processes shown by default
 METHODS = ("sfrik", "auh", "simclr", "vicreg", "sigreg")
-# Okabe and Ito's, told apart by those who are colour-blind
+# Okabe and Ito's palette, distinguishable with colour blindness
 COLOURS = {"parameters": "#0072B2", "activations": "#E69F00", "images": "#999999", "embeddings": "#56B4E9", "loss": "#D55E00"}
-LEAST = 0.95  # of the total: what saves less is not worth a word
+WORTHWHILE = 0.95  # advice is given only if it lowers the total to this fraction
 
 
-def format_plan(settings: Settings, processes: int | None, several: bool) -> list[str]:
-    """The settings, the steps, the images and the memory to expect of a command: of `processes`, else of one, or where it can
-    share its work (`several`) of usual numbers.
+def format_plan(settings: Settings, processes: int | None, multi_process: bool) -> list[str]:
+    """Settings, steps, images and expected memory of a command on `processes`.
+
+    With None: on 1 process, or with `multi_process` on each of `PROCESSES` that divides the batch.
     """
     width = max(len(name) for name in type(settings).model_fields)
     lines = [f"{name:<{width}}  {value}" for name, value in settings.model_dump().items()]
@@ -33,13 +31,13 @@ def format_plan(settings: Settings, processes: int | None, several: bool) -> lis
     if counts is not None and images is not None:
         steps, epochs = counts
         seen = steps * settings.batch_size if isinstance(settings, PretrainSettings) else images * min(1, epochs)
-        lines.append(f"steps: {steps} an epoch, {steps * epochs} in all")
-        lines.append(f"images: {seen} an epoch{f' (of {images})' if seen < images else ''}, {seen * epochs} in all")
+        lines.append(f"steps: {steps} per epoch, {steps * epochs} in total")
+        lines.append(f"images: {seen} per epoch{f' (of {images})' if seen < images else ''}, {seen * epochs} in total")
     elif images is not None:
         lines.append(f"images: {images}")
     else:
-        lines.append(f"steps: as many as the images in {settings.data_dir} fill batches of {settings.batch_size}, an epoch")
-    for count, parts in memory_by_processes(settings, processes or (None if several else 1)).items():
+        lines.append(f"steps: one per {settings.batch_size} images in {settings.data_dir}, per epoch")
+    for count, parts in memory_by_processes(settings, processes or (None if multi_process else 1)).items():
         detail = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
         each = "1 process" if count == 1 else f"each of {count} processes"
         lines.append(f"memory of {each}, about: {sum(parts.values()):.2f} GiB ({detail or 'nothing large'})")
@@ -47,18 +45,18 @@ def format_plan(settings: Settings, processes: int | None, several: bool) -> lis
 
 
 def memory_by_processes(settings: Settings, processes: int | None = None) -> dict[int, dict[str, float]]:
-    """GiB of each process by part, for so many processes; for those of 1, 2, 4, 8 that share the batch equally when None."""
-    counts = [processes] if processes else [count for count in USUAL if settings.batch_size % count == 0]
+    """GiB per process by part, for each number of processes: the given one, or each of `PROCESSES` that divides the batch."""
+    counts = [processes] if processes else [count for count in PROCESSES if settings.batch_size % count == 0]
     return {count: expected_memory(settings, count) for count in counts}
 
 
 def format_memory(settings: PretrainSettings, found: dict[int, dict[str, float]]) -> list[str]:
-    """A table of `memory_by_processes`; under it what takes most with the fewest processes, and what would lower it."""
+    """A table of `memory_by_processes`, then the largest part with the fewest processes, and settings that would lower it."""
     names = list(dict.fromkeys(name for parts in found.values() for name in parts))
-    lines = ["  ".join([f"{'GiB of each process':<19}", *names, "      total"])]
+    lines = ["  ".join([f"{'GiB per process':<15}", *names, "      total"])]
     for count, parts in found.items():
         cells = [f"{parts.get(name, 0.0):{len(name)}.2f}" for name in names]
-        lines.append("  ".join([f"{_processes(count):<19}", *cells, f"{sum(parts.values()):11.2f}"]))
+        lines.append("  ".join([f"{_processes(count):<15}", *cells, f"{sum(parts.values()):11.2f}"]))
     return [*lines, *_advice(settings, *next(iter(found.items())))]
 
 
@@ -68,21 +66,21 @@ def _advice(settings: PretrainSettings, processes: int, parts: dict[str, float])
     if settings.ssl_method == "none":
         return lines
     local = settings.batch_size // processes
-    passing = local // micro_batches(local, settings.micro_batch)
-    ways = []
-    if passing >= 8:
-        fewer = settings.model_copy(update={"micro_batch": passing // 4})
-        ways.append((f"--micro-batch {passing // 4}", "", expected_memory(fewer, processes)))
+    micro_batch = local // micro_batches(local, settings.micro_batch)
+    options = []
+    if micro_batch >= 8:
+        smaller = settings.model_copy(update={"micro_batch": micro_batch // 4})
+        options.append((f"--micro-batch {micro_batch // 4}", "", sum(expected_memory(smaller, processes).values())))
     if local % 2 == 0 and local > 2:
-        ways.append((_processes(2 * processes), " each", expected_memory(settings, 2 * processes)))
-    helpful = [f"{way} ({sum(then.values()):.2f} GiB{each})" for way, each, then in ways if sum(then.values()) < LEAST * total]
+        options.append((_processes(2 * processes), " each", sum(expected_memory(settings, 2 * processes).values())))
+    helpful = [f"{option} ({size:.2f} GiB{each})" for option, each, size in options if size < WORTHWHILE * total]
     return [*lines, f"to lower it: {', '.join(helpful) or 'a smaller network or projector (--arch, --mlp)'}"]
 
 
 def memory_widget() -> None:
-    """Show a calculator in a notebook: inputs, and a bar of the parts that follows them.
+    """Show a calculator in a notebook: inputs, and a bar of the parts that is updated with them.
 
-    The bar is an output of its own, which stays in a saved notebook as it was at last.
+    The bar is a separate output, so a saved notebook keeps its last state.
     """
     import ipywidgets
     from IPython.display import display
@@ -105,21 +103,23 @@ def memory_widget() -> None:
     }
 
     def bundle() -> dict[str, str]:
-        return _shown(**{name: widget.value for name, widget in inputs.items()})
+        return _render(**{name: widget.value for name, widget in inputs.items()})
 
     display(ipywidgets.GridBox(list(inputs.values()), layout={"grid_template_columns": "repeat(auto-fill, 310px)"}))
-    shown = display(bundle(), raw=True, display_id=True)
-    assert shown is not None  # with a display_id there is a handle
+    handle = display(bundle(), raw=True, display_id=True)
+    assert handle is not None  # display returns one for a display_id
     for widget in inputs.values():
-        widget.observe(lambda change: shown.update(bundle(), raw=True), names="value")
+        widget.observe(lambda change: handle.update(bundle(), raw=True), names="value")
 
 
-def _shown(q: int, processes: int, micro_batch: int, **values: Any) -> dict[str, str]:
-    """The memory of ImageNet's training at 224 pixels, as HTML and as text."""
+def _render(q: int, processes: int, micro_batch: int, **values: Any) -> dict[str, str]:
+    """The memory of pretraining on ImageNet at 224 pixels, as HTML and as text."""
     try:
         given = PretrainSettings.parse({**values, "mlp": f"8192-8192-{q}", "micro_batch": micro_batch or None})
         if processes < 1 or given.batch_size % processes or given.batch_size == processes:
-            raise SfrikError(f"a batch of {given.batch_size} cannot be shared equally, two images each at least, by {processes}")
+            raise SfrikError(
+                f"{processes} processes cannot share a batch of {given.batch_size} equally with two images or more each"
+            )
     except SfrikError as error:
         return {"text/html": f"<p>{escape(str(error))}</p>", "text/plain": str(error)}
     parts = expected_memory(given, processes)

@@ -13,7 +13,8 @@ weight. `sfrik.pretrain` drops such batches; other training loops need not.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,17 +32,35 @@ __all__ = [
     "gather_remote_rows",
     "rank",
     "row_counts",
+    "simulated_processes",
     "world_size",
 ]
+
+_simulated = 0  # number of processes within `simulated_processes`, else 0
+
+
+@contextmanager
+def simulated_processes(count: int) -> Iterator[None]:
+    """Act as rank 0 of `count` processes without exchanging anything, to count the memory of a step on fake tensors."""
+    global _simulated
+    _simulated = count
+    try:
+        yield
+    finally:
+        _simulated = 0
 
 
 def world_size() -> int:
     """Number of processes; 1 without `torch.distributed`."""
+    if _simulated:
+        return _simulated
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """Rank of this process; 0 without `torch.distributed`."""
+    if _simulated:
+        return 0
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
@@ -86,8 +105,8 @@ def all_reduce_max(numbers: list[int], device: torch.device) -> list[int]:
 
 def row_counts(rows: int, device: torch.device) -> list[int]:
     """Number of rows on each process, given that of this process."""
-    if world_size() == 1:
-        return [rows]
+    if world_size() == 1 or _simulated:
+        return [rows] * world_size()
     counts = torch.empty(world_size(), dtype=torch.int64, device=device)
     _gather(counts, torch.tensor([rows], device=device))
     return counts.tolist()
@@ -143,7 +162,8 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     """The sum over the processes, a new tensor if there are several."""
     if world_size() > 1:
         x = x.detach().clone()
-        dist.all_reduce(x)
+        if not _simulated:
+            dist.all_reduce(x)
     return x
 
 
@@ -159,5 +179,7 @@ def _gather_side_by_side(views: Sequence[Tensor], counts: list[int]) -> Tensor:
 
 
 def _gather(out: Tensor, local: Tensor) -> None:
+    if _simulated:
+        return
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # PyTorch before 2.14
     gather(out, local)

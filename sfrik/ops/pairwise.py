@@ -17,10 +17,12 @@ Legend: n rows over all processes, n_local of them on this process (the local ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 __all__ = ["LOW_PRECISION", "PairFunction", "max_inner_product", "pair_sum", "symmetric_product", "tile_shape", "tiles"]
 
@@ -58,6 +60,21 @@ def tiles(local: Tensor, remote: Sequence[Tensor] = ()) -> Iterator[tuple[slice,
                 yield rows, part, None
 
 
+def _tiles_to_visit(local: Tensor, remote: Sequence[Tensor]) -> Iterable[tuple[slice, Tensor, slice | None]]:
+    """The tiles. For fake tensors, whose memory is counted (`sfrik.cost.loss_memory`), two of each shape and the last suffice."""
+    if not isinstance(local, FakeTensor):
+        return tiles(local, remote)
+    *found, last = tiles(local, remote)
+    visits: Counter[tuple] = Counter()
+    visited = []
+    for rows, other, columns in found:
+        shape = rows.stop - rows.start, len(other), columns is None, columns == rows
+        visits[shape] += 1
+        if visits[shape] <= 2:
+            visited.append((rows, other, columns))
+    return [*visited, last]
+
+
 def pair_sum(
     local: Tensor,
     remote: Sequence[Tensor],
@@ -83,7 +100,7 @@ def pair_sum(
     total = torch.zeros((), dtype=torch.float32 if low else local.dtype, device=local.device)
     # f' of all local pairs, if it takes no more memory than the rows: one large product is faster than many small ones
     all_slopes = None if gradient is None or len(local) > local.shape[1] else local.new_empty(len(local), len(local))
-    for rows, other, columns in tiles(local, remote):
+    for rows, other, columns in _tiles_to_visit(local, remote):
         values = slopes = None  # free the previous tile first
         values, slopes = function(_product(local[rows], other.T))
         on_diagonal = columns == rows
@@ -110,7 +127,7 @@ def pair_sum(
 def max_inner_product(local: Tensor, remote: Sequence[Tensor]) -> Tensor:
     """The largest inner product of a local row with any other row, a scalar."""
     largest = torch.full((), -torch.inf, dtype=local.dtype, device=local.device)
-    for rows, other, columns in tiles(local, remote):
+    for rows, other, columns in _tiles_to_visit(local, remote):
         gram = local[rows] @ other.T
         if columns == rows:
             gram.fill_diagonal_(-torch.inf)
