@@ -4,7 +4,7 @@ dependencies = ["torch", "torchvision", "safetensors", "numpy"]
 
 
 def resnet50_sfrik_200ep(progress=True):
-    """The authors' ResNet-50, pretrained with SFRIK for 200 epochs on ImageNet: images [n, 3, h, w] -> features [n, 2048]."""
+    """The authors' ResNet-50, pretrained with SFRIK on ImageNet for 200 epochs: images [n, 3, h, w] -> features [n, 2048]."""
     from sfrik.networks import pretrained
 
     return pretrained("resnet50-sfrik-200ep", progress)

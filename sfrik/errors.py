@@ -1,4 +1,4 @@
-"""The error that means: the input is wrong, and its text says what to do; and the one that means: stopped, not failed."""
+"""The package's exceptions, and suggestions for misspelt names."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Iterable
 
 __all__ = ["STOPPED", "Preempted", "SfrikError", "WorkerError", "nearest"]
 
-STOPPED = 75  # exit status of a command that was asked to stop and goes on when it is repeated (EX_TEMPFAIL)
+STOPPED = 75  # exit status of a command that was stopped by a signal and resumes when it is run again (EX_TEMPFAIL)
 
 
 class SfrikError(ValueError):
-    """A mistake in a setting, a file or a folder. The command line prints its text alone, without a traceback."""
+    """An error in a setting, a file or a folder, with the remedy. The command line prints it without a traceback."""
 
 
 class Preempted(SfrikError):
-    """The work was asked to stop, by SIGTERM or SIGUSR1, and has saved a checkpoint; the same command resumes from there."""
+    """The work was stopped by SIGTERM or SIGUSR1 and has saved a checkpoint, from which the same command resumes."""
 
 
 class WorkerError(RuntimeError):
-    """A worker of `sfrik.launch` failed; the text holds its rank, its host and, where it raised, its traceback.
+    """A worker of `sfrik.launch` failed. The text holds its rank, its host and, if it raised an exception, the traceback.
 
     Attributes:
-        mistake: the text of the `SfrikError` that it raised; None of another error.
+        mistake: the text of the `SfrikError` that the worker raised; None for another error.
     """
 
     def __init__(self, text: str, mistake: str | None = None) -> None:
@@ -31,6 +31,6 @@ class WorkerError(RuntimeError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """ " (did you mean X?)" for the known name most like `name`, or nothing."""
+    """The text " (did you mean X?)" for the known name closest to `name`, or "" if none is close."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" (did you mean {close[0]}?)" if close else ""

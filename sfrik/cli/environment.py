@@ -1,4 +1,4 @@
-"""What a program runs in, for a report of a fault: versions, processor, GPUs, precision. No path, no name of a host or a user."""
+"""The environment for a bug report: versions, processor, GPUs, precision. It holds no paths, host names or user names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VARIABLES = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "WORLD_SIZE", "SLURM_JOB
 
 
 def environment() -> dict[str, Any]:
-    """Facts by name; what is not there is None. A PyTorch that cannot be imported is told and not raised."""
+    """Facts by name, None for a missing package. A PyTorch that cannot be imported is reported, not raised."""
     facts: dict[str, Any] = {
         "sfrik": sfrik.__version__,
         "commit": commit(),
@@ -37,7 +37,7 @@ def environment() -> dict[str, Any]:
     }
     try:
         facts |= _torch()
-    except (ImportError, OSError, RuntimeError) as error:  # a broken build, or a driver that does not answer
+    except (ImportError, OSError, RuntimeError) as error:  # a broken build, or a driver that does not respond
         facts["torch_error"] = type(error).__name__
     return facts
 
@@ -57,12 +57,12 @@ def _torch() -> dict[str, Any]:
 
 
 def format_environment(facts: dict[str, Any]) -> list[str]:
-    """A line for each fact, to be pasted into an issue."""
-    rows = {**facts, "gpus": facts.get("gpus") or "none", "slurm": "there" if facts["slurm"] else "not there"}
+    """One line per fact, to paste into an issue."""
+    rows = {**facts, "gpus": facts.get("gpus") or "none", "slurm": "installed" if facts["slurm"] else "not installed"}
     lines = []
     for name, value in rows.items():
         if isinstance(value, dict):
-            value = ", ".join(f"{key} {'not there' if one is None else one}" for key, one in value.items()) or "none"
+            value = ", ".join(f"{key} {'not installed' if one is None else one}" for key, one in value.items()) or "none"
         elif isinstance(value, list):
             value = "; ".join(value)
         lines.append(f"{name:<10} {value}")

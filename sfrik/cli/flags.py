@@ -1,4 +1,4 @@
-"""Settings as flags of a command, and the settings that a command's flags mean."""
+"""Settings as command-line flags, and the settings that the flags of a command result in."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ __all__ = [
     "DEFAULT_EXP_DIR",
     "PROFILES",
     "add_command",
-    "add_processes",
+    "add_nproc_per_node",
+    "add_profile",
     "add_recipe",
+    "add_root",
     "add_settings",
-    "processes",
-    "resolve",
-    "whole",
+    "nproc_per_node",
+    "resolve_settings",
+    "whole_number",
 ]
 
-# The largest value of each flag that is a whole number and no setting.
+# The largest value of each flag that is a whole number but not a setting.
 LARGEST = {
     "--seeds": 1000,
     "--jobs": 1024,
@@ -29,7 +31,7 @@ LARGEST = {
     "--gpus": 64,
     "--procs": 1024,
     "--nproc-per-node": 1024,
-    "--seed": 2**32 - 1,  # as the setting
+    "--seed": 2**32 - 1,  # as for the setting
 }
 LARGEST_OTHER = 10**6
 
@@ -37,67 +39,80 @@ PROFILES = ("smoke", "digits", "cifar10", "paper")
 DEFAULT_EXP_DIR = "exp"  # as in the original commands
 
 
-def add_command(commands, name: str, words: str) -> argparse.ArgumentParser:
-    """A command's parser; `words` is a sentence, which is its description and, in the list of commands, its help."""
-    short = f"{words[0].lower()}{words[1:-1]}".replace("%", "%%")  # argparse formats the help, and not the description
-    return commands.add_parser(name, help=short, description=words)
+def add_command(commands, name: str, description: str) -> argparse.ArgumentParser:
+    """Add a command's parser; the description, a sentence, is also its line in the list of commands."""
+    short = f"{description[0].lower()}{description[1:-1]}".replace("%", "%%")  # argparse formats the help, not the description
+    return commands.add_parser(name, help=short, description=description)
 
 
 def add_recipe(parser: argparse.ArgumentParser, required: bool = False) -> None:
-    words = "a recipe of sfrik/recipes" if required else "start from this recipe of sfrik/recipes"
-    parser.add_argument("--recipe", required=required, metavar="PROFILE/NAME", help=words)
+    text = "recipe to run (a file in sfrik/recipes)" if required else "recipe to start from (a file in sfrik/recipes)"
+    parser.add_argument("--recipe", required=required, metavar="PROFILE/NAME", help=text)
 
 
-def add_processes(parser: argparse.ArgumentParser, words: str) -> None:
-    parser.add_argument("--nproc-per-node", "--nproc_per_node", metavar="N", help=words)
+def add_profile(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--profile", default="digits", help=f"set of recipes: {', '.join(PROFILES)}")
+
+
+def add_root(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--exp-dir", "--exp_dir", metavar="DIR", help="root folder of the results (default: results)")
+
+
+def add_nproc_per_node(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--nproc-per-node", "--nproc_per_node", metavar="N", help=text)
 
 
 def add_settings(parser: argparse.ArgumentParser, settings: type[Settings]) -> None:
-    """A flag for each setting, written with hyphens or underscores."""
+    """Add a flag for each setting, spelled with hyphens or underscores."""
     for name, field in settings.model_fields.items():
         hyphens = f"--{name.replace('_', '-')}"
         several: dict[str, Any] = {"nargs": "+"} if get_origin(field.annotation) is tuple else {}
         if field.annotation is bool:  # --only-inference, --reg_small "True"
             several = {"nargs": "?", "const": True}
-        default = "unset" if field.default in (None, "", ()) else field.default
         parser.add_argument(
             hyphens,
             *([f"--{name}"] if "_" in name else []),
             dest=name,
             default=argparse.SUPPRESS,
             metavar=name.split("_")[-1].upper(),
-            help=f"{field.description} (default: {default})".replace("%", "%%"),
+            help=f"{field.description}{_format_default(field.default)}".replace("%", "%%"),
             **several,
         )
 
 
-def resolve(options: argparse.Namespace) -> Settings:
-    """The settings of a command: the recipe's, overridden by the flags; without a recipe, results go to exp/."""
+def _format_default(value: Any) -> str:
+    if value in (None, "", ()):
+        return ""
+    return f" (default: {' '.join(map(str, value)) if isinstance(value, tuple) else value})"
+
+
+def resolve_settings(options: argparse.Namespace) -> Settings:
+    """The settings of a command: the recipe's, overridden by the flags. Without a recipe, results go to `DEFAULT_EXP_DIR`."""
     kind = SECTIONS[options.section]
     flags = {name: value for name, value in vars(options).items() if name in kind.model_fields}
     if options.recipe:
         return kind.from_recipe(options.recipe, **flags)
     given = kind.parse(flags)
-    places = {}
+    folders = {}
     if isinstance(given, FeatureSettings):
         if options.section != "extract_features" and given.extraction_dir:
-            places = {"exp_dir": given.exp_dir or given.extraction_dir}  # a score lies beside the features it is of
+            folders = {"exp_dir": given.exp_dir or given.extraction_dir}  # scores go next to the features
         elif options.section == "extract_features" and given.pretrained and not given.extraction_dir:
-            places = {"extraction_dir": given.exp_dir or DEFAULT_EXP_DIR}  # no run of ours: the folder holds the features
-    return given.model_copy(update={"exp_dir": given.exp_dir or DEFAULT_EXP_DIR, **places})
+            folders = {"extraction_dir": given.exp_dir or DEFAULT_EXP_DIR}  # weights from elsewhere: no run to put features/ in
+    return given.model_copy(update={"exp_dir": given.exp_dir or DEFAULT_EXP_DIR, **folders})
 
 
-def processes(options: argparse.Namespace) -> int | None:
-    """What `add_processes` was given, if it was."""
+def nproc_per_node(options: argparse.Namespace) -> int | None:
+    """The value of the flag that `add_nproc_per_node` adds; None when it was not given."""
     given = getattr(options, "nproc_per_node", None)
-    return None if given is None else whole(given, "--nproc-per-node", 1)
+    return None if given is None else whole_number(given, "--nproc-per-node", 1)
 
 
-def whole(text: str, flag: str, least: int) -> int:
-    """The whole number that a flag was given.
+def whole_number(text: str, flag: str, least: int) -> int:
+    """Parse the value of a flag as a whole number.
 
     Raises:
-        SfrikError: it is none, under `least`, or above what `LARGEST` has for the flag.
+        SfrikError: it is not a whole number, is below `least`, or is above the flag's entry in `LARGEST`.
     """
     most = LARGEST.get(flag, LARGEST_OTHER)
     if not re.fullmatch("0*[0-9]{1,18}", text) or not least <= int(text) <= most:

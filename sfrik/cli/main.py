@@ -1,11 +1,20 @@
-"""`python -m sfrik COMMAND FLAGS`: the library's settings as flags.
+"""`python -m sfrik COMMAND FLAGS`: the command line.
 
-A flag has its setting's name, with hyphens or underscores. `--recipe PROFILE/NAME` starts from a recipe, the other flags
-override it. `--json` prints the result as JSON.
+Each setting is a flag of the same name, spelled with hyphens or underscores. `--recipe PROFILE/NAME` starts from a recipe, and
+the other flags override it. `--json` prints the result as JSON.
 
-The exit status is 0 where the work is done, 1 where the answer is no (a run is collapsed, a table is not complete), 75 after
-SIGTERM or SIGUSR1, 130 after Ctrl-C, and 2 after every failure. A mistake in the input is one line on stderr, the failure of a
-worker what that worker reported, anything else a traceback; `--debug` shows the traceback of every error.
+Exit status:
+
+====  ==========================================================
+0     success
+1     a negative answer: a run has collapsed, a table is incomplete
+2     failure
+75    stopped by SIGTERM or SIGUSR1
+130   stopped by Ctrl-C
+====  ==========================================================
+
+An error in the input is printed as one line on stderr, the failure of a worker as that worker reported it, and any other error
+with its traceback. `--debug` prints the traceback of every error.
 """
 
 from __future__ import annotations
@@ -19,7 +28,7 @@ from typing import Any
 
 import sfrik
 from sfrik.cli.diagnose import add_diagnose
-from sfrik.cli.output import answer
+from sfrik.cli.output import run_and_print
 from sfrik.cli.shell import add_completion, add_env
 from sfrik.cli.tables import add_chapters, add_run, add_status, add_table
 from sfrik.cli.train import add_memory, add_training
@@ -30,7 +39,7 @@ __all__ = ["build_parser", "main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status."""
+    """Run one command and return its exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     first = os.environ.get("RANK", "0") == "0"
@@ -40,9 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command is None:
             parser.print_help()
             return 0
-        return answer(options.run, options)
+        return run_and_print(options.run, options)
     except KeyboardInterrupt as error:
-        print(f"sfrik: {error if str(error) else 'interrupted; the same command goes on'}", file=sys.stderr)
+        print(f"sfrik: {error if str(error) else 'interrupted; run the same command again to resume'}", file=sys.stderr)
         return 130
     except Preempted as error:
         if first:
@@ -56,18 +65,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
+class _HelpFormatter(argparse.HelpFormatter):
+    """Adds the default of a flag to its help, where it has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        silent = action.default in (None, "", False, argparse.SUPPRESS) or "(default: " in text
+        return text if silent else f"{text} (default: %(default)s)"
+
+
 class _Parser(argparse.ArgumentParser):
-    """argparse with one-line errors and no guessing: `--epoch` is not `--epochs`."""
+    """argparse with one-line errors and without abbreviations: `--epoch` does not stand for `--epochs`."""
 
     def __init__(self, **arguments: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **arguments)
+        super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, **arguments)
 
     def error(self, message: str):
         raise SfrikError(message)
 
     def parse_known_args(self, args=None, namespace=None):
         namespace, unknown = super().parse_known_args(args, namespace)
-        if unknown and self.prog.count(" "):  # a command's own parser, not the one of all commands
+        if unknown and self.prog.count(" "):  # the parser of a command, not the top-level one
             known = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
             raise SfrikError(
                 f"unknown argument {unknown[0]}{nearest(unknown[0].split('=')[0].replace('_', '-'), known)}: "
@@ -77,9 +95,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; each sets `run`, a function of the parsed options that returns an `Answer`."""
+    """The parser of all commands. Each command sets `run`, a function from the parsed options to a `CommandOutput`."""
     parser = _Parser(prog="sfrik", description="Self-supervised learning with rotation-invariant kernels.")
-    parser.add_argument("--version", action="version", version=f"sfrik {sfrik.__version__}")
+    parser.add_argument("--version", action="version", version=f"sfrik {sfrik.__version__}", help="print the version and exit")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", parser_class=_Parser)
     add_training(commands)
     add_memory(commands)

@@ -1,4 +1,4 @@
-"""What a command answers: words for people, or with `--json` its content alone on stdout, and all other words on stderr."""
+"""Output of a command: lines of text, or with `--json` one JSON document on stdout and everything else on stderr."""
 
 from __future__ import annotations
 
@@ -13,12 +13,18 @@ from typing import Any
 
 from sfrik.errors import SfrikError
 
-__all__ = ["Answer", "add_json", "answer"]
+__all__ = ["CommandOutput", "add_json", "run_and_print"]
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The content of an answer, which JSON can hold, the same in lines for people, and the exit status."""
+class CommandOutput:
+    """The output of a command.
+
+    Attributes:
+        content: what `--json` prints.
+        lines: the same as text.
+        status: the exit status.
+    """
 
     content: dict[str, Any]
     lines: Sequence[str] = ()
@@ -26,24 +32,24 @@ class Answer:
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print the result as JSON, alone on stdout; progress goes to stderr")
+    parser.add_argument("--json", action="store_true", help="print only the result, as JSON, on stdout; progress goes to stderr")
 
 
-def answer(run: Callable[[argparse.Namespace], Answer], options: argparse.Namespace) -> int:
-    """Run a command and print what it answers, by one process of several; its exit status."""
+def run_and_print(run: Callable[[argparse.Namespace], CommandOutput], options: argparse.Namespace) -> int:
+    """Run a command, print its output on rank 0 only, and return its exit status."""
     if options.json:
         with redirect_stdout(sys.stderr):
-            found = run(options)
-        text = json.dumps(found.content, indent=2, default=str)
+            output = run(options)
+        text = json.dumps(output.content, indent=2, default=str)
     else:
-        found = run(options)
-        text = "\n".join(found.lines)
+        output = run(options)
+        text = "\n".join(output.lines)
     if text and os.environ.get("RANK", "0") == "0":
         try:
             print(text, flush=True)
         except OSError as error:
-            # what is left in the buffer must not fail again at the end of Python, which would set the exit status
+            # Python flushes stdout again when it exits; a second failure there would change the exit status
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             if not isinstance(error, BrokenPipeError):  # `| head` has read enough
-                raise SfrikError(f"the answer could not be printed: {error.strerror or error}") from None
-    return found.status
+                raise SfrikError(f"the output could not be printed: {error.strerror or error}") from None
+    return output.status

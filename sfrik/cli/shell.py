@@ -1,4 +1,4 @@
-"""The commands about the shell and the machine: `sfrik env` and `sfrik completion`."""
+"""`sfrik env`, the environment for bug reports, and `sfrik completion`, a script for the shell."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import get_args
 
 from sfrik.cli.environment import environment, format_environment
 from sfrik.cli.flags import PROFILES, add_command
-from sfrik.cli.output import Answer, add_json
+from sfrik.cli.output import CommandOutput, add_json
 from sfrik.errors import SfrikError, nearest
 from sfrik.settings import SECTIONS, recipe_names
 from sfrik.tables.definitions import EXPERIMENTS
@@ -15,8 +15,8 @@ from sfrik.tables.definitions import EXPERIMENTS
 __all__ = ["add_completion", "add_env"]
 
 SHELLS = ("bash", "zsh", "tcsh")
-ENV = "Versions, processor, GPUs and precision, for the report of a fault; no path and no name."
-COMPLETION = "Print a script that completes commands, flags, recipes and tables in a shell."
+ENV = "Print versions, processor, GPUs and precision for a bug report, without paths or names."
+COMPLETION = "Print a shell script that completes commands, flags, recipes and tables."
 FOLDERS = ("exp_dir", "data_dir", "extraction_dir", "target_dir")
 FILES = ("pretrained", "ckp_path", "label_list")
 
@@ -33,14 +33,14 @@ def add_completion(commands, parser: argparse.ArgumentParser) -> None:
     completion.set_defaults(run=lambda options: _completion(options.shell, parser), json=False)
 
 
-def _env(options: argparse.Namespace) -> Answer:
+def _env(options: argparse.Namespace) -> CommandOutput:
     facts = environment()
-    return Answer(facts, format_environment(facts))
+    return CommandOutput(facts, format_environment(facts))
 
 
-def _completion(shell: str, parser: argparse.ArgumentParser) -> Answer:
+def _completion(shell: str, parser: argparse.ArgumentParser) -> CommandOutput:
     if shell not in SHELLS:
-        raise SfrikError(f"completion is for {', '.join(SHELLS)}, got {shell!r}{nearest(shell, SHELLS)}")
+        raise SfrikError(f"shell must be one of {', '.join(SHELLS)}, got {shell!r}{nearest(shell, SHELLS)}")
     try:
         import shtab
     except ImportError:
@@ -50,18 +50,18 @@ def _completion(shell: str, parser: argparse.ArgumentParser) -> Answer:
     choices |= {"name": (*EXPERIMENTS, "all"), "names": tuple(EXPERIMENTS)}
     for kind in SECTIONS.values():
         for name, field in kind.model_fields.items():
-            if words := [word for word in get_args(field.annotation) if isinstance(word, str)]:
-                choices.setdefault(name, words)
+            if values := [value for value in get_args(field.annotation) if isinstance(value, str)]:
+                choices.setdefault(name, values)
     for action in _actions(parser):
         if action.dest in choices:
-            action.choices = choices[action.dest]  # for the script alone: the parser is not used after it
+            action.choices = choices[action.dest]  # only for the script: the parser is not used afterwards
         elif action.dest in FOLDERS + FILES:
-            setattr(action, "complete", shtab.DIRECTORY if action.dest in FOLDERS else shtab.FILE)  # noqa: B010  shtab's own
-    return Answer({}, [shtab.complete(parser, shell)])
+            setattr(action, "complete", shtab.DIRECTORY if action.dest in FOLDERS else shtab.FILE)  # noqa: B010  read by shtab
+    return CommandOutput({}, [shtab.complete(parser, shell)])
 
 
 def _actions(parser: argparse.ArgumentParser):
-    """All actions of a parser and of its commands."""
+    """All actions of a parser and its sub-parsers."""
     for action in parser._actions:
         yield action
         if isinstance(action, argparse._SubParsersAction):

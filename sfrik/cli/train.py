@@ -1,4 +1,4 @@
-"""The commands that train and evaluate, and `sfrik memory`, which says what that needs."""
+"""The commands that train and evaluate, and `sfrik memory`, which estimates the memory of pretraining."""
 
 from __future__ import annotations
 
@@ -7,76 +7,73 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from sfrik.cli.flags import add_command, add_processes, add_recipe, add_settings, processes, resolve
-from sfrik.cli.output import Answer, add_json
+from sfrik.cli.flags import add_command, add_nproc_per_node, add_recipe, add_settings, nproc_per_node, resolve_settings
+from sfrik.cli.output import CommandOutput, add_json
 from sfrik.cli.summaries import summary
 from sfrik.errors import SfrikError, WorkerError
 from sfrik.settings import SECTIONS, PretrainSettings, Settings
 
 __all__ = ["COMMANDS", "add_memory", "add_training"]
 
-SEVERAL = ("pretrain", "extract_features")  # commands that share their work among processes
-WORDS = {
-    "pretrain": "Train a backbone without labels.",
-    "evaluate": "Linear probing on the frozen backbone, or fine-tuning with 1, 10 or 100 % of the labels.",
-    "extract_features": "Write the features of the training and the test images as .npy files.",
-    "knn_eval": "Weighted kNN on features, DINO's protocol.",
-    "logistic_regression": "Logistic regression on features.",
-    "transfer": "The frozen backbone on another data set's images.",
+MULTI_PROCESS = ("pretrain", "extract_features")  # commands that can split their work over processes
+DESCRIPTIONS = {
+    "pretrain": "Pretrain a backbone without labels.",
+    "evaluate": "Evaluate a backbone by linear probing, or by fine-tuning with 1, 10 or 100 % of the labels.",
+    "extract_features": "Extract the features of the training and test images to .npy files.",
+    "knn_eval": "Evaluate features by weighted kNN (the protocol of DINO).",
+    "logistic_regression": "Evaluate features by logistic regression.",
+    "transfer": "Evaluate a frozen backbone on another data set.",
 }
 
 
 def add_training(commands) -> None:
-    """A command for each kind of settings."""
+    """Add a command for each section of settings."""
     for section, work in COMMANDS.items():
-        command = add_command(commands, section.replace("_", "-"), WORDS[section])
+        command = add_command(commands, section.replace("_", "-"), DESCRIPTIONS[section])
         add_recipe(command)
-        command.add_argument("--dry-run", "--dry_run", action="store_true", help="print what would run, touch no data")
+        text = "print the settings, steps, images and memory, and stop"
+        command.add_argument("--dry-run", "--dry_run", action="store_true", help=text)
         add_json(command)
-        if section in SEVERAL:
-            add_processes(
-                command,
-                "start N processes, on every node of a SLURM allocation; without it this process is the only one, or torchrun's",
-            )
+        if section in MULTI_PROCESS:
+            add_nproc_per_node(command, "start N processes on each node of the SLURM allocation, or on this machine")
         add_settings(command, SECTIONS[section])
         command.set_defaults(run=_command(section, work), section=section)
 
 
 def add_memory(commands) -> None:
-    words = "The memory that a pretraining will need, by part; touches no data."
-    memory = add_command(commands, "memory", words)
+    memory = add_command(commands, "memory", "Estimate the memory of pretraining from its settings, without data or a GPU.")
     add_recipe(memory)
     add_json(memory)
-    add_processes(memory, "processes that share the batch; 1, 2, 4 and 8 when unset")
+    add_nproc_per_node(memory, "number of processes that the batch is divided over (default: 1, 2, 4 and 8)")
     add_settings(memory, PretrainSettings)
     memory.set_defaults(run=_memory, section="pretrain")
 
 
-def _command(section: str, work: Callable[[Any], dict[str, Any]]) -> Callable[[argparse.Namespace], Answer]:
-    """A command: resolve the settings, then tell them or do the work."""
+def _command(section: str, work: Callable[[Any], dict[str, Any]]) -> Callable[[argparse.Namespace], CommandOutput]:
+    """The function of a command: resolve its settings, then print the plan (`--dry-run`) or do the work."""
 
-    def run(options: argparse.Namespace) -> Answer:
-        settings = resolve(options)
-        several = section in SEVERAL
-        nproc = processes(options)
-        there = int(os.environ.get("WORLD_SIZE", "1"))  # processes, where torchrun has started them
-        if there > 1 and not several:
-            raise SfrikError("the evaluations run in one process: start them without torchrun")
-        if there > 1 and nproc is not None:
-            raise SfrikError("--nproc-per-node starts processes, and torchrun has done so already: leave one of them out")
+    def run(options: argparse.Namespace) -> CommandOutput:
+        settings = resolve_settings(options)
+        multi_process = section in MULTI_PROCESS
+        nproc = nproc_per_node(options)
+        by_torchrun = int(os.environ.get("WORLD_SIZE", "1"))  # number of processes that torchrun has started
+        if by_torchrun > 1 and not multi_process:
+            raise SfrikError("evaluations run in one process: start them without torchrun")
+        if by_torchrun > 1 and nproc is not None:
+            raise SfrikError("--nproc-per-node starts processes, but torchrun has already done so: use only one of them")
         if options.dry_run:
-            return _plan(settings, several, nproc or (there if there > 1 else None))
-        _check_shares(settings, nproc)
+            return _plan(settings, multi_process, nproc or (by_torchrun if by_torchrun > 1 else None))
+        _check_divisible(settings, nproc)
         if not (options.recipe or hasattr(options, "exp_dir")) and os.environ.get("RANK", "0") == "0":
-            print(f"results go to {settings.exp_dir} (--exp-dir)", flush=True)
+            print(f"results go to {settings.exp_dir}; choose another folder with --exp-dir", flush=True)
         outcome = _on_processes(work, settings, nproc)
-        return Answer(outcome, summary(section, settings, options.recipe, outcome))
+        return CommandOutput(outcome, summary(section, settings, options.recipe, outcome))
 
     return run
 
 
 def _on_processes(work: Callable[[Any], dict[str, Any]], settings: Settings, nproc: int | None) -> dict[str, Any]:
-    """Work in this process, which may be one of torchrun's, or on processes that are started here."""
+    """Run `work` in this process (which torchrun may have started), or on `nproc` processes started here."""
     from sfrik.launch.launcher import launch
     from sfrik.launch.worker import process_group
 
@@ -86,7 +83,7 @@ def _on_processes(work: Callable[[Any], dict[str, Any]], settings: Settings, npr
     try:
         return launch(work, settings, nproc_per_node=nproc)
     except WorkerError as error:
-        if error.mistake is not None:  # in the input: one line, as on one process
+        if error.mistake is not None:  # an error in the input: one line, as with one process
             raise SfrikError(error.mistake) from error
         raise
 
@@ -138,9 +135,9 @@ COMMANDS = {
 }
 
 
-def _plan(settings: Settings, several: bool, nproc: int | None) -> Answer:
-    """The settings, the steps, the images and the memory to expect: of `nproc` processes, else of one and of usual numbers."""
-    _check_shares(settings, nproc)
+def _plan(settings: Settings, multi_process: bool, nproc: int | None) -> CommandOutput:
+    """Settings, steps, images and expected memory on `nproc` processes; None: on 1, with `multi_process` also on 2, 4 and 8."""
+    _check_divisible(settings, nproc)
     from sfrik.cost.memory import expected_images, expected_steps
     from sfrik.cost.report import format_plan, memory_by_processes
 
@@ -150,25 +147,25 @@ def _plan(settings: Settings, several: bool, nproc: int | None) -> Answer:
         "steps_per_epoch": steps[0] if steps else None,
         "epochs": steps[1] if steps else None,
         "images": expected_images(settings),
-        "memory_gib": _gib(memory_by_processes(settings, nproc or (None if several else 1))),
+        "memory_gib": _with_totals(memory_by_processes(settings, nproc or (None if multi_process else 1))),
     }
-    return Answer(content, format_plan(settings, nproc, several))
+    return CommandOutput(content, format_plan(settings, nproc, multi_process))
 
 
-def _memory(options: argparse.Namespace) -> Answer:
-    settings, nproc = resolve(options), processes(options)
+def _memory(options: argparse.Namespace) -> CommandOutput:
+    settings, nproc = resolve_settings(options), nproc_per_node(options)
     assert isinstance(settings, PretrainSettings)
-    _check_shares(settings, nproc)
+    _check_divisible(settings, nproc)
     from sfrik.cost.report import format_memory, memory_by_processes
 
-    found = memory_by_processes(settings, nproc)
-    return Answer(_gib(found), format_memory(settings, found))
+    memory = memory_by_processes(settings, nproc)
+    return CommandOutput(_with_totals(memory), format_memory(settings, memory))
 
 
-def _gib(found: dict[int, dict[str, float]]) -> dict[str, dict[str, float]]:
-    return {str(count): {**parts, "total": sum(parts.values())} for count, parts in found.items()}
+def _with_totals(memory: dict[int, dict[str, float]]) -> dict[str, dict[str, float]]:
+    return {str(count): {**parts, "total": sum(parts.values())} for count, parts in memory.items()}
 
 
-def _check_shares(settings: Settings, nproc: int | None) -> None:
+def _check_divisible(settings: Settings, nproc: int | None) -> None:
     if nproc and settings.batch_size % nproc:
         raise SfrikError(f"batch_size {settings.batch_size} is over all processes and is not divisible by {nproc}")

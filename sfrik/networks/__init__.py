@@ -1,4 +1,4 @@
-"""Backbones, projectors, the encoder of both, and their weights files."""
+"""Backbones, projectors, the encoder that combines them, and weights files."""
 
 from sfrik.networks.backbones import Backbone, build_backbone, build_pixels, build_projector
 from sfrik.networks.encoder import Encoder, build_encoder

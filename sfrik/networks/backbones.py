@@ -1,8 +1,8 @@
 """Backbones and projectors.
 
-A backbone is torchvision's ResNet without classifier, under torchvision's own keys, with the last BatchNorm of each residual
-branch initialised to zero; it maps images [n, c, h, w] to features [n, d]. For images of about 32 pixels the stem is one 3 x 3
-convolution without pooling. `resnet8` is the network of the digits profile.
+A backbone maps images [n, c, h, w] to features [n, d]. It is torchvision's ResNet without the classifier, with torchvision's
+parameter names, and with the last BatchNorm of each residual branch initialised to zero. For images of about 32 pixels the stem
+is a 3 x 3 convolution without pooling. `resnet8` is the network of the digits profile.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ __all__ = ["Backbone", "build_backbone", "build_pixels", "build_projector"]
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions beside a shortcut, which is a 1 x 1 convolution where the width changes (He et al. 2016)."""
+    """Two 3 x 3 convolutions and a shortcut, which is a 1 x 1 convolution where the width changes (He et al. 2016)."""
 
-    def __init__(self, inside: int, outside: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inside, outside, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outside)
-        self.conv2 = nn.Conv2d(outside, outside, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outside)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
         self.shortcut = nn.Identity()
-        if inside != outside:
-            self.shortcut = nn.Sequential(nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside))
+        if in_channels != out_channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         branch = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
@@ -35,7 +37,7 @@ class ResidualBlock(nn.Module):
 
 
 class Backbone(nn.Module):
-    """A network of images [n, c, h, w] whose features [n, d] have d = `num_features` dimensions."""
+    """A network from images [n, c, h, w] to features [n, d] with d = `num_features`."""
 
     num_features: int
 
@@ -43,21 +45,21 @@ class Backbone(nn.Module):
 class ResNet8(Backbone):
     """Eight layers for 28-pixel digits: a 3 x 3 stem of stride 2, residual blocks of 32, 64, 128 channels; d = 128.
 
-    The residual branches are not initialised to zero: the untrained network would be nearly linear, and as a baseline
-    it scored 46 % where this one scores 81 %.
+    The residual branches are not initialised to zero: the untrained network would be nearly linear, and as a baseline it scored
+    46 % instead of 81 %.
     """
 
     def __init__(self, channels: int = 1, width: int = 32) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        blocks, inside = [], width
+        blocks, in_channels = [], width
         for stage in range(3):
-            outside = width * 2**stage
-            blocks.append(ResidualBlock(inside, outside, stride=1 if stage == 0 else 2))
-            inside = outside
+            out_channels = width * 2**stage
+            blocks.append(ResidualBlock(in_channels, out_channels, stride=1 if stage == 0 else 2))
+            in_channels = out_channels
         self.layers = nn.Sequential(*blocks)
-        self.num_features = inside
+        self.num_features = in_channels
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -73,7 +75,7 @@ def build_backbone(arch: str, stem: str = "imagenet", channels: int = 3) -> Back
     Args:
         arch: one of `ARCHITECTURES`.
         stem: "imagenet" (7 x 7 convolution of stride 2 and a max-pool) or "small" (3 x 3 of stride 1, no pool).
-        channels: of the images, 3 or 1.
+        channels: channels of the images, 3 or 1.
 
     >>> backbone = build_backbone("resnet8", channels=1)
     >>> backbone(torch.zeros(2, 1, 28, 28)).shape, backbone.num_features
@@ -83,10 +85,10 @@ def build_backbone(arch: str, stem: str = "imagenet", channels: int = 3) -> Back
         raise SfrikError(f"unknown arch {arch!r}: choose one of {', '.join(ARCHITECTURES)}")
     if arch == "resnet8":
         return ResNet8(channels)
-    import torchvision  # here, since it takes seconds to import and the digits profile does without
+    import torchvision  # slow to import, and the digits profile does not need it
 
     net = getattr(torchvision.models, arch)(weights=None, zero_init_residual=True)
-    net.num_features = net.fc.in_features  # a Backbone in all but name
+    net.num_features = net.fc.in_features  # the interface of Backbone
     net.fc = nn.Identity()
     if stem == "small" or channels != 3:
         kernel, stride = (3, 1) if stem == "small" else (7, 2)
@@ -98,7 +100,7 @@ def build_backbone(arch: str, stem: str = "imagenet", channels: int = 3) -> Back
 
 
 class Pixels(Backbone):
-    """No network: the pixels themselves are the features, the baseline that any backbone should beat."""
+    """No network: the pixels are the features, the baseline that any backbone should beat."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -113,7 +115,7 @@ def build_pixels(size: int, channels: int) -> Backbone:
 
 
 def build_projector(num_features: int, mlp: str) -> nn.Sequential:
-    """Projector from its widths, "8192-8192-8192": Linear, BatchNorm, ReLU for each but the last, Linear without bias.
+    """A projector from its widths, such as "8192-8192-8192": Linear, BatchNorm, ReLU per width; last a Linear without bias.
 
     The last width is q, the dimension of the embeddings.
 
@@ -122,8 +124,8 @@ def build_projector(num_features: int, mlp: str) -> nn.Sequential:
     """
     widths = parse_mlp(mlp)
     layers: list[nn.Module] = []
-    inside = num_features
+    in_channels = num_features
     for width in widths[:-1]:
-        layers += [nn.Linear(inside, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
-        inside = width
-    return nn.Sequential(*layers, nn.Linear(inside, widths[-1], bias=False))
+        layers += [nn.Linear(in_channels, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True)]
+        in_channels = width
+    return nn.Sequential(*layers, nn.Linear(in_channels, widths[-1], bias=False))

@@ -12,10 +12,10 @@ __all__ = ["Encoder", "build_encoder"]
 
 
 class Encoder(nn.Module):
-    """Backbone and projector: a list of views in, the embeddings of each out.
+    """Backbone and projector: maps a list of views to the list of their embeddings.
 
-    Two views pass one after the other, so that BatchNorm's statistics are those of one view; with `by_size`, as multi-crop
-    has it, the views of one size pass together. One call takes all views: DDP expects one forward pass for each backward pass.
+    Two views pass one after the other, so that BatchNorm's statistics are those of one view; with `by_size`, for multi-crop, all
+    views of one size pass together. One call takes all views, since DDP expects one forward pass per backward pass.
     """
 
     def __init__(self, backbone: nn.Module, projector: nn.Module, by_size: bool = False) -> None:
@@ -30,8 +30,8 @@ class Encoder(nn.Module):
             together.setdefault(view.shape[-1], []).append(index)
         embeddings: dict[int, Tensor] = {}
         for indices in together.values():
-            whole = self._embed(torch.cat([views[index] for index in indices]))
-            embeddings.update(zip(indices, whole.chunk(len(indices)), strict=True))
+            embedded = self._embed(torch.cat([views[index] for index in indices]))
+            embeddings.update(zip(indices, embedded.chunk(len(indices)), strict=True))
         return [embeddings[index] for index in range(len(views))]
 
     def _embed(self, images: Tensor) -> Tensor:
@@ -39,11 +39,11 @@ class Encoder(nn.Module):
 
 
 def build_encoder(settings: PretrainSettings, channels: int) -> Encoder:
-    """The network that the settings describe, for images of so many channels."""
+    """The encoder that the settings describe, for images with this number of channels."""
     if settings.arch == "pixels":
         return Encoder(build_pixels(settings.size, channels), nn.Identity())
     backbone = build_backbone(settings.arch, settings.stem, channels)
     encoder = Encoder(backbone, build_projector(backbone.num_features, settings.mlp), settings.multi_crop)
     if settings.compile:
-        encoder.compile()  # in place, at its first call: the names of its weights stay, and its backbone by itself is as it was
+        encoder.compile()  # in place, at the first call: parameter names are kept, and the backbone itself is not compiled
     return encoder

@@ -1,4 +1,4 @@
-"""Weights files: ours, written as safetensors, and those of other code, read as a backbone."""
+"""Weights files: written as safetensors; read from those, from checkpoints, and from the authors' files."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ PRETRAINED = {"resnet50-sfrik-200ep": ("sfrik_32k_in1000_200ep_r50_backbone.pth"
 
 
 def save_weights(module: nn.Module, path: str | Path, **about: str) -> str:
-    """Write a module's weights as safetensors, complete or not at all; the SHA-256 of the file.
+    """Write a module's weights as safetensors, atomically, and return the SHA-256 of the file.
 
-    The same weights and `about` give the same file, byte for byte.
+    The same weights and metadata `about` give the same file, byte for byte.
 
     Raises:
-        WriteError: the file cannot be written; it names the file, what it needs and what is free.
+        WriteError: the file cannot be written; the message has the file, the space that it needs and the free space.
     """
     return write_safetensors(path, module.state_dict(), about)
 
@@ -39,13 +39,14 @@ def load_backbone(path: str | Path, arch: str, stem: str = "imagenet", channels:
     """A backbone with the weights of a file, in evaluation mode.
 
     Args:
-        path: ours (`backbone.safetensors`, `checkpoint.pt`), or the authors' `.pth`: the state dict of a backbone, or a full
-            checkpoint `{epoch, model, optimizer}` whose keys start with `module.backbone.`, or the first part of one that
-            is cut in parts (`..._ckpaa`, with `..._ckpab` and so on beside it), or the archive that the parts make.
-        arch: the architecture that the weights are for.
+        path: a file of this library (`backbone.safetensors`, `checkpoint.pt`) or of the authors (`.pth`): the state dict of a
+            backbone, a full checkpoint `{epoch, model, optimizer}` whose keys start with `module.backbone.`, the first part of a
+            split checkpoint (`..._ckpaa`, with `..._ckpab` etc. in the same folder), or the archive that the parts form.
+        arch: the architecture of the weights, one of `ARCHITECTURES`.
+        stem: "imagenet" or "small". channels: channels of the images.
 
     Raises:
-        SfrikError: the file is missing, is not a weights file, is cut short, or is for another architecture.
+        SfrikError: the file is missing, is not a weights file, is truncated, or is for another architecture.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     digest = save_weights(build_backbone("resnet8"), f"{folder}/backbone.safetensors", of="an untrained network")
@@ -55,7 +56,7 @@ def load_backbone(path: str | Path, arch: str, stem: str = "imagenet", channels:
     state = backbone_state(Path(path))
     backbone = build_backbone(arch, stem, channels)
     own = backbone.state_dict()
-    # A classifier that came along (torchvision's own files) is no part of a backbone.
+    # Files of torchvision also contain a classifier.
     state = {key: value for key, value in state.items() if not key.startswith("fc.")}
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
@@ -74,12 +75,12 @@ def pretrained(name: str = "resnet50-sfrik-200ep", progress: bool = True) -> nn.
     """The authors' backbone, downloaded on first use to torch.hub's cache (`TORCH_HOME`), in evaluation mode.
 
     Raises:
-        SfrikError: an unknown name, or the file could not be downloaded; a download that broke off leaves nothing behind. Or the
-            file has changed since its first use: the authors publish no checksum, so the first download's SHA-256 is kept beside
-            it and compared from then on.
+        SfrikError: the name is unknown; the file could not be downloaded (an interrupted download leaves no file); or the file
+            has changed since its first use. The authors publish no checksum, so the SHA-256 of the first download is stored next
+            to it and compared from then on.
     """
     if name not in PRETRAINED:
-        raise SfrikError(f"unknown weights {name!r}{nearest(name, PRETRAINED)}: there is {', '.join(PRETRAINED)}")
+        raise SfrikError(f"unknown weights {name!r}{nearest(name, PRETRAINED)}: choose {', '.join(PRETRAINED)}")
     file, arch = PRETRAINED[name]
     path = Path(torch.hub.get_dir()) / "checkpoints" / file
     if not path.is_file():
@@ -94,13 +95,13 @@ def pretrained(name: str = "resnet50-sfrik-200ep", progress: bool = True) -> nn.
     if known and known != digest:
         raise SfrikError(f"{path} has changed since it was downloaded: its SHA-256 is not the one in {record}. Delete both files")
     if not known:
-        with suppress(WriteError):  # a cache that is read-only
+        with suppress(WriteError):  # a read-only cache
             write_text(record, digest + "\n")
     return backbone
 
 
 def backbone_state(path: Path) -> dict[str, Tensor]:
-    """The backbone's state dict in any file that `load_backbone` reads. Pickles are read with `weights_only`."""
+    """The backbone's state dict in any file that `load_backbone` accepts. Pickles are read with `weights_only`."""
     if not path.exists():
         raise SfrikError(f"there is no weights file {path}: check --pretrained, or pretrain first")
     if path.suffix == ".safetensors":
@@ -127,7 +128,7 @@ def backbone_state(path: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def _whole_file(path: Path) -> Iterator[Path]:
-    """The weights file: parts "...aa", "...ab" are joined, and an archive of one file is unpacked, in a temporary folder."""
+    """The weights file; parts "...aa", "...ab" are joined and an archive of one file is unpacked in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         if path.name.endswith("ckpaa"):
             parts = sorted(path.parent.glob(f"{path.name[:-2]}[a-z][a-z]"))
@@ -141,10 +142,10 @@ def _whole_file(path: Path) -> Iterator[Path]:
             with tarfile.open(path) as archive:
                 members = [member for member in archive if member.isfile()]
                 if len(members) != 1:
-                    raise SfrikError(f"{path.name} is an archive of {len(members)} files: expected one checkpoint in it")
+                    raise SfrikError(f"{path.name} is an archive of {len(members)} files: expected an archive of one checkpoint")
                 path = Path(folder) / "checkpoint"
                 content = archive.extractfile(members[0])
-                assert content is not None  # of a file there is content
+                assert content is not None  # not None for a regular file
                 with content as source, path.open("wb") as target:
                     shutil.copyfileobj(source, target)
         yield path

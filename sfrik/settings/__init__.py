@@ -1,4 +1,4 @@
-"""Every setting with its type, unit, default and meaning."""
+"""Every setting with its type, default, unit and meaning; recipes, which are files of settings."""
 
 from sfrik.settings.base import SECTIONS, Settings, load_recipe, recipe_names, results_root, run_folder
 from sfrik.settings.evaluation import (

@@ -1,8 +1,8 @@
-"""What all settings share, and recipes: files of settings that `from_recipe` and `load_recipe` read.
+"""The base class of all settings, and recipes: files of settings, read by `from_recipe` and `load_recipe`.
 
 A setting has one name everywhere: in a recipe (TOML), as a notebook parameter (snake case) and as a flag of the command line
-(hyphens or underscores). There is one class per command. A recipe keeps the settings of pretraining at its top level and those of
-an evaluation in a `[table]`.
+(hyphens or underscores). There is one class per command. In a recipe the settings of pretraining are at the top level, those of
+an evaluation in a section.
 """
 
 from __future__ import annotations
@@ -27,37 +27,45 @@ __all__ = ["RECIPES", "SECTIONS", "Settings", "load_recipe", "recipe_names", "re
 RECIPES = Path(__file__).parents[1] / "recipes"
 SECTIONS: dict[str, type[Settings]] = {}  # section of a recipe -> its class; "pretrain" is the top level
 
-# Settings that say where and on what a run happens, not what it computes: they stay out of its hash.
+# Settings for where and on what a run is computed, which do not change its result: excluded from its hash.
 PLACE = {"exp_dir", "data_dir", "extraction_dir", "workers", "device", "pretrained", "ckp_path", "label_list", "target_dir"}
 PLACE |= {"checkpoint_minutes", "loggers"}
 
 
 class Settings(BaseModel):
-    """What all commands share."""
+    """The settings that all commands share."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
-    dataset: Datasets = Field("imagenet", description="images to read")
-    data_dir: str = Field("data", description="folder of the images; ImageNet: with train/ and val/")
-    subset: Count | None = Field(None, description="the first so many training images of each class; all when unset")
-    size: Pixels = Field(224, description="side of the views and of the test images, in pixels")
-    arch: Architecture = Field("resnet18", description=f"backbone: {', '.join(ARCHITECTURES)}, or pixels (none)")
-    stem: Literal["imagenet", "small"] = Field("imagenet", description="first layers of the ResNet; small is for 32 pixels")
-    batch_size: Batch = Field(256, description="images a step, over all processes")
-    seed: Int = Field(0, ge=0, le=2**32 - 1, description="of initialisation, order and augmentation")
-    exp_dir: str = Field("", description="the run's folder; results/<profile>/<recipe>/seed<k> when a recipe is given")
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to compute")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="of the network; losses are in fp32")
-    workers: Int = Field(4, ge=0, le=1024, description="processes that decode images, for each training process")
+    dataset: Datasets = Field(
+        "imagenet", description="data set: mnist5k, cifar10, stl10, imagenet, or image_folder (your images)"
+    )
+    data_dir: str = Field("data", description="folder of the images; for ImageNet it contains train/ and val/")
+    subset: Count | None = Field(None, description="training images per class, the first ones; all when unset")
+    size: Pixels = Field(224, description="side of the views and the test images, in pixels")
+    arch: Architecture = Field("resnet18", description=f"backbone: {', '.join(ARCHITECTURES)}, or pixels (no network)")
+    stem: Literal["imagenet", "small"] = Field(
+        "imagenet", description="first layers of the ResNet: imagenet, or small for images of about 32 pixels"
+    )
+    batch_size: Batch = Field(256, description="images per step, over all processes")
+    seed: Int = Field(
+        0, ge=0, le=2**32 - 1, description="random seed of the initialisation, the order of the images and the augmentations"
+    )
+    exp_dir: str = Field("", description="folder of the run; with a recipe, results/<profile>/<recipe>/seed<k> when unset")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto, cpu, cuda or mps")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="precision of the network: auto, fp32, bf16 or fp16; losses are computed in fp32"
+    )
+    workers: Int = Field(4, ge=0, le=1024, description="processes that decode images, per training process")
 
     def __init_subclass__(cls, sections: tuple[str, ...] = (), **kwargs: Any) -> None:
-        """`sections`: the parts of a recipe that hold settings of this class."""
+        """Register the sections of a recipe whose settings are of this class."""
         super().__init_subclass__(**kwargs)
         SECTIONS.update(dict.fromkeys(sections, cls))
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], source: str = "") -> Self:
-        """Checked settings; the error names the setting, where it stands and the nearest known one."""
+        """Checked settings; an error names the setting, its source and the nearest known name."""
         where = f" in {source}" if source else ""
         for name in values:
             if name not in cls.model_fields:
@@ -70,13 +78,13 @@ class Settings(BaseModel):
             name = ".".join(str(part) for part in problem["loc"]) or "settings"
             message = problem["msg"].removeprefix("Value error, ")
             got = f"{problem['input']!r:.100}" if problem["loc"] else ""
-            own = problem["type"] == "value_error" and ", got " in message  # of ours, which names the value itself
-            got = "" if not got or own else f", got {got}"
+            named = problem["type"] == "value_error" and ", got " in message  # our messages name the value themselves
+            got = "" if not got or named else f", got {got}"
             raise SfrikError(f"{name}{where}: {message}{got}") from None
 
     @classmethod
     def from_recipe(cls, recipe: str, **overrides: Any) -> Self:
-        """Settings of recipe PROFILE/NAME with overrides; None keeps the recipe's value.
+        """Settings of the recipe PROFILE/NAME with overrides; an override of None keeps the recipe's value.
 
         >>> from sfrik.settings import PretrainSettings
         >>> PretrainSettings.from_recipe("digits/sfrik_l3_q512", epochs=3).epochs
@@ -90,68 +98,68 @@ class Settings(BaseModel):
 
     @classmethod
     def section(cls, given: Mapping[str, Any]) -> str:
-        """The part of a recipe that holds these settings, "pretrain" for its top level; `given` are the overrides."""
+        """The section of a recipe for these settings, "pretrain" for the top level; `given` are the overrides."""
         return next(name for name, kind in SECTIONS.items() if kind is cls)
 
     def what(self) -> dict[str, Any]:
-        """The settings that determine the outcome: without those that say where it is computed, or that have no effect."""
+        """The settings that determine the result: without those in `PLACE` and those without effect."""
         idle = PLACE | self.without_effect()
         return {name: value for name, value in self.model_dump(mode="json").items() if name not in idle}
 
     def without_effect(self) -> set[str]:
-        """Names of the settings that belong to a choice which was not made, such as the crops of SwAV under other views."""
+        """Names of the settings that the others make irrelevant, such as SwAV's crops with other augmentations."""
         return set()
 
     def hash(self) -> str:
-        """Twelve hexadecimal digits that name `what()`."""
+        """Twelve hexadecimal digits that identify `what()`."""
         return hashlib.sha256(json.dumps(self.what(), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def results_root() -> Path:
-    """results/ of the checkout that the library runs from, seen from the working directory; else of the working directory."""
+    """results/ of the checkout that the library runs from, relative to the working directory; without a checkout, results/."""
     checkout = RECIPES.parents[1]
     return Path(os.path.relpath(checkout / "results")) if (checkout / "Makefile").is_file() else Path("results")
 
 
 def run_folder(recipe: str, seed: int, root: str | Path | None = None) -> Path:
-    """<root>/<profile>/<recipe>/seed<k>, the root being `results_root()` when None."""
+    """<root>/<profile>/<recipe>/seed<k>; a root of None is `results_root()`."""
     return Path(root or results_root()) / recipe / f"seed{seed}"
 
 
 def recipe_names(profile: str | None = None) -> list[str]:
-    """The recipes there are, as PROFILE/NAME."""
+    """The names PROFILE/NAME of all recipes, or of one profile's."""
     found = (path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.glob("*/*.toml"))
     return sorted(name for name in found if not name.endswith("/profile") and (not profile or name.startswith(profile + "/")))
 
 
 def load_recipe(name: str, command: str = "pretrain") -> dict[str, Any]:
-    """Settings of recipe PROFILE/NAME for one command; those of all commands are checked, whichever it is.
+    """Settings of the recipe PROFILE/NAME for one command. The settings of all commands are checked.
 
-    `profile.toml` in the profile's folder holds what its recipes share. An evaluation inherits the images and the
-    network from the top level, where the settings of pretraining stand. Files are read again when they have changed.
+    `profile.toml` in the profile's folder contains the settings that its recipes share. An evaluation inherits the images and
+    the network from the top level, the settings of pretraining. Files that have changed are read again.
 
     Raises:
-        SfrikError: there is no such recipe; a file cannot be read; a section or a setting is unknown, or a value is wrong.
+        SfrikError: the recipe does not exist, a file cannot be read, a section or a setting is unknown, or a value is invalid.
     """
-    profile, _, own = name.partition("/")
+    profile, _, file = name.partition("/")
     signatures = [_signature(RECIPES / f"{part}.toml") for part in (f"{profile}/profile", name)]
-    if not re.fullmatch(r"[^/\\]+/[^/\\]+", name) or profile in (".", "..") or own == "profile" or signatures[1] is None:
+    if not re.fullmatch(r"[^/\\]+/[^/\\]+", name) or profile in (".", "..") or file == "profile" or signatures[1] is None:
         raise SfrikError(f"unknown recipe {name!r}{nearest(name, recipe_names())}: the recipes are in sfrik/recipes")
     return dict(_checked_recipe(RECIPES, name, *signatures)[command])
 
 
 def _signature(path: Path) -> tuple[int, ...] | None:
-    """What changes with a file; None where there is none."""
+    """A value that changes when the file does; None if there is no file."""
     try:
         found = os.stat(path)
-    except (OSError, ValueError):  # ValueError: a name with a zero byte
+    except (OSError, ValueError):  # ValueError: a null byte in the name
         return None
     return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
 
 
 @lru_cache(maxsize=1024)
 def _checked_recipe(root: Path, name: str, *signatures: tuple[int, ...] | None) -> dict[str, dict[str, Any]]:
-    """The settings of each section; `signatures` are of the profile's file and of the recipe's."""
+    """The settings of each section; `signatures` are those of the profile's and the recipe's file."""
     merged: dict[str, Any] = {}
     for part, signature in zip((f"{name.split('/')[0]}/profile", name), signatures, strict=True):
         if signature is None:

@@ -1,4 +1,4 @@
-"""The types that settings have, with their bounds: numbers, kernel weights, networks. PyTorch is not needed to check them."""
+"""The types of settings, with their bounds: numbers, kernel weights, networks. Checking them does not need PyTorch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 ARCHITECTURES = ("resnet8", "resnet18", "resnet34", "resnet50")
-LARGEST_WIDTH = 65536  # of the projector; twice the paper's, whose last layer alone then has 17 GB of weights
+LARGEST_WIDTH = 65536  # of the projector: twice the paper's; the last layer would have 17 GB of weights
 MOST_LAYERS = 16
 
 # The authors' commands write ImageNet, VICReg, SFRIK.
@@ -45,34 +45,34 @@ Datasets = Annotated[Literal["mnist5k", "cifar10", "stl10", "imagenet", "image_f
 
 
 def _number(value: Any) -> Any:
-    """What may become a number. True and false may not, though Python counts with them."""
+    """Refuse booleans, which Python takes for numbers, and convert whole floats to integers."""
     if isinstance(value, bool):
         raise ValueError("must be a number, not true or false")
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-# Every number is finite and has two bounds: what can be computed, else what nobody means.
+# Every number is finite and bounded: by what can be computed, or by what is plausible.
 Int = Annotated[int, BeforeValidator(_number)]
 Real = Annotated[float, BeforeValidator(_number)]
-LARGEST = 1e7  # float32 has 7 digits: beside a larger term of a loss one of size 1 is lost
-SCALES = {"truncated": 80.0, "rbf": 40.0, "heat": 80.0, "power": 2.0}  # beyond, the coefficients are 0 in float32
-MOST_DEGREES = 64  # N(65536, 64) is 1e219, which float64 holds
+LARGEST = 1e7  # float32 has 7 digits: next to a larger term of the loss, a term of size 1 is lost
+SCALES = {"truncated": 80.0, "rbf": 40.0, "heat": 80.0, "power": 2.0}  # above these the coefficients are 0 in float32
+MOST_DEGREES = 64  # N(65536, 64) is 1e219, within the range of float64
 Count = Annotated[Int, Field(ge=1, le=10**9)]
 Epochs = Annotated[Int, Field(ge=0, le=10**6)]
 Batch = Annotated[Int, Field(ge=2, le=2**20)]
 Pixels = Annotated[Int, Field(ge=1, le=4096)]
-Slices = Annotated[Int, Field(ge=1, le=LARGEST_WIDTH)]  # as many as the largest embedding has dimensions
+Slices = Annotated[Int, Field(ge=1, le=LARGEST_WIDTH)]  # up to the largest dimension of the embeddings
 Fraction = Annotated[Real, Field(ge=0, le=1)]
 NotNegative = Annotated[Real, Field(ge=0, le=LARGEST)]
-Rate = Annotated[Real, Field(gt=0, le=3.4e38)]  # what float32 holds
-Temperature = Annotated[Real, Field(ge=1e-6, le=1e6)]  # of similarities, which float32 has to 1e-7
+Rate = Annotated[Real, Field(gt=0, le=3.4e38)]  # the range of float32
+Temperature = Annotated[Real, Field(ge=1e-6, le=1e6)]  # of similarities, which float32 resolves to 1e-7
 Penalty = Annotated[Real, Field(ge=1e-12, le=1e12)]
 Rates = Annotated[tuple[Rate, ...], Field(max_length=100)]
 Penalties = Annotated[tuple[Penalty, ...], Field(min_length=1, max_length=100)]
 
 
 def parse_mlp(mlp: str) -> list[int]:
-    """Widths of "512-512".
+    """The layer widths in a string such as "512-512".
 
     >>> parse_mlp("8192-8192-32768")
     [8192, 8192, 32768]
@@ -89,7 +89,7 @@ def parse_mlp(mlp: str) -> list[int]:
 
 
 def _weights(text: str) -> str:
-    """Check of the kernel weights "1.0-40.0-40.0"."""
+    """Check kernel weights such as "1.0-40.0-40.0"."""
     parts = text.split("-")
     try:
         values = [float(part) for part in parts if part.isascii()]

@@ -83,7 +83,7 @@ MISTAKES = {
     "a list of text": (["knn-eval", "--exp-dir", "run", "--nb-knn", "10", "x"], ["nb_knn", "integer", "'x'"]),
     "lists of different lengths": (
         [*SMOKE, "--augmentations", "SwAV", "--nmb_crops", "2", "6", "--size_crops", "28"],
-        ["SwAV", "one length"],
+        ["SwAV", "same length"],
     ),
     "a share of labels that there is not": (
         ["evaluate", "--recipe", "smoke/random_weights", "--exp-dir", "run", "--train-percent", "5"],
@@ -269,7 +269,7 @@ def test_an_answer_that_cannot_be_printed_is_a_failure(tmp_path):
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment, text=True, timeout=60)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == "sfrik: error: the answer could not be printed: No space left on device"
+    assert done.stderr.splitlines()[-1] == "sfrik: error: the output could not be printed: No space left on device"
 
 
 def test_an_interruption_says_how_to_go_on(here, capsys, monkeypatch):
@@ -278,7 +278,7 @@ def test_an_interruption_says_how_to_go_on(here, capsys, monkeypatch):
 
     monkeypatch.setattr("sfrik.pretrain.loop.pretrain", interrupted)
     assert main(SMOKE) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "run the same command again to resume" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["--sfrik-mmd-coeff", "--sfrik_mmd_coeff"])
@@ -349,7 +349,7 @@ def test_the_default_place_of_the_results_is_said_in_one_line(here, capsys):
     flags = ["--dataset", "mnist5k", "--augmentations", "digits", "--arch", "resnet8", "--size", "28", "--mlp", "8-8"]
     flags += ["--ssl-method", "none", "--workers", "0"]
     assert main(["pretrain", *flags]) == 0
-    assert capsys.readouterr().out.splitlines()[0] == "results go to exp (--exp-dir)"
+    assert capsys.readouterr().out.splitlines()[0] == "results go to exp; choose another folder with --exp-dir"
     assert (here / "exp" / "backbone.safetensors").is_file()
 
 
@@ -379,7 +379,7 @@ def test_the_evaluations_refuse_several_processes_and_extraction_does_not(here, 
             assert "memory of each of 2 processes" in capsys.readouterr().out
         else:
             fails_in_one_line(capsys, arguments, "one process", "torchrun")
-    fails_in_one_line(capsys, ["pretrain", "--nproc-per-node", "2", "--exp-dir", "run"], "torchrun", "leave one")
+    fails_in_one_line(capsys, ["pretrain", "--nproc-per-node", "2", "--exp-dir", "run"], "torchrun", "only one")
 
 
 def test_a_mistake_on_several_processes_ends_in_one_line_too(here, capsys, monkeypatch):
@@ -436,7 +436,7 @@ def test_a_dry_run_still_refuses_a_mistake(here, capsys, command):
 
 
 @pytest.mark.parametrize(
-    ("flags", "an_epoch", "in_all"),
+    ("flags", "per_epoch", "total"),
     [
         # 260 images of each of 1,000 classes in whole batches of 2,048: floor(126.95) steps, 100 times
         (["--subset", "260", "--batch-size", "2048", "--epochs", "100"], 126, 12600),
@@ -447,13 +447,13 @@ def test_a_dry_run_still_refuses_a_mistake(here, capsys, command):
         (["--recipe", "smoke/sfrik_l2_q64", "--subset", "30", "--batch-size", "64", "--epochs", "2"], 4, 8),
     ],
 )
-def test_a_dry_run_counts_the_steps(here, capsys, flags, an_epoch, in_all):
+def test_a_dry_run_counts_the_steps(here, capsys, flags, per_epoch, total):
     assert main(["pretrain", "--exp-dir", "run", *flags, "--dry-run"]) == 0
-    assert f"steps: {an_epoch} an epoch, {in_all} in all" in capsys.readouterr().out
+    assert f"steps: {per_epoch} per epoch, {total} in total" in capsys.readouterr().out
 
 
 def memory_lines(text):
-    """{processes: (GiB in all, {part: GiB})} of a dry run."""
+    """{processes: (total GiB, {part: GiB})} of a dry run."""
     found = {}
     for line in text.splitlines():
         if match := re.match(r"memory of (?:each of )?(\d+) process(?:es)?, about: ([\d.]+) GiB \((.*)\)$", line):
@@ -484,7 +484,7 @@ def test_a_dry_run_of_so_many_processes_names_their_memory_alone(here, capsys):
 def test_a_dry_run_counts_the_images_that_are_seen(here, capsys):
     assert main(["pretrain", "--subset", "260", "--batch-size", "2048", "--epochs", "100", "--dry-run"]) == 0
     # 126 whole batches of 2,048
-    assert "images: 258048 an epoch (of 260000), 25804800 in all" in capsys.readouterr().out
+    assert "images: 258048 per epoch (of 260000), 25804800 in total" in capsys.readouterr().out
 
 
 # --- what to expect

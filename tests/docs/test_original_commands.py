@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sfrik.cli.flags import resolve
+from sfrik.cli.flags import resolve_settings
 from sfrik.cli.main import build_parser, main
 from sfrik.settings import EvaluateSettings, FeatureSettings, PretrainSettings
 
@@ -129,7 +129,7 @@ MEANING = {
 
 
 def settings_of(arguments):
-    return resolve(build_parser().parse_args(arguments))
+    return resolve_settings(build_parser().parse_args(arguments))
 
 
 @pytest.mark.parametrize("name", ORIGINALS)

@@ -349,11 +349,11 @@ def test_without_slurm_the_error_says_what_is_missing(root, monkeypatch, tmp_pat
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--nodes", "2"], "--nodes says where on a cluster"),
+        (["--nodes", "2"], "--nodes has an effect only with --launch slurm"),
         (["--launch", "slrum"], "did you mean slurm"),
         (["--launch", "slurm", "--nodes", "0"], "--nodes must be a whole number >= 1"),
         (["--launch", "slurm", "--gpus", "two"], "--gpus must be a whole number >= 0"),
-        (["--launch", "slurm", "--jobs", "2"], "--jobs .* of runs side by side on one machine"),
+        (["--launch", "slurm", "--jobs", "2"], "--jobs .* in parallel on one machine"),
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(flags, words, capsys, root):

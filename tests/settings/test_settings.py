@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from sfrik.cli.flags import whole
+from sfrik.cli.flags import whole_number
 from sfrik.errors import SfrikError
 from sfrik.settings import (
     SECTIONS,
@@ -365,9 +365,9 @@ def test_every_kernel_that_the_settings_accept_is_built_at_once(kernel, most):
     ],
 )
 def test_a_flag_is_a_whole_number_within_its_bounds(flag, text):
-    assert whole("3", flag, 1) == 3
+    assert whole_number("3", flag, 1) == 3
     with pytest.raises(SfrikError, match=rf"^{flag} must be a whole number >= 1 and <= \d+, got ") as caught:
-        whole(text, flag, 1)
+        whole_number(text, flag, 1)
     assert "\n" not in str(caught.value)
 
 
