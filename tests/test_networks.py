@@ -12,7 +12,8 @@ import torchvision
 from torch import nn
 
 from sfrik.errors import SfrikError
-from sfrik.networks import build_backbone, build_projector, load_backbone, parse_mlp, pretrained, save_weights
+from sfrik.networks import build_backbone, build_projector, load_backbone, pretrained, save_weights
+from sfrik.settings import parse_mlp
 
 
 def scrambled(arch: str, **options) -> nn.Module:

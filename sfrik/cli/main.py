@@ -66,7 +66,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _HelpFormatter(argparse.HelpFormatter):
-    """Adds the default of a flag to its help, where it has one."""
+    """Adds the default of a flag to its help, if it has one, and shows the values of a flag once and briefly."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        return f"{', '.join(action.option_strings)} {self._format_args(action, action.dest.upper())}"
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        text = super()._format_args(action, default_metavar)
+        return f"{text.split()[0]} ..." if action.nargs == "+" else text
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""

@@ -570,6 +570,17 @@ def test_the_help_lists_every_command_with_what_it_does(program, arguments):
     assert "1, 10 or 100 % of the labels" in " ".join(done.stdout.split())
 
 
+@pytest.mark.parametrize("command", [*COMMANDS, "memory", "table", "status", "run", "chapters", "diagnose", "env", "completion"])
+def test_the_help_of_a_command_fits_80_columns_and_shows_no_empty_default(command, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    assert "default: None" not in text
+    assert "default: )" not in text
+
+
 def test_the_help_fits_a_terminal_of_80_columns(monkeypatch):
     pty = pytest.importorskip("pty", reason="not on Windows")
     fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
