@@ -142,7 +142,7 @@ def _whole_file(path: Path) -> Iterator[Path]:
             with tarfile.open(path) as archive:
                 members = [member for member in archive if member.isfile()]
                 if len(members) != 1:
-                    raise SfrikError(f"{path.name} is an archive of {len(members)} files: expected an archive of one checkpoint")
+                    raise SfrikError(f"{path.name} is an archive of {len(members)} files: expected one checkpoint")
                 path = Path(folder) / "checkpoint"
                 content = archive.extractfile(members[0])
                 assert content is not None  # not None for a regular file

@@ -107,7 +107,7 @@ def completed(tmp_path_factory):
         (["sfrik", "pretrain", "--recipe", "smoke/sfrik_l2"], [r for r in recipe_names() if r.startswith("smoke/sfrik_l2")]),
         (["sfrik", "pretrain", "--ssl-method", "vic"], ["vicreg"]),
         (["sfrik", "table", "table3"], ["table3"]),
-        (["sfrik", "table", "table3", "--profile", "des"], ["digits"]),
+        (["sfrik", "table", "table3", "--profile", "dig"], ["digits"]),
         (["sfrik", "completion", "z"], ["zsh"]),
     ],
     ids=lambda words: " ".join(words) if words[0] == "sfrik" else "",

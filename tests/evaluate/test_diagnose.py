@@ -270,7 +270,7 @@ def test_a_recipe_names_its_run(tmp_path, monkeypatch, capsys):
         (["smoke/sfrik_l2_q65"], "did you mean smoke/sfrik_l2_q64"),
         ([".", "--images", "1"], "--images must be a whole number >= 2"),
         ([".", "--device", "tpu"], "--device must be one of"),
-        ([".", "--figure", "picture"], "ends in .png"),
+        ([".", "--figure", "picture"], "ending in .png"),
     ],
 )
 def test_a_wrong_argument_is_a_one_line_error_with_the_remedy(arguments, words, capsys):

@@ -169,7 +169,7 @@ def test_what_must_fit_together_is_checked_in_every_section_and_with_the_profile
     with pytest.raises(SfrikError, match=r"recipe toy/one, section \[semi1\]: arch pixels has nothing to fine-tune"):
         load_recipe("toy/one")
     recipes("toy/two", '[evaluate]\nweights = "finetune"\nlr_sweep = [0.1]\n')
-    with pytest.raises(SfrikError, match=r"recipe toy/two, section \[evaluate\]: lr_sweep trains many heads"):
+    with pytest.raises(SfrikError, match=r"recipe toy/two, section \[evaluate\]: lr_sweep trains several heads"):
         PretrainSettings.from_recipe("toy/two")
 
 
@@ -458,7 +458,7 @@ def test_names_are_read_as_the_original_commands_write_them():
 
 
 def test_a_power_of_two_or_more_is_no_kernel():
-    with pytest.raises(SfrikError, match="under 2"):
+    with pytest.raises(SfrikError, match="below 2"):
         PretrainSettings.parse({"sfrik_kernel": "power", "sfrik_kernel_scale": 2.0})
 
 
