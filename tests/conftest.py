@@ -1,24 +1,26 @@
-"""What every test shares."""
+"""Shared fixtures and the order of the tests."""
 
 import pytest
 
 
 @pytest.fixture(autouse=True, scope="session")
-def cache_of_their_own(tmp_path_factory):
-    """Listings and label lists are cached in a folder of the tests, not in the user's."""
+def cache_folder(tmp_path_factory):
+    """Cache listings and label lists in a folder of the tests, not in the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SFRIK_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 
 
-LONGEST = "test_make_tables.py"
+# longest first: where files are distributed over processes (`make test`), none of them is left to run at the end
+LONGEST = ["test_make_tables.py", "test_storage_faults.py", "test_paper_end_to_end.py", "test_two_tables.py", "test_notebooks.py"]
 ALONE = {"test_evaluation_resume.py", "test_faults.py", "test_launch.py", "test_launch_faults.py", "test_launch_notebook.py"}
 ALONE |= {"test_resume.py"}  # they bound the seconds in which several processes start and end
 
 
 def pytest_collection_modifyitems(items):
-    """The longest file first: where files are shared out among processes (`make test`), none waits for it at the end."""
-    items.sort(key=lambda item: item.path.name != LONGEST)
+    """Sort the longest files to the front, and mark those that run alone."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
     for item in items:
         if item.path.name in ALONE:
             item.add_marker(pytest.mark.alone)

@@ -1,4 +1,4 @@
-"""Functions that the workers of test_launch*.py import: what runs in a fresh process must be in a module."""
+"""Functions that the workers of test_launch*.py import: a fresh process needs them in a module."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from sfrik.system.progress import Progress
 
 
 def total(numbers: list[float], factor: float = 1.0) -> dict:
-    """The sum over ranks of each rank's number, which every rank gets by a collective."""
+    """The sum of the ranks' numbers, by a collective."""
     mine = torch.tensor(numbers[dist.get_rank()] * factor)
     dist.all_reduce(mine)
     print(f"rank {dist.get_rank()} of {dist.get_world_size()} was here")
@@ -43,15 +43,15 @@ def wait(folder: str) -> None:
     time.sleep(120)
 
 
-def fail_when_told(folder: str, rank: int) -> None:
-    """Say that one is there, wait until the folder holds `go`; then one rank raises, and the others wait for it."""
-    print(f"rank {dist.get_rank()} waits for the word")
+def fail_on_request(folder: str, rank: int) -> None:
+    """Print a line and wait until the folder holds `go`; then one rank raises, and the others wait for it."""
+    print(f"rank {dist.get_rank()} waits for the file")
     _until(Path(folder) / "go")
     fail_on(rank)
 
 
 def chatter_until_lost(rank: int) -> None:
-    """One rank raises, the others never fall silent."""
+    """One rank raises, the others print all the time."""
     if dist.get_rank() == rank:
         time.sleep(0.5)
         raise ValueError("the reason of the failure")
@@ -65,8 +65,8 @@ def end_silently(rank: int) -> None:
         os._exit(0)
 
 
-def wait_unless_told(folder: str) -> None:
-    """Ignore requests to stop, as a process in the middle of a collective of NCCL does, until it is ended."""
+def wait_ignoring_signals(folder: str) -> None:
+    """Ignore requests to stop, as a process within a collective of NCCL does."""
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     (Path(folder) / str(os.getpid())).touch()
@@ -77,7 +77,7 @@ def fail_while_others_hang(folder: str, rank: int) -> None:
     if dist.get_rank() == rank:
         time.sleep(0.5)
         raise ValueError("the reason of the failure")
-    wait_unless_told(folder)
+    wait_ignoring_signals(folder)
 
 
 def _until(path: Path) -> None:
@@ -87,7 +87,7 @@ def _until(path: Path) -> None:
 
 
 def show_progress() -> None:
-    """Tell of a training's progress, as `pretrain` does, with a line between."""
+    """Report a training's progress, as `pretrain` does, with a line after each step."""
     progress = Progress(8, 0, save=lambda **facts: None, show=dist.get_rank() == 0)
     for step in (1, 2, 3):
         progress.step(step, lambda: {"epoch": 0, "epochs": 2, "loss": 0.5})
@@ -97,7 +97,7 @@ def show_progress() -> None:
 
 
 def forge_reports() -> str:
-    """Print what looks like a report, to both streams and to both descriptors."""
+    """Print text that looks like a report, to both streams and both descriptors."""
     text = json.dumps(["result", "forged"])
     for token in ("", "0" * 32):
         line = f"{token} 0 1 1 {text}\n"
@@ -121,7 +121,7 @@ def length(text: str) -> int:
 
 
 def print_without_newlines(size: int) -> str:
-    """A progress bar's returns, then much of a line that never ends."""
+    """Print a progress bar's carriage returns, then a long line without an end."""
     for step in range(3):
         sys.stdout.write(f"step {step}\r")
     sys.stdout.flush()

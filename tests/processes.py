@@ -1,4 +1,4 @@
-"""Real processes that tests signal, and how long they live."""
+"""Real processes that tests signal: finding them, and waiting for their end."""
 
 import os
 import time
@@ -15,12 +15,12 @@ def lives(process: psutil.Process) -> bool:
 
 
 def descendants(pid: int | None = None) -> list[psutil.Process]:
-    """The processes below this one, or below another."""
+    """The descendants of this process, or of another."""
     return psutil.Process(pid or os.getpid()).children(recursive=True)
 
 
 def named(part: str, pid: int | None = None) -> list[psutil.Process]:
-    """The living processes below one whose command holds `part`, the oldest first."""
+    """The living descendants of a process whose command contains `part`, the oldest first."""
     found = []
     for process in descendants(pid):
         try:
@@ -32,16 +32,16 @@ def named(part: str, pid: int | None = None) -> list[psutil.Process]:
 
 
 def seconds_to_end(processes: list[psutil.Process], most: float) -> float:
-    """How long it took from now until none of them was left; an error that names the rest after `most` seconds."""
-    begun = time.monotonic()
+    """Wait until all processes have ended, and return the seconds; fails after `most` seconds and names those that are left."""
+    started = time.monotonic()
     while left := [process for process in processes if lives(process)]:
-        assert time.monotonic() - begun < most, f"still there after {most} s: {left}"
+        assert time.monotonic() - started < most, f"still there after {most} s: {left}"
         time.sleep(0.02)
-    return time.monotonic() - begun
+    return time.monotonic() - started
 
 
 def wait_for(what, most: float, why: str):
-    """The first true value of `what()`, asked for again and again."""
+    """Call `what()` until it returns a true value, and return that."""
     deadline = time.monotonic() + most
     while not (value := what()):
         assert time.monotonic() < deadline, f"{why}: not within {most} s"
@@ -50,7 +50,7 @@ def wait_for(what, most: float, why: str):
 
 
 def last_step(folder: Path) -> int:
-    """The last step that metrics.jsonl holds, -1 where there is none; read without the library, while it is written."""
+    """The last step in metrics.jsonl, or -1; read without the library, while the file is being written."""
     path = folder / "metrics.jsonl"
     found = [line.split('"step": ')[1] for line in path.read_text().splitlines() if '"step": ' in line] if path.is_file() else []
     return int(found[-1].split(",")[0]) if found else -1

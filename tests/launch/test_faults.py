@@ -1,6 +1,6 @@
-"""Faults that several processes share, moments at which a stop is awkward, and progress with and without someone to see it.
+"""Faults of several processes, stops at difficult moments, and progress with and without a screen.
 
-What a single process does with a loss that is not finite, broken images and decoding processes is in test_training_faults.py.
+For a single process, test_training_faults.py has a loss that is not finite, broken images and decoding processes.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def test_each_of_two_processes_keeps_its_images_and_embeddings_of_a_loss_that_is
         launch("sfrik.pretrain:pretrain", smoke(tmp_path, base_lr=1e38), nproc_per_node=2)
     first, second = (torch.load(tmp_path / f"fault.rank{rank}.pt", weights_only=True) for rank in (0, 1))
     assert first["step"] == second["step"] >= 1
-    assert len(first["images"]) == len(second["images"]) == 32, "each process has its share of the 64"
+    assert len(first["images"]) == len(second["images"]) == 32, "each process has its shard of the 64"
     assert not set(first["images"]) & set(second["images"])
     assert [view.shape for view in first["views"]] == [(32, 64)] * 2
     assert set(first) - set(second) == {"model", "optimizer", "scaler"}, "which are the same on all"
@@ -67,8 +67,8 @@ def test_each_of_two_processes_keeps_its_images_and_embeddings_of_a_loss_that_is
 # --- processes that decode
 
 
-def photographs(folder, run, **overrides):
-    """A training on small images in files, with processes that decode them."""
+def photos(folder, run, **overrides):
+    """The settings of a training on small images in files, with processes that decode them."""
     for part, count in (("train", 48), ("val", 1)):
         for label in "ab":
             (folder / part / label).mkdir(parents=True)
@@ -94,14 +94,14 @@ def test_a_training_whose_decoding_process_is_killed_says_what_to_lower_and_leav
 
     monkeypatch.setattr(Run, "log", log)
     with pytest.raises(SfrikError, match=r"a process that decodes images ended .*lower workers \(now 2 .*batch_size \(now 16"):
-        pretrain(photographs(tmp_path / "images", tmp_path / "run"), progress=False)
+        pretrain(photos(tmp_path / "images", tmp_path / "run"), progress=False)
     assert len(seen) == 2
     assert not any(lives(process) for process in seen)
     assert "lower workers" in read_json(tmp_path / "run" / "state.json")["error"]
 
 
-def test_what_one_of_two_processes_fails_of_is_the_error_and_not_what_the_other_says_of_its_loss(tmp_path):
-    settings = photographs(tmp_path / "images", tmp_path / "run", workers=0)
+def test_the_error_is_that_of_the_process_that_failed_and_not_of_the_one_that_lost_it(tmp_path):
+    settings = photos(tmp_path / "images", tmp_path / "run", workers=0)
     (tmp_path / "images" / "train" / "b" / "3.png").write_bytes(b"no image")
     with pytest.raises(WorkerError, match=r"cannot read image .*b/3\.png: not an image file"):
         launch("sfrik.pretrain:pretrain", settings, nproc_per_node=2)
@@ -113,7 +113,7 @@ def test_what_one_of_two_processes_fails_of_is_the_error_and_not_what_the_other_
 # --- awkward moments
 
 
-def test_a_training_that_is_ended_after_its_last_checkpoint_returns_its_last_line_when_it_goes_on(tmp_path):
+def test_a_training_that_is_ended_after_its_last_checkpoint_returns_its_last_line_when_it_resumes(tmp_path):
     last = pretrain(smoke(tmp_path / "whole"), progress=False)
     with pytest.MonkeyPatch.context() as patch:
 
@@ -128,7 +128,7 @@ def test_a_training_that_is_ended_after_its_last_checkpoint_returns_its_last_lin
     assert Run(tmp_path / "cut").backbone.read_bytes() == Run(tmp_path / "whole").backbone.read_bytes()
 
 
-def test_a_training_that_is_ended_when_its_weights_are_written_leaves_no_checkpoint_for_good(tmp_path):
+def test_a_training_that_is_ended_when_its_weights_are_written_removes_its_checkpoint_later(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
 
         def ended(self):
@@ -143,7 +143,7 @@ def test_a_training_that_is_ended_when_its_weights_are_written_leaves_no_checkpo
 
 
 def run_cell(folder: Path, monkeypatch, source: str, ready) -> None:
-    """Execute a notebook of one cell, and send SIGTERM to this process when `ready()` and the notebook has begun."""
+    """Execute a notebook of one cell, and send SIGTERM to this process once the notebook has started and `ready()` is true."""
     monkeypatch.setattr(notebooks, "NOTEBOOKS", folder)
     spec = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
     cells = [nbformat.v4.new_code_cell(source)]
@@ -158,20 +158,20 @@ def run_cell(folder: Path, monkeypatch, source: str, ready) -> None:
     execute("calls", {}, folder / "out.ipynb")
 
 
-def test_a_request_that_comes_before_the_kernel_is_there_is_not_lost(tmp_path, monkeypatch):
-    begun = time.monotonic()
+def test_a_stop_request_before_the_kernel_has_started_is_not_lost(tmp_path, monkeypatch):
+    started = time.monotonic()
     with pytest.raises(Preempted, match=r"stopped by SIGTERM \(in notebook calls\)"):
         run_cell(tmp_path, monkeypatch, "import time\ntime.sleep(100)", lambda: True)
-    assert time.monotonic() - begun < 20, "the kernel is ended by force after 35 s"
+    assert time.monotonic() - started < 20, "the kernel is ended by force after 35 s"
     assert not (tmp_path / "out.ipynb").exists()
 
 
-def test_a_request_that_comes_too_late_to_stop_a_notebook_keeps_the_next_from_beginning(tmp_path, monkeypatch):
+def test_a_stop_request_too_late_for_one_notebook_stops_before_the_next(tmp_path, monkeypatch):
     there = tmp_path / "there"
     ends_well = f"import time\ntry:\n    open({str(there)!r}, 'w')\n    time.sleep(100)\nexcept KeyboardInterrupt:\n    pass"
     with pytest.raises(Preempted, match=r"stopped by SIGTERM \(notebook calls is done\)"):
         run_cell(tmp_path, monkeypatch, ends_well, there.exists)
-    assert (tmp_path / "out.ipynb").exists(), "it is whole, and will not be executed again"
+    assert (tmp_path / "out.ipynb").exists(), "it is complete, and will not be executed again"
 
 
 # --- progress
@@ -184,41 +184,41 @@ def headless(monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
 
 
-def tell(saved: list) -> None:
-    told = Progress(8, 0, save=lambda **facts: saved.append(facts), show=True)
-    told.step(3, lambda: {"epoch": 0, "epochs": 2, "loss": 0.5})
-    told.write("a line")
-    told.close()
+def report(saved: list) -> None:
+    progress_of_task = Progress(8, 0, save=lambda **facts: saved.append(facts), show=True)
+    progress_of_task.step(3, lambda: {"epoch": 0, "epochs": 2, "loss": 0.5})
+    progress_of_task.write("a line")
+    progress_of_task.close()
 
 
-def test_a_log_gets_plain_lines_now_and_then_and_no_bar(headless, monkeypatch, capsys):
+def test_a_log_gets_a_plain_line_per_minute_and_no_bar(headless, monkeypatch, capsys):
     saved = []
-    tell(saved)
+    report(saved)
     assert capsys.readouterr() == ("a line\n", ""), "the first line of progress comes after a minute"
-    assert (saved[0]["step"], saved[0]["steps"], saved[0]["loss"]) == (3, 8, 0.5), "state.json is told at once"
+    assert (saved[0]["step"], saved[0]["steps"], saved[0]["loss"]) == (3, 8, 0.5), "state.json is written at once"
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
-    tell(saved)
+    report(saved)
     out, err = capsys.readouterr()
     assert out == "epoch 1/2, loss 0.5000, step 3 of 8, 0 s left\na line\n"
     assert err == ""
 
 
 @pytest.mark.parametrize("name", ["JPY_SESSION_NAME", "SFRIK_BAR"])
-def test_where_somebody_looks_a_bar_is_drawn(headless, monkeypatch, capsys, name):
+def test_a_bar_is_drawn_on_a_screen(headless, monkeypatch, capsys, name):
     monkeypatch.setenv(name, "1")
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
-    tell([])
+    report([])
     out, err = capsys.readouterr()
     assert "3/8" in err
     assert "epoch 1/2, loss 0.5000" in err
     assert out == "a line\n"
 
 
-def test_a_worker_hands_its_progress_over_and_draws_nothing(headless, monkeypatch, capsys):
+def test_a_worker_sends_its_progress_and_draws_nothing(headless, monkeypatch, capsys):
     handed = []
     monkeypatch.setenv("SFRIK_BAR", "1")
     monkeypatch.setattr(progress, "progress_callback", handed.append)
-    tell([])
+    report([])
     assert handed == [{"done": 3, "total": 8, "text": "epoch 1/2, loss 0.5000"}]
     assert capsys.readouterr() == ("a line\n", "")
 

@@ -26,7 +26,7 @@ def _importable(monkeypatch):
 
 
 def pids(folder: Path, count: int) -> list[int]:
-    """The processes that reported to the folder, once there are so many."""
+    """The pids that the workers wrote to the folder, once there are `count`."""
     deadline = time.monotonic() + 60
     while len(found := [int(path.name) for path in folder.iterdir()]) < count:
         assert time.monotonic() < deadline, "the workers did not start within a minute"
@@ -57,7 +57,7 @@ def test_three_processes_compute_together_and_rank_zero_returns(capfd):
     assert all(f"rank {rank} of 3 was here" in printed for rank in range(3))
 
 
-def test_output_without_newlines_is_shown_whole_and_as_it_comes(capfd):
+def test_output_without_newlines_is_shown_completely_and_while_it_arrives(capfd):
     size = 20_000_000  # a search from its start at each chunk would take minutes
     assert launch("launch_targets:print_without_newlines", size, nproc_per_node=2) == "done"
     printed = capfd.readouterr().out
@@ -65,7 +65,7 @@ def test_output_without_newlines_is_shown_whole_and_as_it_comes(capfd):
     assert all(printed.count(f"step {step}\r") == 2 for step in range(3))
 
 
-def test_settings_travel_whole():
+def test_settings_arrive_complete():
     settings = PretrainSettings(epochs=7, ssl_method="auh")
     assert launch("launch_targets:method_of", settings, nproc_per_node=2) == "PretrainSettings auh 7"
 
@@ -81,7 +81,7 @@ def test_a_worker_that_raises_is_the_callers_error_with_its_rank_and_traceback()
     assert "launch_targets.py" in str(error.value)
 
 
-def test_a_mistake_in_the_input_that_a_worker_finds_is_known_as_one():
+def test_an_error_in_the_input_that_a_worker_finds_is_marked_as_one():
     with pytest.raises(WorkerError, match=r"rank \d on .* failed") as error:
         launch("launch_targets:cannot_write", "/proc/none/file", nproc_per_node=2)
     assert error.value.mistake.startswith("/proc/none/file could not be written")
@@ -122,13 +122,13 @@ def test_what_a_worker_cannot_import_is_refused_with_the_reason():
         ("text".upper, "imports a function of a module by its name"),
     ],
 )
-def test_what_is_no_function_of_a_module_is_refused_before_anything_starts(function, message):
+def test_anything_but_a_function_of_a_module_is_refused_before_a_worker_starts(function, message):
     with pytest.raises(SfrikError, match=message):
         launch(function, nproc_per_node=2)
 
 
 @pytest.mark.parametrize("counts", [{"nproc_per_node": -1}, {"nproc_per_node": 1.5}, {"nproc_per_node": "2"}, {"nodes": 2}])
-def test_numbers_of_processes_and_nodes_that_cannot_be_are_refused(counts, monkeypatch):
+def test_impossible_numbers_of_processes_and_nodes_are_refused(counts, monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     with pytest.raises(SfrikError, match="launch"):
         launch("os:getpid", **{"nproc_per_node": 1, **counts})
@@ -141,11 +141,11 @@ def test_an_argument_that_json_cannot_hold_is_refused():
         launch("launch_targets:fail_on", circular, nproc_per_node=2)
 
 
-def test_a_call_larger_than_a_pipe_arrives_whole():
+def test_a_call_larger_than_a_pipe_arrives_complete():
     assert launch("launch_targets:length", "x" * 3_000_000, nproc_per_node=2) == 3_000_000
 
 
-# The handler is set anew: a shell that runs the tests in the background has its children ignore interrupts.
+# The handler is set again: a shell that runs the tests in the background makes its children ignore interrupts.
 CALLER = """
 import signal, sys
 from sfrik.launch.launcher import launch

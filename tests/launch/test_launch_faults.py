@@ -1,4 +1,4 @@
-"""What ends workers in ways that a caller could misread: noise, silence, a hang, and signals at awkward moments."""
+"""Ends of workers that a caller could misread: constant output, silence, a hang, and signals at difficult moments."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ def _importable(monkeypatch):
 
 
 def soon(ready, act) -> threading.Thread:
-    """Act when `ready()` is true, from a thread of its own."""
+    """Act in a thread when `ready()` is true."""
 
     def work() -> None:
         wait_for(ready, START, "the workers")
@@ -39,30 +39,30 @@ def soon(ready, act) -> threading.Thread:
     return thread
 
 
-def test_workers_that_never_fall_silent_do_not_hide_the_failure_of_another(capfd):
+def test_workers_that_print_all_the_time_do_not_hide_the_failure_of_another(capfd):
     with pytest.raises(WorkerError, match="ValueError: the reason of the failure"):
         launch("launch_targets:chatter_until_lost", 1, nproc_per_node=2)
     assert "still here" in capfd.readouterr().out
     assert not named("sfrik.launch.worker")
 
 
-def test_a_worker_that_ends_without_a_word_is_an_error_and_not_a_long_wait():
-    begun = time.monotonic()
+def test_a_worker_that_ends_without_a_report_is_an_error_at_once():
+    started = time.monotonic()
     with pytest.raises(WorkerError, match="rank 0 ended with exit status 0 before the function returned"):
         launch("launch_targets:end_silently", 0, nproc_per_node=2)
-    assert time.monotonic() - begun < 60, "a store waits 300 s for what never comes"
+    assert time.monotonic() - started < 60, "a store waits 300 s for what never comes"
 
 
 def test_the_others_of_a_worker_that_failed_get_less_time_to_end_than_those_that_can_save(tmp_path):
-    begun: list[float] = []
-    soon(lambda: list(tmp_path.iterdir()), lambda: begun.append(time.monotonic()))
+    started: list[float] = []
+    soon(lambda: list(tmp_path.iterdir()), lambda: started.append(time.monotonic()))
     with pytest.raises(WorkerError, match=r"rank 1 on .* failed"):
         launch("launch_targets:fail_while_others_hang", str(tmp_path), 1, nproc_per_node=2)
-    assert time.monotonic() - begun[0] < GRACE / 2
+    assert time.monotonic() - started[0] < GRACE / 2
     assert not named("sfrik.launch.worker")
 
 
-def test_a_signal_to_a_worker_that_is_still_starting_is_a_request_and_no_failure(tmp_path):
+def test_a_signal_to_a_worker_that_is_still_starting_is_a_stop_request_and_no_failure(tmp_path):
     soon(lambda: named("sfrik.launch.worker"), lambda: named("sfrik.launch.worker")[0].send_signal(signal.SIGUSR1))
     with pytest.raises(Preempted, match=r"stopped by SIGUSR1 \(nothing new to save\)"):
         launch("launch_targets:wait", str(tmp_path), nproc_per_node=2)
@@ -70,7 +70,7 @@ def test_a_signal_to_a_worker_that_is_still_starting_is_a_request_and_no_failure
     assert not list(tmp_path.iterdir())
 
 
-def test_a_signal_to_one_worker_of_a_function_that_does_not_look_for_it_stops_all(tmp_path):
+def test_a_signal_to_one_worker_of_a_function_without_handlers_stops_all(tmp_path):
     soon(lambda: len(list(tmp_path.iterdir())) == 2, lambda: named("sfrik.launch.worker")[1].terminate())
     with pytest.raises(Preempted, match=r"stopped by SIGTERM \(nothing new to save\)"):
         launch("launch_targets:wait", str(tmp_path), nproc_per_node=2)
@@ -100,7 +100,7 @@ def test_a_signal_to_the_caller_stops_the_workers_and_leaves_its_handlers_as_the
 
 
 def step_words(nproc: int, nodes: int, environment: dict[str, str]) -> list[str]:
-    """What srun, which is a script that prints its arguments, was given."""
+    """The arguments of srun, for which a script stands that prints them."""
     reading, writing = os.pipe()
     (step,) = _start(nproc, nodes, environment, writing)
     os.close(writing)

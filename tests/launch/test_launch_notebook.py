@@ -1,6 +1,6 @@
-"""Faults and signals while a notebook trains on several processes: what is seen, how soon, and that no process is left.
+"""Faults and signals while a notebook trains on several processes: the error, the time to it, and that no process is left.
 
-The bounds in seconds are generous: they hold behaviour, not speed. What was measured is printed, with -s.
+The bounds in seconds are generous: they test behaviour, not speed. Measured times are printed with -s.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _importable(monkeypatch):
 
 
 def cell(call: str, name: str) -> str:
-    """A cell that makes a call, and notes when it ended; what it trains has a folder of this name."""
+    """A cell that makes a call and records when it ended; a training in it writes to a folder of this name."""
     return f"""
 import time
 from pathlib import Path
@@ -68,7 +68,7 @@ STEPS = 46  # an epoch, of 3000 images in batches of 64
 
 
 def write_notebook(path: Path, parameters: str, *cells: str) -> Path:
-    """A notebook in which the error of a cell does not keep the next from running, but for the last."""
+    """Write a notebook in which the error of a cell, except of the last, does not stop the next."""
     first = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
     others = [nbformat.v4.new_code_cell(source, metadata={"tags": ["raises-exception"]}) for source in cells]
     others[-1].metadata.tags = []
@@ -78,10 +78,10 @@ def write_notebook(path: Path, parameters: str, *cells: str) -> Path:
 
 
 class During(threading.Thread):
-    """Does things to the processes while the main thread executes a notebook.
+    """Acts on the processes while the main thread executes a notebook.
 
-    `acts` are done one after the other, each of them a title, what is waited for, what is done, and which processes are to
-    end, as what gives them.
+    `acts` are done one after the other. Each is a title and three functions: the condition to wait for, the action, and the
+    processes that are to end.
     """
 
     def __init__(self, *acts) -> None:
@@ -112,13 +112,13 @@ class During(threading.Thread):
 
 
 def kernel() -> psutil.Process | None:
-    """The one that this process started: it has children of other kinds."""
+    """The kernel that this process started, among its children."""
     own = {child.pid for child in psutil.Process().children()}
     return next((process for process in named("ipykernel") if process.pid in own), None)
 
 
 def workers() -> list[psutil.Process]:
-    """By rank, once both are there."""
+    """The workers by rank, once both have started."""
     found = named("sfrik.launch.worker", kernel().pid) if kernel() else []
     return found if len(found) == 2 else []
 
@@ -140,22 +140,22 @@ def errors(path: Path) -> list[dict]:
 
 
 def assert_saved(folder: Path) -> None:
-    """A checkpoint of the last step that was made, which no clock has asked for."""
+    """Assert that there is a checkpoint of the last step, which no timer asked for."""
     place = Checkpoints(folder).load()["place"]
     assert place["epoch"] * STEPS + place["step"] == last_step(folder) + 1
     assert not Run(folder).backbone.exists()
 
 
-def test_workers_that_raise_or_are_killed_and_an_interrupt_end_the_cell_with_the_reason(tmp_path):
-    raises = cell('launch("launch_targets:fail_when_told", folder, 1, nproc_per_node=2)', "raises")
+def test_a_worker_that_raises_or_is_killed_and_an_interrupt_end_the_cell_with_the_reason(tmp_path):
+    raises = cell('launch("launch_targets:fail_on_request", folder, 1, nproc_per_node=2)', "raises")
     source = write_notebook(tmp_path / "calls.ipynb", 'folder = ""', raises, cell(TRAIN, "killed"), cell(TRAIN, "interrupted"))
     heard, output = tmp_path / "heard.txt", tmp_path / "out.ipynb"
 
     def both_are_heard():
-        return heard.is_file() and all(f"rank {rank} waits for the word" in heard.read_text() for rank in (0, 1))
+        return heard.is_file() and all(f"rank {rank} waits for the file" in heard.read_text() for rank in (0, 1))
 
     during = During(
-        # it is told to fail only when its output has come through kernel and papermill
+        # it fails only when its output has passed the kernel and papermill
         ("raises", both_are_heard, (tmp_path / "go").touch, workers),
         ("killed", training(tmp_path / "killed"), lambda: workers()[1].kill(), workers),
         ("interrupted", training(tmp_path / "interrupted"), lambda: kernel().send_signal(signal.SIGINT), everything),
@@ -203,7 +203,7 @@ def test_a_killed_kernel_is_an_error_and_its_workers_save_and_end(tmp_path, monk
 
 @pytest.fixture(scope="module", autouse=True)
 def terminated(tmp_path_factory):
-    """`python -m sfrik run` on two processes, beside the other tests: what it said and how it ended when it got SIGTERM."""
+    """`python -m sfrik run` on two processes, beside the other tests: its output and exit status after SIGTERM."""
     root = tmp_path_factory.mktemp("run")
     environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "sfrik", "run", "--recipe", RECIPE, "--exp-dir", str(root), "--nproc-per-node", "2"]
@@ -214,12 +214,12 @@ def terminated(tmp_path_factory):
 
     def watch() -> None:
         wait_for(lambda: last_step(outcome["folder"]) >= 0 or child.poll() is not None, START, "a step")
-        there, begun = [], time.monotonic()
+        there, started = [], time.monotonic()
         if child.poll() is None:
             there = descendants(child.pid)
             child.send_signal(signal.SIGTERM)
-        outcome["said"] = child.communicate(timeout=STOPPED)[0]
-        outcome["seconds"] = time.monotonic() - begun
+        outcome["output"] = child.communicate(timeout=STOPPED)[0]
+        outcome["seconds"] = time.monotonic() - started
         seconds_to_end(there, GONE)
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -238,7 +238,7 @@ pretrain(PretrainSettings.from_recipe(recipe, seed=seed, exp_dir=exp_dir, log_ev
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGUSR1, 75), (signal.SIGINT, 130)])
-def test_a_command_that_is_asked_to_stop_while_its_kernel_trains_alone_saves_and_says_so(
+def test_a_command_that_is_asked_to_stop_while_its_kernel_trains_without_workers_saves_and_reports_it(
     number, status, tmp_path, monkeypatch, capsys
 ):
     # notebook 02 without its figures; the command runs here, where no other test will send a signal
@@ -253,20 +253,20 @@ def test_a_command_that_is_asked_to_stop_while_its_kernel_trains_alone_saves_and
     assert_stopped(folder, capsys.readouterr().err, number)
 
 
-def test_the_command_that_is_asked_to_stop_while_its_workers_train_saves_and_says_so(terminated):
+def test_a_command_that_is_asked_to_stop_while_its_workers_train_saves_and_reports_it(terminated):
     child, thread, outcome = terminated
     thread.join(START)
     assert not thread.is_alive()
     print(f"\nSIGTERM to sfrik run: {outcome['seconds']:.1f} s until it had ended")
-    assert child.returncode == 75, outcome["said"]
-    assert_stopped(outcome["folder"], outcome["said"], signal.SIGTERM)
+    assert child.returncode == 75, outcome["output"]
+    assert_stopped(outcome["folder"], outcome["output"], signal.SIGTERM)
 
 
-def assert_stopped(folder: Path, said: str, number: signal.Signals) -> None:
-    """The command, the notebook and the run's state tell of one place, and a checkpoint is of it."""
+def assert_stopped(folder: Path, printed: str, number: signal.Signals) -> None:
+    """Assert that the command, the notebook and the run's state name the same place, and that a checkpoint is of it."""
     place = Checkpoints(folder).load()["place"]
     where = f"(saved in {folder} at epoch {place['epoch']}, step {place['step']} of 13)"
-    assert f"sfrik: stopped by {number.name} {where}; the same command resumes from there" in said
+    assert f"sfrik: stopped by {number.name} {where}; the same command resumes from there" in printed
     last = errors(folder / "02_pretraining.partial.ipynb")[-1]
     assert last["ename"] == "KeyboardInterrupt", "the command interrupts its kernel, whichever signal it received"
     assert where in last["evalue"]

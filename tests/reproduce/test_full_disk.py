@@ -24,7 +24,7 @@ STAGES = ("pretrain", "linear", "knn")
 
 @pytest.fixture
 def disk(tmp_path):
-    """`disk(options)`: a small file system in memory, and its folder."""
+    """`disk(options)` mounts a small file system in memory and returns its folder."""
     folder = tmp_path / "disk"
     folder.mkdir()
 
@@ -42,7 +42,7 @@ def disk(tmp_path):
 
 
 def sfrik(*arguments, most=None):
-    """A command, whose files may have `most` bytes."""
+    """Run a command whose files may have at most `most` bytes."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COV")}  # its file is too large
     environment |= {"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
     limit = None if most is None else lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
@@ -76,12 +76,12 @@ def test_a_run_on_a_full_disk_names_the_file_and_its_state_says_why(disk, option
     assert_failed(done, results, run_folder(RECIPE, 0, results) / name, reason)
 
 
-def test_a_run_that_may_write_small_files_alone_names_the_file_too(tmp_path):
+def test_a_run_limited_to_small_files_names_the_file_too(tmp_path):
     done = sfrik("run", "--recipe", RECIPE, "--exp-dir", tmp_path, most=16384)
     assert_failed(done, tmp_path, run_folder(RECIPE, 0, tmp_path) / "02_pretraining.partial.ipynb", "file too large")
 
 
-def test_the_same_command_goes_on_when_there_is_room(disk):
+def test_the_same_command_resumes_when_there_is_room(disk):
     results = disk("size=400k")
     assert sfrik("run", "--recipe", "smoke/random_weights", "--exp-dir", results, "--stages", "pretrain").returncode == 2
     subprocess.run(["mount", "-o", "remount,size=40m", results], check=True)

@@ -31,14 +31,14 @@ CLASSES, TRAIN, TEST = 4, 12, 4
 
 @pytest.fixture(scope="module")
 def kernel():
-    """As a run has it: one for its notebooks."""
+    """One kernel for several notebooks, as in a run."""
     with Kernel() as kernel:
         yield kernel
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder in ImageNet's form, of a grey level a class, with a label list beside it."""
+    """A folder in ImageNet's layout with one grey level per class, and a label list beside it."""
     root = tmp_path_factory.mktemp("imagenet")
     noise = np.random.default_rng(0)
     for split, count in (("train", TRAIN), ("val", TEST)):
@@ -100,7 +100,7 @@ def test_the_tables_of_a_profile_are_rendered_before_anything_was_measured(profi
 
 @pytest.fixture
 def cells(tmp_path, monkeypatch):
-    """Runs a notebook that sleeps for some seconds: its process, the count of its cells, is a name known, is a module loaded."""
+    """`run(kernel, seconds)`: a notebook that sleeps; its pid, count of cells, whether it knows a name and a module."""
     shown = "import os, sys, time\ntime.sleep(seconds)\n[os.getpid(), len(In), 'mine' in globals(), 'wave' in sys.modules]"
     sources = {"seconds = 0": ["parameters"], shown: [], "mine = 1; import wave": []}
     content = [
@@ -120,7 +120,7 @@ def cells(tmp_path, monkeypatch):
     return run
 
 
-def test_notebooks_of_one_kernel_know_nothing_of_each_other_and_a_kernel_that_is_gone_is_replaced(cells):
+def test_notebooks_of_one_kernel_share_no_names_and_a_kernel_that_is_gone_is_replaced(cells):
     with Kernel() as kernel:
         pid, count, *known = cells(kernel)
         assert known == [False, False]
@@ -147,7 +147,7 @@ def test_the_default_type_that_a_notebook_sets_is_not_that_of_the_next():
     assert shown.splitlines()[-1] == "torch.float32"
 
 
-def test_a_request_reaches_the_second_notebook_of_a_kernel_which_then_serves_a_third(cells):
+def test_a_stop_request_reaches_the_second_notebook_of_a_kernel_which_then_executes_a_third(cells):
     with Kernel() as kernel:
         pid, count, *_ = cells(kernel)
         threading.Timer(2, os.kill, (os.getpid(), signal.SIGTERM)).start()
@@ -156,7 +156,7 @@ def test_a_request_reaches_the_second_notebook_of_a_kernel_which_then_serves_a_t
         assert cells(kernel) == [pid, count, False, True]
 
 
-def test_the_links_of_a_copy_lead_from_where_it_lies_and_to_the_copies_beside_it(tmp_path, monkeypatch):
+def test_the_links_of_a_copy_are_relative_to_its_folder_and_lead_to_the_copies_beside_it(tmp_path, monkeypatch):
     for place in ("notebooks/02.ipynb", "results/digits/tables/table1.md"):
         (tmp_path / place).parent.mkdir(parents=True)
         (tmp_path / place).touch()
@@ -180,7 +180,7 @@ def test_the_links_of_a_copy_lead_from_where_it_lies_and_to_the_copies_beside_it
     ]
 
 
-def test_the_command_line_and_the_campaign_wait_for_no_pytorch():
+def test_the_command_line_and_its_packages_do_not_import_pytorch():
     modules = "sys, sfrik.cli, sfrik.reproduce, sfrik.launch"
     code = f"import {modules}; print([name for name in ('torch', 'pandas') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -86,7 +86,7 @@ def val_names(label):
 
 
 def images_at(part, places=slice(None)):
-    """Of train/ or val/, the images at some places of each class: (path, label), in the data set's order."""
+    """The images at some positions of each class of train/ or val/, as (path, label) in the data set's order."""
     names = {"train": train_names, "val": val_names}[part]
     return [(f"{part}/{wnid}/{name}", label) for label, wnid in enumerate(WNIDS) for name in names(label)[places]]
 
@@ -138,7 +138,7 @@ def evaluate(tree, folder, command, *flags):
 
 @contextmanager
 def images_read(tree):
-    """The image files that are opened meanwhile, as paths below the tree."""
+    """The image files that are opened within the context, as paths below the tree."""
     opened = set()
 
     def watched(read):
@@ -152,7 +152,7 @@ def images_read(tree):
 
 @contextmanager
 def views_shown():
-    """Sides of the views of each batch that the network sees meanwhile."""
+    """The side lengths of the views of each batch that the network gets within the context."""
     shown, forward = [], Encoder.forward
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Encoder, "forward", lambda *given: shown.append([v.shape[-1] for v in given[1]]) or forward(*given))
@@ -205,7 +205,7 @@ def sha256(path):
 
 
 def contents(folder):
-    """Of each file but the lock, what it holds and when it was written."""
+    """The content and the modification time of each file except the lock."""
     found = (path for path in folder.rglob("*") if path.is_file() and path.name != "lock")
     return {path.relative_to(folder): (sha256(path), path.stat().st_mtime_ns) for path in found}
 
@@ -214,7 +214,7 @@ def contents(folder):
 
 
 @pytest.mark.parametrize("views", VIEWS)
-def test_pretraining_by_the_papers_recipe_shows_its_views_of_the_subset_and_leaves_a_whole_record(runs, views):
+def test_pretraining_by_the_papers_recipe_uses_views_of_the_subset_and_writes_a_complete_record(runs, views):
     folder = runs.folder(views)
     recipe, overrides, sizes = VIEWS[views]
     epochs, steps = overrides[1], len(TRAINING) // 32
@@ -260,7 +260,7 @@ def test_features_are_those_of_every_image_in_the_data_sets_order(runs):
 
 
 def whole_image(path):
-    """A test image as the protocol has it, by torchvision's older transforms: 32 pixels of 224, so 37 of 256."""
+    """A test image as the protocol requires, by torchvision's older transforms: a crop of 32 pixels of 37, as 224 of 256."""
     from torchvision import transforms
 
     steps = [transforms.Resize(37, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(32), transforms.ToTensor()]
@@ -269,7 +269,7 @@ def whole_image(path):
         return transforms.Compose([*steps, normalise])(image.convert("RGB"))
 
 
-def test_the_odd_files_and_the_photographs_are_among_the_images_that_are_trained_on(tree):
+def test_the_unusual_files_and_the_photos_are_among_the_training_images(tree):
     def kind(path):
         with Image.open(tree / path) as image:
             return image.format, image.mode
@@ -336,7 +336,7 @@ def test_the_saved_head_scores_the_test_images_once_more_and_trains_nothing(runs
     assert again["head_sha256"] == sha256(runs.folder() / again["head"])
 
 
-def test_the_tuning_split_starts_one_image_after_the_subset_and_leaves_the_test_images_alone(runs):
+def test_the_tuning_split_starts_one_image_after_the_subset_and_reads_no_test_image(runs):
     score = runs.score("linear_tune")
     assert runs.opened["linear_tune"] == paths(TRAINING, TUNED_ON)
     assert (score["train_images"], score["images"]) == (len(TRAINING), 8 * VAL_SUBSET)
@@ -346,7 +346,7 @@ def test_the_tuning_split_starts_one_image_after_the_subset_and_leaves_the_test_
     assert torch.equal(one["head.weight"], other["head.weight"]), "which images are scored changes nothing of the training"
 
 
-def test_a_sweep_of_rates_holds_the_score_of_each_rate_and_reads_the_test_images_for_the_chosen_one(runs, tmp_path):
+def test_a_sweep_of_learning_rates_records_each_score_and_reads_the_test_images_for_the_chosen_one(runs, tmp_path):
     weights = runs.folder() / "backbone.safetensors"
     flags = [*LINEAR, "--pretrained", weights, "--lr-sweep", 0.001, 0.4, "--val-subset", VAL_SUBSET]
     with images_read(runs.tree) as opened:
@@ -381,7 +381,7 @@ def test_every_score_names_its_weights_and_settings(runs, name):
 
 
 @pytest.mark.parametrize("name", ["vicreg", *COMMANDS])
-def test_a_finished_command_is_not_done_again(runs, monkeypatch, name):
+def test_a_finished_command_computes_nothing_again(runs, monkeypatch, name):
     folder = runs.folder()
     if name in COMMANDS:
         runs.score(name)
@@ -392,7 +392,7 @@ def test_a_finished_command_is_not_done_again(runs, monkeypatch, name):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_truncated_file_ends_pretraining_by_its_name_and_without_it_the_same_command_goes_on(
+def test_a_truncated_file_ends_pretraining_with_its_name_and_without_it_the_same_command_resumes(
     tree, tmp_path, capsys, monkeypatch, workers
 ):
     """With no workers it is there from the start, with two it comes about after the first epoch."""
@@ -408,10 +408,10 @@ def test_a_truncated_file_ends_pretraining_by_its_name_and_without_it_the_same_c
     else:
         cut()
     assert pretrain(tmp_path, folder, "vicreg", workers) == 2
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1
-    assert said[0].startswith(f"sfrik: error: cannot read image {broken}: ")
-    assert "truncated" in said[0]
+    output = capsys.readouterr().err.splitlines()
+    assert len(output) == 1
+    assert output[0].startswith(f"sfrik: error: cannot read image {broken}: ")
+    assert "truncated" in output[0]
     before = (folder / "metrics.jsonl").read_text().splitlines()
     assert len(before) == (2 if workers else 1), "the first step's line, and the first epoch's where it was finished"
 

@@ -20,7 +20,7 @@ USER = "annabel"
 
 @pytest.fixture
 def user(tmp_path, monkeypatch):
-    """A user with a home folder, whose working directory is in it: the home folder."""
+    """The home folder of a user whose working directory is in it."""
     home = tmp_path / "home" / USER
     (home / "projects").mkdir(parents=True)
     monkeypatch.setenv("HOME", str(home))
@@ -54,7 +54,7 @@ def user(tmp_path, monkeypatch):
         ("/usr/lib, /tmp/x, a / b", "/usr/lib, /tmp/x, a / b"),
     ],
 )
-def test_a_path_is_shortened_and_other_texts_are_left_alone(user, text, shown):
+def test_a_path_is_shortened_and_other_text_is_not_changed(user, text, shown):
     given = [
         "/scratch/annabel/sets/imagenet",
         "/pool/imagenet",
@@ -143,7 +143,7 @@ def test_the_error_of_a_cell_names_no_folder_of_the_user(user, tmp_path):
     assert "no images in ~/x" in text
 
 
-def test_pictures_are_left_as_they_are(user, tmp_path):
+def test_the_data_of_images_is_not_changed(user, tmp_path):
     picture = f"AAAA{user}/BBBB"
     data = {"image/png": picture, "image/svg+xml": f"<!-- {user}/x -->", "text/plain": [f"{user}/x\n", "y"]}
     cells = [{"cell_type": "code", "outputs": [{"data": data}]}]

@@ -1,4 +1,4 @@
-"""SLURM, by stand-ins for its commands: what sbatch is told, what is submitted once, the batch script, what status says."""
+"""SLURM, with stand-ins for its commands: the arguments of sbatch, what is submitted once, the batch script, the status."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SCRIPT = CHECKOUT / "sfrik" / "launch" / "job.sh"
 RUN = PlannedRun("smoke/sfrik_l3_q64", 0, ("pretrain", "linear", "knn"))
 UNTRAINED = PlannedRun("smoke/random_weights", 0, ("pretrain", "linear", "knn"))
 
-# Each stands for a command of SLURM: sbatch puts the job into a file that squeue prints, and each writes down its arguments.
+# Each stands for a command of SLURM: sbatch adds the job to a file that squeue prints, and records its arguments.
 FAKES = {
     "sbatch": """
         echo $(( $(cat "$HERE/count") + 1 )) > "$HERE/count"
@@ -106,7 +106,7 @@ def root(tmp_path):
 
 @pytest.fixture
 def finished(monkeypatch):
-    """The runs and stages that count as done, in place of notebooks that were executed."""
+    """The runs and stages that count as done, instead of executed notebooks."""
     done: set[tuple[str, str]] = set()
     there = lambda recipe, seed, root, stages: [s for s in stages if (recipe, s) not in done]  # noqa: E731
     monkeypatch.setattr(submit_module, "missing_stages", there)
@@ -141,7 +141,7 @@ def test_a_run_is_a_pretraining_on_all_nodes_and_evaluations_on_one_gpu_after_it
     assert option(first, "output") == log == first[first.index(str(SCRIPT)) + 1]
 
 
-def test_without_gpus_so_many_processes_run_on_a_node_as_are_asked_for(cluster, root):
+def test_without_gpus_a_node_runs_the_requested_number_of_processes(cluster, root):
     submit_runs([RUN], Layout.of(nodes=2, procs=2), Site(), root)
     assert cluster.option(cluster.jobs[0], "ntasks-per-node") == "2"
     assert cluster.jobs[0][-2:] == ["--nproc-per-node", "2"]
@@ -191,7 +191,7 @@ def test_what_is_queued_or_running_is_not_submitted_again(cluster, root, capsys)
     assert f"{submitted}  table1, queued already" in printed
 
 
-def test_another_clones_jobs_are_not_taken_for_ours(cluster, root, tmp_path):
+def test_the_jobs_of_another_clone_are_ignored(cluster, root, tmp_path):
     submit_runs([RUN], Layout(), Site(), root)
     submit_runs([RUN], Layout(), Site(), tmp_path / "clone" / "results")
     assert len(cluster.jobs) == 4
@@ -200,7 +200,7 @@ def test_another_clones_jobs_are_not_taken_for_ours(cluster, root, tmp_path):
     assert job_name("x", root) == job_name("x", root / ".." / "results")
 
 
-def test_a_second_table_uses_the_pretraining_of_the_first_and_adds_what_is_its_own(cluster, root):
+def test_a_second_table_uses_the_pretraining_of_the_first_and_adds_its_own_stages(cluster, root):
     submit_runs([RUN], Layout(), Site(), root)
     ids = submit_runs([PlannedRun(RUN.recipe, 0, ("pretrain", "linear", "semi", "knn"))], Layout(), Site(), root)
     assert cluster.names[2:] == ["smoke/sfrik_l3_q64/seed0/semi"]
@@ -212,7 +212,7 @@ def test_a_second_table_uses_the_pretraining_of_the_first_and_adds_what_is_its_o
 def test_a_run_that_failed_is_submitted_again_and_the_waiting_table_waits_for_it_too(cluster, root):
     submit_table("table1", "smoke", 1, Layout(), Site(), root)
     table = str(len(cluster.jobs))
-    cluster.leaves("1")  # it failed; its evaluations still stand in the queue, until SLURM sees that they can never run
+    cluster.leaves("1")  # it failed; its evaluations stay in the queue until SLURM finds that they can never run
     submit_table("table1", "smoke", 1, Layout(), Site(), root)
     again = cluster.names[int(table) :]
     assert again == ["smoke/simclr_q64/seed0/pretrain", "smoke/simclr_q64/seed0/linear+knn"]
@@ -233,7 +233,7 @@ def test_a_table_that_runs_already_is_followed_by_another_when_runs_were_added(c
     assert cluster.option(cluster.jobs[-1], "dependency").endswith(f":{table}")
 
 
-def test_a_job_whose_dependency_can_never_be_met_is_as_good_as_gone(cluster, root, finished):
+def test_a_job_whose_dependency_can_never_be_satisfied_counts_as_gone(cluster, root, finished):
     submit_runs([RUN], Layout(), Site(), root)
     cluster.leaves("1")
     cluster.becomes("2", "PENDING", "DependencyNeverSatisfied")
@@ -328,7 +328,7 @@ def test_a_table_that_is_complete_is_rendered_here_unless_a_job_will(cluster, ro
 # --- what goes wrong
 
 
-def test_a_refusal_is_told_in_sbatchs_own_words(cluster, root, capsys):
+def test_a_refusal_is_reported_in_the_words_of_sbatch(cluster, root, capsys):
     (cluster.folder / "refuses").write_text(
         "sbatch: error: invalid partition specified: nope\nsbatch: error: Batch job submission failed: Invalid partition name\n"
     )
@@ -376,7 +376,7 @@ def test_the_settings_of_the_committed_file_are_the_clusters_defaults_and_its_co
     )
 
 
-def test_a_site_reaches_sbatch_and_flags_win_over_it(cluster, root):
+def test_the_settings_of_a_site_reach_sbatch_and_flags_override_them(cluster, root):
     path = cluster.folder / "slurm.toml"
     path.write_text(
         'account = "lab"\npartition = "gpu"\nqos = "long"\nconstraint = "a100&nvlink"\ntime = 600\nsignal_seconds = 300\n'
@@ -411,7 +411,7 @@ def test_a_mistake_in_the_file_is_named(text, words, tmp_path):
         read_site(tmp_path / "absent.toml")
 
 
-def test_a_job_that_submits_others_hands_its_own_size_on_to_none(cluster, root, monkeypatch):
+def test_a_job_that_submits_others_does_not_pass_its_size_on(cluster, root, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "8")
     monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
@@ -457,7 +457,7 @@ def test_a_job_that_slurm_ends_waits_for_the_command_and_does_not_requeue_itself
     assert "saved" in log
     assert cluster.updates == []
     (cluster.folder / "shows").write_text("JobId=5 JobState=COMPLETING Reason=TimeLimit Dependency=(null)\n")
-    assert script(cluster, tmp_path, stops)[0] == 0, "unless it was the limit, of which no step was told"
+    assert script(cluster, tmp_path, stops)[0] == 0, "unless it was the limit, of which no step got a signal"
     assert cluster.updates == ["requeue 5"]
 
 
@@ -489,14 +489,14 @@ def status(root):
     return run_status(*RUN, root, queued_jobs(root))
 
 
-def test_a_run_that_was_never_begun_is_missing_and_one_in_the_queue_is_queued(cluster, root):
+def test_a_run_that_was_never_started_is_missing_and_one_in_the_queue_is_queued(cluster, root):
     assert (status(root).state, status(root).detail) == ("missing", "pretrain, linear, knn")
     submit_runs([RUN], Layout(), Site(), root)
     assert (status(root).state, status(root).detail) == ("queued", "pretrain: job 1 waits (Priority)")
     assert status(root).jobs == ("1", "2")
 
 
-def test_a_running_run_tells_epoch_loss_time_left_and_job(cluster, root, run):
+def test_a_running_run_shows_epoch_loss_time_left_and_job(cluster, root, run):
     submit_runs([RUN], Layout(), Site(), root)
     cluster.becomes("1", "RUNNING")
     assert (status(root).state, status(root).detail) == ("running", "starting, job 1 on node[1-2]")
@@ -516,7 +516,7 @@ def test_a_run_of_this_machine_is_running_while_its_process_holds_the_lock_and_s
     assert status(root).detail.endswith("(slurmstepd: error: *** JOB 3 ON node1 CANCELLED DUE TO TIME LIMIT ***)")
 
 
-def test_a_preempted_run_says_whether_a_job_goes_on(cluster, root, run, monkeypatch):
+def test_a_preempted_run_shows_whether_a_job_resumes_it(cluster, root, run, monkeypatch):
     run.update_status("preempted", stage="pretrain", epoch=1, epochs=2)
     assert (status(root).state, status(root).detail) == ("preempted", "pretrain: epoch 2/2; the same command resumes")
     submit_runs([RUN], Layout(), Site(), root)
@@ -528,12 +528,12 @@ def test_a_preempted_run_says_whether_a_job_goes_on(cluster, root, run, monkeypa
     assert status(root).state == "preempted"
 
 
-def test_a_failed_run_tells_its_last_error_in_one_line(root, run):
+def test_a_failed_run_shows_its_last_error_in_one_line(root, run):
     run.update_status("failed", stage="pretrain", error="rank 1 on node2 failed:\nTraceback\n  File x\nValueError: the reason")
     assert (status(root).state, status(root).detail) == ("failed", "pretrain: rank 1 on node2 failed: ValueError: the reason")
 
 
-def test_a_job_that_failed_before_the_run_could_say_anything_is_known_by_its_log(root, run):
+def test_the_log_tells_why_a_job_failed_before_the_run_wrote_its_state(root, run):
     (run.folder / "slurm.log").write_text(
         "sfrik job 5 on node1\n/usr/bin/python: No module named sfrik\nsfrik job 5 ended with status 1\n"
     )
@@ -548,21 +548,21 @@ def test_status_without_slurm_works_from_the_folders_and_as_json(root, run, monk
     assert any(line.split() == ["smoke/sfrik_l3_q64", "seed", "0", "failed", "pretrain:", "no", "images"] for line in printed)
     assert printed[-1] == "1 failed, 7 missing"
     assert main(["status", "table1", "table5", "--profile", "smoke", "--seeds", "2", "--exp-dir", str(root), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["counts"]["missing"] == 17
-    (failed,) = [entry for entry in told["runs"] if entry["state"] == "failed"]
+    shown_json = json.loads(capsys.readouterr().out)
+    assert shown_json["counts"]["missing"] == 17
+    (failed,) = [entry for entry in shown_json["runs"] if entry["state"] == "failed"]
     assert failed["facts"]["error"] == "no images"
     assert failed["missing"] == ["pretrain", "linear", "knn"]
 
 
-def test_a_queue_that_does_not_answer_is_said_and_the_folders_are_shown(cluster, root, capsys):
+def test_a_queue_that_does_not_answer_is_reported_and_the_folders_are_shown(cluster, root, capsys):
     (cluster.folder / "squeue").write_text("#!/bin/sh\necho 'squeue: error: Unable to contact slurm controller' >&2; exit 1\n")
     found, _ = tables_status(["table1"], "smoke", root=root)
     assert {entry.state for entry in found} == {"missing"}
     assert "Unable to contact slurm controller" in capsys.readouterr().err
 
 
-def test_the_runs_of_the_choice_are_known_once_it_is_written_down(root):
+def test_the_runs_of_a_choice_are_known_once_it_has_been_made(root):
     before = needed_runs(["table9"], "smoke", 2, root)
     assert {seed for _, seed in before} == {0}
     folder = root / "smoke" / "tuning"
@@ -573,7 +573,7 @@ def test_the_runs_of_the_choice_are_known_once_it_is_written_down(root):
     assert ("smoke/tune_sfrik_256", 1) not in after
 
 
-def test_the_makefile_hands_on_the_flags_that_are_set_and_no_others():
+def test_the_makefile_passes_the_flags_that_are_set_and_no_others():
     def flags(*variables):
         made = subprocess.run(
             ["make", "-n", "--no-print-directory", "table1", "VENV=", *variables],
@@ -589,6 +589,6 @@ def test_the_makefile_hands_on_the_flags_that_are_set_and_no_others():
     assert flags("LAUNCH=slurm", *given) == ["--partition", "gpu", "--nodes", "2", "--gpus", "4", "--time", "1-00"]
 
 
-def test_the_batch_script_is_valid_bash_and_travels_with_the_package():
+def test_the_batch_script_is_valid_bash_and_part_of_the_package():
     subprocess.run(["bash", "-n", SCRIPT], check=True)
     assert slurm.SCRIPT.samefile(SCRIPT)

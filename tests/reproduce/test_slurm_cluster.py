@@ -67,7 +67,7 @@ def cluster(tmp_path_factory):
 
 
 def wait_for(condition, seconds: float, what: str, every: float = 0.5):
-    """What the condition gives, as soon as it is true."""
+    """The value of the condition, as soon as it is true."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
@@ -81,13 +81,13 @@ def facts(job: str) -> dict[str, str]:
 
 
 def ended(job: str) -> str:
-    """Its state once it has ended."""
+    """The state of a job once it has ended, else an empty string."""
     state = facts(job)["JobState"]
     return state if state in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL") else ""
 
 
 def processes(job: str) -> list:
-    """The processes of a job that live."""
+    """The living processes of a job."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -108,9 +108,9 @@ def workers(job: str) -> dict[int, Any]:
 
 
 def halted_in_training(job: str, root: Path):
-    """The worker of rank 0, halted (SIGSTOP) between the first step and the last, for which the others then wait.
+    """The worker of rank 0, halted (SIGSTOP) between the first step and the last; the others then wait for it.
 
-    There are but eight steps, within a second or two.
+    There are only eight steps, which take a second or two.
     """
     run = Run(run_folder(RECIPE, 0, root))
     lock, metrics = run.folder / "lock", run.folder / "metrics.jsonl"
@@ -125,7 +125,7 @@ def halted_in_training(job: str, root: Path):
 
 
 def requeued(job: str) -> None:
-    """Wait until the job is back in the queue, and spare it SLURM's two minutes there."""
+    """Wait until the job is back in the queue, and skip SLURM's two minutes there."""
     wait_for(lambda: facts(job)["Restarts"] != "0" and facts(job)["JobState"] == "PENDING", 60, f"job {job} is requeued")
     subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now+3"], check=True)
 
@@ -239,17 +239,17 @@ def test_a_signalled_job_saves_requeues_itself_and_goes_on(tmp_path, undisturbed
     assert weights(tmp_path) == weights(undisturbed)
 
 
-def test_a_job_that_nears_its_limit_is_signalled_by_slurm_and_goes_on(tmp_path, undisturbed):
+def test_a_job_that_nears_its_limit_is_signalled_by_slurm_and_resumes(tmp_path, undisturbed):
     job = pretraining(tmp_path, time="3", signal_seconds=45)  # SLURM looks every 30 s, and may be a minute early
     first = halted_in_training(job, tmp_path)
 
-    def told() -> bool:
+    def signalled() -> bool:
         """Whether SIGUSR1 waits for the halted worker; or SLURM has let it go on, to hear it."""
         text = Path(f"/proc/{first.pid}/status").read_text() if first.is_running() else ""
         pending = re.findall(r"^(?:Sig|Shd)Pnd:\s*(\w+)", text, re.MULTILINE)
         return "State:\tT" not in text or any(int(mask, 16) >> (signal.SIGUSR1 - 1) & 1 for mask in pending)
 
-    wait_for(told, 200, "the signal before the limit")
+    wait_for(signalled, 200, "the signal before the limit")
     with suppress(psutil.NoSuchProcess):
         first.resume()
     requeued(job)

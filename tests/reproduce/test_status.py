@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -11,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from finished import finished_run
 
 from sfrik.cli import main
 from sfrik.errors import SfrikError
@@ -29,23 +29,6 @@ from sfrik.tables.run_pages import write_run_pages
 
 STAGES = ("pretrain", "linear", "knn")
 RECIPE = "smoke/sfrik_l3_q64"
-WEIGHTS = (2).to_bytes(8, "little") + b"{}"  # a safetensors file without tensors
-SHA = hashlib.sha256(WEIGHTS).hexdigest()
-
-
-def finished_run(root, recipe, seed=0, names=STAGES):
-    """A run of which every stage counts as done: its records, its scores, weights, empty notebooks."""
-    run = Run(run_folder(recipe, seed, root))
-    run.folder.mkdir(parents=True)
-    run.backbone.write_bytes(WEIGHTS)
-    write_json(run.folder / "settings.json", {"version": 1, "hash": "", "settings": {}})
-    write_json(run.folder / "provenance.json", {"version": 1, "commit": "abc", "weights": {run.backbone.name: SHA}})
-    for stage in names:
-        (run.folder / stages.STAGES[stage].copy).write_text("{}")
-        for name, settings in stages.stage_scores(recipe, seed, stage):
-            score = {"protocol": name, "top1": 50.0, "top1_at": {"20": 50.0}, "backbone_sha256": SHA}
-            write_json(run.folder / f"{name}.json", {**score, "settings_hash": settings.hash()})
-    return run
 
 
 @pytest.fixture
@@ -128,9 +111,9 @@ def test_a_broken_file_of_one_run_is_named_and_the_others_are_shown(root, capsys
     assert [line.split()[3] for line in lines].count("done") == 5
     assert counts == "5 done, 1 broken, 2 missing"
 
-    told = json.loads(shown(capsys, "status", "table1", *place, "--json")[1].out)
-    assert told["counts"]["broken"] == 1
-    (run,) = [run for run in told["runs"] if run["state"] == "broken"]
+    shown_json = json.loads(shown(capsys, "status", "table1", *place, "--json")[1].out)
+    assert shown_json["counts"]["broken"] == 1
+    (run,) = [run for run in shown_json["runs"] if run["state"] == "broken"]
     assert (run["recipe"], run["missing"]) == (RECIPE, list(STAGES))
     assert str(path) in run["detail"]
 
@@ -141,8 +124,8 @@ def test_a_broken_file_of_one_run_is_named_and_the_others_are_shown(root, capsys
         assert line.startswith(f"{RECIPE} seed 0: broken: ")
         assert str(path) in line
         assert captured.out.splitlines()[-1].endswith(", 1 broken")
-        told = json.loads(shown(capsys, *arguments, *place, "--dry-run", "--json")[1].out)
-        (run,) = [run for run in told["runs"] if "broken" in run]
+        shown_json = json.loads(shown(capsys, *arguments, *place, "--dry-run", "--json")[1].out)
+        (run,) = [run for run in shown_json["runs"] if "broken" in run]
         assert (run["recipe"], run["would_run"]) == (RECIPE, [])
 
 
@@ -258,7 +241,7 @@ def test_tables_pages_claims_and_choices_name_the_broken_file(root, tmp_path, wa
         "smoke/tune_sfrik_128/seed0/linear_tune.json": lambda: write_choices("smoke", root),
     }
     for recipe in grids("smoke")["vicreg"]:
-        finished_run(root, recipe, names=("pretrain", "tune"))
+        finished_run(root, recipe, stages=("pretrain", "tune"))
     for name, read in cases.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -278,14 +261,14 @@ def test_tables_pages_claims_and_choices_name_the_broken_file(root, tmp_path, wa
         ("linear.json", {"protocol": "linear", "top1": True}, "top1"),
     ],
 )
-def test_a_score_that_is_no_number_is_no_cell_of_a_table(root, name, content, key):
+def test_a_score_that_is_not_a_number_is_refused_by_the_table(root, name, content, key):
     path = run_folder(RECIPE, 0, root) / name
     write_json(path, content)
     with pytest.raises(SfrikError, match=key):
         build_table("table1", "smoke", root)
 
 
-def test_costs_and_epochs_that_are_no_numbers_are_no_cells_of_a_table(root):
+def test_costs_and_epochs_that_are_not_numbers_are_refused_by_the_table(root):
     path = run_folder("smoke/complexity", 0, root) / "table6.json"
     path.parent.mkdir(parents=True)
     entry = rows_of("table6", "smoke")[0].entry
@@ -322,7 +305,7 @@ def test_costs_and_epochs_that_are_no_numbers_are_no_cells_of_a_table(root):
         ("\n \n", "no output"),
     ],
 )
-def test_a_failure_is_told_in_one_line_that_names_the_exception(text, line):
+def test_a_failure_is_summarised_in_one_line_that_names_the_exception(text, line):
     assert error_summary(text) == line
 
 

@@ -1,9 +1,11 @@
-"""What is still to run, and the choice among a grid that is written down before the test images are scored."""
+"""Which runs are missing, and the choice from a grid, which is written before the test images are scored."""
 
 from __future__ import annotations
 
 import json
 import os
+import threading
+import time
 
 import pytest
 
@@ -21,11 +23,12 @@ from sfrik.runs.folder import Run
 from sfrik.settings import EvaluateSettings, PretrainSettings, run_folder
 from sfrik.system.devices import pick_device
 from sfrik.system.files import WriteError, write_json
+from sfrik.system.locks import folder_lock
 from sfrik.tables.definitions import experiment, grids
 
 
 def tuned(root, scores):
-    """Tuning scores of the smoke grid of SFRIK, of equal ones of VICReg."""
+    """Write tuning scores of the smoke grids: those given of SFRIK, equal ones of VICReg."""
     for recipe, score in {"smoke/tune_vicreg_5": 60.0, "smoke/tune_vicreg_10": 60.0, **scores}.items():
         folder = run_folder(recipe, 0, root)
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,14 +57,14 @@ def test_the_choice_is_the_best_on_the_tuning_split_and_the_first_of_equals(tmp_
     assert json.loads(path.read_text())["chosen"] == "tune_sfrik_128"
 
 
-def test_every_recipe_of_a_grid_bars_its_test_images_until_the_choice():
+def test_every_recipe_of_a_grid_refuses_its_test_images_before_the_choice():
     for profile in ("smoke", "digits"):
         for grid, recipes in grids(profile).items():
             for recipe in recipes:
                 assert EvaluateSettings.from_recipe(recipe).choice == grid
 
 
-def test_the_test_images_are_scored_after_the_choice_and_by_the_chosen_recipe_alone(tmp_path):
+def test_the_test_images_are_scored_after_the_choice_and_only_by_the_chosen_recipe(tmp_path):
     for recipe in ("smoke/tune_sfrik_128", "smoke/tune_sfrik_256"):
         folder = str(run_folder(recipe, 0, tmp_path))
         small = {"epochs": 1, "device": "cpu", "precision": "fp32", "exp_dir": folder}
@@ -84,7 +87,7 @@ def test_the_test_images_are_scored_after_the_choice_and_by_the_chosen_recipe_al
     assert missing_stages(chosen, 0, tmp_path, ("inference",)) == ["inference"], "its notebook was not executed"
 
 
-def test_rendering_all_tables_of_nothing_says_what_to_do(tmp_path):
+def test_rendering_all_tables_without_a_score_names_the_command_to_run(tmp_path):
     with pytest.raises(SfrikError, match=r"nothing has been measured .*make table1 PROFILE=smoke"):
         render_all("smoke", tmp_path)
 
@@ -104,6 +107,23 @@ def test_a_cost_that_was_measured_on_other_hardware_is_measured_again(tmp_path, 
     assert executed == ["table5"]
 
 
+def test_costs_that_another_process_measured_meanwhile_are_not_measured_again(tmp_path, monkeypatch):
+    executed = []
+    monkeypatch.setattr(table_module, "execute", lambda *arguments: executed.append(arguments))
+    folder = run_folder("smoke/complexity", 0, tmp_path)
+    with folder_lock(folder, "run.lock"):
+        waiting = threading.Thread(target=table_module._measure_costs, args=("table5", "smoke", 0, tmp_path))
+        waiting.start()
+        time.sleep(0.5)
+        assert waiting.is_alive()
+        (folder / "06_complexity_table5.ipynb").write_text("{}")
+        rows = {row.entry: {} for row in experiment("table5", "smoke").rows("smoke")}
+        write_json(folder / "table5.json", {**rows, "hardware": hardware(pick_device("auto"))})
+    waiting.join(30)
+    assert not waiting.is_alive()
+    assert executed == []
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
@@ -114,7 +134,7 @@ def test_a_cost_that_was_measured_on_other_hardware_is_measured_again(tmp_path, 
         (MemoryError(), "MemoryError: "),
     ],
 )
-def test_the_state_of_a_run_that_fails_says_why_whatever_the_error(tmp_path, monkeypatch, error, reason):
+def test_the_state_of_a_run_that_fails_holds_the_reason_whatever_the_error(tmp_path, monkeypatch, error, reason):
     def fails(*arguments):
         raise error
 
@@ -125,7 +145,7 @@ def test_the_state_of_a_run_that_fails_says_why_whatever_the_error(tmp_path, mon
     assert (state["state"], state["stage"], state["error"]) == ("failed", "pretrain", reason)
 
 
-def test_runs_whose_log_cannot_be_written_fail_and_the_others_go_on(tmp_path):
+def test_runs_whose_log_cannot_be_written_fail_and_the_others_continue(tmp_path):
     folder = tmp_path / "smoke" / "random_weights" / "seed0"
     (folder / "run.log").mkdir(parents=True)
     (tmp_path / "smoke" / "raw_pixels").write_text("")
@@ -141,7 +161,7 @@ def test_runs_whose_log_cannot_be_written_fail_and_the_others_go_on(tmp_path):
 
 
 @pytest.mark.parametrize("done", [False, True])
-def test_a_run_that_is_stopped_says_where_unless_all_is_done(tmp_path, monkeypatch, done):
+def test_a_run_that_is_stopped_records_where_unless_everything_is_done(tmp_path, monkeypatch, done):
     run = Run(tmp_path / "smoke" / "sfrik_l3_q64" / "seed0")
 
     def stopped(*arguments):
@@ -153,5 +173,5 @@ def test_a_run_that_is_stopped_says_where_unless_all_is_done(tmp_path, monkeypat
     monkeypatch.setattr(run_module, "execute", stopped)
     with pytest.raises(Preempted):
         run_recipe("smoke/sfrik_l3_q64", 0, tmp_path, ("pretrain",))
-    said = run.state()
-    assert said is None if done else (said["state"], said["epoch"], said["stage"]) == ("preempted", 3, "pretrain")
+    state = run.state()
+    assert state is None if done else (state["state"], state["epoch"], state["stage"]) == ("preempted", 3, "pretrain")

@@ -1,4 +1,4 @@
-"""Every long piece of work says how much is done and how much time is left: in a bar, or in a line a minute."""
+"""Every long task shows how much is done and how much time is left: in a bar, or in a line per minute."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def lines(capsys):
 
 
 @pytest.mark.parametrize("protocol", [{}, {"weights": "finetune"}, {"lr_sweep": (0.1, 0.4)}])
-def test_an_evaluation_tells_epoch_loss_step_and_the_time_left(every_step, weights, tmp_path, capsys, protocol):
+def test_an_evaluation_prints_epoch_loss_step_and_the_time_left(every_step, weights, tmp_path, capsys, protocol):
     network = {"device": "cpu", "precision": "fp32", "workers": 0, "subset": 6, "batch_size": 32, "epochs": 2}
     given = {"exp_dir": str(tmp_path), "pretrained": f"{weights}/backbone.safetensors", **network, **protocol}
     evaluate(EvaluateSettings.from_recipe("smoke/random_weights", **given))
@@ -51,7 +51,7 @@ def test_an_evaluation_tells_epoch_loss_step_and_the_time_left(every_step, weigh
     assert re.match(r"epoch 2/2, loss [\d.]+, step 4 of 4, 0 s left", found[4])
 
 
-def test_the_extraction_of_features_tells_the_batches_and_the_time_left(every_step, weights, capsys):
+def test_the_extraction_of_features_prints_the_batches_and_the_time_left(every_step, weights, capsys):
     given = {"exp_dir": weights, "device": "cpu", "precision": "fp32", "workers": 0, "subset": 6, "batch_size": 50}
     extract_features(FeatureSettings.from_recipe("smoke/random_weights", **given))
     found = lines(capsys)
@@ -59,7 +59,7 @@ def test_the_extraction_of_features_tells_the_batches_and_the_time_left(every_st
     assert found[-1] == "features of train, step 2 of 2, 0 s left"
 
 
-def test_logistic_regression_and_the_search_for_neighbours_tell_the_time_left(every_step, capsys, monkeypatch):
+def test_logistic_regression_and_the_search_for_neighbours_print_the_time_left(every_step, capsys, monkeypatch):
     features, labels = torch.randn(40, 4), torch.arange(40) % 2
     logistic_sgd((features, labels), (features, labels), 2, epochs=3, batch_size=20)
     assert lines(capsys)[-1] == "logistic regression, epochs, step 3 of 3, 0 s left"
@@ -68,7 +68,7 @@ def test_logistic_regression_and_the_search_for_neighbours_tell_the_time_left(ev
     assert lines(capsys)[-1] == "nearest neighbours, blocks, step 3 of 3, 0 s left"
 
 
-def test_parts_pass_in_order_and_only_one_process_tells(every_step, capsys):
+def test_parts_are_passed_on_in_order_and_only_one_process_prints(every_step, capsys):
     assert list(progress.track("abc", 3, "letters", show=False)) == ["a", "b", "c"]
     assert lines(capsys) == []
     assert list(progress.track("abc", 3, "letters")) == ["a", "b", "c"]
@@ -85,7 +85,7 @@ def test_a_bar_shows_the_parts_and_the_time_left(every_step, monkeypatch, capsys
     assert re.search(r"\[\d\d:\d\d<\d\d:\d\d", drawn), "elapsed < left"
 
 
-def test_a_table_tells_the_run_of_how_many_and_the_time_left(tmp_path, monkeypatch, capsys):
+def test_a_table_prints_the_number_of_finished_runs_and_the_time_left(tmp_path, monkeypatch, capsys):
     class Done:
         returncode = 0
 
