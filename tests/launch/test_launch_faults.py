@@ -100,7 +100,7 @@ def test_a_signal_to_the_caller_stops_the_workers_and_leaves_its_handlers_as_the
 
 
 def step_words(nproc: int, nodes: int, environment: dict[str, str]) -> list[str]:
-    """The arguments of srun, for which a script stands that prints them."""
+    """The arguments of srun, which is replaced by a script that prints them."""
     reading, writing = os.pipe()
     (step,) = _start(nproc, nodes, environment, writing)
     os.close(writing)

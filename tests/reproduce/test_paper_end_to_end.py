@@ -1,9 +1,9 @@
 """The paper's recipes from end to end, by the commands that a user types, on a folder tree in ImageNet's form.
 
 Eight classes of small generated images, each with its colour and its stripes; among them a grey, a CMYK and a PNG file under
-names that end in .JPEG and, where ../shared/data is there, two photographs of ImageNet itself. Sizes, epochs, places and the
+names that end in .JPEG and, where ../shared/data is there, two photos of ImageNet itself. Sizes, epochs, folders and the
 device are overridden, nothing else. Chance is 12.5 %, and of 64 test images its standard deviation is 4.1 %: the 50 % that
-the scores must reach lie nine of them above it.
+the scores must reach are nine of them above it.
 """
 
 from __future__ import annotations
@@ -160,14 +160,14 @@ def views_shown():
 
 
 class Runs:
-    """A run of each kind of views and the evaluations of one of them, each made when a test first asks for it."""
+    """A run for each kind of views and the evaluations of one of them, each executed when a test first needs it."""
 
     def __init__(self, tree, root):
         self.tree, self.root = tree, root
         self.shown, self.opened = {}, {}
 
     def folder(self, views="vicreg"):
-        """The folder of a run that is pretrained."""
+        """The folder of a pretrained run."""
         if views not in self.shown:
             with views_shown() as shown, images_read(self.tree) as opened:
                 assert pretrain(self.tree, self.root / views, views) == 0
@@ -395,7 +395,7 @@ def test_a_finished_command_computes_nothing_again(runs, monkeypatch, name):
 def test_a_truncated_file_ends_pretraining_with_its_name_and_without_it_the_same_command_resumes(
     tree, tmp_path, capsys, monkeypatch, workers
 ):
-    """With no workers it is there from the start, with two it comes about after the first epoch."""
+    """Without workers the file is truncated from the start, with two after the first epoch."""
     shutil.copytree(tree / "train", tmp_path / "train")
     broken, folder = tmp_path / TRAINING[40][0], tmp_path / "run"
 
