@@ -75,7 +75,7 @@ def test_the_test_images_are_scored_after_the_choice_and_only_by_the_chosen_reci
         given = {"exp_dir": str(run_folder(recipe, 0, tmp_path)), "device": "cpu", "precision": "fp32"}
         return evaluate(EvaluateSettings.from_recipe(recipe, only_inference=True, **given), progress=False)
 
-    with pytest.raises(SfrikError, match="the choice of grid sfrik is not written down"):
+    with pytest.raises(SfrikError, match="the choice of grid sfrik is not recorded yet"):
         on_test("smoke/tune_sfrik_256")
     tuned(tmp_path, {})
     chosen = write_choices("smoke", tmp_path)["sfrik"]
