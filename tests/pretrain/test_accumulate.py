@@ -1,4 +1,4 @@
-"""Micro-batches through the embeddings: the gradient of the whole batch, BatchNorm, random numbers, processes, whole runs."""
+"""Gradient accumulation through the embeddings: gradients, BatchNorm, random numbers, processes, whole runs, compilation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from sfrik.system.devices import autocast
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 N, Q = 10, 6
-SIZES = (8, 8, 5)  # sides of three views
+SIZES = (8, 8, 5)  # side lengths of three views
 
 
 def images(dtype=torch.float64, rows=slice(None)):
@@ -35,13 +35,13 @@ def images(dtype=torch.float64, rows=slice(None)):
 
 
 def network(*middle, by_size=False, dtype=torch.float64):
-    """Convolution, what is asked for, and a projector of one layer."""
+    """A convolution, the given layers, and a linear projector."""
     torch.manual_seed(1)
     backbone = nn.Sequential(nn.Conv2d(3, 4, 3), *middle, nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return Encoder(backbone, nn.Linear(4, Q), by_size).to(dtype)
 
 
-def loss_of(embeddings):
+def compute_loss(embeddings):
     return SFRIK(Q, sim_coeff=20.0)(embeddings, anchors=(0,))
 
 
@@ -49,8 +49,8 @@ def gradients(model):
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-def piece_by_piece(model, views, parts, precision=nullcontext):
-    """The embeddings of each micro-batch by autograd alone, put together; what each makes of the model's buffers."""
+def embed_with_autograd(model, views, parts, precision=nullcontext):
+    """The embeddings of all micro-batches in one graph, and the model's buffers after each micro-batch."""
     buffers, embeddings = [], []
     for piece in zip(*(view.tensor_split(parts) for view in views), strict=True):
         buffers.append({name: buffer.clone() for name, buffer in model.named_buffers()})
@@ -59,11 +59,11 @@ def piece_by_piece(model, views, parts, precision=nullcontext):
     return [torch.cat(z) for z in zip(*embeddings, strict=True)], buffers
 
 
-@pytest.mark.parametrize(("n", "most", "parts"), [(10, None, 1), (10, 10, 1), (10, 99, 1), (10, 9, 2), (10, 4, 3), (10, 1, 10)])
-def test_a_batch_is_shared_out_evenly_among_as_few_micro_batches_as_need_be(n, most, parts):
-    assert micro_batches(n, most) == parts
+@pytest.mark.parametrize(("n", "limit", "parts"), [(10, None, 1), (10, 10, 1), (10, 99, 1), (10, 9, 2), (10, 4, 3), (10, 1, 10)])
+def test_a_batch_is_split_evenly_into_as_few_micro_batches_as_possible(n, limit, parts):
+    assert micro_batches(n, limit) == parts
     sizes = [len(piece) for piece in torch.arange(n).tensor_split(parts)]
-    assert max(sizes) <= (most or n)
+    assert max(sizes) <= (limit or n)
     assert max(sizes) - min(sizes) <= 1
 
 
@@ -71,49 +71,49 @@ def test_a_batch_is_shared_out_evenly_among_as_few_micro_batches_as_need_be(n, m
 @pytest.mark.parametrize("parts", [2, 3, N])
 def test_without_batch_norm_the_gradient_is_that_of_the_whole_batch(parts, by_size):
     model, factor = network(by_size=by_size), 1024.0
-    expected, terms = backward(model, images(), loss_of)
+    expected, terms = backward(model, images(), compute_loss)
     whole = gradients(model)
     model.zero_grad()
-    embeddings, other = backward(model, images(), loss_of, parts, scale=lambda loss: factor * loss)
+    embeddings, other = backward(model, images(), compute_loss, parts, scale=lambda loss: factor * loss)
     torch.testing.assert_close(other.loss, terms.loss, rtol=1e-12, atol=0)
     torch.testing.assert_close(embeddings, [z.detach() for z in expected], rtol=1e-12, atol=1e-14)
-    for name, gradient in gradients(model).items():  # sums in another order
+    for name, gradient in gradients(model).items():  # the order of summation differs
         assert gradient.abs().max() > 1
         torch.testing.assert_close(gradient / factor, whole[name], rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize("parts", [2, 3])
-def test_batch_norm_normalises_each_micro_batch_and_its_averages_move_once(parts):
+def test_batch_norm_normalises_each_micro_batch_and_updates_its_averages_once(parts):
     model = network(nn.BatchNorm2d(4))
     plain, whole = copy.deepcopy(model), copy.deepcopy(model)
-    embeddings, averages = piece_by_piece(plain, images(), parts)
-    terms = loss_of(embeddings)
+    embeddings, averages = embed_with_autograd(plain, images(), parts)
+    terms = compute_loss(embeddings)
     terms.loss.backward()
-    _, found = backward(model, images(), loss_of, parts)
+    _, found = backward(model, images(), compute_loss, parts)
     torch.testing.assert_close(found.loss, terms.loss, rtol=1e-12, atol=0)
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, plain.get_parameter(name).grad, rtol=1e-10, atol=1e-13)
     whole(images())
-    shares = [len(rows) / N for rows in torch.arange(N).tensor_split(parts)]
+    fractions = [len(rows) / N for rows in torch.arange(N).tensor_split(parts)]
     for name in ("running_mean", "running_var"):
-        mean = sum(share * each[f"backbone.1.{name}"] for share, each in zip(shares, averages, strict=True))
+        mean = sum(fraction * buffers[f"backbone.1.{name}"] for fraction, buffers in zip(fractions, averages, strict=True))
         torch.testing.assert_close(model.get_buffer(f"backbone.1.{name}"), mean, rtol=1e-12, atol=1e-14)
-    # a mean of means is the mean of all; the variance within micro-batches is not
+    # the mean of the means is the overall mean; for variances this does not hold
     torch.testing.assert_close(model.backbone[1].running_mean, whole.backbone[1].running_mean, rtol=1e-10, atol=1e-13)
     assert model.backbone[1].num_batches_tracked == whole.backbone[1].num_batches_tracked == len(SIZES)
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
-def test_what_is_drawn_at_random_is_the_same_in_both_passes_and_the_losss_own_draws_go_on(device):
+def test_both_passes_draw_the_same_random_numbers_and_the_loss_draws_from_its_own_state(device):
     model, views = network(nn.Dropout(0.4)).to(device), [view.to(device) for view in images()]
 
     def noisy(embeddings):
         drawn.append(torch.rand((), device=device).item())
-        return loss_of(embeddings)
+        return compute_loss(embeddings)
 
     drawn = []
     torch.manual_seed(3)
-    embeddings, _ = piece_by_piece(model, views, 3)
+    embeddings, _ = embed_with_autograd(model, views, 3)
     noisy(embeddings).loss.backward()
     expected, after = gradients(model), torch.rand((), device=device)
     model.zero_grad()
@@ -125,21 +125,21 @@ def test_what_is_drawn_at_random_is_the_same_in_both_passes_and_the_losss_own_dr
         torch.testing.assert_close(gradient, expected[name], rtol=1e-10, atol=1e-13)
 
 
-def test_in_low_precision_every_weight_gets_its_gradient():
-    """The context of the passes without a graph keeps low-precision copies of the weights, which would cut the graph."""
+def test_in_low_precision_every_weight_has_a_gradient():
+    """The autocast context of the passes without a graph caches copies of the weights that would cut the graph."""
     model, views = network(dtype=torch.float32), images(torch.float32)
     precision = partial(autocast, torch.device("cpu"), "bf16")
-    embeddings, _ = piece_by_piece(model, views, 2, precision)
-    loss_of(embeddings).loss.backward()
+    embeddings, _ = embed_with_autograd(model, views, 2, precision)
+    compute_loss(embeddings).loss.backward()
     expected = gradients(model)
     model.zero_grad()
-    embeddings, _ = backward(model, views, loss_of, 2, precision)
+    embeddings, _ = backward(model, views, compute_loss, 2, precision)
     assert embeddings[0].dtype == torch.bfloat16
-    for name, gradient in gradients(model).items():  # the same products in the same precision; sums in another order
+    for name, gradient in gradients(model).items():  # the same products in the same precision; the order of summation differs
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-4 * expected[name].abs().max().item())
 
 
-def test_a_loss_that_fails_finds_the_running_averages_as_before_the_step():
+def test_an_error_in_the_loss_leaves_the_running_averages_unchanged():
     model = network(nn.BatchNorm2d(4))
     before = copy.deepcopy(model.state_dict())
 
@@ -157,33 +157,33 @@ def test_a_loss_that_fails_finds_the_running_averages_as_before_the_step():
 def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    rows, exchanged = slice(rank * N // 2, (rank + 1) * N // 2), []
+    rows, reduced = slice(rank * N // 2, (rank + 1) * N // 2), []
 
-    def count(state, bucket):
-        exchanged.append(bucket.index())
+    def count_and_average(state, bucket):
+        reduced.append(bucket.index())
         dist.all_reduce(bucket.buffer())
         future = torch.futures.Future()
         future.set_result(bucket.buffer() / 2)
         return future
 
     model = nn.parallel.DistributedDataParallel(network())
-    model.register_comm_hook(None, count)
-    for _ in range(2):  # DDP lays its buckets after the first backward pass
+    model.register_comm_hook(None, count_and_average)
+    for _ in range(2):  # DDP rebuilds its buckets after the first backward pass
         model.zero_grad()
-        exchanged.clear()
-        backward(model, images(rows=rows), loss_of, 3)
+        reduced.clear()
+        backward(model, images(rows=rows), compute_loss, 3)
     line = pretrain(smoke(f"{folder}/run", batch_size=64, micro_batch=9, epochs=1), progress=False)
-    torch.save({"gradients": gradients(model.module), "exchanged": exchanged, "line": line}, f"{folder}/{rank}.pt")
+    torch.save({"gradients": gradients(model.module), "reduced": reduced, "line": line}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_two_processes_exchange_their_gradients_once_and_have_those_of_the_whole_batch(tmp_path):
+def test_two_processes_reduce_gradients_once_and_get_those_of_the_whole_batch(tmp_path):
     mp.spawn(work, args=(str(tmp_path),), nprocs=2)
     model = network()
-    backward(model, images(), loss_of)
+    backward(model, images(), compute_loss)
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")
-        assert found["exchanged"] == [0], "one bucket, in the last of three micro-batches"
+        assert found["reduced"] == [0], "one bucket, in the last of three micro-batches"
         for name, expected in gradients(model).items():
             torch.testing.assert_close(found["gradients"][name], expected, rtol=1e-10, atol=1e-13)
     assert found["line"]["effective_rank"] > 1
@@ -202,11 +202,11 @@ def weights(folder):
     return load_file(Run(folder).backbone)
 
 
-def same_bits(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def same_bits(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_run_in_micro_batches_that_was_stopped_ends_in_the_bits_of_one_that_was_not(tmp_path, monkeypatch):
+def test_a_resumed_run_with_micro_batches_gives_the_same_weights_as_an_uninterrupted_one(tmp_path, monkeypatch):
     pretrain(smoke(tmp_path / "whole", micro_batch=25), progress=False)
     with monkeypatch.context() as patch:
         save = Checkpoints.save
@@ -222,29 +222,29 @@ def test_a_run_in_micro_batches_that_was_stopped_ends_in_the_bits_of_one_that_wa
     assert same_bits(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
 
 
-def test_multi_crop_trains_in_micro_batches(tmp_path):
+def test_multi_crop_trains_with_micro_batches(tmp_path):
     chosen = smoke(tmp_path / "run", "smoke/sfrik_l3_q64_swav", subset=7, micro_batch=30, epochs=1)
     assert pretrain(chosen, progress=False)["effective_rank"] > 1
 
 
-def test_a_loss_that_is_not_finite_names_step_and_images_of_the_whole_batch(tmp_path):
+def test_a_loss_that_is_not_finite_is_an_error_that_names_step_and_images(tmp_path):
     with pytest.raises(SfrikError, match=r"epoch \d, step \d: .*MNIST5k image \d+"):
         pretrain(smoke(tmp_path, micro_batch=30, base_lr=1e38), progress=False)
     assert len(torch.load(tmp_path / "fault.rank0.pt")["views"][0]) == 64
 
 
-def test_a_micro_batch_of_one_image_is_refused_before_a_folder_is_made(tmp_path):
+def test_a_micro_batch_of_one_image_is_refused_before_the_folder_is_created(tmp_path):
     with pytest.raises(SfrikError, match=r"micro_batch 2 splits the 3 images per process into batches of one"):
         pretrain(smoke(tmp_path / "run", batch_size=3, micro_batch=2), progress=False)
     assert not (tmp_path / "run").exists()
 
 
-def test_the_memory_to_expect_has_the_activations_of_a_micro_batch():
+def test_the_expected_memory_has_the_activations_of_a_micro_batch():
     whole = expected_memory(PretrainSettings(batch_size=2048))
     small = expected_memory(PretrainSettings(batch_size=2048, micro_batch=128))
     assert small["activations"] == pytest.approx(whole["activations"] / 16)
     assert small["loss"] == whole["loss"]
-    # two views of 2,048 images; of their embeddings and the gradient, in two bytes
+    # two views of 2,048 images; their embeddings and the gradient, at two bytes
     assert small["images"] == pytest.approx(2 * 2048 * 3 * 224**2 * 4 / 2**30)
     assert small["embeddings"] == pytest.approx(2 * 2048 * 8192 * 2 * 2 / 2**30)
     assert expected_memory(PretrainSettings(batch_size=2048), 8) == expected_memory(
@@ -255,22 +255,22 @@ def test_the_memory_to_expect_has_the_activations_of_a_micro_batch():
 # --- compiled
 
 
-def test_a_compiled_network_trains_and_keeps_the_names_of_its_weights(tmp_path, monkeypatch):
-    """By a backend that runs the traced operations one after the other and needs no compiler."""
+def test_a_compiled_network_trains_and_its_weights_keep_their_names(tmp_path, monkeypatch):
+    """The backend runs the traced operations one by one and needs no compiler."""
     compiled, calls = torch.compile, []
 
-    def eagerly(function, **options):
+    def compile_eagerly(function, **options):
         calls.append(function)
         return compiled(function, backend="eager", **options)
 
-    monkeypatch.setattr(torch, "compile", eagerly)
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
     pretrain(smoke(tmp_path / "run", compile=True, epochs=1), progress=False)
     assert len(calls) == 1
     pretrain(smoke(tmp_path / "plain", epochs=1), progress=False)
     torch.testing.assert_close(weights(tmp_path / "run"), weights(tmp_path / "plain"), rtol=1e-4, atol=1e-5)
 
 
-def test_without_a_compiler_a_compiled_network_ends_in_one_line_that_says_what_to_do(tmp_path, monkeypatch):
+def test_a_missing_compiler_is_an_error_with_the_remedy(tmp_path, monkeypatch):
     def backend(graph, inputs):
         raise OSError("no working C++ compiler found")
 

@@ -1,4 +1,4 @@
-"""Pretraining: the run's folder, rerun and resume, baselines, a loss that is not finite, two processes."""
+"""Pretraining: the run's folder, rerun and resume, baselines, errors, two processes, multi-crop."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def settings(folder, recipe="smoke/sfrik_l2_q64", **overrides):
-    """The smoke recipe in float32 on the CPU, where the same run gives the same bits; what the tests count on is fixed."""
+    """A smoke recipe in float32 on the CPU, where runs are reproducible to the bit, with the values that the tests assume."""
     fixed = {"batch_size": 64, "subset": 30, "epochs": 2, "base_lr": 10.0, "sfrik_sim_coeff": 32.0, "sfrik_mmd_coeff": 1.0}
     defaults = {"exp_dir": str(folder), "device": "cpu", "precision": "fp32", **fixed}
     return PretrainSettings.from_recipe(recipe, **{**defaults, **overrides})
@@ -40,14 +40,14 @@ def weights(folder):
     return load_file(Run(folder).backbone)
 
 
-def same_bits(one, other):
-    assert one.keys() == other.keys()
-    return all(torch.equal(one[key], other[key]) for key in one)
+def same_bits(first, second):
+    assert first.keys() == second.keys()
+    return all(torch.equal(first[key], second[key]) for key in first)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """An uninterrupted run of two epochs: its folder and what `pretrain` returned."""
+    """The folder of an uninterrupted run of two epochs, and the return value of `pretrain`."""
     folder = tmp_path_factory.mktemp("pretrain") / "whole"
     return folder, pretrain(settings(folder), progress=False)
 
@@ -59,7 +59,7 @@ def without_seconds(lines):
 # --- the folder
 
 
-def test_a_finished_run_leaves_its_weights_its_record_and_no_checkpoint(whole):
+def test_a_finished_run_has_weights_and_provenance_and_no_checkpoint(whole):
     folder, _ = whole
     assert {path.name for path in folder.iterdir()} - {"lock"} == {
         "settings.json",
@@ -76,7 +76,7 @@ def test_a_finished_run_leaves_its_weights_its_record_and_no_checkpoint(whole):
         assert about == {"arch": "resnet8", "stem": "small", "settings": settings(folder).hash()}
 
 
-def test_backbone_and_projector_of_a_finished_run_are_the_whole_encoder(whole):
+def test_backbone_and_projector_of_a_finished_run_load_into_the_encoder(whole):
     folder, _ = whole
     encoder = build_encoder(settings(folder), channels=1)
     encoder.backbone.load_state_dict(load_file(Run(folder).backbone))
@@ -85,7 +85,7 @@ def test_backbone_and_projector_of_a_finished_run_are_the_whole_encoder(whole):
     assert z.shape == (2, 64)
 
 
-def test_the_metrics_hold_every_step_and_the_diagnostics_of_every_epoch(whole):
+def test_the_metrics_have_every_step_and_the_diagnostics_of_every_epoch(whole):
     folder, last = whole
     lines = Run(folder).metrics()
     steps = [line for line in lines if "step" in line]
@@ -99,7 +99,7 @@ def test_the_metrics_hold_every_step_and_the_diagnostics_of_every_epoch(whole):
     assert last == epochs[1]
 
 
-def test_the_rate_warms_up_from_zero_over_its_epochs(whole):
+def test_the_learning_rate_warms_up_from_zero_and_then_decays(whole):
     rates = [line["lr"] for line in Run(whole[0]).metrics() if "step" in line]
     # peak 10 * 64 / 256 = 2.5 after one epoch of four steps
     assert rates[:5] == pytest.approx([0, 0.625, 1.25, 1.875, 2.5])
@@ -126,7 +126,7 @@ def test_a_rerun_trains_nothing_and_returns_the_last_epoch(whole, monkeypatch):
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_a_rerun_with_other_settings_is_refused_naming_the_difference(whole):
+def test_a_rerun_with_other_settings_is_an_error_that_names_the_difference(whole):
     with pytest.raises(SfrikError, match=r"epochs 2 -> 3"):
         pretrain(settings(whole[0], epochs=3), progress=False)
 
@@ -136,10 +136,10 @@ def test_the_same_settings_give_the_same_weights_to_the_last_bit(whole, tmp_path
     assert same_bits(weights(tmp_path), weights(whole[0]))
 
 
-def test_the_same_weights_are_the_same_file_so_that_their_scores_still_count(whole, tmp_path):
+def test_the_same_weights_give_the_same_file_so_that_scores_remain_valid(whole, tmp_path):
     backbone = build_backbone("resnet8", "small", 1)
     backbone.load_state_dict(weights(whole[0]))
-    for k in range(12):  # three keys of metadata in a random order would agree twelve times with the chance 6^-12
+    for k in range(12):  # three metadata keys in random order would agree twelve times with probability below 6^-11
         save_weights(backbone, tmp_path / f"{k}.safetensors", arch="resnet8", stem="small", settings=settings(whole[0]).hash())
     assert {file_hash(path) for path in tmp_path.iterdir()} == {file_hash(Run(whole[0]).backbone)}
 
@@ -171,13 +171,13 @@ def stop_in_second_epoch(monkeypatch):
 
 
 @pytest.mark.parametrize("stop", [stop_after_first_epoch, stop_in_second_epoch])
-def test_a_run_that_was_stopped_and_resumed_gives_the_weights_of_the_uninterrupted_one(whole, tmp_path, capsys, stop):
+def test_a_resumed_run_gives_the_weights_of_the_uninterrupted_one(whole, tmp_path, capsys, stop):
     with pytest.MonkeyPatch.context() as patch:
         stop(patch)
         with pytest.raises(KeyboardInterrupt):
             pretrain(settings(tmp_path), progress=False)
     assert not Run(tmp_path).backbone.exists()
-    torch.manual_seed(123)  # what was drawn elsewhere must not matter
+    torch.manual_seed(123)  # the global state of the generators must not matter
     last = pretrain(settings(tmp_path))
     assert "resuming after epoch 1" in capsys.readouterr().out
     resumed = read_json(tmp_path / "provenance.json")["resumed"]
@@ -198,7 +198,7 @@ def test_an_unfinished_run_is_not_resumed_with_other_settings(tmp_path):
 
 
 @pytest.mark.parametrize("overrides", [{}, {"base_lr": 5.0}])
-def test_a_second_process_is_refused_and_leaves_the_record_of_the_first_alone(tmp_path, overrides):
+def test_a_second_process_is_refused_and_does_not_change_the_files_of_the_first(tmp_path, overrides):
     run = Run(tmp_path)
     run.start(settings(tmp_path))
     run.log({"epoch": 0, "loss": 1.0})
@@ -220,7 +220,7 @@ def test_the_method_none_writes_the_initial_weights(tmp_path):
     assert pretrain(settings(tmp_path / "none", "smoke/random_weights"), progress=False) == {}
 
 
-def test_pixels_are_an_empty_weights_file_and_cannot_be_trained(tmp_path):
+def test_pixels_have_an_empty_weights_file_and_cannot_be_trained(tmp_path):
     pretrain(settings(tmp_path / "pixels", "smoke/raw_pixels"), progress=False)
     assert weights(tmp_path / "pixels") == {}
     with pytest.raises(SfrikError, match="ssl_method none"):
@@ -241,10 +241,10 @@ def test_every_method_trains_an_epoch_with_a_finite_loss(tmp_path, name):
     assert Run(tmp_path).backbone.is_file()
 
 
-# --- what goes wrong
+# --- errors
 
 
-def test_a_loss_that_is_not_finite_stops_with_epoch_step_and_images(tmp_path):
+def test_a_loss_that_is_not_finite_is_an_error_that_names_epoch_step_and_images(tmp_path):
     with pytest.raises(ValueError, match=r"epoch 0, step [1-3]: .*MNIST5k image \d+") as error:
         pretrain(settings(tmp_path, base_lr=1e38), progress=False)
     images = load_images("mnist5k", "pretrain", subset=30)
@@ -255,7 +255,7 @@ def test_a_loss_that_is_not_finite_stops_with_epoch_step_and_images(tmp_path):
     assert not Run(tmp_path).backbone.exists()
 
 
-def test_a_loss_that_is_not_finite_later_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     forward, calls = SFRIK.forward, []
 
     def fails_at_sixth(self, views, *arguments, **keywords):
@@ -270,7 +270,7 @@ def test_a_loss_that_is_not_finite_later_leaves_the_checkpoint_before_it(tmp_pat
     assert Run(tmp_path).checkpoints.load()["place"]["epoch"] == 1
 
 
-def test_a_batch_that_is_too_large_is_refused_before_a_folder_is_made(tmp_path):
+def test_a_batch_larger_than_the_data_set_is_refused_before_the_folder_is_created(tmp_path):
     with pytest.raises(SfrikError, match=r"batch_size 301 is larger than the data set of 300 images"):
         pretrain(settings(tmp_path / "run", batch_size=301), progress=False)
     assert not (tmp_path / "run").exists()
@@ -279,7 +279,7 @@ def test_a_batch_that_is_too_large_is_refused_before_a_folder_is_made(tmp_path):
 # --- two processes
 
 
-def test_two_processes_of_torchrun_train_on_cpu_and_say_how_batch_norm_is_kept(tmp_path):
+def test_two_processes_of_torchrun_train_on_cpu_and_print_how_batch_norm_works(tmp_path):
     flags = ["--recipe", "smoke/sfrik_l2_q64", "--exp-dir", "run", "--device", "cpu", "--precision", "fp32", "--epochs", "1"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "sfrik", "pretrain"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -296,27 +296,27 @@ def test_two_processes_of_torchrun_train_on_cpu_and_say_how_batch_norm_is_kept(t
 # --- multi-crop
 
 
-class Counting(torch.nn.Module):
-    """Each image's mean, and a record of the shapes that came in."""
+class ShapeRecorder(torch.nn.Module):
+    """Returns the mean of each image and records the shapes of its inputs."""
 
     def __init__(self):
         super().__init__()
-        self.seen = []
+        self.shapes = []
 
     def forward(self, images):
-        self.seen.append(tuple(images.shape))
+        self.shapes.append(tuple(images.shape))
         return images.mean(dim=(2, 3))
 
 
-def test_views_of_one_size_pass_together_in_multi_crop_and_come_back_in_order():
+def test_multi_crop_embeds_views_of_one_size_together_and_returns_them_in_order():
     views = [torch.full((4, 1, size, size), float(index)) for index, size in enumerate((12, 8, 12, 8, 8))]
-    backbone = Counting()
+    backbone = ShapeRecorder()
     embeddings = module.Encoder(backbone, torch.nn.Identity(), by_size=True)(views)
-    assert backbone.seen == [(8, 1, 12, 12), (12, 1, 8, 8)]
+    assert backbone.shapes == [(8, 1, 12, 12), (12, 1, 8, 8)]
     assert [embedding.unique().tolist() for embedding in embeddings] == [[0.0], [1.0], [2.0], [3.0], [4.0]]
-    backbone.seen.clear()
+    backbone.shapes.clear()
     module.Encoder(backbone, torch.nn.Identity())(views[1:2] + views[3:4])
-    assert backbone.seen == [(4, 1, 8, 8), (4, 1, 8, 8)], "two views pass one after the other"
+    assert backbone.shapes == [(4, 1, 8, 8), (4, 1, 8, 8)], "without by_size the views are embedded one by one"
 
 
 @pytest.mark.parametrize(
@@ -330,13 +330,13 @@ def test_views_of_one_size_pass_together_in_multi_crop_and_come_back_in_order():
 def test_the_objective_gets_the_anchors_the_regularised_views_and_the_step(recipe, anchors, regularise, tmp_path, monkeypatch):
     seen, steps = [], []
 
-    class Watched(SFRIK):
+    class Recorder(SFRIK):
         def forward(self, views, *, anchors, regularise, step):
             seen.append((len(views), tuple(anchors), regularise))
             steps.append(step)
             return super().forward(views, anchors=anchors, regularise=regularise, step=step)
 
-    monkeypatch.setattr("sfrik.objectives.factory.SFRIK", Watched)
+    monkeypatch.setattr("sfrik.objectives.factory.SFRIK", Recorder)
     chosen = settings(tmp_path / "run", recipe, epochs=2, subset=7)
     pretrain(chosen, progress=False)
     assert steps == list(range(len(steps))), "a resumed run draws the random directions of the whole run"
@@ -354,7 +354,7 @@ def test_the_other_methods_train_on_multi_crop_too(method, tmp_path):
 @pytest.mark.parametrize(
     ("size", "stem", "expected"), [(16, "imagenet", "fp32"), (17, "imagenet", "bf16"), (16, "small", "bf16")]
 )
-def test_bf16_gives_way_on_a_cpu_where_the_last_stage_sees_one_pixel(monkeypatch, size, stem, expected):
+def test_on_a_cpu_fp32_replaces_bf16_if_the_last_stage_has_one_pixel(monkeypatch, size, stem, expected):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)  # not there in PyTorch 2.4
     chosen = {"arch": "resnet18", "size": size, "stem": stem}
     assert training_precision(PretrainSettings(**chosen), torch.device("cpu")) == expected

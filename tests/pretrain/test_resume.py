@@ -1,7 +1,7 @@
-"""A run that is cut by signals, several times, ends in the bytes of the run that was not.
+"""A run that is interrupted several times by signals ends with the same bytes as an uninterrupted run.
 
-Real signals to real processes, at steps that a seeded generator draws. Each cut is shown to have come in mid-training: the
-log has grown since the cut before, steps are left, and there are no weights.
+Real signals are sent to real processes, at steps drawn by a seeded generator. Each interruption is checked to be in mid-training:
+the log has grown since the previous one, steps are left, and there are no weights.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ SEED = 20220800
 RECIPE, CROPS = "smoke/sfrik_l2_q64", "smoke/vicreg_q64_swav"
 EPOCHS, STEPS = 5, 8  # 240 images in batches of 30
 COMMON = {"subset": 24, "batch_size": 30, "epochs": EPOCHS, "device": "cpu", "precision": "fp32", "log_every": 1, "knn_every": 4}
-OFTEN = {"checkpoint_minutes": 0.0005}  # 30 ms: one after nearly every step
-REPORT, SAVE = 20, 30  # seconds, generous: to the caller's report of a lost worker; to the end of workers that save
+OFTEN = {"checkpoint_minutes": 0.0005}  # 30 ms: a checkpoint after nearly every step
+# Generous limits in seconds: until the caller reports a lost worker, and until workers have saved and ended.
+REPORT, SAVE = 20, 30
 
 
 @pytest.fixture(autouse=True)
 def _one_thread(monkeypatch):
-    """The number of threads is part of the layout: sums in another order have other last bits."""
+    """Sums on another number of threads differ in the last bits."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     threads = torch.get_num_threads()
@@ -49,12 +50,12 @@ def _one_thread(monkeypatch):
     torch.set_num_threads(threads)
 
 
-def settings(folder):
-    return PretrainSettings.from_recipe(RECIPE, **COMMON, exp_dir=str(folder))
+def settings(folder, recipe=RECIPE):
+    return PretrainSettings.from_recipe(recipe, **COMMON, exp_dir=str(folder))
 
 
 class Command:
-    """`python -m sfrik pretrain` on so many processes, started now."""
+    """A running `python -m sfrik pretrain` on one or more processes."""
 
     def __init__(self, folder: Path, recipe: str, processes: int, **overrides) -> None:
         self.folder = folder
@@ -68,34 +69,28 @@ class Command:
         self.caller = subprocess.Popen(command, env=environment, **pipes)
 
     def workers(self):
-        """In the order of their ranks, which is the order in which they were started."""
+        """The workers in the order of their ranks, in which they were started."""
         found = named("sfrik.launch.worker", self.caller.pid)
         assert len(found) == self.processes
         return found
 
-    def cut(self, step: int, number: int, rank: int | None = None) -> dict:
-        """Send a signal when `step` has been logged, to the caller or to the worker of a rank; what came of it."""
+    def interrupt(self, step: int, number: int, rank: int | None = None) -> dict:
+        """Send signal `number` to the caller, or to the worker of a rank, once `step` is logged. Returns the outcome."""
         wait_for(lambda: last_step(self.folder) >= step or self.caller.poll() is not None, 180, f"step {step}")
         assert self.caller.poll() is None, f"it ended before step {step}: {self.caller.communicate()[0]}"
-        there = [*descendants(self.caller.pid)]
+        processes = [*descendants(self.caller.pid)]
         os.kill(self.caller.pid if rank is None else self.workers()[rank].pid, number)
-        begun = time.monotonic()
-        said = self.caller.communicate(timeout=90)[0]
-        to_end = time.monotonic() - begun
-        to_none = to_end + seconds_to_end(there, SAVE)
+        start = time.monotonic()
+        output = self.caller.communicate(timeout=90)[0]
+        to_end = time.monotonic() - start
+        to_none = to_end + seconds_to_end(processes, SAVE)
         checkpoint = Checkpoints(self.folder).load()
         reached = last_step(self.folder) + 1
-        assert step < reached < EPOCHS * STEPS, "it was not cut in mid-training"
+        assert step < reached < EPOCHS * STEPS, "it was not interrupted in mid-training"
         assert not Run(self.folder).backbone.exists()
         saved = checkpoint["place"]["epoch"] * STEPS + checkpoint["place"]["step"]
-        return {"status": self.caller.returncode, "said": said, "reached": reached, "saved": saved, "to_end": to_end} | {
-            "to_none": to_none
-        }
-
-    def finish(self) -> str:
-        said = self.caller.communicate(timeout=120)[0]
-        assert self.caller.returncode == 0, said
-        return said
+        times = {"to_end": to_end, "to_none": to_none}
+        return {"status": self.caller.returncode, "output": output, "reached": reached, "saved": saved, **times}
 
 
 def without_seconds(folder):
@@ -111,73 +106,70 @@ def assert_same(folder, whole):
 
 
 def draw_steps(count: int) -> list[int]:
-    """How many steps to make before each cut; together they leave some."""
+    """The number of steps before each interruption; some steps are left after the last one."""
     return np.random.default_rng([SEED, count]).integers(2, 8, count).tolist()
 
 
 def show_steps(title: str, steps: list[int], capsys) -> None:
     with capsys.disabled():
-        print(f"\n{title}: seed {SEED}, steps before each cut {steps}")
+        print(f"\n{title}: seed {SEED}, steps before each interruption {steps}")
 
 
-def show(title: str, cut: dict, capsys) -> None:
+def show(title: str, outcome: dict, capsys) -> None:
     with capsys.disabled():
         print(
-            f"{title}: cut after step {cut['reached']}, saved at {cut['saved']}, exit status {cut['status']}, "
-            f"{cut['to_end']:.1f} s to the end of the command, {cut['to_none']:.1f} s until no process was left"
+            f"{title}: stopped after step {outcome['reached']}, saved at {outcome['saved']}, exit status {outcome['status']}, "
+            f"{outcome['to_end']:.1f} s to the end of the command, {outcome['to_none']:.1f} s until no process was left"
         )
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_process(tmp_path_factory):
-    """The cuts of a run on one process, beside those of the run on three: most of the time goes to starting interpreters."""
-    root = tmp_path_factory.mktemp("one")
-    whole, folder = root / "whole", root / "cut"
+    """The interruptions of a run on one process, in parallel to those of the run on three: interpreters start slowly."""
+    folder = tmp_path_factory.mktemp("one") / "interrupted"
 
-    def work() -> list[tuple[signal.Signals | None, int, dict]]:
-        Command(whole, CROPS, 1, checkpoint_minutes=10).finish()
-        cuts = []
+    def work() -> list[tuple[signal.Signals, int, dict]]:
+        outcomes = []
         for number, more in zip((signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1), draw_steps(3), strict=True):
-            cuts.append((number, more, Command(folder, CROPS, 1).cut(last_step(folder) + more, number)))
-        cuts.append((None, 0, {"said": Command(folder, CROPS, 1).finish()}))
-        return cuts
+            outcomes.append((number, more, Command(folder, CROPS, 1).interrupt(last_step(folder) + more, number)))
+        return outcomes
 
     with ThreadPoolExecutor(1) as executor:
-        yield executor.submit(work), whole, folder
+        yield executor.submit(work), folder
 
 
-def test_three_processes_cut_by_each_signal_end_in_the_same_bytes_and_others_may_go_on(tmp_path, capsys):
-    whole, folder = tmp_path / "whole", tmp_path / "cut"
+def test_three_processes_interrupted_by_each_signal_end_with_the_same_bytes_and_one_can_resume(tmp_path, capsys):
+    whole, folder = tmp_path / "whole", tmp_path / "interrupted"
     launch("sfrik.pretrain:pretrain", settings(whole), False, nproc_per_node=3)
     steps = draw_steps(4)
     show_steps("three processes", steps, capsys)
 
-    cut = Command(folder, RECIPE, 3).cut(steps[0], signal.SIGTERM)
-    show("SIGTERM to the caller", cut, capsys)
-    assert cut["status"] == 75, cut["said"]
-    assert f"stopped by SIGTERM (saved in {folder} at epoch" in cut["said"]
-    assert cut["saved"] == cut["reached"]
+    outcome = Command(folder, RECIPE, 3).interrupt(steps[0], signal.SIGTERM)
+    show("SIGTERM to the caller", outcome, capsys)
+    assert outcome["status"] == 75, outcome["output"]
+    assert f"stopped by SIGTERM (saved in {folder} at epoch" in outcome["output"]
+    assert outcome["saved"] == outcome["reached"]
     other = shutil.copytree(folder, tmp_path / "other")
 
-    cut = Command(folder, RECIPE, 3).cut(last_step(folder) + steps[1], signal.SIGUSR1, rank=2)
-    show("SIGUSR1 to rank 2 alone", cut, capsys)
-    assert cut["status"] == 75, cut["said"]
-    assert f"stopped by SIGUSR1 (saved in {folder} at epoch" in cut["said"]
-    assert cut["saved"] == cut["reached"], "all of them agree"
+    outcome = Command(folder, RECIPE, 3).interrupt(last_step(folder) + steps[1], signal.SIGUSR1, rank=2)
+    show("SIGUSR1 to rank 2 only", outcome, capsys)
+    assert outcome["status"] == 75, outcome["output"]
+    assert f"stopped by SIGUSR1 (saved in {folder} at epoch" in outcome["output"]
+    assert outcome["saved"] == outcome["reached"], "all ranks stop at the same step"
 
-    cut = Command(folder, RECIPE, 3).cut(last_step(folder) + steps[2], signal.SIGKILL)
-    show("SIGKILL to the caller", cut, capsys)
-    assert cut["saved"] == cut["reached"], "the workers save by themselves"
+    outcome = Command(folder, RECIPE, 3).interrupt(last_step(folder) + steps[2], signal.SIGKILL)
+    show("SIGKILL to the caller", outcome, capsys)
+    assert outcome["saved"] == outcome["reached"], "the workers save after the caller is gone"
 
-    cut = Command(folder, RECIPE, 3).cut(last_step(folder) + steps[3], signal.SIGKILL, rank=1)
-    show("SIGKILL to rank 1", cut, capsys)
-    assert cut["status"] == 2
-    assert "Traceback" not in cut["said"]
-    assert "rank 1 on" in cut["said"]
-    assert "was ended by SIGKILL before it could report an error" in cut["said"]
-    assert cut["to_end"] < REPORT
+    outcome = Command(folder, RECIPE, 3).interrupt(last_step(folder) + steps[3], signal.SIGKILL, rank=1)
+    show("SIGKILL to rank 1", outcome, capsys)
+    assert outcome["status"] == 2
+    assert "Traceback" not in outcome["output"]
+    assert "rank 1 on" in outcome["output"]
+    assert "was ended by SIGKILL before it could report an error" in outcome["output"]
+    assert outcome["to_end"] < REPORT
 
-    Command(folder, RECIPE, 3).finish()
+    launch("sfrik.pretrain:pretrain", settings(folder), False, nproc_per_node=3)
     assert_same(folder, whole)
     resumed = read_json(folder / "provenance.json")["resumed"]
     assert len(resumed) == 4
@@ -187,20 +179,24 @@ def test_three_processes_cut_by_each_signal_end_in_the_same_bytes_and_others_may
     assert "trained by 3 processes so far, resumed by 1: the views will differ" in capsys.readouterr().out
     lines = Run(other).metrics()
     assert [line["step"] for line in lines if "step" in line] == list(range(EPOCHS * STEPS))
-    assert Run(other).backbone.read_bytes() != Run(whole).backbone.read_bytes(), "what is said to differ does"
+    assert Run(other).backbone.read_bytes() != Run(whole).backbone.read_bytes(), "other processes, other weights"
 
 
-def test_one_process_cut_by_each_signal_ends_in_the_same_bytes_here_by_vicreg_on_many_crops(one_process, capsys):
-    outcome, whole, folder = one_process
-    *cuts, (_, _, end) = outcome.result()
-    show_steps("one process", [more for _, more, _ in cuts], capsys)
-    for number, _, cut in cuts:
-        show(f"{number.name} to the only process", cut, capsys)
-        assert cut["status"] == (-signal.SIGKILL if number == signal.SIGKILL else 75), cut["said"]
+def test_one_process_interrupted_by_each_signal_ends_with_the_same_bytes_on_multi_crop(one_process, tmp_path, capsys):
+    future, folder = one_process
+    outcomes = future.result()
+    show_steps("one process", [more for _, more, _ in outcomes], capsys)
+    for number, _, outcome in outcomes:
+        show(f"{number.name} to the only process", outcome, capsys)
+        assert outcome["status"] == (-signal.SIGKILL if number == signal.SIGKILL else 75), outcome["output"]
         if number != signal.SIGKILL:
-            assert cut["saved"] == cut["reached"], "no step is lost"
-            assert f"stopped by {number.name} (saved in {folder} at epoch" in cut["said"]
-    places = [cut["saved"] for _, _, cut in cuts]
-    assert any(place % STEPS for place in places), "one at least is within an epoch"
-    assert f"resuming after epoch {places[-1] // STEPS}, step {places[-1] % STEPS} of {STEPS}" in end["said"]
+            assert outcome["saved"] == outcome["reached"], "no step is lost"
+            assert f"stopped by {number.name} (saved in {folder} at epoch" in outcome["output"]
+    saved = [outcome["saved"] for _, _, outcome in outcomes]
+    assert any(step % STEPS for step in saved), "at least one checkpoint is within an epoch"
+    capsys.readouterr()
+    pretrain(settings(folder, CROPS))
+    assert f"resuming after epoch {saved[-1] // STEPS}, step {saved[-1] % STEPS} of {STEPS}" in capsys.readouterr().out
+    whole = tmp_path / "whole"
+    pretrain(settings(whole, CROPS), progress=False)
     assert_same(folder, whole)

@@ -1,4 +1,4 @@
-"""What goes wrong while a training runs: a loss that is not finite, broken images, decoding processes that are killed."""
+"""Faults during training: a loss that is not finite, broken images, killed decoding processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sfrik.views.base import Views, build_views
 # --- a loss that is not finite
 
 
-def test_the_term_that_is_not_finite_is_named_and_the_others_are_told():
+def test_a_term_that_is_not_finite_is_named_with_the_values_of_the_others():
     z = torch.randn(8, 4)
     broken = z.clone()
     broken[2, 1] = float("inf")
@@ -47,14 +47,14 @@ def smoke(folder, **overrides):
     return PretrainSettings.from_recipe("smoke/sfrik_l2_q64", **fixed, **overrides)
 
 
-def test_the_state_of_a_step_whose_loss_is_not_finite_is_kept_for_study(tmp_path, monkeypatch):
+def test_the_state_of_a_step_whose_loss_is_not_finite_is_saved(tmp_path, monkeypatch):
     forward, calls = Encoder.forward, []
 
     def fails_at_third(self, views):
         calls.append(1)
         first, second = forward(self, views)
-        spoilt = torch.arange(len(second))[:, None] == 5
-        return [first, second.masked_fill(spoilt, float("nan")) if len(calls) == 3 else second]
+        broken = torch.arange(len(second))[:, None] == 5
+        return [first, second.masked_fill(broken, float("nan")) if len(calls) == 3 else second]
 
     monkeypatch.setattr(Encoder, "forward", fails_at_third)
     with pytest.raises(SfrikError, match=r"epoch 0, step 2: .*alignment is nan.*fault\.rank0\.pt") as error:
@@ -73,20 +73,20 @@ def test_the_state_of_a_step_whose_loss_is_not_finite_is_kept_for_study(tmp_path
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two classes of twelve small images; b/3.png is cut short."""
+    """Two classes of twelve small images; b/3.png is truncated."""
     generator = np.random.default_rng(0)
     for label in "ab":
         for part, count in (("train", 12), ("val", 2)):
-            place = tmp_path / "images" / part / label
-            place.mkdir(parents=True)
+            class_folder = tmp_path / "images" / part / label
+            class_folder.mkdir(parents=True)
             for k in range(count):
-                Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(place / f"{k}.png")
+                Image.fromarray(generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(class_folder / f"{k}.png")
     broken = tmp_path / "images" / "train" / "b" / "3.png"
     broken.write_bytes(broken.read_bytes()[:500])
     return tmp_path / "images"
 
 
-def photographs(folder, run, **overrides):
+def photo_settings(folder, run, **overrides):
     return PretrainSettings.parse(
         {
             **{"dataset": "image_folder", "data_dir": str(folder), "exp_dir": str(run), "arch": "resnet8", "stem": "small"},
@@ -96,20 +96,20 @@ def photographs(folder, run, **overrides):
     )
 
 
-def test_a_broken_image_is_refused_by_name(folder, tmp_path):
+def test_a_broken_image_is_an_error_that_names_it(folder, tmp_path):
     with pytest.raises(SfrikError, match=r"cannot read image .*b/3\.png: .*copy it again"):
-        pretrain(photographs(folder, tmp_path / "run"), progress=False)
+        pretrain(photo_settings(folder, tmp_path / "run"), progress=False)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_by_choice_a_broken_image_is_replaced_named_and_counted(folder, tmp_path, workers, capsys):
-    pretrain(photographs(folder, tmp_path / "run", skip_broken=True, workers=workers))
+def test_with_skip_broken_a_broken_image_is_replaced_named_and_counted(folder, tmp_path, workers, capsys):
+    pretrain(photo_settings(folder, tmp_path / "run", skip_broken=True, workers=workers))
     epochs = [line for line in Run(tmp_path / "run").metrics() if "effective_rank" in line]
     assert [line["broken_images"] for line in epochs] == [["b/3.png"]] * 2
     assert "broken images skipped: 1" in capsys.readouterr().out
 
 
-def test_the_next_image_takes_the_place_of_a_broken_one():
+def test_a_broken_image_is_replaced_by_the_next_one():
     def open_image(index):
         if index in (2, 3, 5):
             raise SfrikError("broken")
@@ -118,11 +118,11 @@ def test_the_next_image_takes_the_place_of_a_broken_one():
     images = Images(np.arange(6), 6, str, open=open_image)
     shown = Views(lambda image: (torch.tensor([image.getpixel((0, 0))[0]]),), lambda tensors, generator: tensors)
     ((tensors,), targets, where) = next(batches(images, np.arange(6), shown, 6, skip_broken=True))
-    assert where.tolist() == [0, 1, 4, 4, 4, 0], "after the last comes the first"
+    assert where.tolist() == [0, 1, 4, 4, 4, 0], "the image after the last one is the first"
     assert tensors.flatten().tolist() == targets.tolist() == where.tolist()
 
 
-def test_many_broken_images_in_a_row_are_a_fault_of_the_disk():
+def test_many_broken_images_in_a_row_are_an_error():
     def open_image(index):
         raise SfrikError("broken")
 
@@ -132,20 +132,20 @@ def test_many_broken_images_in_a_row_are_a_fault_of_the_disk():
         next(batches(images, np.array([7, 8]), views, 2, skip_broken=True))
 
 
-# --- processes that decode
+# --- decoding processes
 
 
 def read_all(loader) -> None:
-    """As a training does: PyTorch raises the death of the process in the loader or in what uses its batches."""
+    """Read all batches as training does: PyTorch reports the death of a worker in the loader or in the code using a batch."""
     with explain_worker_death(1, 2), closing(loader):
         for _ in loader:
             pass
 
 
-def test_a_decoding_process_that_is_killed_says_what_to_lower():
+def test_a_killed_decoding_process_is_an_error_that_says_what_to_lower():
     def open_image(index):
         if get_worker_info() is not None and index == 5:
-            os.kill(os.getpid(), signal.SIGKILL)  # as the system does when memory runs out
+            os.kill(os.getpid(), signal.SIGKILL)  # like the kernel when memory runs out
         return Image.new("RGB", (16, 16))
 
     images = Images(np.zeros(8, dtype=np.int64), 1, str, open=open_image)
@@ -157,10 +157,10 @@ def test_a_decoding_process_that_is_killed_says_what_to_lower():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_decoding_processes_leave_signals_to_the_training(number):
+def test_decoding_processes_ignore_signals(number):
     def open_image(index):
         if get_worker_info() is not None and index == 3:
-            os.kill(os.getpid(), number)  # SLURM and a terminal signal every process
+            os.kill(os.getpid(), number)  # SLURM and terminals send signals to every process
         return Image.new("RGB", (16, 16))
 
     images = Images(np.zeros(8, dtype=np.int64), 1, str, open=open_image)

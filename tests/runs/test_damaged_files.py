@@ -1,4 +1,4 @@
-"""Files of a run that were damaged, emptied or exchanged: made again, left out and reported, or refused by name; never scored."""
+"""Damaged, empty or exchanged files of a run are written again, skipped with a warning, or refused; they are never scored."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def train(folder: Path, **overrides) -> dict:
     return pretrain(settings, progress=False)
 
 
-def probe(folder: Path, **overrides) -> dict:
+def score_linear(folder: Path, **overrides) -> dict:
     settings = EvaluateSettings.from_recipe(RECIPE, **SMALL, epochs=1, exp_dir=str(folder), **overrides)
     return evaluate(settings, progress=False)
 
 
-def neighbours(folder: Path, **overrides) -> dict:
+def score_knn(folder: Path, **overrides) -> dict:
     return knn_eval(KnnSettings.from_recipe(RECIPE, **SMALL, nb_knn=(5,), exp_dir=str(folder), **overrides))
 
 
@@ -52,18 +52,18 @@ def whole(tmp_path_factory) -> Path:
     """A finished run."""
     folder = tmp_path_factory.mktemp("run") / "whole"
     train(folder)
-    probe(folder)
+    score_linear(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory) -> Path:
-    """A run that was stopped after its second epoch."""
+    """A run that stopped after its second epoch."""
     folder = tmp_path_factory.mktemp("run") / "stopped"
-    checkpoints = Checkpoints.save
+    save = Checkpoints.save
 
     def stop(self, state) -> None:
-        checkpoints(self, state)
+        save(self, state)
         if state["place"]["epoch"] == 2:
             raise RuntimeError("pulled the plug")
 
@@ -94,16 +94,16 @@ def flip_a_bit(path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", bytes(1_000_000), "cut"])
-def test_weights_that_do_not_open_are_set_aside_and_made_again(finished, whole, content, capsys):
+def test_weights_that_cannot_be_opened_are_renamed_and_trained_again(finished, whole, content, capsys):
     weights = finished / "backbone.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000] if content == "cut" else content)
     with pytest.raises(SfrikError, match="not a complete safetensors file"):
-        neighbours(finished)
+        score_knn(finished)
     train(finished)
     assert "backbone.safetensors is broken" in capsys.readouterr().err
     assert weights.read_bytes() == (whole / "backbone.safetensors").read_bytes()
     assert (finished / "backbone.broken").exists()
-    assert Run(finished).result("linear") is not None, "its score is of the same weights"
+    assert Run(finished).result("linear") is not None, "the score is still valid for the same weights"
 
 
 @pytest.mark.parametrize("name", ["backbone.safetensors", "projector.safetensors"])
@@ -114,9 +114,9 @@ def test_weights_with_a_flipped_bit_are_refused(finished, name):
     assert not list(finished.glob("*.broken"))
 
 
-def test_an_evaluation_refuses_weights_with_a_flipped_bit_wherever_they_are_given(finished, tmp_path):
+def test_evaluations_refuse_weights_with_a_flipped_bit(finished, tmp_path):
     flip_a_bit(finished / "backbone.safetensors")
-    for score in (probe, neighbours):
+    for score in (score_linear, score_knn):
         with pytest.raises(SfrikError, match="is not the file that was trained"):
             score(finished, seed=5)
         with pytest.raises(SfrikError, match="is not the file that was trained"):
@@ -124,7 +124,7 @@ def test_an_evaluation_refuses_weights_with_a_flipped_bit_wherever_they_are_give
 
 
 @pytest.mark.parametrize("name", ["backbone.safetensors", "settings.json", "linear.json", "provenance.json"])
-def test_a_file_system_that_does_not_give_a_file_costs_no_file_and_no_training(finished, name, monkeypatch):
+def test_an_unreadable_file_is_an_error_and_no_file_is_changed(finished, name, monkeypatch):
     before = {path.name: path.read_bytes() for path in finished.iterdir() if path.is_file()}
     real = (io.open, os.open)
 
@@ -141,74 +141,74 @@ def test_a_file_system_that_does_not_give_a_file_costs_no_file_and_no_training(f
         patch.setattr("builtins.open", unreadable(real[0]))
         cached._checked_header.cache_clear()
         cached._read_provenance.cache_clear()
-        for work in (train, probe):
-            if (work, name) not in ((train, "linear.json"), (probe, "settings.json")):
+        for work in (train, score_linear):
+            if (work, name) not in ((train, "linear.json"), (score_linear, "settings.json")):
                 with pytest.raises((SfrikError, OSError), match=rf"{name}|Permission denied"):
                     work(finished)
     assert {path.name: path.read_bytes() for path in finished.iterdir() if path.is_file()} == before
 
 
-def test_a_broken_record_costs_no_score(finished):
+def test_a_broken_provenance_file_does_not_change_the_score(finished):
     before = (finished / "linear.json").read_bytes()
     (finished / "provenance.json").write_text("")
     with pytest.raises(SfrikError, match=r"provenance\.json is not valid JSON"):
-        probe(finished)
+        score_linear(finished)
     assert (finished / "linear.json").read_bytes() == before
     assert not list(finished.glob("*.broken"))
 
 
 @pytest.mark.parametrize("name", ["backbone.safetensors", "checkpoint.pt", "state.json", "metrics.jsonl"])
-def test_a_folder_in_the_place_of_a_file_is_found_before_the_work(tmp_path, name):
+def test_a_folder_in_place_of_a_file_is_refused_before_training(tmp_path, name):
     (tmp_path / "run" / name).mkdir(parents=True)
     with pytest.raises(SfrikError, match=rf"{name} is a folder, but the run writes a file of that name"):
         train(tmp_path / "run")
 
 
-def test_older_weights_that_keep_their_time_do_not_keep_the_score(finished, tmp_path):
+def test_a_score_is_invalid_after_other_weights_with_an_old_modification_time_are_copied_here(finished, tmp_path):
     train(tmp_path / "other", seed=1)
     os.utime(tmp_path / "other" / "backbone.safetensors", (1, 1))
     shutil.copy2(tmp_path / "other" / "backbone.safetensors", finished / "backbone.safetensors")
     assert Run(finished).result("linear") is None
 
 
-def test_two_that_extract_into_one_folder_do_so_one_after_the_other(finished, tmp_path):
+def test_two_processes_that_extract_into_one_folder_extract_once(finished, tmp_path):
     script = (
         "import sys\nfrom sfrik.evaluate import features\nfrom sfrik.settings import FeatureSettings\n"
         "real = features._extract\n"
-        "def told(*a):\n    print('extracting', flush=True)\n    real(*a)\n"
-        "features._extract = told\n"
+        "def report(*a):\n    print('extracting', flush=True)\n    real(*a)\n"
+        "features._extract = report\n"
         f"features.extract_features(FeatureSettings.from_recipe({RECIPE!r}, exp_dir=sys.argv[1], **{SMALL!r}))\n"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", script, str(finished)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
-    said = [process.communicate(timeout=120)[0] for process in both]
+    outputs = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    assert sum(text.count("extracting") for text in said) == 1
+    assert sum(text.count("extracting") for text in outputs) == 1
 
 
-def test_features_that_were_cut_short_are_extracted_again(finished):
-    top1 = neighbours(finished)["top1_at"]
+def test_truncated_features_are_extracted_again(finished):
+    top1 = score_knn(finished)["top1_at"]
     path = finished / "features" / "val_features.npy"
     path.write_bytes(path.read_bytes()[:-1000])
     (finished / "knn.json").unlink()
-    assert neighbours(finished)["top1_at"] == top1
+    assert score_knn(finished)["top1_at"] == top1
 
 
 def test_a_head_with_a_flipped_bit_is_refused(finished):
-    assert probe(finished, only_inference=True)["head_sha256"] == read_json(finished / "linear.json")["head_sha256"]
+    assert score_linear(finished, only_inference=True)["head_sha256"] == read_json(finished / "linear.json")["head_sha256"]
     (finished / "linear_inference.json").unlink()
     flip_a_bit(finished / "head_linear.safetensors")
     with pytest.raises(SfrikError, match=r"head_linear\.safetensors is not the head whose score is in .*linear\.json"):
-        probe(finished, only_inference=True)
+        score_linear(finished, only_inference=True)
 
 
-def test_the_checkpoints_stay_until_the_weights_read_back_as_they_were_written(unfinished, monkeypatch):
-    def torn(path):
+def test_checkpoints_are_kept_until_the_weights_are_verified_by_reading_them_back(unfinished, monkeypatch):
+    def wrong_hash(path):
         return "0" * 64 if Path(path).name == "backbone.safetensors" else file_hash(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr("sfrik.system.tensor_files.file_hash", torn)
+        patch.setattr("sfrik.system.tensor_files.file_hash", wrong_hash)
         with pytest.raises(SfrikError, match="reads back different bytes than were written"):
             train(unfinished)
     assert Run(unfinished).checkpoints.exist
@@ -222,7 +222,7 @@ def test_the_checkpoints_stay_until_the_weights_read_back_as_they_were_written(u
 
 
 @pytest.mark.parametrize("content", ["", "[1, 2]", '{"hash": "0"}', '{"hash": 3, "settings": {}}', "\udc80", None])
-def test_settings_that_cannot_be_read_are_made_again(unfinished, whole, content, capsys):
+def test_a_broken_settings_file_is_written_again(unfinished, whole, content, capsys):
     path = unfinished / "settings.json"
     before = path.read_bytes()
     path.unlink()
@@ -236,7 +236,7 @@ def test_settings_that_cannot_be_read_are_made_again(unfinished, whole, content,
 
 @pytest.mark.parametrize("content", ["", None])
 @pytest.mark.parametrize("again", [1, 2])
-def test_another_seed_does_not_resume_a_checkpoint_whose_settings_file_is_gone(unfinished, content, again):
+def test_another_seed_does_not_resume_a_checkpoint_without_settings_file(unfinished, content, again):
     path = unfinished / "settings.json"
     path.unlink() if content is None else path.write_text(content)
     for _ in range(again):
@@ -245,7 +245,7 @@ def test_another_seed_does_not_resume_a_checkpoint_whose_settings_file_is_gone(u
     train(unfinished)
 
 
-def test_another_seed_does_not_take_finished_weights_whose_settings_file_is_gone(finished):
+def test_another_seed_does_not_use_finished_weights_without_settings_file(finished):
     (finished / "settings.json").unlink()
     with pytest.raises(SfrikError, match=r"a run with other settings .*hash"):
         train(finished, seed=1)
@@ -253,7 +253,7 @@ def test_another_seed_does_not_take_finished_weights_whose_settings_file_is_gone
     assert read_json(finished / "settings.json")["settings"]["seed"] == 0
 
 
-def test_a_checkpoint_of_another_run_is_refused_though_the_settings_file_is_right(unfinished, tmp_path):
+def test_a_checkpoint_of_another_run_is_refused_even_if_the_settings_file_matches(unfinished, tmp_path):
     train(tmp_path / "other", seed=1, epochs=1)
     state = Run(unfinished).checkpoints.load()
     Run(unfinished).checkpoints.save({**state, "settings": {**state["settings"], "seed": 7}})
@@ -293,7 +293,7 @@ def test_a_checkpoint_with_a_wrong_part_is_refused_in_one_line(unfinished, key, 
 
 
 @pytest.mark.parametrize("content", [torch.zeros(3), [1], "text"])
-def test_a_checkpoint_that_is_none_gives_way_to_the_one_before(unfinished, whole, content, capsys):
+def test_a_file_that_is_not_a_checkpoint_is_replaced_by_the_previous_checkpoint(unfinished, whole, content, capsys):
     with atomic_write(unfinished / "checkpoint.pt") as file:
         torch.save(content, file)
     train(unfinished)
@@ -307,14 +307,14 @@ def test_a_checkpoint_that_is_none_gives_way_to_the_one_before(unfinished, whole
 @pytest.mark.parametrize(
     "line", ["{", "[1]", "3", "null", '{"step": 2}', '{"epoch": "one"}', '{"epoch": 1, "step": null}', "\udcff\udcfe", "[" * 5000]
 )
-def test_a_broken_line_in_the_middle_of_the_log_is_left_out_and_reported_and_the_others_stay(unfinished, whole, line, capsys):
+def test_a_broken_line_within_the_log_is_skipped_with_a_warning_and_the_others_are_kept(unfinished, whole, line, capsys):
     path = unfinished / "metrics.jsonl"
     lines = path.read_bytes().splitlines()
     path.write_bytes(b"\n".join([*lines[:2], line.encode(errors="surrogateescape"), *lines[3:]]) + b"\n")
     train(unfinished)
-    said = capsys.readouterr().err
-    assert f"{path}: line 3" in said
-    assert "skipped" in said
+    warning = capsys.readouterr().err
+    assert f"{path}: line 3" in warning
+    assert "skipped" in warning
 
     def without_seconds(folder):
         return [{name: value for name, value in found.items() if name != "seconds"} for found in Run(folder).metrics()]
@@ -323,7 +323,7 @@ def test_a_broken_line_in_the_middle_of_the_log_is_left_out_and_reported_and_the
     assert without_seconds(unfinished) == expected[:2] + expected[3:]
 
 
-def test_a_last_line_of_the_log_that_was_cut_short_is_no_news(unfinished, capsys):
+def test_a_truncated_last_line_of_the_log_is_skipped_silently(unfinished, capsys):
     with (unfinished / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 2, "ste')
     assert len(Run(unfinished).metrics()) == len((unfinished / "metrics.jsonl").read_text().splitlines()) - 1
@@ -334,10 +334,10 @@ def test_a_last_line_of_the_log_that_was_cut_short_is_no_news(unfinished, capsys
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"top1": 3}', '{"protocol": "linear", "top1": "high"}', "\udc80"])
-def test_a_score_that_cannot_be_read_is_set_aside_and_measured_again(finished, whole, content, capsys):
+def test_a_broken_score_is_renamed_and_measured_again(finished, whole, content, capsys):
     path = finished / "linear.json"
     path.write_bytes(content.encode(errors="surrogateescape"))
-    assert probe(finished)["top1"] == read_json(whole / "linear.json")["top1"]
+    assert score_linear(finished)["top1"] == read_json(whole / "linear.json")["top1"]
     assert "linear.json is broken" in capsys.readouterr().err
     assert json.loads(path.read_text())["version"] == VERSION
 
@@ -345,21 +345,21 @@ def test_a_score_that_cannot_be_read_is_set_aside_and_measured_again(finished, w
 @pytest.mark.parametrize(
     "content", ["", "[]", "{", '{"weights": 3}', '{"weights": {"backbone.safetensors": 3}}', '{"version": 9}']
 )
-def test_a_record_of_where_a_run_is_from_that_cannot_be_read_is_refused_by_name(finished, content):
+def test_a_broken_provenance_file_is_an_error_that_names_it(finished, content):
     (finished / "provenance.json").write_text(content)
-    for work in (train, neighbours):
+    for work in (train, score_knn):
         with pytest.raises(SfrikError, match=r"provenance\.json") as error:
             work(finished)
         assert "\n" not in str(error.value)
 
 
-def test_a_state_that_cannot_be_read_is_no_state(unfinished):
+def test_an_invalid_state_file_counts_as_missing(unfinished):
     for content in ("", "[]", '{"state": "flying"}'):
         (unfinished / "state.json").write_text(content)
         assert Run(unfinished).state() is None
 
 
-def test_a_new_training_does_not_inherit_an_older_ones_record(finished):
+def test_a_new_training_replaces_the_provenance_of_an_earlier_one(finished):
     Run(finished).record(resumed=[{"step": 3}])
     for path in finished.glob("*.safetensors"):
         path.unlink()
@@ -371,7 +371,7 @@ def test_a_new_training_does_not_inherit_an_older_ones_record(finished):
 
 
 @pytest.mark.parametrize("old_format", [False, True])
-def test_a_pickle_is_read_without_running_code_and_its_error_advises_nothing_unsafe(tmp_path, old_format):
+def test_pickles_are_loaded_without_running_code_and_errors_do_not_recommend_unsafe_loading(tmp_path, old_format):
     path = tmp_path / "x.pth"
     torch.save({"args": argparse.Namespace(a=1)}, path, _use_new_zipfile_serialization=not old_format)
     assert read_pickle(path)["args"].a == 1
@@ -388,7 +388,7 @@ def test_a_pickle_is_read_without_running_code_and_its_error_advises_nothing_uns
         assert "weights_only" not in str(error.value)
 
 
-def test_what_is_allowed_in_a_pickle_is_allowed_while_it_is_read_and_no_longer(tmp_path):
+def test_types_allowed_in_a_pickle_are_allowed_only_while_it_is_read(tmp_path):
     torch.save({"args": argparse.Namespace(a=1)}, tmp_path / "x.pth")
     read_pickle(tmp_path / "x.pth")
     assert argparse.Namespace not in torch.serialization.get_safe_globals()
@@ -397,23 +397,23 @@ def test_what_is_allowed_in_a_pickle_is_allowed_while_it_is_read_and_no_longer(t
 # --- writing
 
 
-def test_temporary_files_of_a_writer_that_is_gone_are_removed_and_those_of_a_living_one_stay(tmp_path):
+def test_temporary_files_of_dead_processes_are_deleted_and_those_of_living_ones_are_kept(tmp_path):
     host = re.sub(r"\W", "_", socket.gethostname())
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    names = {pid: f".score.json.{host}-{pid}-0123abcd.tmp" for pid in (gone.pid, os.getpid())}
-    others = [f".score.json.elsewhere-{gone.pid}-0123abcd.tmp", ".mine.tmp", "notes.tmp"]
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    names = {pid: f".score.json.{host}-{pid}-0123abcd.tmp" for pid in (ended.pid, os.getpid())}
+    others = [f".score.json.elsewhere-{ended.pid}-0123abcd.tmp", ".mine.tmp", "notes.tmp"]
     for name in (*names.values(), *others):
         (tmp_path / name).touch()
     write_json(tmp_path / "score.json", {})
-    assert not (tmp_path / names[gone.pid]).exists()
+    assert not (tmp_path / names[ended.pid]).exists()
     assert all((tmp_path / name).exists() for name in (names[os.getpid()], *others))
-    os.utime(tmp_path / others[0], (1, 1))  # long ago
+    os.utime(tmp_path / others[0], (1, 1))  # older than a day
     write_json(tmp_path / "score.json", {})
     assert not (tmp_path / others[0]).exists()
 
 
-def test_the_umask_sets_the_mode_of_what_is_written(tmp_path):
+def test_the_umask_sets_the_mode_of_all_files(tmp_path):
     before = os.umask(0o027)
     try:
         train(tmp_path / "run", epochs=0)

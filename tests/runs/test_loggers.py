@@ -1,4 +1,4 @@
-"""Curves in TensorBoard and Weights & Biases: the numbers of metrics.jsonl, once each, and no harm to the training."""
+"""TensorBoard and Weights & Biases show each number of metrics.jsonl once, and their failures do not affect training."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def settings(folder, *names):
     return PretrainSettings.from_recipe("smoke/sfrik_l2_q64", exp_dir=str(folder), loggers=names, **fixed)
 
 
-def stopped_in_second_epoch(folder, *names):
-    """A training that ends after the points of step 5 were logged, with a checkpoint of step 4."""
+def train_until_second_epoch(folder, *names):
+    """Train until the values of step 5 are logged; the last checkpoint is of step 4."""
     log = Run.log
 
     def log_or_stop(self, line):
@@ -54,9 +54,9 @@ def plain(tmp_path_factory):
     return folder
 
 
-def same_weights(one, other):
-    one, other = (load_file(Run(folder).backbone) for folder in (one, other))
-    return all(torch.equal(one[name], other[name]) for name in one)
+def same_weights(first, second):
+    first, second = (load_file(Run(folder).backbone) for folder in (first, second))
+    return all(torch.equal(first[name], second[name]) for name in first)
 
 
 def expected(folder):
@@ -70,24 +70,24 @@ def expected(folder):
     return points
 
 
-def test_tensorboard_shows_the_lines_of_a_run_that_was_stopped_and_resumed_once_each(plain, tmp_path):
+def test_tensorboard_shows_each_line_of_a_resumed_run_once(plain, tmp_path):
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    stopped_in_second_epoch(tmp_path, "tensorboard")
+    train_until_second_epoch(tmp_path, "tensorboard")
     pretrain(settings(tmp_path, "tensorboard"), progress=False)
     events = reader.EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     points = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    wanted = expected(tmp_path)
-    assert {"step/loss", "step/alignment", "step/mmd", "step/lr", "epoch/loss", "epoch/effective_rank"} <= wanted.keys()
-    assert points.keys() == wanted.keys()
+    curves = expected(tmp_path)
+    assert {"step/loss", "step/alignment", "step/mmd", "step/lr", "epoch/loss", "epoch/effective_rank"} <= curves.keys()
+    assert points.keys() == curves.keys()
     for tag, found in points.items():
-        assert [step for step, _ in found] == [step for step, _ in wanted[tag]], tag
-        assert [value for _, value in found] == pytest.approx([value for _, value in wanted[tag]], rel=1e-6), "float32"
+        assert [step for step, _ in found] == [step for step, _ in curves[tag]], tag
+        assert [value for _, value in found] == pytest.approx([value for _, value in curves[tag]], rel=1e-6), "float32"
     assert same_weights(plain, tmp_path)
 
 
 class FakeWandb(types.ModuleType):
-    """W&B without a network: what it was asked."""
+    """Stands in for W&B and records its calls."""
 
     def __init__(self, fails=()):
         super().__init__("wandb")
@@ -122,9 +122,9 @@ def wandb(monkeypatch):
     return install
 
 
-def test_wandb_goes_on_with_the_same_run_and_is_told_no_point_twice(wandb, plain, tmp_path):
+def test_a_resumed_training_continues_the_same_wandb_run_and_sends_no_value_twice(wandb, plain, tmp_path):
     fake = wandb()
-    stopped_in_second_epoch(tmp_path, "wandb")
+    train_until_second_epoch(tmp_path, "wandb")
     pretrain(settings(tmp_path, "wandb"), progress=False)
     first, second = fake.inits
     assert first["id"] == second["id"]
@@ -134,11 +134,11 @@ def test_wandb_goes_on_with_the_same_run_and_is_told_no_point_twice(wandb, plain
     points = sorted((tag, step) for tag, found in expected(tmp_path).items() for step, _ in found)
     assert sorted((name, step) for name, step, _ in fake.points) == points
     steps = [step for _, step, _ in fake.points]
-    assert steps == sorted(steps), "W&B drops what comes after a later step"
+    assert steps == sorted(steps), "W&B ignores values of an earlier step than the last one"
     assert same_weights(plain, tmp_path)
 
 
-def test_a_run_that_begins_anew_is_another_one_of_wandb(wandb, tmp_path):
+def test_a_run_that_is_started_from_scratch_is_a_new_wandb_run(wandb, tmp_path):
     fake = wandb()
     for _ in range(2):
         loggers.Loggers(["wandb"], tmp_path, {}, 0).close()
@@ -146,28 +146,28 @@ def test_a_run_that_begins_anew_is_another_one_of_wandb(wandb, tmp_path):
 
 
 @pytest.mark.parametrize("fails", ["init", "log"])
-def test_a_logger_that_fails_is_named_once_and_the_training_goes_on(wandb, plain, tmp_path, capsys, fails):
+def test_a_failing_logger_is_reported_once_and_the_training_continues(wandb, plain, tmp_path, capsys, fails):
     wandb(fails=(fails,))
     pretrain(settings(tmp_path, "wandb"), progress=False)
-    told = capsys.readouterr().err.splitlines()
-    assert told == ["logger wandb failed and is disabled (OSError: no network in this test); the training continues"]
+    warnings = capsys.readouterr().err.splitlines()
+    assert warnings == ["logger wandb failed and is disabled (OSError: no network in this test); the training continues"]
     assert same_weights(plain, tmp_path)
 
 
-def test_a_missing_package_is_an_error_before_anything_is_made(monkeypatch, tmp_path):
+def test_a_missing_package_is_an_error_before_anything_is_written(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SfrikError, match=r"loggers wandb needs the package wandb: python -m pip install wandb"):
         pretrain(settings(tmp_path / "run", "wandb"), progress=False)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unknown_logger_is_refused_with_those_there_are():
+def test_an_unknown_logger_is_an_error_that_lists_the_known_ones():
     with pytest.raises(SfrikError, match=r"loggers.*'tensorboard' or 'wandb'"):
         PretrainSettings.parse({"loggers": ("mlflow",)})
 
 
-@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb, an extra of 68 MB, is not installed")
-def test_wandb_itself_keeps_a_run_on_disk_without_account_and_network(tmp_path):
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb (an extra of 68 MB) is not installed")
+def test_wandb_logs_offline_without_account_and_network(tmp_path):
     script = (
         "import sys; from pathlib import Path; from sfrik.runs.loggers import Loggers\n"
         "for first in (0, 2):\n"
@@ -182,6 +182,6 @@ def test_wandb_itself_keeps_a_run_on_disk_without_account_and_network(tmp_path):
     assert "failed" not in done.stderr
     record = json.loads((tmp_path / "wandb" / "sfrik.json").read_text())
     assert record["step"] == 4
-    kept = list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
-    assert len(kept) == 2
-    assert all(record["id"] in path.name for path in kept)
+    files = list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(files) == 2
+    assert all(record["id"] in path.name for path in files)

@@ -1,4 +1,4 @@
-"""A run's folder: checkpoints, refusals, scores that belong to their weights, the lock, and metrics."""
+"""The folder of a run: settings, checkpoints, scores, locks, metrics and provenance."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def run(tmp_path):
-    """A folder that was started with the default settings."""
+    """A run with the default settings, started but not trained."""
     run = Run(tmp_path / "run")
     run.start(PretrainSettings())
     return run
@@ -41,7 +41,7 @@ def changed(**values):
 # --- settings
 
 
-def test_a_run_writes_nothing_before_it_starts(tmp_path):
+def test_a_run_writes_nothing_before_start(tmp_path):
     run = Run(tmp_path / "run")
     assert run.metrics() == []
     assert run.checkpoints.load() is None
@@ -49,7 +49,7 @@ def test_a_run_writes_nothing_before_it_starts(tmp_path):
     assert not run.folder.exists()
 
 
-def test_settings_are_written_with_their_hash_and_without_places(run):
+def test_settings_are_written_with_their_hash_and_without_paths_and_devices(run):
     content = read_json(run.folder / "settings.json")
     assert content["hash"] == PretrainSettings().hash()
     assert content["settings"]["base_lr"] == 1.2
@@ -57,7 +57,7 @@ def test_settings_are_written_with_their_hash_and_without_places(run):
 
 
 @pytest.mark.parametrize("evidence", ["backbone.safetensors", "checkpoint.pt", "checkpoint.previous.pt"])
-def test_other_settings_are_refused_naming_each_difference(run, evidence):
+def test_other_settings_are_refused_with_a_message_that_lists_the_differences(run, evidence):
     if evidence == "backbone.safetensors":
         save_weights(nn.Linear(2, 2), run.backbone)
     else:
@@ -69,21 +69,21 @@ def test_other_settings_are_refused_naming_each_difference(run, evidence):
 
 
 @pytest.mark.parametrize("evidence", ["backbone.safetensors", "checkpoint.pt"])
-def test_the_same_settings_at_another_place_go_on(run, evidence):
+def test_the_same_settings_with_other_paths_and_devices_are_accepted(run, evidence):
     save_weights(nn.Linear(2, 2), run.folder / evidence)
     run.log({"epoch": 0})
     run.start(changed(workers=9, data_dir="elsewhere", device="cpu", exp_dir="there"))
     assert run.metrics() == [{"epoch": 0}]
 
 
-def test_metrics_are_kept_where_a_crash_left_only_the_previous_checkpoint(run):
+def test_metrics_are_kept_if_a_crash_left_only_the_previous_checkpoint(run):
     torch.save({"epoch": 1}, run.folder / "checkpoint.previous.pt")
     run.log({"epoch": 0})
     run.start(PretrainSettings())
     assert run.metrics() == [{"epoch": 0}]
 
 
-def test_a_record_without_weights_is_measured_anew(run):
+def test_a_published_run_without_weights_is_trained_again(run):
     run.log({"epoch": 0})
     run.start(changed(epochs=3))
     assert run.metrics() == []
@@ -102,7 +102,7 @@ def test_the_newest_checkpoint_is_loaded_and_the_one_before_is_kept(run):
 
 
 @pytest.mark.parametrize("size", [0, 100, 400])
-def test_a_newest_checkpoint_that_was_cut_short_gives_way_to_the_one_before(run, size, capsys):
+def test_a_truncated_checkpoint_is_replaced_by_the_previous_one(run, size, capsys):
     for epoch in (1, 2):
         run.checkpoints.save({"epoch": epoch, "model": {"weight": torch.ones(3)}})
     newest = run.folder / "checkpoint.pt"
@@ -110,7 +110,7 @@ def test_a_newest_checkpoint_that_was_cut_short_gives_way_to_the_one_before(run,
     newest.write_bytes(newest.read_bytes()[:size])
     assert run.checkpoints.load()["epoch"] == 1
     assert "checkpoint.pt is broken" in capsys.readouterr().err
-    run.checkpoints.save({"epoch": 3})  # does not put the broken one in the place of the one before
+    run.checkpoints.save({"epoch": 3})  # must not replace the previous checkpoint by the broken one
     assert torch.load(run.folder / "checkpoint.previous.pt", weights_only=True)["epoch"] == 1
 
 
@@ -120,11 +120,11 @@ def test_a_crash_between_the_two_renames_loses_nothing(run):
     assert run.checkpoints.load() == {"epoch": 1}
 
 
-def test_a_full_disk_is_an_error_that_names_the_space_and_leaves_the_checkpoint_as_it_was(run):
+def test_a_full_disk_is_an_error_that_names_the_space_and_keeps_the_checkpoint(run):
     run.checkpoints.save({"epoch": 1})
     large = {"epoch": 2, "model": {"weight": torch.zeros(2**20)}}  # 4 MiB
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))  # the system then refuses to write more, as a full disk does
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))  # writing more is then an error, as on a full disk
     try:
         with pytest.raises(SfrikError, match=r"it needs 4 MiB and [\d.]+ [GM]iB are free.*checkpoint\.pt is kept"):
             run.checkpoints.save(large)
@@ -136,15 +136,15 @@ def test_a_full_disk_is_an_error_that_names_the_space_and_leaves_the_checkpoint_
     assert run.checkpoints.load()["epoch"] == 2
 
 
-def test_a_bit_that_fell_over_is_found_by_the_checksum(run, capsys):
+def test_a_flipped_bit_in_a_checkpoint_is_detected_by_its_checksum(run, capsys):
     for epoch in (1, 2):
         run.checkpoints.save({"epoch": epoch, "model": {"weight": torch.ones(1000)}})
     newest = run.folder / "checkpoint.pt"
     content = bytearray(newest.read_bytes())
-    place = content.index(torch.ones(1000).numpy().tobytes()) + 1234
-    content[place] ^= 4
+    position = content.index(torch.ones(1000).numpy().tobytes()) + 1234
+    content[position] ^= 4
     newest.write_bytes(content)
-    assert torch.load(newest, weights_only=True)["epoch"] == 2, "torch itself does not look"
+    assert torch.load(newest, weights_only=True)["epoch"] == 2, "torch.load does not check it"
     assert run.checkpoints.load()["epoch"] == 1
     assert "does not match its checksum" in capsys.readouterr().err
 
@@ -156,7 +156,7 @@ def test_weights_that_are_not_finite_are_not_saved(run):
     assert run.checkpoints.load() == {"epoch": 1}
 
 
-def test_a_file_system_that_does_not_answer_costs_no_checkpoint(run, monkeypatch):
+def test_an_error_of_the_file_system_does_not_rename_the_checkpoint(run, monkeypatch):
     run.checkpoints.save({"epoch": 1})
 
     def unreachable(*arguments, **keywords):
@@ -169,7 +169,7 @@ def test_a_file_system_that_does_not_answer_costs_no_checkpoint(run, monkeypatch
     assert run.checkpoints.load() == {"epoch": 1}
 
 
-def test_where_no_checkpoint_can_be_read_a_person_decides(run, capsys):
+def test_if_all_checkpoints_are_broken_loading_is_an_error(run, capsys):
     assert run.checkpoints.load() is None
     (run.folder / "checkpoint.pt").write_text("nothing")
     with pytest.raises(SfrikError, match=r"no checkpoint in .* can be read \(.*checkpoint\.broken\); run again to start"):
@@ -180,14 +180,14 @@ def test_where_no_checkpoint_can_be_read_a_person_decides(run, capsys):
     run.checkpoints.delete()
 
 
-# --- what a run is doing
+# --- status
 
 
-def test_a_run_says_what_it_does_until_it_is_done(run):
+def test_a_run_has_a_status_until_it_is_cleared(run):
     assert run.state() is None
     run.update_status("running", epoch=3)
-    said = run.state()
-    assert (said["state"], said["epoch"], said["pid"]) == ("running", 3, os.getpid())
+    state = run.state()
+    assert (state["state"], state["epoch"], state["pid"]) == ("running", 3, os.getpid())
     assert not run.is_locked()
     with run.lock():
         assert run.is_locked()
@@ -198,7 +198,7 @@ def test_a_run_says_what_it_does_until_it_is_done(run):
 # --- scores
 
 
-def test_a_score_counts_only_with_the_weights_it_was_measured_on(run):
+def test_a_score_is_valid_only_for_the_weights_it_was_measured_on(run):
     settings = KnnSettings()
     first, second = nn.Linear(2, 2), nn.Linear(2, 2)
     digest = save_weights(first, run.backbone)
@@ -213,7 +213,7 @@ def test_a_score_counts_only_with_the_weights_it_was_measured_on(run):
     assert run.result("knn", settings) is None
 
 
-def test_a_score_counts_only_with_its_settings_wherever_it_was_computed(run):
+def test_a_score_is_valid_only_for_its_settings_but_on_any_device_and_path(run):
     run.save_result("knn", KnnSettings(), {"top1": 50.0}, save_weights(nn.Linear(2, 2), run.backbone))
     assert run.result("knn", KnnSettings(temperature=0.1)) is None
     assert run.result("knn", KnnSettings(workers=7, exp_dir="there"))["top1"] == 50.0
@@ -221,7 +221,7 @@ def test_a_score_counts_only_with_its_settings_wherever_it_was_computed(run):
     assert run.result("linear") is None
 
 
-def test_a_score_says_what_it_takes_to_trace_it(run):
+def test_a_score_has_its_seed_settings_commit_and_weights_and_no_path(run):
     run.backbone.write_bytes(b"weights")
     score = run.save_result("knn", KnnSettings(seed=4, data_dir="secret"), {"top1": 50.0}, file_hash(run.backbone))
     assert read_json(run.folder / "knn.json") == score
@@ -232,7 +232,7 @@ def test_a_score_says_what_it_takes_to_trace_it(run):
     assert "secret" not in json.dumps(score)
 
 
-def test_scores_of_other_weights_are_forgotten_and_all_else_is_kept(run):
+def test_scores_of_other_weights_are_deleted_and_other_files_are_kept(run):
     run.backbone.write_bytes(b"old")
     run.save_result("knn", KnnSettings(), {"top1": 1.0}, file_hash(run.backbone))
     run.backbone.write_bytes(b"new")
@@ -242,7 +242,7 @@ def test_scores_of_other_weights_are_forgotten_and_all_else_is_kept(run):
     assert sorted(path.name for path in run.folder.glob("*.json")) == ["linear.json", "provenance.json", "settings.json"]
 
 
-def test_the_hash_of_a_file_is_its_sha256_whatever_its_length(tmp_path):
+def test_the_hash_of_a_file_is_its_sha256_for_any_length(tmp_path):
     for content in (b"", b"abc", bytes(range(256)) * 8193):  # the last is longer than two blocks of 1 MiB
         (tmp_path / "file").write_bytes(content)
         assert file_hash(tmp_path / "file") == hashlib.sha256(content).hexdigest()
@@ -260,14 +260,14 @@ with Run(sys.argv[1]).lock():
 """
 
 
-def test_the_lock_refuses_a_second_process_and_is_free_after_the_first_has_died(run):
+def test_the_lock_refuses_a_second_process_and_is_released_when_the_first_dies(run):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", HOLDER, str(run.folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as holder:
         try:
             assert holder.stdout.readline() == "held\n"
             with pytest.raises(SfrikError, match=rf"another process \(pid {holder.pid} on .*\): wait for it"), run.lock():
-                pytest.fail("two processes held the lock")
+                pytest.fail("two processes hold the lock")
         finally:
             holder.kill()
     with run.lock():
@@ -278,8 +278,8 @@ FORKING = """
 import os, sys, time
 from sfrik.runs.folder import Run
 with Run(sys.argv[1]).lock():
-    if not os.fork():  # as the processes that decode images are
-        print(os.getpid(), flush=True)  # the child, once it runs by itself
+    if not os.fork():  # like the processes that decode images
+        print(os.getpid(), flush=True)  # the child
     time.sleep(60)
 """
 
@@ -293,14 +293,14 @@ def test_the_lock_of_a_dead_process_is_not_held_by_its_forked_children(run):
             assert run.is_locked()
             holder.kill()
             holder.wait()
-            os.kill(child, 0)  # it lives
+            os.kill(child, 0)  # it is alive
             with run.lock():
                 pass
         finally:
             os.kill(child, 9)
 
 
-def test_the_lock_is_free_again_after_an_error(run):
+def test_the_lock_is_released_after_an_error(run):
     with pytest.raises(ZeroDivisionError), run.lock():
         raise ZeroDivisionError
     with run.lock():
@@ -310,7 +310,7 @@ def test_the_lock_is_free_again_after_an_error(run):
 # --- metrics, provenance, files
 
 
-def test_metrics_come_back_line_by_line_and_a_last_line_cut_short_is_left_out(run):
+def test_metrics_are_read_line_by_line_and_a_truncated_last_line_is_skipped(run):
     lines = [{"epoch": epoch, "loss": 1 / (epoch + 3)} for epoch in range(3)]
     for line in lines:
         run.log(line)
@@ -320,7 +320,7 @@ def test_metrics_come_back_line_by_line_and_a_last_line_cut_short_is_left_out(ru
     assert run.metrics() == lines[:2]
 
 
-def test_truncated_metrics_drop_what_a_resumed_run_writes_again(run):
+def test_truncating_the_log_removes_the_lines_that_a_resumed_run_writes_again(run):
     for epoch in (0, 0, 1, 1, 2):
         run.log({"epoch": epoch})
     with (run.folder / "metrics.jsonl").open("a") as file:
@@ -355,7 +355,7 @@ def test_the_provenance_holds_no_path_and_no_host_name(monkeypatch):
     assert platform.node() not in json.dumps(facts)
 
 
-def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_file_unchanged(tmp_path, monkeypatch):
     path = tmp_path / "file.json"
     write_json(path, {"a": 1})
 
@@ -369,7 +369,7 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     assert [found.name for found in tmp_path.iterdir()] == ["file.json"]
 
 
-def test_json_that_was_cut_short_is_refused_naming_the_file(tmp_path):
+def test_truncated_json_is_an_error_that_names_the_file(tmp_path):
     (tmp_path / "score.json").write_text('{"top1": 5')
     with pytest.raises(SfrikError, match=r"score\.json is not valid JSON"):
         read_json(tmp_path / "score.json")

@@ -1,4 +1,4 @@
-"""Locks on folders: on file systems with and without flock, and while another process only looks at the lock."""
+"""Locks on folders, on file systems with and without flock."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sfrik.system.locks import folder_lock, is_locked
 fcntl = pytest.importorskip("fcntl")
 
 ROOT = Path(__file__).parents[2]
-# a file system without flock, as some network file systems are, in a process of its own
+# a process that holds a lock on a file system without flock, as some network file systems are
 HOLDER = """
 import errno, fcntl, os, sys, time
 def missing(file, kind):
@@ -38,20 +38,20 @@ def without_flock(monkeypatch, number):
 
 
 @pytest.mark.parametrize("number", MISSING)
-def test_a_lock_works_without_flock_and_leaves_no_marker(number, monkeypatch, tmp_path):
+def test_without_flock_the_lock_works_and_leaves_no_marker_file(number, monkeypatch, tmp_path):
     without_flock(monkeypatch, number)
     assert not is_locked(tmp_path / "lock")
     with folder_lock(tmp_path):
         assert is_locked(tmp_path / "lock")
         with pytest.raises(SfrikError, match=rf"another process \(pid {os.getpid()} on "), folder_lock(tmp_path):
-            pytest.fail("two holders")
+            pytest.fail("two processes hold the lock")
     assert not is_locked(tmp_path / "lock")
     with folder_lock(tmp_path):
         pass
 
 
 @pytest.mark.parametrize("number", MISSING)
-def test_without_flock_the_lock_of_a_dead_process_of_this_machine_is_free(number, monkeypatch, tmp_path):
+def test_without_flock_the_lock_of_a_dead_process_of_this_machine_can_be_acquired(number, monkeypatch, tmp_path):
     without_flock(monkeypatch, number)
     command = [sys.executable, "-c", HOLDER, str(tmp_path), str(number)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -59,14 +59,14 @@ def test_without_flock_the_lock_of_a_dead_process_of_this_machine_is_free(number
         try:
             assert holder.stdout.readline() == "held\n"
             with pytest.raises(SfrikError, match=f"pid {holder.pid} on "), folder_lock(tmp_path):
-                pytest.fail("two holders")
+                pytest.fail("two processes hold the lock")
         finally:
             holder.kill()
     with folder_lock(tmp_path):
         pass
 
 
-def test_looking_at_a_lock_writes_nothing_and_keeps_nobody_from_taking_it(tmp_path):
+def test_is_locked_writes_nothing_and_does_not_hold_the_lock(tmp_path):
     assert not is_locked(tmp_path / "lock")
     assert list(tmp_path.iterdir()) == []
     with folder_lock(tmp_path):
@@ -76,7 +76,7 @@ def test_looking_at_a_lock_writes_nothing_and_keeps_nobody_from_taking_it(tmp_pa
     assert not is_locked(tmp_path / "lock")
 
 
-def test_a_lock_file_that_is_a_folder_or_cannot_be_made_is_named(tmp_path):
+def test_a_folder_in_place_of_the_lock_file_is_an_error(tmp_path):
     (tmp_path / "lock").mkdir()
     with pytest.raises(SfrikError, match="lock is a folder"), folder_lock(tmp_path):
         pytest.fail("a folder was locked")
