@@ -2,7 +2,9 @@
 
 Values of a step are called ``step/<term>``; those of an epoch are called ``epoch/<name>`` and plotted at the epoch's last step. A
 resumed training continues the same curves: TensorBoard discards earlier points from the first resumed step on (`purge_step`), and
-each point is sent to W&B once. A logger that fails is disabled with a warning, and the training continues::
+each point is sent to W&B once. A logger that fails is disabled with a warning, and the training continues.
+
+Files::
 
     <run>/tensorboard/   TensorBoard's event files: tensorboard --logdir runs
     <run>/wandb/         W&B's files, and sfrik.json with the id of the run and the last steps sent
