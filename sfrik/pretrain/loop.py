@@ -127,8 +127,8 @@ class _Training:
         self.objective = build_objective(settings)
         self.optimizer = LARS(encoder.parameters(), lr=0.0, weight_decay=settings.wd)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        parts = {"model": encoder, "optimizer": self.optimizer, "scaler": self.scaler}
-        self.position = restore(run, settings, parts, steps_per_epoch, device, progress)
+        self.parts: dict[str, Any] = {"model": encoder, "optimizer": self.optimizer, "scaler": self.scaler}
+        self.position = restore(run, settings, self.parts, steps_per_epoch, device, progress)
         total = settings.epochs * steps_per_epoch
         self.progress = Progress(total, self._global_step(), self._update_status, progress and rank() == 0)
         self.saved = time.monotonic()
@@ -291,8 +291,7 @@ class _Training:
         self.saved = time.monotonic()
 
     def _states(self) -> dict[str, Any]:
-        parts = {"model": self.encoder, "optimizer": self.optimizer, "scaler": self.scaler}
-        return {name: part.state_dict() for name, part in parts.items()}
+        return {name: part.state_dict() for name, part in self.parts.items()}
 
     def _global_step(self) -> int:
         """The number of steps since the start of the run."""
