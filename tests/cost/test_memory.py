@@ -7,17 +7,11 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import scale
 
 from sfrik.cli import main
 from sfrik.cost.loss_memory import MemoryCounter, loss_peak
@@ -138,18 +132,6 @@ def test_two_tiles_of_each_shape_are_enough_to_count_all(name, n, q, monkeypatch
     with MemoryCounter() as memory:
         objective(rows)
     assert loss_peak(objective, n, q, device="cpu") == pytest.approx(memory.peak, abs=64)
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize(("n", "q"), [(96, 1024), (4096, 256), (2048, 8192), (16384, 32768)])
-def test_on_several_processes_and_in_low_precision_the_counts_are_those_of_the_page_on_scale(n, q, device):
-    """tests/docs/test_scale.py compares its formulas, which leave out scalars and vectors, with counts on two processes."""
-    for name in ("SFRIK", "SFRIK, L = 2", "AUH", "VICReg"):
-        for processes in (2, 8, 32):
-            low = {"half": True} if name in ("SFRIK", "VICReg") and device == "cuda" else {}
-            expected = scale.memory(name, n, q, processes, device=device, **low)
-            found = max(loss_peak(objectives(q)[name], n, q, processes, device=device, **low), 16 * n // processes * q)
-            assert found == pytest.approx(expected, rel=1e-4, abs=10 * 4 * (n + q)), (name, processes)
 
 
 def test_the_largest_batches_are_counted_in_seconds_and_without_memory():

@@ -18,7 +18,7 @@ from sfrik.ops import pairwise as pairs
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # the processes that are started inherit it
 
-from communication import Products
+from scale import Products
 
 N, D, Q = 12, 6, 5  # images over all processes, columns of the input, dimension of the embeddings
 WIDE = 15  # a dimension above the number of images
