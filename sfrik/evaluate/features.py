@@ -30,6 +30,7 @@ __all__ = ["Features", "extract", "extract_features", "features_here", "read_fea
 
 FILES = tuple(f"{split}_{part}.npy" for split in ("train", "val") for part in ("features", "labels"))
 LOCK = "features.lock"
+ATTEMPTS = 5  # extractions before a command gives up, where others replace its features before it opens them
 
 
 class Features(NamedTuple):
@@ -142,7 +143,7 @@ def read_features(inputs: Inputs[Any]) -> Features:
     replaces the files, and those that are open stay as they are.
 
     Raises:
-        SfrikError: missing or incomplete features, or splits of different dimensions.
+        SfrikError: missing or incomplete features, splits of different dimensions, or other commands that keep replacing them.
     """
     settings: FeatureSettings = inputs.settings
     if settings.extraction_dir:
@@ -151,13 +152,16 @@ def read_features(inputs: Inputs[Any]) -> Features:
         record = folder / "weights.json"
         digest = read_record(record, FeatureOrigin)["backbone_sha256"] if record.exists() else None
     else:
-        folder, found = _own_folder(inputs), None
-        while found is None:
+        folder = _own_folder(inputs)
+        for _ in range(ATTEMPTS):
             _extract_if_missing(folder, inputs)
             with folder_lock(folder, LOCK, wait=True):  # another command may have replaced them by those of another split
                 if _exist(folder, inputs):
-                    found = load_features(folder, "train"), load_features(folder, "val")
-        (train, val), digest = found, inputs.weights_sha256
+                    train, val = load_features(folder, "train"), load_features(folder, "val")
+                    break
+        else:
+            raise SfrikError(f"the features in {folder} were replaced or damaged {ATTEMPTS} times: evaluate one split at a time")
+        digest = inputs.weights_sha256
     if train[0].shape[1] != val[0].shape[1]:
         raise SfrikError(
             f"{folder} has train features of {train[0].shape[1]} dimensions and val features of {val[0].shape[1]}: "
