@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import count, islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -85,7 +85,8 @@ def harmonics(degree: int, dim: int) -> int:
 
 def legendre_sequence(t: T, dim: int) -> Iterator[T]:
     r""":math:`P_0(q; t), P_1(q; t), \dots` without end, for a tensor, an array or a polynomial t."""
-    before, current = _constant(t, 1.0), t
+    current: Any = t
+    before = _constant(t, 1.0)
     yield before
     for a, c in _recurrence(dim):
         yield current
@@ -118,7 +119,7 @@ def _recurrence(dim: int) -> Iterator[tuple[float, float]]:
         yield (2 * l + dim - 4) / (l + dim - 3), (l - 1) / (l + dim - 3)
 
 
-def _constant(t: T, value: float) -> T:
+def _constant(t: Any, value: float) -> Any:
     """`value` as a tensor or array of the shape of t, or as a polynomial."""
     if isinstance(t, Polynomial):
         return Polynomial([value])

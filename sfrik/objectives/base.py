@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +87,7 @@ class Objective(nn.Module, ABC):
             ValueError: views of wrong or different shapes, fewer than two views or two rows, or wrong anchors.
             NotFinite: the loss is NaN or infinite.
         """
-        given = list(views[0] if len(views) == 1 and not isinstance(views[0], Tensor) else views)
+        given = cast(list[Tensor], list(views[0] if len(views) == 1 and not isinstance(views[0], Tensor) else views))
         anchors = list(anchors)
         self._check(given, anchors, regularise)
         step, self._calls = self._calls if step is None else step, self._calls + 1

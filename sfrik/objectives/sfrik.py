@@ -38,7 +38,7 @@ class SFRIK(Objective):
     >>> views = [torch.eye(4).requires_grad_(), torch.eye(4)]
     >>> terms = SFRIK(dim=4)(views)
     >>> {name: round(value.item(), 3) for name, value in terms.parts.items()}
-    {'alignment': 0.0, 'mmd': 20.25}
+    {'alignment': 0.0, 'mmd': 10.25}
     >>> terms.backward()
     """
 
