@@ -57,7 +57,7 @@ class Measures:
 
     @property
     def largest_rank(self) -> int:
-        """min(n, q), the upper bound of every rank: fewer images than dimensions cannot show more."""
+        """min(n, q), the upper bound of every rank; fewer images than dimensions cannot show more."""
         return min(self.n, self.q)
 
     @property

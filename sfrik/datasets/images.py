@@ -59,7 +59,7 @@ class Images:
 
     @property
     def channels(self) -> int:
-        """Channels of an image: 1 or 3."""
+        """Number of channels of an image, 1 or 3."""
         return 3 if self.tensor is None else self.tensor.shape[1]
 
     def pixels(self, index: int) -> Tensor:

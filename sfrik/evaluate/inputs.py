@@ -68,7 +68,7 @@ class Inputs(Generic[AnySettings]):
 
     @cached_property
     def precision(self) -> str:
-        """The precision of the backbone: "fp32", "bf16" or "fp16"."""
+        """The precision of the backbone, "fp32", "bf16" or "fp16"."""
         return pick_precision(self.settings.precision, self.device)
 
     @cached_property
@@ -78,7 +78,7 @@ class Inputs(Generic[AnySettings]):
 
     @property
     def whole_images(self) -> Views:
-        """The test-time view: the whole image, resized and normalised."""
+        """The test-time view, which is the whole image, resized and normalised."""
         return resize_for_test(self.settings.size, self.settings.dataset)
 
     def images(self, split: str) -> Images:

@@ -65,7 +65,7 @@ class EvaluateSettings(FrozenSettings, sections=("evaluate", "semi1", "semi10"))
 
     @property
     def protocol(self) -> str:
-        """Name of the score: linear, linear1, linear10 (frozen), finetune, semi1 or semi10 (fine-tuned)."""
+        """Name of the score, one of linear, linear1, linear10 (frozen), finetune, semi1, semi10 (fine-tuned)."""
         part = "" if self.train_percent == 100 else str(self.train_percent)
         if self.weights == "freeze":
             return f"linear{part}"
