@@ -1,10 +1,10 @@
-"""Every benchmark whose ratios the project states, one after the other; their figures, and the tables of docs/speed.md.
+"""Run all benchmarks whose ratios the project states, record their figures, and render the tables of docs/speed.md.
 
-    python benchmarks/bench.py --data FOLDER      some twenty minutes on two CPU cores; FOLDER holds real photographs (.JPEG)
+    python benchmarks/bench.py --data FOLDER      about twenty minutes on two CPU cores; FOLDER holds natural images (.JPEG)
     python benchmarks/bench.py --only losses      one of them
-    python benchmarks/bench.py --render           the tables alone, from the figures that are there
+    python benchmarks/bench.py --render           only the tables, from the recorded figures
 
-The figures go to results/speed/<name>.json with the machine's description. Nothing else should run meanwhile.
+The figures go to results/speed/<name>.json with the machine's description. Nothing else should run at the same time.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def rendered(page: str) -> str:
-    """The page with its tables made anew from the figures that are there."""
+    """The page with its tables rendered again from the recorded figures."""
     for name, lines in {"ratios": ratios(), "sliced": sliced()}.items():
         part = f"<!-- {name} -->\n\n" + "\n".join(lines) + f"\n\n<!-- /{name} -->"
         page = re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, part=part: part, page, flags=re.DOTALL)

@@ -1,15 +1,15 @@
-"""Where `sfrik diagnose` has its thresholds from, and whether the loss ranks the digits profile's runs as the probes do.
+"""The source of the thresholds of `sfrik diagnose`, and whether the loss ranks the digits runs as the probes do.
 
-    python benchmarks/diagnosis.py                   trains what is missing (a minute a run on one core), measures, renders
-    python benchmarks/diagnosis.py --only ranking    the ranks alone, from the committed scores: seconds
-    python benchmarks/diagnosis.py --render          the tables of docs/diagnosis.md and the figures, from the numbers there are
+    python benchmarks/diagnosis.py                   trains missing runs (a minute per run on one core), measures, renders
+    python benchmarks/diagnosis.py --only ranking    only the ranks, from the committed scores: seconds
+    python benchmarks/diagnosis.py --render          only the tables of docs/diagnosis.md and the figures
 
-The runs go to --folder, which keeps what is finished; the numbers to results/digits/diagnosis/diagnosis.json and ranking.json.
+The runs go to --folder, where finished ones are kept; the numbers go to results/digits/diagnosis/diagnosis.json and ranking.json.
 
-A run's group is what its settings make of it, not what was measured: "healthy" are recipes of the tables; "degree 1" have a
-kernel of degree 1 alone, "alignment alone" no regulariser: both collapse. "Weakened" runs have a little of a regulariser, or a
-part of one, and say nothing about the thresholds. The threshold of the effective rank lies between the collapsed groups and the
-healthy one; that of the uniformity in the widest gap among the collapsed runs, which parts those that are one point.
+A run's group follows from its settings, not from what was measured: "healthy" runs are recipes of the tables; "degree 1" runs
+have a kernel of degree 1 only, "alignment alone" runs no regulariser: both collapse. "Weakened" runs have a small weight, or a
+part, of a regulariser; they do not determine the thresholds. The threshold of the effective rank is between the collapsed groups
+and the healthy one; that of the uniformity is in the widest gap among the collapsed runs, above which they are one point.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def main() -> None:
 def measured(name: str, seed: int, folder: Path) -> dict[str, Any]:
     """Train a run unless it is there; its diagnosis, what its log says at the end, and the 20-NN of its features in %.
 
-    Kept beside the run, in measured.json: remove it to measure anew.
+    Stored in the run's folder as measured.json: delete it to measure again.
     """
     group, recipe, changes, _ = RUNS[name]
     kept = folder / name / f"seed{seed}" / "measured.json"
@@ -196,7 +196,7 @@ def diagnosis(row: dict[str, Any]) -> Diagnosis:
 
 
 def rendered(page: str) -> str:
-    """The page with its tables made anew from the numbers that are there."""
+    """The page with its tables rendered again from the recorded numbers."""
     for name, lines in {"runs": table_of_runs(), "gaps": table_of_gaps(), "ranking": table_of_ranks()}.items():
         part = f"<!-- {name} -->\n\n" + "\n".join(lines) + f"\n\n<!-- /{name} -->"
         page = re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, part=part: part, page, flags=re.DOTALL)

@@ -1,11 +1,11 @@
-"""What a digits run spends besides its arithmetic: an epoch against bare passes of the model, and a whole run against its work.
+"""Overhead of a digits run: an epoch against bare passes of the model, and a whole run against its computation.
 
     python benchmarks/digits.py --json digits.json
 
 The epochs are those of `sfrik.pretrain`, one after the other; between two of them the bare passes run in the same process, so
-that both meet the same load of the machine. An epoch is everything from one line of metrics.jsonl to the next: views, passes,
-loss, LARS, progress, diagnostics, log, checkpoint. The bare passes have the epoch's batches as tensors that are ready:
-"passes" is forward, loss, backward; "model" the forward and backward of the network alone, from a gradient that is given.
+that both see the same load of the machine. An epoch is everything from one line of metrics.jsonl to the next: views, passes,
+loss, LARS, progress, diagnostics, log, checkpoint. The bare passes use the epoch's batches as prepared tensors:
+"passes" is forward, loss, backward; "model" is forward and backward of the network only, from a given gradient.
 """
 
 from __future__ import annotations

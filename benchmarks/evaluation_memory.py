@@ -2,7 +2,7 @@
 
     python benchmarks/evaluation_memory.py --images 200000 --dim 512
 
-Each method runs in a process of its own on random features. Two peaks above what the process has after its imports: what it
+Each method runs in a separate process on random features. Two peaks are reported, above the memory after the imports: what it
 allocates itself (RssAnon of /proc/self/status, sampled every 5 ms), and all that is resident, with the pages of the file,
 which the system takes back when others need them (VmHWM). Linux only.
 """

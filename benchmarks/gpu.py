@@ -1,4 +1,4 @@
-"""What a GPU makes of it: the losses, whole training steps, and the input pipeline against the same step on ready images.
+"""Benchmarks on a GPU: the losses, training steps, and the input pipeline against the same step on prepared images.
 
     python benchmarks/gpu.py --data /imagenet/val          an hour on one GPU
     python benchmarks/gpu.py --device cpu --smoke          the same code on small sizes, to test it
@@ -6,7 +6,7 @@
 - losses: `benchmarks/losses.py` on the device, times by CUDA events, memory by PyTorch's count.
 - steps: two views of 224 pixels through the network with projector 8192-8192-q, loss, backward pass, LARS, in bf16: the loss of
   this package against the plain formula by autograd.
-- end to end: images a second of `sfrik pretrain`'s own loader and step against the same step on one batch that lies on the GPU.
+- end to end: images per second of the loader and step of `sfrik pretrain` against the same step on one batch already on the GPU.
 
 None of it has been measured yet: docs/speed.md says so until it is.
 """

@@ -3,7 +3,7 @@
     python benchmarks/knn.py                                             5,000 queries, 20,000 training features
     python benchmarks/knn.py --queries 50000 --bank 200000 --rounds 1    the size that the project states
 
-The methods take turns, each in a process of its own, on random features in memory:
+The methods take turns, each in a separate process, on random features in memory:
 
     sfrik      weighted_knn: the k nearest and their votes
     cosine     sklearn.neighbors.NearestNeighbors(algorithm="brute", metric="cosine")

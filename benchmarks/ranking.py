@@ -2,8 +2,8 @@
 
 `python benchmarks/diagnosis.py --only ranking` runs it. Spearman's rank correlation throughout. What is compared:
 
-- seeds: runs of one recipe, which differ in the seed alone. Three are too few by themselves: their correlations are averaged over
-  the recipes. p, two-sided, is of the scores permuted within each recipe by itself; "joint p" permutes the seeds of all recipes
+- seeds: runs of one recipe, which differ only in the seed. Three are too few by themselves: their correlations are averaged over
+  the recipes. p (two-sided) is that of permuting the scores within each recipe; "joint p" permutes the seeds of all recipes
   alike, six ways, since a seed means the same order of images, and so the same last batch, in all of them.
 - families: one method with one trade-off of alignment and regulariser, q and seed differing. Losses of different methods, or of
   different coefficients, are different quantities and are not compared.

@@ -2,9 +2,9 @@
 
     python benchmarks/sliced.py
 
-For embeddings near the uniform law, and for some that lie around a common centre. "spread" is the standard deviation of the value
-over draws of the directions in % of the value; "cosine" that between the estimated and the true gradient along the sphere, the
-mean over draws; "products" counts the multiply-adds in those of the Gram matrix's road, 1.5 n x n x q.
+For embeddings close to the uniform distribution, and for embeddings around a common centre. "spread" is the standard deviation
+of the value over draws of the directions in % of the value; "cosine" that between the estimated and the true gradient along the
+sphere, the mean over draws; "products" counts the multiply-adds in those of the method by the Gram matrix, 1.5 n x n x q.
 
 Legend: n rows, q their dimension, M directions.
 """

@@ -83,7 +83,7 @@ def test_a_module_imports_from_its_own_room_and_from_lower_levels_only(name):
     assert {other for other in others if LEVEL[other] >= LEVEL[here] and (here, other) not in BESIDE} == set()
 
 
-def test_no_modules_import_each_other_in_a_circle():
+def test_there_is_no_import_cycle():
     waiting = {name: others & set(MODULES) - {name} for name, others in IMPORTS.items()}
     while free := {name for name, others in waiting.items() if not others & set(waiting)}:
         waiting = {name: others for name, others in waiting.items() if name not in free}
@@ -142,14 +142,14 @@ def test_the_mathematics_needs_no_settings_no_files_and_no_images(name):
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name != "sfrik.__main__"])
-def test_every_module_says_what_it_is(name):
+def test_every_module_has_a_docstring(name):
     docstring = ast.get_docstring(ast.parse(MODULES[name].read_text()))
     assert docstring
     assert docstring.split("\n")[0].rstrip()[-1] in ".?:"
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if room(name) and not name.endswith("__main__")])
-def test_what_a_module_exports_is_there(name):
+def test_a_module_defines_all_the_names_it_exports(name):
     tree = ast.parse(MODULES[name].read_text())
     defined, exported = set(), []
     for node in tree.body:
@@ -208,7 +208,7 @@ def test_a_notebook_is_committed_without_outputs(name):
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_a_notebook_has_one_cell_of_parameters_that_holds_literals_alone(name):
+def test_a_notebook_has_one_cell_of_parameters_that_holds_only_literals(name):
     (tree,) = [tree for tags, tree, _ in code_cells(name) if "parameters" in tags]
     assert tree.body
     for node in tree.body:

@@ -180,7 +180,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("kept", [0, 5, 1000, -100])
-def test_a_safetensors_file_cut_short_is_refused(tmp_path, kept):
+def test_a_truncated_safetensors_file_is_refused(tmp_path, kept):
     path = tmp_path / "backbone.safetensors"
     save_weights(build_backbone("resnet8"), path)
     path.write_bytes(path.read_bytes()[:kept])
@@ -188,7 +188,7 @@ def test_a_safetensors_file_cut_short_is_refused(tmp_path, kept):
 
 
 @pytest.mark.parametrize("kept", [0, 5, 1000, -100])
-def test_a_pth_file_cut_short_is_refused(tmp_path, resnet8, kept):
+def test_a_truncated_pth_file_is_refused(tmp_path, resnet8, kept):
     path = tmp_path / "backbone.pth"
     torch.save(resnet8.state_dict(), path)
     path.write_bytes(path.read_bytes()[:kept])
@@ -306,7 +306,7 @@ def test_the_authors_backbone_is_downloaded_once_and_cached(tmp_path, monkeypatc
     assert first(torch.zeros(1, 3, 32, 32)).shape == (1, 2048)
 
 
-def test_weights_that_cannot_be_had_end_in_one_line(tmp_path, monkeypatch):
+def test_weights_that_cannot_be_downloaded_end_in_one_line(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OSError("no route to host")
 

@@ -33,11 +33,11 @@ class MemoryCounter(TorchDispatchMode):
         super().__init__()
         self.now, self.peak, self._known = 0, 0, weakref.WeakSet()
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function is torch.ops.aten._local_scalar_dense.default and any(x.fake_mode for x in args if hasattr(x, "fake_mode")):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._local_scalar_dense.default and any(x.fake_mode for x in args if hasattr(x, "fake_mode")):
             return 1  # a fake tensor has no value: any finite one takes the objectives' code through
         old = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
-        out = function(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
         for x in tree_leaves(out):
             if isinstance(x, Tensor) and x.untyped_storage()._cdata not in old and x.untyped_storage() not in self._known:
                 storage = x.untyped_storage()

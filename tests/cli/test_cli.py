@@ -1,4 +1,4 @@
-"""The command line: one line and exit status 2 for a mistake, no folder left behind; dry runs that touch nothing."""
+"""The command line: one line, exit status 2 and no files for an input error; dry runs that write nothing."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("arguments", "words"), MISTAKES.values(), ids=[name.replace(" ", "_") for name in MISTAKES])
-def test_a_mistake_ends_in_one_line_that_names_it_and_leaves_nothing_behind(here, capsys, arguments, words):
+def test_an_input_error_is_one_line_that_names_it_and_creates_no_files(here, capsys, arguments, words):
     fails_in_one_line(capsys, arguments, *words)
     assert list(here.iterdir()) == []
 
@@ -249,8 +249,8 @@ def test_debug_shows_the_traceback_and_the_exit_status_is_the_same(here, capsys)
 
 @pytest.mark.parametrize("error", [RuntimeError("boom"), KeyError("boom"), AssertionError("boom"), MemoryError("boom")])
 @pytest.mark.parametrize("rank", ["0", "1"])
-def test_an_unexpected_error_shows_its_traceback_and_is_no_answer(here, capsys, monkeypatch, error, rank):
-    """Exit status 1, as Python would end with, means of `diagnose` that the run is collapsed."""
+def test_an_unexpected_error_shows_its_traceback_and_exits_with_2(here, capsys, monkeypatch, error, rank):
+    """Exit status 1, Python's own for an exception, would mean for `diagnose` that the run has collapsed."""
 
     def fails(*arguments, **keywords):
         raise error
@@ -263,7 +263,7 @@ def test_an_unexpected_error_shows_its_traceback_and_is_no_answer(here, capsys, 
     assert printed.splitlines()[-1].startswith(type(error).__name__)
 
 
-def test_an_answer_that_cannot_be_printed_is_a_failure(tmp_path):
+def test_output_that_cannot_be_printed_is_a_failure(tmp_path):
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "sfrik", "status", "table8", "--profile", "smoke", "--exp-dir", str(tmp_path)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -272,7 +272,7 @@ def test_an_answer_that_cannot_be_printed_is_a_failure(tmp_path):
     assert done.stderr.splitlines()[-1] == "sfrik: error: the output could not be printed: No space left on device"
 
 
-def test_an_interruption_says_how_to_go_on(here, capsys, monkeypatch):
+def test_an_interrupted_command_prints_how_to_resume(here, capsys, monkeypatch):
     def interrupted(*arguments, **keywords):
         raise KeyboardInterrupt
 
@@ -305,7 +305,7 @@ def test_every_setting_is_a_flag_in_both_spellings(command, capsys):
     ("flags", "value"),
     [([], False), (["--only-inference"], True), (["--only_inference", "True"], True), (["--only-inference", "False"], False)],
 )
-def test_a_boolean_is_true_without_a_value_and_what_its_value_says_with_one(here, capsys, flags, value):
+def test_a_boolean_flag_without_a_value_is_true(here, capsys, flags, value):
     assert main(["evaluate", *flags, "--exp-dir", "run", "--dry-run"]) == 0
     assert re.search(rf"^only_inference +{value}$", capsys.readouterr().out, re.MULTILINE)
 
@@ -318,7 +318,7 @@ def test_a_flag_after_a_boolean_is_not_its_value(here, capsys):
 
 
 @pytest.mark.parametrize("flag", ["--lr-sweep", "--lr_sweep"])
-def test_a_flag_of_several_values_takes_them_one_after_the_other(here, capsys, flag):
+def test_a_flag_takes_several_values_separated_by_spaces(here, capsys, flag):
     assert main(["evaluate", flag, "0.1", "0.4", "--exp-dir", "run", "--dry-run"]) == 0
     assert re.search(r"^lr_sweep +\(0\.1, 0\.4\)$", capsys.readouterr().out, re.MULTILINE)
 
@@ -345,7 +345,7 @@ def test_without_a_recipe_results_go_where_the_original_commands_put_them(here, 
     assert extraction_dir is None or re.search(rf"^extraction_dir +{extraction_dir}$", out, re.MULTILINE)
 
 
-def test_the_default_place_of_the_results_is_said_in_one_line(here, capsys):
+def test_the_default_folder_of_the_results_is_printed_in_one_line(here, capsys):
     flags = ["--dataset", "mnist5k", "--augmentations", "digits", "--arch", "resnet8", "--size", "28", "--mlp", "8-8"]
     flags += ["--ssl-method", "none", "--workers", "0"]
     assert main(["pretrain", *flags]) == 0
@@ -353,7 +353,7 @@ def test_the_default_place_of_the_results_is_said_in_one_line(here, capsys):
     assert (here / "exp" / "backbone.safetensors").is_file()
 
 
-def test_features_are_extracted_to_the_folder_where_the_scores_then_look_for_them(here, capsys):
+def test_scores_find_the_features_in_the_folder_they_were_extracted_to(here, capsys):
     """The three commands as the original ones chain them: --exp-dir of the first is --extraction-dir of the others."""
     save_weights(build_backbone("resnet8", "small", 1), here / "weights.safetensors")
     network = ["--dataset", "mnist5k", "--subset", "3", "--arch", "resnet8", "--size", "28"]
@@ -462,7 +462,7 @@ def memory_lines(text):
     return found
 
 
-def test_a_dry_run_names_the_memory_to_expect_for_usual_numbers_of_processes(here, capsys):
+def test_a_dry_run_prints_the_expected_memory_on_1_2_4_and_8_processes(here, capsys):
     assert main(["pretrain", "--exp-dir", "run", "--batch-size", "2044", "--dry-run"]) == 0
     lines = memory_lines(capsys.readouterr().out)
     assert list(lines) == [1, 2, 4], "2,044 images do not divide by 8"
@@ -476,7 +476,7 @@ def test_a_dry_run_names_the_memory_to_expect_for_usual_numbers_of_processes(her
     assert lines[4][1]["activations"] == pytest.approx(lines[1][1]["activations"] / 4, abs=0.01)
 
 
-def test_a_dry_run_of_so_many_processes_names_their_memory_alone(here, capsys):
+def test_a_dry_run_with_a_number_of_processes_prints_only_their_memory(here, capsys):
     assert main(["pretrain", "--exp-dir", "run", "--batch-size", "24", "--nproc-per-node", "3", "--dry-run"]) == 0
     assert list(memory_lines(capsys.readouterr().out)) == [3]
 
@@ -537,10 +537,10 @@ def test_the_memory_of_kept_features_is_their_number_times_their_dimension():
     assert gib == pytest.approx((1_281_167 + 50_000) * 2048 * 4 / 2**30)
 
 
-# --- a process of its own
+# --- a separate process
 
 
-def test_a_process_of_its_own_ends_with_status_2_and_one_line(tmp_path):
+def test_a_separate_process_exits_with_2_and_one_line(tmp_path):
     command = [sys.executable, "-m", "sfrik", *SMOKE, "--epoch", "3"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
@@ -601,14 +601,14 @@ def test_the_help_fits_a_terminal_of_80_columns(monkeypatch):
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_the_version_is_the_packages(program):
+def test_version_prints_the_version_of_the_package(program):
     if program == "sfrik" and not Path(PROGRAMS[program][0]).is_file():
         pytest.skip("the program is not installed beside this Python")
     done = subprocess.run([*PROGRAMS[program], "--version"], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (0, f"sfrik {sfrik.__version__}\n")
 
 
-def test_a_sign_of_percent_in_the_words_of_a_command_is_shown_as_it_is():
+def test_a_percent_sign_in_the_description_of_a_command_is_printed_unchanged():
     parser = argparse.ArgumentParser(prog="x")
     add_command(parser.add_subparsers(), "half", "Half: 50 % and 50%s of %(it)s.")
     assert "half: 50 % and 50%s of %(it)s" in parser.format_help()

@@ -1,4 +1,4 @@
-"""`sfrik env` names no place and no person; `sfrik completion` completes in a shell; colours are for terminals alone."""
+"""`sfrik env` prints no paths or names; `sfrik completion` completes in a shell; only terminals get colours."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 # --- env
 
 
-def test_env_tells_versions_hardware_and_the_precision_that_auto_means(capsys):
+def test_env_prints_versions_hardware_and_the_automatic_precision(capsys):
     assert main(["env", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["sfrik"] == sfrik.__version__
@@ -40,7 +40,7 @@ def test_env_tells_versions_hardware_and_the_precision_that_auto_means(capsys):
     assert f"precision  {facts['precision']}" in capsys.readouterr().out.splitlines()
 
 
-def test_env_names_no_path_no_host_no_user_and_no_secret(monkeypatch):
+def test_env_prints_no_path_host_user_or_secret(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "0123456789secret")
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     text = "\n".join(format_environment(environment()))
@@ -63,7 +63,7 @@ def test_env_works_where_pytorch_cannot_be_imported(monkeypatch):
     assert "torch_error ImportError" in format_environment(facts)
 
 
-def test_a_reader_who_has_read_enough_is_no_error():
+def test_a_closed_pipe_is_not_an_error():
     command = f"{sys.executable} -m sfrik memory --recipe digits/sfrik_l3_q512 --json | true"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], env=environment, capture_output=True, text=True)
@@ -75,7 +75,7 @@ def test_a_reader_who_has_read_enough_is_no_error():
 
 @pytest.fixture(scope="module")
 def completed(tmp_path_factory):
-    """A function: the words that bash offers for a line, its last word unfinished."""
+    """A function from a line with an unfinished last word to the completions that bash offers."""
     pytest.importorskip("shtab")
     if shutil.which("bash") is None:
         pytest.skip("there is no bash")

@@ -1,4 +1,4 @@
-"""The end of a command: a few lines with the score, the files and a next command that works, or JSON alone."""
+"""Command summaries: a few lines with the score, the files and a next command that works, or only JSON."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def here(tmp_path, monkeypatch):
 
 
 def called(capsys, *arguments):
-    """What a command that ends well prints."""
+    """The output of a command that succeeds."""
     capsys.readouterr()
     assert main([str(argument) for argument in arguments]) == 0
     return capsys.readouterr()
 
 
 def summary(out):
-    """The last lines, from the one that names the outcome on: {first word: line}."""
+    """The last lines, from the one with the result on: {first word: line}."""
     lines = [line for line in out.splitlines() if ": " in line][-3:]
     return {line.split(":")[0].split(" ")[0]: line for line in lines}
 
@@ -45,11 +45,11 @@ def next_command(out):
     return shlex.split(last)[4:]
 
 
-def test_each_command_of_a_run_names_the_next_until_all_scores_are_there(here, capsys):
+def test_each_command_of_a_run_prints_the_next_until_all_scores_exist(here, capsys):
     out = called(capsys, "pretrain", "--recipe", RECIPE, "--epochs", "1", "--exp-dir", "my run", "--seed", "2", *QUICK).out
-    told = summary(out)
-    assert "pretrained 1 epoch: loss" in told["pretrained"]
-    assert told["weights"] == "weights: my run/backbone.safetensors"
+    printed = summary(out)
+    assert "pretrained 1 epoch: loss" in printed["pretrained"]
+    assert printed["weights"] == "weights: my run/backbone.safetensors"
     names = []
     for _ in range(3):
         following = next_command(out)
@@ -63,7 +63,7 @@ def test_each_command_of_a_run_names_the_next_until_all_scores_are_there(here, c
     assert next_command(out) == ["diagnose", "my run"]
 
 
-def test_the_next_command_after_a_training_on_ones_own_images_judges_the_same_images_and_network(here, capsys):
+def test_the_next_command_after_training_on_your_images_evaluates_the_same_images_and_network(here, capsys):
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         for name in ("ants", "bees"):
@@ -82,7 +82,7 @@ def test_the_next_command_after_a_training_on_ones_own_images_judges_the_same_im
     called(capsys, *next_command(out))
 
 
-def test_after_a_training_on_images_without_labels_comes_the_diagnosis(here, capsys):
+def test_the_next_command_after_training_on_unlabelled_images_is_diagnose(here, capsys):
     rng = np.random.default_rng(0)
     (here / "photos").mkdir()
     for k in range(8):
@@ -95,13 +95,13 @@ def test_after_a_training_on_images_without_labels_comes_the_diagnosis(here, cap
     assert main(following) in (0, 1), "1: what eight images of noise teach is a collapse"
 
 
-def test_features_from_elsewhere_lead_from_one_score_to_the_other_and_no_further(here, capsys):
+def test_features_without_a_run_are_followed_only_by_the_two_scores(here, capsys):
     called(capsys, "pretrain", "--recipe", "smoke/random_weights", "--exp-dir", "run", *QUICK)
     flags = ["--dataset", "mnist5k", "--subset", "3", "--arch", "resnet8", "--size", "28", "--stem", "small", *QUICK]
     out = called(capsys, "extract-features", *flags, "--pretrained", "run/backbone.safetensors", "--exp-dir", "features").out
     following = next_command(out)
     assert following[0] == "knn-eval"
-    shutil.rmtree(here / "run")  # the scores need the features alone
+    shutil.rmtree(here / "run")  # the scores need only the features
     out = called(capsys, "knn-eval", "--dataset", "mnist5k", "--extraction-dir", "features").out
     out = called(capsys, *next_command(out), "--epochs", "1").out
     assert not out.splitlines()[-1].startswith("next:")
@@ -115,19 +115,19 @@ def test_a_score_on_the_tuning_split_proposes_nothing(here, capsys):
     assert "next:" not in out
 
 
-def test_json_is_alone_on_stdout_and_the_progress_on_stderr(here, capsys):
-    told = called(capsys, "pretrain", "--recipe", RECIPE, "--epochs", "1", "--exp-dir", "run", *QUICK, "--json")
-    content = json.loads(told.out)
+def test_with_json_stdout_holds_only_json_and_progress_goes_to_stderr(here, capsys):
+    printed = called(capsys, "pretrain", "--recipe", RECIPE, "--epochs", "1", "--exp-dir", "run", *QUICK, "--json")
+    content = json.loads(printed.out)
     assert content["weights"] == "run/backbone.safetensors"
     assert content["last_epoch"]["epoch"] == 0
-    assert "epoch 1/1  loss" in told.err
-    told = called(capsys, "evaluate", "--recipe", RECIPE, "--epochs", "1", "--exp-dir", "run", *QUICK, "--json")
-    assert json.loads(told.out) == json.loads((here / "run" / "linear.json").read_text())
-    assert "epoch 1/1" in told.err
-    told = called(capsys, "knn-eval", "--recipe", RECIPE, "--exp-dir", "run", *QUICK, "--json")
-    assert json.loads(told.out)["top1_at"].keys() == {"10", "20"}
-    told = called(capsys, "transfer", "--recipe", RECIPE, "--exp-dir", "run", *QUICK, "--json")
-    assert json.loads(told.out)["target"] == "digits8x8"
+    assert "epoch 1/1  loss" in printed.err
+    printed = called(capsys, "evaluate", "--recipe", RECIPE, "--epochs", "1", "--exp-dir", "run", *QUICK, "--json")
+    assert json.loads(printed.out) == json.loads((here / "run" / "linear.json").read_text())
+    assert "epoch 1/1" in printed.err
+    printed = called(capsys, "knn-eval", "--recipe", RECIPE, "--exp-dir", "run", *QUICK, "--json")
+    assert json.loads(printed.out)["top1_at"].keys() == {"10", "20"}
+    printed = called(capsys, "transfer", "--recipe", RECIPE, "--exp-dir", "run", *QUICK, "--json")
+    assert json.loads(printed.out)["target"] == "digits8x8"
 
 
 COMMANDS = ["pretrain", "evaluate", "extract-features", "knn-eval", "logistic-regression", "transfer"]
@@ -145,7 +145,7 @@ COMMANDS = ["pretrain", "evaluate", "extract-features", "knn-eval", "logistic-re
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_every_command_that_only_tells_has_its_json(here, capsys, arguments):
+def test_every_command_that_only_prints_has_json(here, capsys, arguments):
     content = json.loads(called(capsys, *arguments, "--json").out)
     assert content
     if arguments[0] in COMMANDS:
@@ -156,15 +156,15 @@ def test_every_command_that_only_tells_has_its_json(here, capsys, arguments):
 
 def test_a_mistake_with_json_leaves_stdout_empty(here, capsys):
     assert main(["pretrain", "--recipe", RECIPE, "--batch-size", "0", "--json"]) == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err.startswith("sfrik: error: batch_size")
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("sfrik: error: batch_size")
 
 
 # --- runs and tables
 
 
-def test_a_dry_run_of_a_table_tells_what_is_finished_and_touches_nothing(here, capsys):
+def test_a_dry_run_of_a_table_prints_what_is_finished_and_writes_nothing(here, capsys):
     called(capsys, "pretrain", "--recipe", "smoke/random_weights", "--exp-dir", "out/smoke/random_weights/seed0", *QUICK)
     (here / "out/smoke/random_weights/seed0/02_pretraining.ipynb").write_text("{}")
     before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
@@ -190,7 +190,7 @@ def test_a_dry_run_still_refuses_an_unknown_stage_recipe_and_table(here, capsys)
     assert list(here.iterdir()) == []
 
 
-def test_a_run_of_notebooks_ends_with_its_scores_their_place_and_the_table(here, capsys, monkeypatch):
+def test_a_run_of_notebooks_prints_its_scores_their_folder_and_the_table(here, capsys, monkeypatch):
     def run(recipe, seed, root, stages, data_dir, nproc):
         folder = run_folder(recipe, seed, root)
         folder.mkdir(parents=True)
@@ -204,11 +204,11 @@ def test_a_run_of_notebooks_ends_with_its_scores_their_place_and_the_table(here,
         "next: python -m sfrik table table1 --profile smoke --exp-dir out --render-only",
     ]
     shutil.rmtree(here / "out")
-    told = json.loads(called(capsys, "run", "--recipe", RECIPE, "--exp-dir", "out", "--json").out)
-    assert told["scores"]["linear"]["top1"] == 91.25
+    printed = json.loads(called(capsys, "run", "--recipe", RECIPE, "--exp-dir", "out", "--json").out)
+    assert printed["scores"]["linear"]["top1"] == 91.25
 
 
-def test_a_table_ends_with_its_files_and_the_command_for_more_seeds(here, capsys, monkeypatch):
+def test_a_table_prints_its_files_and_the_command_for_more_seeds(here, capsys, monkeypatch):
     def make(name, profile, seeds, jobs, render_only, root, data_dir):
         for place in ("tables/table1.md", "tables/table1.csv", "figures/table1.png"):
             path = here / root / profile / place
@@ -226,5 +226,5 @@ def test_a_table_ends_with_its_files_and_the_command_for_more_seeds(here, capsys
     assert called(capsys, *table, "--seeds", "3").out.splitlines()[-1] == (
         "next: python -m sfrik table all --profile smoke --exp-dir out"
     )
-    told = json.loads(called(capsys, *table, "--json").out)
-    assert told["rows"] == [{"method": "VICReg", "q": "64"}]
+    printed = json.loads(called(capsys, *table, "--json").out)
+    assert printed["rows"] == [{"method": "VICReg", "q": "64"}]

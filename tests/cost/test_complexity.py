@@ -34,7 +34,7 @@ def test_the_methods_of_the_tables_are_the_objectives(name, kind):
 
 
 @pytest.mark.parametrize("name", ["VICReg", "SimCLR", "AUH", "SFRIK L=2", "SFRIK L=3"])
-def test_a_method_and_its_plain_formula_are_one_loss(name):
+def test_a_method_and_its_plain_formula_give_the_same_loss(name):
     views = [torch.randn(24, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(k)) for k in (0, 1)]
     torch.testing.assert_close(loss_of(name, 16)(views), loss_of(f"{name} plain", 16)(views))
 
@@ -47,7 +47,7 @@ def test_the_degree_of_sfrik_is_read_from_its_name_and_an_unknown_method_is_refu
             build(name, 16)
 
 
-def test_a_call_of_a_loss_and_of_a_step_does_its_backward_pass(monkeypatch):
+def test_a_timed_loss_and_a_timed_step_include_the_backward_pass(monkeypatch):
     seen = []
     original = torch.Tensor.backward
     monkeypatch.setattr(torch.Tensor, "backward", lambda self, *rest, **more: (seen.append(1), original(self, *rest, **more))[1])
@@ -96,14 +96,14 @@ def test_every_row_of_a_table_is_measured_and_ratios_are_to_the_plain_vicreg_of_
     assert found["hardware"] == hardware(CPU)
 
 
-def test_what_the_memory_of_a_gpu_does_not_suffice_for_is_missing_and_the_rest_is_measured(monkeypatch):
+def test_what_does_not_fit_into_the_memory_of_a_gpu_is_missing_and_the_rest_is_measured(monkeypatch):
     measured_as(monkeypatch, {name: value for name, value in TIMES.items() if name != "VICReg plain"})
     found = measure("table5", "smoke", "cpu")
     assert found["VICReg plain q=512 n=64"] == {}
     assert set(found["VICReg q=512 n=64"]) == {"product_ms", "loss_ms", "loss_products", "loss_mib"}, "and no ratio to nothing"
 
 
-def test_a_call_for_which_a_gpu_has_too_little_memory_is_left_out():
+def test_a_call_that_runs_out_of_gpu_memory_is_left_out():
     def too_large():
         raise torch.cuda.OutOfMemoryError
 
@@ -121,7 +121,7 @@ def test_the_median_over_the_rounds_is_of_paired_ratios():
     assert "memory" not in found["AUH"], "no ratio to nothing"
 
 
-def test_a_loss_is_counted_in_the_product_that_was_timed_before_it(monkeypatch):
+def test_a_loss_is_expressed_in_the_product_timed_just_before_it(monkeypatch):
     def timed(calls, device, rounds):
         slow = {"SIGReg": 3.0}  # the machine, while its turn lasts
         return {name: [slow.get(name.split("before ")[-1], 1.0) * (1 if "before" in name else 5)] for name in calls}

@@ -73,7 +73,7 @@ def test_products_in_low_precision_keep_to_the_stated_error(dtype):
         {"mlp": "8192-8192-32768", "batch_size": 16},
     ],
 )
-def test_the_memory_to_expect_is_what_training_allocates(given):
+def test_the_expected_memory_is_what_training_allocates(given):
     settings = PretrainSettings(**{"arch": "resnet50", "batch_size": 64, "precision": "bf16", "device": "cuda", **given})
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()

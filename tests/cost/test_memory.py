@@ -1,6 +1,6 @@
-"""The memory to expect, held against what training steps allocate.
+"""The expected memory against what training steps allocate on a CPU.
 
-Counted is every tensor that an operation returns, on a CPU; what an operation allocates inside itself is not seen.
+Every tensor that an operation returns is counted; what an operation allocates internally is not.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sfrik.system.devices import autocast
 
 METHODS = ("sfrik", "auh", "simclr", "vicreg", "sigreg")
 DIGITS = {"dataset": "mnist5k", "size": 28, "arch": "resnet8", "augmentations": "digits", "mlp": "64-512", "batch_size": 96}
-# the loss, in float32, has most with AUH, SimCLR and SIGReg; its gradient has with the others
+# the peak is the loss in float32 with AUH, SimCLR and SIGReg, its gradient with the others
 LOSS = {**DIGITS, "mlp": "8-8192", "batch_size": 48, "micro_batch": 8, "sigreg_slices": 256, "precision": "bf16"}
 SMALL = {"dataset": "cifar10", "size": 16, "arch": "resnet18", "stem": "small", "mlp": "256-512", "batch_size": 8}
 CROPS = {"nmb_crops": (2, 3), "size_crops": (32, 16), "min_scale_crops": (0.1, 0.1), "max_scale_crops": (1.0, 1.0)}
@@ -50,21 +50,21 @@ SWAV = {**SMALL, **CROPS, "augmentations": "swav", "batch_size": 4}
         {**DIGITS, "precision": "bf16"},
         SMALL,
         {**SMALL, "size": 32, "stem": "imagenet", "batch_size": 16},
-        {**SMALL, "mlp": "2048-2048", "batch_size": 2},  # the update has most
+        {**SMALL, "mlp": "2048-2048", "batch_size": 2},  # the peak is the update
         {**SMALL, "mlp": "64-4096", "arch": "resnet8", "micro_batch": 2, "precision": "bf16"},
         SWAV,
         {**SWAV, "reg_small": True, "ssl_method": "vicreg", "micro_batch": 2},
     ],
     ids=lambda given: "-".join(str(value) for value in given.values() if not isinstance(value, tuple)),
 )
-def test_the_memory_to_expect_is_what_training_steps_allocate(given):
-    """Within 5 %: the gradients come one by one as activations go; they are counted as all there before any of those goes."""
+def test_the_expected_memory_is_what_training_steps_allocate(given):
+    """Within 5 %: gradients are allocated one by one while activations are freed; the estimate counts all of both."""
     settings = PretrainSettings(**{"device": "cpu", "precision": "fp32", **given})
     assert sum(expected_memory(settings).values()) * 2**30 == pytest.approx(step_peak(settings), rel=0.05)
 
 
 def step_peak(settings: PretrainSettings) -> int:
-    """Bytes at the peak of the second of two steps, which has the momentum of the first."""
+    """Bytes at the peak of the second of two steps, when the momentum exists."""
     with MemoryCounter() as memory:
 
         def forget() -> None:
@@ -75,7 +75,7 @@ def step_peak(settings: PretrainSettings) -> int:
 
 
 def two_steps(settings: PretrainSettings, device: torch.device, forget: Callable[[], None]) -> None:
-    """Of training on noise; `forget` is called before each."""
+    """Two training steps on noise; `forget` is called before each."""
     channels = 1 if settings.dataset == "mnist5k" else 3
     encoder = build_encoder(settings, channels).to(device, memory_format=torch.channels_last)
     objective, optimizer = build_objective(settings), LARS(encoder.parameters(), lr=0.1)
@@ -192,7 +192,7 @@ def test_a_mistake_in_the_command_is_one_line(flags, words, capsys):
     assert words in error
 
 
-def test_what_it_advises_needs_what_it_says():
+def test_the_advice_states_the_memory_that_it_leads_to():
     settings = PretrainSettings(arch="resnet50", batch_size=2048)
     (parts,) = memory_by_processes(settings, 4).values()
     *_, advice = format_memory(settings, {4: parts})
@@ -204,7 +204,7 @@ def test_what_it_advises_needs_what_it_says():
     assert float(each) == pytest.approx(sum(expected_memory(settings, int(processes)).values()), abs=0.01)
 
 
-def test_where_the_weights_have_most_it_advises_fewer_of_them():
+def test_where_the_weights_dominate_the_advice_is_a_smaller_network():
     settings = PretrainSettings(batch_size=4)
     assert "--mlp" in format_memory(settings, memory_by_processes(settings, 1))[-1]
 

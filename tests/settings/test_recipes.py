@@ -59,13 +59,13 @@ def test_every_row_of_a_table_has_its_recipe_and_the_recipe_names_the_table(name
             )
 
 
-def test_every_recipe_of_the_paper_stands_in_a_table():
+def test_every_recipe_of_the_paper_is_in_a_table():
     rows = {row.recipe for name, profile in TABLES for row in rows_of(name, profile)}
     assert set(PAPER) <= rows
 
 
 @pytest.mark.parametrize("recipe", PAPER)
-def test_the_first_lines_say_table_figure_hardware_and_command(recipe):
+def test_the_first_lines_state_table_figure_hardware_and_command(recipe):
     head = re.match(r"(#.*\n)+", text_of(recipe)).group()
     assert re.match(r"# Table \d", head)
     assert re.search(r"# The paper(, top-1 and top-5 in %)?: (no source gives it|.*\d)", head)
@@ -140,7 +140,7 @@ def test_the_trade_off_of_auh_is_the_same_at_every_q(recipe):
     assert s.auh_sim_coeff / s.dim == 3000 / 8192
 
 
-def test_the_kernels_of_table_2_differ_from_the_truncated_one_in_the_kernel_and_its_weight_alone():
+def test_the_kernels_of_table_2_differ_from_the_truncated_one_only_in_the_kernel_and_its_weight():
     truncated = PretrainSettings.from_recipe("paper/in20_sfrik_l3_q8192").model_dump()
     for kernel in ("rbf", "power", "heat"):
         other = PretrainSettings.from_recipe(f"paper/in20_kernel_{kernel}").model_dump()
@@ -181,13 +181,13 @@ def test_the_evaluations_are_as_published(recipe):
 
 
 @pytest.mark.parametrize("recipe", STL10)
-def test_stl10_is_judged_on_whole_images(recipe):
+def test_stl10_is_evaluated_on_whole_images(recipe):
     for kind in (EvaluateSettings, KnnSettings, LogisticSettings):
         assert kind.from_recipe(recipe).size == 96
 
 
-def test_the_tuning_split_of_cifar10_fits_behind_its_subset():
-    """It starts one image after the subset, of 5,000 a class."""
+def test_the_tuning_split_of_cifar10_fits_after_its_subset():
+    """The split starts one image after the subset; there are 5,000 images per class."""
     s = EvaluateSettings.from_recipe("cifar10/sfrik_l3_q2048")
     assert s.subset + 1 + s.val_subset == 5000
 
@@ -196,7 +196,7 @@ def test_the_tuning_split_of_cifar10_fits_behind_its_subset():
 
 
 @pytest.mark.parametrize(("batch_size", "gigabytes"), [(256, 10.3), (512, 13.1), (1024, 18.8), (2048, 30.9)])
-def test_the_expected_memory_is_near_what_the_paper_measured(batch_size, gigabytes):
+def test_the_expected_memory_is_close_to_what_the_paper_measured(batch_size, gigabytes):
     """The authors' peak at q = 32768 (paper.toml), on 8 GPUs. Their code keeps the gradients from step to step (`zero_grad` of
     PyTorch 1.10 fills them with zeros), four bytes a weight; ours lets go of them."""
     settings = PretrainSettings.from_recipe("paper/in1k_r50_sfrik_l3_q32768", batch_size=batch_size)

@@ -68,14 +68,14 @@ def test_every_recipe_resolves_for_every_command(recipe, section):
     settings = SECTIONS[section].from_recipe(recipe, seed=3)
     assert Path(settings.exp_dir).parts[-3:] == (*recipe.split("/"), "seed3")
     pretraining = PretrainSettings.from_recipe(recipe)
-    # table 8 judges on labels of few images, STL10's of 96 pixels where the views have 64
+    # table 8 evaluates on few labelled images, for STL10 of 96 pixels where the views have 64
     other_images = recipe.split("/")[1].startswith(("crops_", "stl10_"))
     for name in ("dataset", "arch", "stem") if other_images else ("dataset", "arch", "stem", "size", "subset"):
-        assert getattr(settings, name) == getattr(pretraining, name), f"{section} judges another {name} than was trained"
+        assert getattr(settings, name) == getattr(pretraining, name), f"{section} evaluates another {name} than was trained"
 
 
 @pytest.mark.parametrize("recipe", recipe_names())
-def test_every_recipe_says_its_table_and_its_command_in_its_first_lines(recipe):
+def test_the_first_lines_of_every_recipe_state_its_table_and_its_command(recipe):
     head = (module.RECIPES / f"{recipe}.toml").read_text().split("\n\n")[0]
     assert head.startswith("# ")
     assert re.search(r"[Tt]able \d", head)
@@ -95,7 +95,7 @@ def test_a_recipe_overrides_its_profile_and_a_flag_overrides_both(recipes):
     assert EvaluateSettings.from_recipe("toy/one", epochs=9).epochs == 9
 
 
-def test_an_exp_dir_that_is_given_stands_and_one_that_is_not_follows_from_recipe_and_seed():
+def test_exp_dir_is_kept_if_given_and_else_follows_from_recipe_and_seed():
     assert PretrainSettings.from_recipe("smoke/sfrik_l2_q64", exp_dir="here").exp_dir == "here"
     expected = str(run_folder("smoke/sfrik_l2_q64", 2))
     assert PretrainSettings.from_recipe("smoke/sfrik_l2_q64", seed=2).exp_dir == expected
@@ -418,7 +418,7 @@ def another_value(kind, name, choice):
     return None
 
 
-# Settings that have an effect under a choice alone, with that choice.
+# Settings that have an effect only with a certain choice, and that choice.
 BELONGS = [
     (("sfrik_kernel_scale", "sfrik_kernel_degree"), {"sfrik_kernel": "rbf"}),
     (CROPS["obow"], {"augmentations": "obow"}),
@@ -433,7 +433,7 @@ CASES = [(kind, name) for kind in SECTIONS.values() for name in kind.model_field
 
 @pytest.mark.parametrize(("kind", "name"), CASES, ids=[f"{kind.__name__}-{name}" for kind, name in CASES])
 def test_the_hash_ignores_places_and_changes_with_any_other_setting(kind, name):
-    # a setting that belongs to a choice counts where that choice is made, and there alone
+    # a setting that belongs to a choice counts only where that choice is made
     choice = next((choice for names, choice in BELONGS if name in names), {})
     changed = another_value(kind, name, choice)
     if changed is None:
@@ -457,7 +457,7 @@ def test_names_are_read_as_the_original_commands_write_them():
     assert (settings.dataset, settings.augmentations, settings.ssl_method) == ("imagenet", "vicreg", "sfrik")
 
 
-def test_a_power_of_two_or_more_is_no_kernel():
+def test_a_power_of_two_or_more_is_refused_as_a_kernel():
     with pytest.raises(SfrikError, match="below 2"):
         PretrainSettings.parse({"sfrik_kernel": "power", "sfrik_kernel_scale": 2.0})
 
@@ -506,6 +506,6 @@ def test_environment_yml_pins_nothing_that_pyproject_does_not_ask_for():
 
 
 @pytest.mark.parametrize(("name", "vulnerable"), [("torch", "2.9.1"), ("torchvision", "0.24.1"), ("pillow", "12.2.0")])
-def test_no_version_with_a_hole_that_a_users_file_reaches_is_accepted(name, vulnerable):
+def test_versions_with_known_vulnerabilities_to_user_files_are_excluded(name, vulnerable):
     (requirement,) = [requirement for requirement in requirements() if requirement.name == name]
     assert not requirement.specifier.contains(vulnerable)
