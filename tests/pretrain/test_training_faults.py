@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from contextlib import closing
+from functools import partial
 
 import numpy as np
 import pytest
@@ -142,13 +143,16 @@ def read_all(loader) -> None:
             pass
 
 
-def test_a_killed_decoding_process_is_an_error_that_says_what_to_lower():
-    def open_image(index):
-        if get_worker_info() is not None and index == 5:
-            os.kill(os.getpid(), signal.SIGKILL)  # like the kernel when memory runs out
-        return Image.new("RGB", (16, 16))
+def open_or_signal(number, at, index):
+    """An image; a worker process sends itself the signal `number` at one index."""
+    if get_worker_info() is not None and index == at:
+        os.kill(os.getpid(), number)
+    return Image.new("RGB", (16, 16))
 
-    images = Images(np.zeros(8, dtype=np.int64), 1, str, open=open_image)
+
+def test_a_killed_decoding_process_is_an_error_that_says_what_to_lower():
+    # like the kernel when memory runs out
+    images = Images(np.zeros(8, dtype=np.int64), 1, str, open=partial(open_or_signal, signal.SIGKILL, 5))
     loader = batches(images, np.arange(8), build_views("vicreg", 8, "imagenet"), 2, workers=1)
     with pytest.raises(
         SfrikError, match=r"a process that decodes images ended .*lower workers \(now 1 .*or batch_size \(now 2 per process\)"
@@ -158,11 +162,7 @@ def test_a_killed_decoding_process_is_an_error_that_says_what_to_lower():
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_decoding_processes_ignore_signals(number):
-    def open_image(index):
-        if get_worker_info() is not None and index == 3:
-            os.kill(os.getpid(), number)  # SLURM and terminals send signals to every process
-        return Image.new("RGB", (16, 16))
-
-    images = Images(np.zeros(8, dtype=np.int64), 1, str, open=open_image)
+    # SLURM and a terminal signal every process
+    images = Images(np.zeros(8, dtype=np.int64), 1, str, open=partial(open_or_signal, number, 3))
     found = [where for _, _, where in batches(images, np.arange(8), build_views("vicreg", 8, "imagenet"), 2, workers=1)]
     assert np.concatenate(found).tolist() == list(range(8))
