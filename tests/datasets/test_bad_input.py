@@ -24,7 +24,7 @@ from sfrik.errors import SfrikError
 from sfrik.launch.slurm import read_site
 from sfrik.objectives.base import NotFinite
 from sfrik.plots.tables import write_figure
-from sfrik.pretrain.nonfinite import not_finite
+from sfrik.pretrain.nonfinite import save_nonfinite_state
 from sfrik.system.files import WriteError
 from sfrik.views.base import resize_for_test
 
@@ -255,7 +255,7 @@ def test_a_figure_that_cannot_be_written_gives_an_error_of_one_line_and_the_old_
 
 def test_a_fault_is_reported_even_if_its_state_cannot_be_saved(tmp_path):
     (tmp_path / "file").touch()
-    fault = not_finite(
+    fault = save_nonfinite_state(
         NotFinite("the loss is nan", []), tmp_path / "file", {"epoch": 1, "step": 2}, ["a"], [torch.ones(1, 2)], {}
     )
     assert "epoch 1, step 2: the loss is nan; the state could not be saved (" in str(fault)
