@@ -120,7 +120,7 @@ def test_a_training_that_is_ended_after_its_last_checkpoint_returns_its_last_lin
         def ended(*arguments):
             raise KeyboardInterrupt
 
-        patch.setattr(module, "_finish", ended)
+        patch.setattr(module, "finish", ended)
         with pytest.raises(KeyboardInterrupt):
             pretrain(smoke(tmp_path / "cut"), progress=False)
     again = pretrain(smoke(tmp_path / "cut"), progress=False)
@@ -134,7 +134,7 @@ def test_a_training_that_is_ended_when_its_weights_are_written_removes_its_check
         def ended(self):
             raise KeyboardInterrupt
 
-        patch.setattr(Checkpoints, "drop", ended)
+        patch.setattr(Checkpoints, "delete", ended)
         with pytest.raises(KeyboardInterrupt):
             pretrain(smoke(tmp_path), progress=False)
     assert Checkpoints(tmp_path).exist
