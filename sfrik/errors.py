@@ -19,10 +19,10 @@ class Preempted(SfrikError):
 
 
 class WorkerError(RuntimeError):
-    """A worker of `sfrik.launch` failed. The text holds its rank, its host and, if it raised an exception, the traceback.
+    """A worker of `sfrik.launch` failed. The text has its rank, its host and, if it raised an exception, the traceback.
 
     Attributes:
-        mistake: the text of the `SfrikError` that the worker raised; None for another error.
+        mistake: the message of the `SfrikError` that the worker raised; None for any other error.
     """
 
     def __init__(self, text: str, mistake: str | None = None) -> None:

@@ -7,13 +7,15 @@ form, so it is computed together with the value:
 
 .. math:: \frac{\partial\, \mathrm{MMD}^2}{\partial z_i} = \frac{2}{n^2} \sum_j \phi'(\langle z_i, z_j \rangle) \, z_j
 
-There are two algorithms for the same numbers; `choose_cost` takes the cheaper one:
+Two algorithms compute the same numbers; `choose_cost` picks the cheaper one:
 
-- "gram", for any kernel: the inner products of all pairs, tile by tile (`sfrik.ops.pairwise`), 1.5 products of n x n x q.
+- "gram", for any kernel: the inner products of all pairs, tile by tile (`sfrik.ops.pairwise`),
+  at the cost of 1.5 matrix products of size n x n x q.
 - "moments", for degrees 1 and 2: these depend on the rows only through their sum and :math:`M = Z^\top Z`, [q, q], since
-  :math:`\sum_{i,j} \langle z_i, z_j \rangle^2 = \|M\|_F^2`. 1.5 products of n x q x q, and no exchange of rows between processes.
+  :math:`\sum_{i,j} \langle z_i, z_j \rangle^2 = \|M\|_F^2`. This costs 1.5 matrix products of size
+  n x q x q and needs no exchange of rows between processes.
 
-On N processes each one computes the gradient of its local rows, 1/N of the work.
+With N processes, each computes the gradient of its local rows: 1/N of the work.
 
 Legend: n number of embeddings over all processes, q their dimension.
 """

@@ -103,17 +103,18 @@ def _rows(found: Diagnosis) -> list[tuple[str, str, str]]:
 
     decided = found.verdict != UNKNOWN
     rank = f"at least {LEAST_RANK:.3g}, of {found.largest_rank}" if decided else "–"
-    apart = f", against {2 * found.spread:.3g} between two images" if found.spread is not None else ""
+    uniform = f"at most {-LEAST_UNIFORMITY:.2g}"
+    apart = f"; {2 * found.spread:.3g} between two images" if found.spread is not None else ""
     rows = [
-        ("alignment", f"{found.alignment:.3g}", f"small: two views of one image{apart}"),
-        ("uniformity", f"{found.uniformity:.3g}", f"at most {-LEAST_UNIFORMITY:.2g}; 0 is one point" if decided else "–"),
+        ("alignment", f"{found.alignment:.3g}", f"small if two views of an image agree{apart}"),
+        ("uniformity", f"{found.uniformity:.3g}", f"{uniform}; 0 if all embeddings are equal" if decided else "–"),
         ("effective rank", f"{found.effective_rank:.1f}", rank),
     ]
     if found.rankme is not None:
         rows.append(("RankMe", f"{found.rankme:.1f}", "higher is better, between runs of one method on the same images"))
-    ends = {1: "1 is one point", 2: "1 is one point, or two opposite points"}
+    ends = {1: "1 if all embeddings are equal", 2: "1 if all are equal, or at two opposite points"}
     for degree, share in enumerate(found.energy_share, start=1):
-        rows.append((f"energy of degree {degree} / that of one point", f"{share:.3f}", f"near 0; {ends[2 - degree % 2]}"))
+        rows.append((f"energy of degree {degree}, relative to one point", f"{share:.3f}", f"near 0; {ends[2 - degree % 2]}"))
     if found.spectrum:
         rows.append(("largest eigenvalue of the covariance", f"{found.spectrum[0]:.3g}", f"{1 / found.q:.2g} if uniform"))
     if decided and found.features is not None:

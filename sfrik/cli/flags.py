@@ -40,7 +40,7 @@ DEFAULT_EXP_DIR = "exp"  # as in the original commands
 
 
 def add_command(commands, name: str, description: str) -> argparse.ArgumentParser:
-    """Add a command's parser; the description, a sentence, is also its line in the list of commands."""
+    """Add a command's parser. The description, one sentence, is also shown in the list of commands."""
     short = f"{description[0].lower()}{description[1:-1]}".replace("%", "%%")  # argparse formats the help, not the description
     return commands.add_parser(name, help=short, description=description)
 

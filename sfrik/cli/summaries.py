@@ -20,7 +20,7 @@ PASSED_ON = (set(Settings.model_fields) | set(FrozenSettings.model_fields) | {"e
 
 
 def summary(section: str, settings: Settings, recipe: str | None, outcome: dict[str, Any]) -> list[str]:
-    """The summary of a training or an evaluation: its result, its files, and the next command."""
+    """The summary of pretraining or of an evaluation: its result, its files, and the next command."""
     if isinstance(settings, PretrainSettings):
         lines = [*_last_epoch(settings, outcome["last_epoch"]), f"weights: {outcome['weights']}"]
     elif section == "extract_features":
@@ -33,7 +33,7 @@ def summary(section: str, settings: Settings, recipe: str | None, outcome: dict[
 
 
 def run_summary(recipe: str, folder: Path, scores: dict[str, dict[str, Any]], root: str | Path) -> list[str]:
-    """The summary of a run of notebooks; `scores` are the contents of its score files by name."""
+    """The summary that `sfrik run` prints at its end; `scores` maps names to the contents of the score files."""
     table = _table_of(recipe)
     following = [f"next: {_table(table, recipe.split('/')[0], root)} --render-only"] if table else []
     lines = [f"{name}: {format_score(score)}" for name, score in scores.items()]
@@ -73,7 +73,7 @@ def format_score(score: dict[str, Any]) -> str:
 def next_command(settings: Settings, recipe: str | None) -> str:
     """The command for the first score that the run still lacks and has images for, with the settings of this command.
 
-    After all scores: the command that renders the run's table, or else diagnoses the run. "" where there is nothing to propose.
+    After all scores: the command that renders the run's table, or else diagnoses the run. "" if there is nothing to propose.
     """
     if getattr(settings, "val_dataset", "val") == "train":
         return ""  # the user, or table 9, decides what follows from a score on the tuning split
@@ -94,7 +94,7 @@ def next_command(settings: Settings, recipe: str | None) -> str:
 
 
 def command(section: str, recipe: str | None, settings: Settings) -> str:
-    """The command line of a section with the settings that it shares with `settings`, where they differ from its defaults."""
+    """The command line of a section with the settings that it shares with `settings` and that differ from its defaults."""
     kind = SECTIONS[section]
     defaults = kind.from_recipe(recipe, seed=settings.seed) if recipe else kind.parse({"exp_dir": DEFAULT_EXP_DIR})
     arguments = ["python", "-m", "sfrik", section.replace("_", "-")]

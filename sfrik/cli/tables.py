@@ -29,7 +29,7 @@ __all__ = ["add_chapters", "add_run", "add_status", "add_table"]
 
 LAUNCHES = ("local", "slurm")
 SLURM_FLAGS = ("partition", "nodes", "gpus", "procs", "time")
-TABLE = "Run what a table still needs, then render it."
+TABLE = "Execute the missing runs of a table, then render it."
 STATUS = "Show the state of every run: done, running, queued, preempted, stopped, failed, broken or missing."
 RUN = "Run the notebooks of one recipe and seed; finished stages are skipped."
 CHAPTERS = "Execute all notebooks, 01 to 07, including the cells that only explain."
@@ -51,7 +51,7 @@ def add_table(commands) -> None:
     table.add_argument("--launch", metavar="WHERE", default="local", help="local; or slurm: submit jobs and return (slurm.toml)")
     table.add_argument("--partition", metavar="NAME", help="slurm: partition (default: slurm.toml's)")
     table.add_argument("--nodes", metavar="M", help="slurm: nodes per pretraining (default: 1)")
-    table.add_argument("--gpus", metavar="G", help="slurm: GPUs per node, each with one process (default: 0)")
+    table.add_argument("--gpus", metavar="G", help="slurm: GPUs per node, one process per GPU (default: 0)")
     table.add_argument("--procs", metavar="N", help="slurm: processes per node without GPUs (default: 1)")
     table.add_argument("--time", metavar="TIME", help="slurm: time limit of a job; a job that reaches it is resumed by another")
     table.add_argument("--part", default="0", help=argparse.SUPPRESS)  # set for a table's last job: the jobs submitted before it
@@ -157,7 +157,7 @@ def _run(options: argparse.Namespace) -> CommandOutput:
 
 
 def _plan(name: str, profile: str, seeds: int, root: str | Path) -> CommandOutput:
-    """The stages that the runs of a table still need. Table 9's final runs are listed once its choices are recorded."""
+    """The stages that the runs of a table still need. Table 9's final runs are listed once their hyperparameters are chosen."""
     from sfrik.reproduce.status import needed_runs, run_status
     from sfrik.tables.collect import has_scores
     from sfrik.tables.definitions import EXPERIMENTS

@@ -1,6 +1,6 @@
 """Peak memory of an objective, counted by running its own code on fake tensors: shapes without data, no GPU, no allocation.
 
-Every tensor that an operation returns is counted; what an operation allocates internally is not.
+Every tensor that an operation returns is counted; temporary memory inside an operation is not.
 
 Legend: n rows over all processes, N processes, q dimension of the embeddings, V views.
 """

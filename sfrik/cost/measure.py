@@ -218,7 +218,7 @@ def step_calls(methods: Sequence[str], q: int, n: int, device: torch.device, pro
 
 
 def resident_peaks(tasks: Sequence[tuple[str, int, int]]) -> dict[tuple[str, int, int], float]:
-    """MiB beyond the embeddings of each loss (method, q, n) on the CPU, each in a separate process; NaN except on Linux."""
+    """Peak MiB of each loss (method, q, n) on the CPU, beyond the embeddings, in a separate process each; NaN except on Linux."""
     if not os.path.exists("/proc/self/clear_refs"):
         return dict.fromkeys(tasks, math.nan)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}

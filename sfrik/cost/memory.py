@@ -189,7 +189,7 @@ def _train_images(settings: Settings) -> int | None:
         return None
     per_class, classes, _ = SIZES[settings.dataset]
     images = settings.subset or per_class
-    assert images is not None  # where it is None, WHOLE has the number
+    assert images is not None  # if it is None, WHOLE has the number
     return max(1, round(images * share / 100)) * classes
 
 

@@ -42,8 +42,8 @@ class Images:
         name: index -> name by which a person can find the image.
         open: index -> PIL image in RGB, for images on disk.
         tensor: uint8 [n, c, h, w], for images in memory.
-        classes: class names, where there are any.
-        decode: index -> the image of `open` as uint8 [3, h, w], where there is a faster way to it.
+        classes: class names, if there are any.
+        decode: index -> the image of `open` as uint8 [3, h, w], if there is a faster way to load it.
     """
 
     targets: np.ndarray
@@ -129,14 +129,15 @@ def load_images(
     """Load a split of a data set.
 
     The tuning split starts one image after the subset, at `subset + 1`, as in the authors' code, so that scores are
-    comparable. MNIST5k has fixed splits instead: images 0-349 of each class train, 350-399 tune, 400-499 test.
+    comparable. MNIST5k has fixed splits instead: of each class, images 0-349 are for training, 350-399 for
+    tuning and 400-499 for testing.
 
     Args:
         dataset: mnist5k, cifar10 (torchvision's CIFAR10), stl10 (torchvision's STL10; its unlabelled images for pretraining),
             imagenet or image_folder (both as torchvision's ImageFolder).
         split: "pretrain", "train", "tune" or "test".
-        data_dir: folder of the images; for imagenet and image_folder with train/<class>/ and val/<class>/. For pretraining, an
-            image_folder without train/ is all images below it, without labels.
+        data_dir: folder of the images; for imagenet and image_folder with train/<class>/ and val/<class>/. For pretraining on
+            an image_folder without train/, all images below the folder are used, without labels.
         subset: training images per class, the first ones; all by default.
         val_subset: images per class of the tuning split.
 
@@ -246,7 +247,7 @@ def _image_folder(data_dir: Path, part: str) -> Images:
     if not folder.is_dir():
         raise SfrikError(f"there is no image folder {folder}: --data-dir must hold train/ and val/, with one folder per class")
     listing = list_images(folder)
-    # a class is the position of its name among the sorted ones: one folder more or less shifts all that follow
+    # a class is the position of its name among the sorted ones: an added or missing folder shifts all classes after it
     others = set(listing.classes) ^ set(class_folders(train)) if part == "val" and train.is_dir() else None
     if others:
         raise SfrikError(f"{folder} and {train} must have the same class folders, but only one of them has {min(others)}")

@@ -1,8 +1,8 @@
 """The 1 % and 10 % of the labels that semi-supervised evaluation trains on.
 
-On ImageNet these are SimCLR's lists of file names (Chen et al. 2020, section 4.2 and appendix B.5), which later papers use
-too; they are roughly class-balanced and cannot be drawn again. On the other data sets they are the first images of each
-class.
+On ImageNet these are SimCLR's lists of file names (Chen et al. 2020, section 4.2 and appendix B.5), which later
+papers use too; they are roughly class-balanced and cannot be reproduced by sampling. On the other data sets they are the first
+images of each class.
 """
 
 from __future__ import annotations

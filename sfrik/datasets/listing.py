@@ -59,7 +59,7 @@ def pack_names(names: Iterable[str]) -> np.ndarray:
 def list_images(folder: str | Path) -> Listing:
     """List the images below the class folders of `folder`, in the order of torchvision's ImageFolder.
 
-    Folders inside a class folder belong to that class. The listing comes from the cache where no folder has changed since,
+    Folders inside a class folder belong to that class. The listing comes from the cache if no folder has changed since,
     else from the folder. A cache that cannot be read or written only costs time.
 
     Raises:
@@ -166,7 +166,7 @@ def _cache(path: Path, classes: list[str], counts: np.ndarray, names: np.ndarray
 
 
 def _cached_listing(path: Path, folder: Path, classes: list[str]) -> Listing | None:
-    """The cached listing, or None where there is none, it is damaged, or a folder has changed since."""
+    """The cached listing, or None if there is none, it is damaged, or a folder has changed since."""
     try:
         check_regular(path)
         with np.load(path, allow_pickle=False) as file:

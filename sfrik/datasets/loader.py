@@ -40,14 +40,14 @@ def batches(
     """Iterate over batches of views.
 
     The random numbers depend on `seeds` and on the image or the batch only, not on the number of workers nor on what was
-    drawn before: a resumed run sees the views that an uninterrupted run would have seen.
+    drawn before: a resumed run draws the same views as an uninterrupted run.
 
     Args:
         images: the split.
         indices: the images to load, int64 [m], in this order.
         views: the views to draw of each image.
         batch_size: images per batch; the last batch may be smaller.
-        seeds: what the random numbers follow from, such as (seed, epoch, rank).
+        seeds: values that seed the random numbers, such as (seed, epoch, rank).
         device: device of the views and targets.
         workers: processes that read and decode, for images on disk; at most one per core. 0: this process does. They are
             started by the default method of `multiprocessing`.

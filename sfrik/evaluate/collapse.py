@@ -58,7 +58,7 @@ class Diagnosis(Measures):
     """The measures of a run's embeddings, and their classification.
 
     Attributes:
-        verdict: "healthy" (not collapsed, whatever the accuracy), "dimensional collapse", "full collapse", or "unknown" where
+        verdict: "healthy" (not collapsed, whatever the accuracy), "dimensional collapse", "full collapse", or "unknown" if
             nothing was trained, or n or q is too small.
         reasons: sentences that explain the verdict and its limits.
         source: the files that were measured.
@@ -150,10 +150,10 @@ _UNTRAINED = (
 def _settings(run: Run, data_dir: str | None) -> PretrainSettings:
     path = run.folder / "settings.json"
     if not path.is_file():
-        raise SfrikError(f"{run.folder} is not the folder of a run, there is no settings.json: give PROFILE/NAME or a folder")
+        raise SfrikError(f"{run.folder} is not the folder of a run (no settings.json): pass PROFILE/NAME or the folder of a run")
     saved = read_record(path, RunSettings)["settings"]
     if "ssl_method" not in saved:
-        raise SfrikError(f"{run.folder} is not a pretraining run, its settings.json has no ssl_method: give the folder of one")
+        raise SfrikError(f"{run.folder} is not a pretraining run (no ssl_method in settings.json): pass the folder of one")
     moved = {"data_dir": data_dir} if data_dir else {}
     # not compiled: that would take minutes for a few passes
     return PretrainSettings.parse({**saved, **moved, "compile": False}, str(path))

@@ -21,10 +21,10 @@ __all__ = ["load_features", "make_empty", "naming_the_file", "write_rows"]
 def load_features(folder: Path, name: str) -> tuple[Tensor, Tensor]:
     """Features [n, d] and labels [n] of "train" or "val" from an extraction folder.
 
-    They are mapped into memory and read as they are used: those of ImageNet take 10 GiB.
+    They are memory-mapped and read on access: ImageNet's take 10 GiB.
 
     Raises:
-        SfrikError: a missing or incomplete file, one of another type or shape, or unequal numbers of features and labels.
+        SfrikError: a file that is missing, incomplete or has the wrong dtype or shape, or unequal numbers of features and labels.
     """
     arrays = []
     for part in ("features", "labels"):
@@ -67,7 +67,7 @@ def write_rows(path: Path, start: int, parts: Iterable[Tensor]) -> None:
     """Write features to an existing .npy file, from row `start`.
 
     Plain writes, not a memory map: a map writes whole pages, and on a network file system two nodes would overwrite each other's
-    rows where a page contains rows of both.
+    rows if a page contains rows of both.
     """
     rows = np.load(path, mmap_mode="r")
     place = rows.offset + start * rows.shape[1] * rows.itemsize
@@ -83,6 +83,6 @@ def write_rows(path: Path, start: int, parts: Iterable[Tensor]) -> None:
 
 
 def _write_all(file: RawIOBase, content: memoryview) -> None:
-    """Write all bytes; one call writes only some of them where the disk is nearly full, or of more than 2 GiB."""
+    """Write all bytes; a single call may write fewer if the disk is nearly full or there are more than 2 GiB."""
     while content:
         content = content[file.write(content) :]

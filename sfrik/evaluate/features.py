@@ -1,4 +1,4 @@
-"""Features of a frozen backbone: extraction on any number of processes, and where they are read."""
+"""Features of a frozen backbone: extraction on any number of processes, and reading."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def _own_folder(inputs: Inputs[Any]) -> Path:
 
 
 def _given_folder(settings: FeatureSettings) -> Path:
-    """`extraction_dir`, or features/ in it where that is the folder of a run."""
+    """`extraction_dir`, or features/ in it if that is the folder of a run."""
     folder = Path(settings.extraction_dir)
     inside = folder / "features"
     return inside if not (folder / "train_features.npy").is_file() and (inside / "train_features.npy").is_file() else folder
@@ -253,7 +253,7 @@ def _temporary(folder: Path, split: str) -> Path:
 
 
 def _shard(n: int, batch_size: int) -> np.ndarray:
-    """Indices of this process's images: whole batches, since a batch of another size may round differently."""
+    """Indices of this process's images: whole batches, since rounding can depend on the batch size."""
     steps = -(-n // batch_size)
     first, last = (steps * part // world_size() for part in (rank(), rank() + 1))
     return np.arange(first * batch_size, min(last * batch_size, n))

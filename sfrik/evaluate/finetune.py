@@ -36,8 +36,8 @@ def finetune(
     """Train the backbone, in place and in train mode, and a linear head; score both on the test images after each epoch.
 
     SGD with momentum 0.9 and two rates, `lr_backbone` and `lr_head`, that follow one cosine by epoch; random crops and
-    flips, as in linear probing. Where the last batch of an epoch would be a single image, which BatchNorm cannot
-    normalise, that image is skipped in this epoch; the order is drawn again each epoch, so it is a different one each time.
+    flips, as in linear probing. If the last batch of an epoch would be a single image, which BatchNorm cannot
+    normalise, that image is skipped; the images are shuffled again each epoch, so it is rarely the same one.
 
     Memory: the features of the test images, 4 d bytes each (0.4 GiB for ImageNet's 50,000 at d = 2048).
 
@@ -46,7 +46,7 @@ def finetune(
         train: labelled images, at least 2.
         test: the images that are scored.
         settings: `epochs`, `batch_size`, the two rates, `weight_decay`, `seed`, and how images are read.
-        precision: of the backbone: "fp32", "bf16" or "fp16".
+        precision: precision of the backbone: "fp32", "bf16" or "fp16".
         progress: whether to print a line per epoch.
         checkpoint: saves the training and resumes from it; nothing is saved when None.
 

@@ -25,7 +25,7 @@ class SavedHead:
     Attributes:
         path: of the file.
         head: features [n, d] to class scores [n, classes].
-        backbone: state dict of the backbone it was trained with; None where the file contains only a head.
+        backbone: state dict of the backbone it was trained with; None if the file contains only a head.
         about: metadata of our files: protocol, arch, num_classes, settings (their hash) and backbone_sha256, the hash of the
             pretrained weights.
     """
@@ -79,7 +79,7 @@ def load_head(path: str | Path) -> SavedHead:
     """Load a head from a file: ours (.safetensors), or a PyTorch checkpoint such as the authors' {epoch, best_acc, model, ...}.
 
     In a checkpoint the head is the linear layer named head, 1, fc, linear or classifier; the backbone, if there is one, has
-    the keys that start with `backbone.` or `0.`, or those beside `fc.`. A prefix `module.` is removed.
+    the keys that start with `backbone.` or `0.`, or else all other keys. A prefix `module.` is removed.
 
     Raises:
         SfrikError: the file is missing or cut short, or has no linear head.

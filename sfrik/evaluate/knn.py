@@ -36,7 +36,7 @@ def weighted_knn(
         train_features: [n, d].
         train_labels: [n], whole numbers from 0.
         test_features: [m, d].
-        k: number of neighbours; all n where it is larger.
+        k: number of neighbours; all n if it is larger.
         temperature: of the votes, above 0.
         num_classes: columns of the result; the largest label + 1 when None.
 
@@ -71,7 +71,7 @@ def scores_by_k(
     Training features of more than one block are read and compared once for all k.
 
     Memory: a block of training features and its similarities (48 MiB at d = 2048; on a GPU 1.25 GiB); 12 bytes per test
-    image and neighbour; the scores of one k. Both feature tensors may be mapped from files; where the test features are on a
+    image and neighbour; the scores of one k. Both feature tensors may be mapped from files; if the test features are on a
     GPU, the training features follow one block at a time. Measured on a CPU: 54 MiB for 200,000 x 512 and 2,000 test images
     (benchmarks/evaluation_memory.py).
 
@@ -185,7 +185,7 @@ def knn_accuracy(
         train_labels: [n], whole numbers from 0.
         test_features: [m, d].
         test_labels: [m].
-        k: number of neighbours; all n where it is larger.
+        k: number of neighbours; all n if it is larger.
         num_classes: number of classes.
         temperature: of the votes, above 0.
 

@@ -81,7 +81,7 @@ def linear_sweep(
 
     Args:
         train: labelled images.
-        tune: the tuning split, which chooses the rate.
+        tune: the tuning split, on which the rate is chosen.
         test: the images that are scored; None scores the tuning split.
 
     Returns:

@@ -81,11 +81,11 @@ def logistic_sgd(
 ) -> dict[str, Any]:
     """Logistic regression as in the paper: a linear head on unscaled features, by SGD with momentum 0.9 and a cosine by epoch.
 
-    Memory: on a GPU the training features, where they take at most half of the free memory (1.28 million of d = 2048: 9.8 GiB);
+    Memory: on a GPU the training features, if they take at most half of the free memory (1.28 million of d = 2048: 9.8 GiB);
     otherwise, and on a CPU, they are read one batch at a time and may be mapped from a file. The process then allocates
     the order of the images (8 bytes each), a batch, and a block of test features with its class scores
     (`sfrik.evaluate.linear_head.ROWS`): 0.10 GiB for 200,000 x 512 (benchmarks/evaluation_memory.py). The operating system may
-    cache pages of the file besides, and reclaims them when it needs memory.
+    also cache pages of the file, and reclaims them when it needs memory.
 
     Args:
         train: (features [n, d], labels [n]).

@@ -194,7 +194,7 @@ def logistic_regression(settings: LogisticSettings) -> dict[str, Any]:
     The features are those of `extraction_dir`, or the run's own, extracted now unless they exist.
 
     Returns:
-        The content of the score's file: `top1` in %, and what was chosen on the tuning split.
+        The content of the score's file: `top1` in %, and the hyperparameters chosen on the tuning split.
 
     Raises:
         SfrikError: missing weights, images or features, test images of a grid whose choice is not recorded, or a choice on the
@@ -223,7 +223,7 @@ def _logistic_sgd(inputs: Inputs[LogisticSettings], train: Split, test: Split) -
 
 
 def _tuning_features(inputs: Inputs[LogisticSettings]) -> Split:
-    """Features of the tuning split, extracted now: an extraction folder has one split beside the training images."""
+    """Features of the tuning split, extracted now: an extraction folder has only one split besides the training images."""
     s = inputs.settings
     if s.extraction_dir:
         what, remedy = ("solver lbfgs chooses C", "--solver sgd") if s.solver == "lbfgs" else ("lr_sweep chooses", "--lr-head")

@@ -31,7 +31,7 @@ from sfrik.views.base import probe_views
 
 __all__ = ["Model", "Training"]
 
-# Minimum number of seconds between two checkpoints: within an epoch, and at the end of one. A probe of ten seconds writes none.
+# Minimum seconds between two checkpoints, within an epoch and at its end: a probe that takes ten seconds writes none.
 WITHIN_EPOCH, AFTER_EPOCH = 600.0, 30.0
 CHECK_EVERY = 50  # steps between two checks of the losses, each of which waits for the device
 
@@ -55,7 +55,7 @@ class Model:
 
 @dataclass
 class _Position:
-    """The progress of a training: the epoch, its next step, and the last batch's loss once all steps are done."""
+    """The progress of training: the epoch, its next step, and the last batch's loss once all steps are done."""
 
     epoch: int = 0
     step: int = 0
@@ -220,7 +220,7 @@ class Training:
         """Drop the models that have diverged.
 
         Raises:
-            SfrikError: all have diverged; the message names epoch, step and rates.
+            SfrikError: all have diverged; the message names the epoch, the step and the rates.
         """
         found = {}
         for index, step in zip(self.active, self._first_bad.tolist(), strict=True):

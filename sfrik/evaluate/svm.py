@@ -1,4 +1,4 @@
-"""One-against-all linear SVMs on frozen features, scored by mean average precision: the protocol of VOC07 classification.
+"""One-vs-rest linear SVMs on frozen features, scored by mean average precision: the protocol of VOC07 classification.
 
 The protocol is that of Goyal et al. 2019 ("Scaling and benchmarking self-supervised visual representation learning"), which
 VICReg's paper follows: LIBLINEAR with squared hinge loss, L2-normalised features, positives weighted twice, the cost of each
@@ -33,7 +33,7 @@ def mean_average_precision(
 
     Args:
         train: (features [n, d], labels [n, classes]); a label is 1 (present), -1 (absent) or 0 (difficult: excluded from this
-            class's score, and here from its training too, where the reference counts it as absent).
+            class's score, and here from its training too, whereas the reference counts it as absent).
         test: the same, to score the SVMs.
         costs: candidates for LIBLINEAR's C, compared per class by average precision over 3 folds of `train`; the smallest wins
             a tie.
@@ -74,7 +74,7 @@ def average_precision(positive: np.ndarray, scores: np.ndarray) -> float:
         scores: [n].
 
     Returns:
-        A fraction, from 0 to 1.
+        The average precision, from 0 to 1.
 
     >>> average_precision(np.array([True, False, True]), np.array([0.9, 0.8, 0.7]))
     0.8333333333333333

@@ -5,7 +5,7 @@ target     protocol                                              score
 ========== ===================================================== =============================
 places205  linear probe with augmentation                        `top1` and `top5` in %
            (`sfrik.evaluate.linear`)
-voc07      one-against-all linear SVMs on features of the whole  `map` over 20 classes in %
+voc07      one-vs-rest linear SVMs on features of the whole      `map` over 20 classes in %
            images (`sfrik.evaluate.svm`)
 digits8x8  multinomial logistic regression on features of the    `top1` in %
            whole images; ours, for the digits profile
@@ -49,7 +49,7 @@ def transfer(settings: TransferSettings, progress: bool = True) -> dict[str, Any
         progress: whether to print a line per epoch of a linear probe.
 
     Returns:
-        The content of the score's file: `top1` or `map` in % and what was chosen.
+        The content of the score's file: `top1` or `map` in %, and the chosen hyperparameters.
 
     Raises:
         SfrikError: missing images or weights, or `val_dataset` train: the targets have no tuning split.
@@ -57,7 +57,7 @@ def transfer(settings: TransferSettings, progress: bool = True) -> dict[str, Any
     """
     if settings.val_dataset == "train":
         raise SfrikError(
-            f"{settings.target} has no tuning split: its choices are made on its training images; use --val-dataset val"
+            f"{settings.target} has no tuning split: hyperparameters are chosen on its training images; use --val-dataset val"
         )
     inputs = Inputs.resolve(settings)
     name = inputs.score_name(f"transfer_{settings.target}")

@@ -120,7 +120,7 @@ class RotationInvariantKernel:
         :math:`b_l \propto N(q, l) I_{a+l}(k)`, where I is the modified Bessel function of the first kind. The ratios
         :math:`r_l = I_{a+l+1}(k) / I_{a+l}(k)` follow from the recurrence
         :math:`r_{l-1} = 1 / (2 (a + l) / k + r_l)` (DLMF 10.29.1), which is stable downwards, and the constant from
-        :math:`\sum_{l \ge 0} b_l = \phi(1) = 1`. Logarithms keep everything in range at q = 32768.
+        :math:`\sum_{l \ge 0} b_l = \phi(1) = 1`. Working with logarithms avoids overflow and underflow at q = 32768.
 
         Args:
             scale: s, above 0 and at most 1e4.
@@ -135,7 +135,7 @@ class RotationInvariantKernel:
         k, a = 2 * scale, (dim - 2) / 2
         # the b_l approach a Poisson distribution of mean k as q grows, and are more concentrated for smaller q
         most = degree + int(k + 12 * math.sqrt(k)) + 60
-        ratios = [0.0] * (most + 60)  # the recurrence forgets its starting value
+        ratios = [0.0] * (most + 60)  # the error of the starting value 0 decays over the last 60
         for l in range(len(ratios) - 1, 0, -1):
             ratios[l - 1] = 1 / (2 * (a + l) / k + ratios[l])
         logs = np.concatenate([[0.0], np.cumsum(log_harmonics_ratios(most, dim) + np.log(ratios[:most]))])

@@ -69,7 +69,7 @@ def launch(
         WorkerError: a worker raised or died.
         SfrikError: the function cannot be imported, or an argument cannot be sent.
         Preempted: this process or the workers were asked to stop by SIGTERM or SIGUSR1; the workers have ended.
-        KeyboardInterrupt: the same by SIGINT.
+        KeyboardInterrupt: the same for SIGINT.
 
     >>> launch("math:comb", 5, 2, nproc_per_node=1)
     10
@@ -132,7 +132,7 @@ def _loopback() -> str | None:
 
 
 def _start(nproc: int, nodes: int, environment: dict[str, str], reports: int) -> list[subprocess.Popen]:
-    """Start the workers: a subprocess for each on this machine, or one srun that starts them on every node.
+    """Start the workers: one subprocess per worker on this machine, or a single srun for the workers of all nodes.
 
     Their stdout is the descriptor `reports`; what they print arrives through stderr.
     """
@@ -193,8 +193,8 @@ def _watch(workers: list[subprocess.Popen], call: str, output: WorkerOutput, req
     if len(workers) > 1 and killed:
         how = _format_exit(workers[killed[0]].returncode)
         raise WorkerError(
-            f"rank {killed[0]} on {socket.gethostname()} {how} before it could report an error; where nobody killed it, "
-            "memory most likely ran out"
+            f"rank {killed[0]} on {socket.gethostname()} {how} before it could report an error; unless someone "
+            "killed it, it most likely ran out of memory"
         )
     if output.killed:
         node, ranks, how = output.killed.groups()
@@ -227,7 +227,7 @@ def _stop(workers: list[subprocess.Popen], grace: float, output: WorkerOutput) -
             output.refresh(wait=0.05)
     finally:
         for worker in workers:
-            _signal_group(worker, signal.SIGKILL)  # its decoding processes too, even where the worker has ended
+            _signal_group(worker, signal.SIGKILL)  # its decoding processes too, even if the worker has ended
             worker.wait()
 
 

@@ -93,7 +93,7 @@ class Reports:
 
 
 def pack_call(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """A call of the function `name` in a form that JSON can hold."""
+    """A call of the function `name`, as a dict that can be serialised to JSON."""
     return {"function": name, "args": [pack(a) for a in args], "kwargs": {k: pack(v) for k, v in kwargs.items()}}
 
 
@@ -114,8 +114,8 @@ def importable_name(function: str | Callable) -> str:
             raise SfrikError(f"launch cannot start {function!r}: a worker imports a function of a module by its name")
         if function.__module__ == "__main__" or "<" in function.__qualname__:
             raise SfrikError(
-                f"launch cannot start {function.__qualname__}: a worker is a fresh process and imports its function, so it "
-                "must be in a module, not in a notebook or another function"
+                f"launch cannot start {function.__qualname__}: a worker is a new process that imports the function, "
+                "so it must be in a module, not in a notebook or another function"
             )
         return f"{function.__module__}:{function.__qualname__}"
     if not isinstance(function, str) or not all(function.partition(":")):

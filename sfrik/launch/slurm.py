@@ -84,7 +84,7 @@ class Layout:
 
     @property
     def one(self) -> Layout:
-        """One process on one node, with one GPU where there are any."""
+        """The layout of a job with one process on one node, and one GPU if this layout has GPUs."""
         return Layout(1, min(self.gpus, 1), 1)
 
     def __str__(self) -> str:
@@ -192,7 +192,7 @@ def submit(job: Job, site: Site, root: str | Path) -> str:
     inside = "SLURM_JOB_ID" in os.environ
     environment = {k: v for k, v in os.environ.items() if not inside or k == "SLURM_CONF" or not k.startswith("SLURM_")}
     printed = _call(["sbatch", "--parsable", *_options(job, site, root, log), str(SCRIPT), *command], environment)
-    return printed.strip().splitlines()[-1].split(";")[0]  # "12;cluster" where there are several
+    return printed.strip().splitlines()[-1].split(";")[0]  # "12;cluster" if there are several
 
 
 def scontrol(*arguments: str) -> bool:

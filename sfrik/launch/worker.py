@@ -157,7 +157,7 @@ def _leave(number: int, frame) -> None:
 
 
 if __name__ == "__main__":
-    # Under -m this file is __main__. Imported by its name there is one copy of its state.
+    # Run by -m, this file is the module __main__; importing it by its name avoids a second copy of its state.
     status = importlib.import_module("sfrik.launch.worker")._work()
     sys.stdout.flush()
     os._exit(status)  # a thread of the store or of gloo must not turn a clean exit into an abort

@@ -17,7 +17,7 @@ __all__ = ["Backbone", "build_backbone", "build_pixels", "build_projector"]
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions and a shortcut, which is a 1 x 1 convolution where the width changes (He et al. 2016)."""
+    """Two 3 x 3 convolutions and a shortcut, which is a 1 x 1 convolution if the width changes (He et al. 2016)."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()

@@ -14,8 +14,9 @@ __all__ = ["Encoder", "build_encoder"]
 class Encoder(nn.Module):
     """Backbone and projector: maps a list of views to the list of their embeddings.
 
-    Two views pass one after the other, so that BatchNorm's statistics are those of one view; with `by_size`, for multi-crop, all
-    views of one size pass together. One call takes all views, since DDP expects one forward pass per backward pass.
+    Two views are passed through one after the other, so that BatchNorm's statistics are those of one view; with `by_size`, for
+    multi-crop, all views of one size are passed through together. One call takes all views, since DDP expects one forward pass
+    per backward pass.
     """
 
     def __init__(self, backbone: nn.Module, projector: nn.Module, by_size: bool = False) -> None:
@@ -45,5 +46,6 @@ def build_encoder(settings: PretrainSettings, channels: int) -> Encoder:
     backbone = build_backbone(settings.arch, settings.stem, channels)
     encoder = Encoder(backbone, build_projector(backbone.num_features, settings.mlp), settings.multi_crop)
     if settings.compile:
-        encoder.compile()  # in place, at the first call: parameter names are kept, and the backbone itself is not compiled
+        # compiles in place, at the first call: parameter names do not change, and calling the backbone itself runs uncompiled
+        encoder.compile()
     return encoder

@@ -80,8 +80,9 @@ class Objective(nn.Module, ABC):
             views: raw projector outputs, each [n_local, q]; the objective normalises them if its paper does.
             anchors: different indices of the views that all others are aligned to.
             regularise: whether the regulariser is averaged over "all" views or over the "anchors".
-            step: number of the training step, which random directions are drawn from, together with the objective's `seed`. By
-                default the calls are counted. Pass it if training is resumed; objectives without random directions ignore it.
+            step: number of the training step, which seeds the random directions, together with the objective's `seed`. By
+                default the number of earlier calls. Pass it if training is resumed. Objectives without random directions ignore
+                it.
 
         Raises:
             ValueError: views of wrong or different shapes, fewer than two views or two rows, or wrong anchors.

@@ -43,6 +43,6 @@ def _other_kernel(s: PretrainSettings) -> RotationInvariantKernel | None:
         return RotationInvariantKernel.rbf(scale, s.dim, degree)
     if s.sfrik_kernel == "heat":
         return RotationInvariantKernel.heat(scale / (s.dim - 1), s.dim, degree)
-    if s.sfrik_kernel == "power":  # C - |u - v|^scale, where |u - v|^2 = 2 (1 - t); C is of degree 0, which is left out
+    if s.sfrik_kernel == "power":  # C - |u - v|^scale, where |u - v|^2 = 2 (1 - t); C only changes degree 0, which is omitted
         return RotationInvariantKernel.from_function(lambda t: -((2 * (1 - t)) ** (scale / 2)), s.dim, degree)
     return None

@@ -27,8 +27,8 @@ class SFRIK(Objective):
         mmd_coeff: weight of the MMD.
         kernel: another rotation-invariant kernel of dimension q, in place of `weights`.
         cost: the algorithm for the MMD: "auto", "gram" or "moments" (`sfrik.mmd`).
-        slices: number of random directions to estimate the MMD by, new ones in each call (`sfrik.objectives.sliced`); None for
-            the exact MMD.
+        slices: number of random directions for estimating the MMD, drawn again in each call (`sfrik.objectives.sliced`); None
+            for the exact MMD.
         low_precision: whether views in bfloat16 or float16 are multiplied in that precision; None: on a GPU only. `sfrik.mmd.MMD`
             states the error.
         seed: of the random directions, the same on all processes.

@@ -58,9 +58,9 @@ class SimCLR(Objective):
     ) -> tuple[Tensor, Tensor | None]:
         """This process's share of the value of two views, and its gradient, times `weight` and N: [2 n_local, q].
 
-        The softmax of row i has the normaliser of row i, and the gradient has those of rows i and j. So all normalisers come
-        first, then the gradient. In between the inner products are kept if they take no more than twice the memory of the
-        embeddings, otherwise they are computed again.
+        The softmax of row i has the normaliser of row i, and the gradient has those of rows i and j. So all normalisers are
+        computed first, then the gradient. The inner products are kept for the second pass if they take at most twice the memory
+        of the embeddings, and computed again otherwise.
         """
         first, second = (batch.z[v] for v in pair)
         n, local = batch.n, torch.cat([first, second])

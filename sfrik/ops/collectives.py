@@ -133,7 +133,7 @@ def gather_remote_rows(views: Sequence[Tensor], counts: list[int]) -> list[list[
 
 
 def all_gather_vectors(x: Tensor) -> Tensor:
-    """The vectors [k] of all processes as the rows of a matrix [N, k]."""
+    """Gather the vector [k] of each process into the rows of a matrix [N, k]."""
     if world_size() == 1:
         return x.detach()[None]
     out = x.new_empty((world_size(), len(x)))
@@ -142,7 +142,7 @@ def all_gather_vectors(x: Tensor) -> Tensor:
 
 
 def all_gather_rows(views: Sequence[Tensor]) -> list[Tensor]:
-    """The rows of all processes, in the order of their ranks, of several views in one collective.
+    """Gather the rows of several views from all processes, in rank order, with one collective.
 
     Args:
         views: each [n_local, q].
@@ -168,7 +168,7 @@ def all_reduce_sum(x: Tensor) -> Tensor:
 
 
 def _gather_side_by_side(views: Sequence[Tensor], counts: list[int]) -> Tensor:
-    """The rows of all processes with the V views side by side, [n, V q]: each view is a slice of it, without a copy."""
+    """The rows of all processes with the V views side by side, [n, V q]: each view is a slice of the result, without a copy."""
     rows, longest = torch.cat([view.detach() for view in views], dim=1), max(counts)
     padded = rows if len(rows) == longest else torch.nn.functional.pad(rows, (0, 0, 0, longest - len(rows)))
     out = rows.new_empty((world_size() * longest, rows.shape[1]))

@@ -7,8 +7,8 @@ r"""Sums over pairs of rows of a function of their inner product, with gradients
 
 The MMD, the uniformity of AUH, the normalisers of SimCLR and the covariance penalty of VICReg (as a Gram matrix) have this form.
 The Gram matrix G of the local rows is symmetric, so only the tiles of its upper triangle are computed: a tile contributes to its
-rows by :math:`f'(G) Z` and to its columns by :math:`f'(G)^\top Z`. On one process this takes 1/2 + 1 products of n x n x q, where
-autograd takes 3. A tile of local and remote rows contributes to the local rows only.
+rows by :math:`f'(G) Z` and to its columns by :math:`f'(G)^\top Z`. On one process this takes 1/2 + 1 matrix products of size
+n x n x q, whereas autograd takes 3. A tile of local and remote rows contributes to the local rows only.
 
 Memory: three tiles besides the gradient, and f' of all pairs of local rows if there are no more local rows than columns.
 
@@ -28,7 +28,7 @@ __all__ = ["LOW_PRECISION", "PairFunction", "max_inner_product", "pair_sum", "sy
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
-# inner products [rows, columns] to f and f' of them; may overwrite its argument, and return one tensor for both
+# maps inner products [rows, columns] to f and f'; may overwrite its argument and return the same tensor twice
 PairFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
@@ -38,7 +38,7 @@ def tile_shape(device: torch.device) -> tuple[int, int]:
 
 
 def tiles(local: Tensor, remote: Sequence[Tensor] = ()) -> Iterator[tuple[slice, Tensor, slice | None]]:
-    """Tiles that cover each pair of a local row and any row once. A pair of two local rows is in one tile only.
+    """Yield tiles that cover each pair of a local row and any row once; for two local rows, (i, j) and (j, i) are one pair.
 
     Args:
         local: [n_local, ...].

@@ -185,8 +185,8 @@ def draw_cost_curves(costs: pd.DataFrame) -> Figure:
     """Time and memory of one repetition.
 
     Each method has one colour and marker; its plain formula is a dashed line, the implementation of this library a solid one.
-    Dotted lines are lower bounds for a loss on a Gram matrix: the time of one product of n x n x q, and the memory of the
-    gradients of two views.
+    Dotted lines are lower bounds for a loss on a Gram matrix: the time of one matrix product of size n x n x q, and the
+    memory of the gradients of two views.
 
     Args:
         costs: a table with the columns method, q, n, product_ms, loss_ms and loss_mib.

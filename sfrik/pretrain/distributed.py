@@ -1,7 +1,7 @@
-"""Distributed data parallelism, the precision of a training, and compile errors.
+"""Distributed data parallelism, the precision of training, and compile errors.
 
-On GPUs BatchNorm is synchronised over the processes. PyTorch has no synchronised BatchNorm for CPUs: there each process
-normalises with the statistics of its shard of the batch, and rank 0's running averages are saved.
+On GPUs BatchNorm is synchronised over the processes. PyTorch has no synchronised BatchNorm for CPUs, so on CPUs
+each process normalises with the statistics of its own shard of the batch, and the running averages of rank 0 are saved.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def training_precision(settings: PretrainSettings, device: torch.device) -> str:
         return precision
     if settings.precision == "bf16":
         raise SfrikError(
-            f"views of {min(settings.view_sizes)} pixels are one pixel in the last stage of {settings.arch}, where PyTorch's "
-            "bf16 kernels for CPUs give wrong gradients: use larger views, --stem small, or --precision fp32"
+            f"views of {min(settings.view_sizes)} pixels shrink to one pixel in the last stage of {settings.arch}, where "
+            "PyTorch's bf16 kernels for CPUs give wrong gradients: use larger views, --stem small, or --precision fp32"
         )
     return "fp32"
 

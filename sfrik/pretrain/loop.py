@@ -101,7 +101,7 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any
 
 
 class _Training:
-    """The state of a training on this process: model, optimizer, data, position, checkpoints and logs."""
+    """The state of a training run on this process: model, optimizer, data, position, checkpoints and logs."""
 
     def __init__(
         self,

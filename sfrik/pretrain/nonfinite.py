@@ -1,4 +1,4 @@
-"""The record of a training whose loss became infinite or NaN: one file per process, ``fault.rank<k>.pt``.
+"""The record of a training run whose loss became infinite or NaN: one file per process, ``fault.rank<k>.pt``.
 
 It holds epoch, step, the names of the images and the embeddings; on rank 0 also the states of model, optimizer and scaler.
 """
@@ -30,7 +30,7 @@ def save_nonfinite_state(
     embeddings: list[Tensor],
     state: dict[str, Any],
 ) -> SfrikError:
-    """Save the state of the step for debugging, and make the error that names step, loss term and images.
+    """Save the state of the step for debugging, and return an error that names the step, the loss term and the images.
 
     Args:
         error: The error of the objective.

@@ -20,7 +20,7 @@ __all__ = ["Position", "print_from_rank_zero", "restore"]
 
 @dataclass
 class Position:
-    """The next step, and values of the earlier steps for the epoch's line in metrics.jsonl.
+    """The next step, and the values accumulated so far for the epoch's line in metrics.jsonl.
 
     Attributes:
         epoch: The epoch, from 0.

@@ -11,7 +11,7 @@ from sfrik.system.signals import KERNEL_REPLY
 
 __all__ = ["RESET", "Kernel"]
 
-RESET = (  # the names, the outputs, the count of the cells; PyTorch's default type, which a notebook may set
+RESET = (  # clear the variables, outputs and execution count; restore PyTorch's default dtype, which a notebook may change
     "get_ipython().reset(); __import__('gc').collect(); torch = __import__('sys').modules.get('torch')\n"
     "if torch: torch.set_default_dtype(torch.float32)\n"
     "del torch"
@@ -96,7 +96,7 @@ def _manager(clients: list[Any]) -> Any:
 
 
 def _ignores(pid: int, number: int) -> bool:
-    """Whether a process ignores a signal now. Only Linux tells; elsewhere False."""
+    """Whether a process ignores a signal now. Only Linux reports this; False elsewhere."""
     with suppress(OSError):
         status = Path(f"/proc/{pid}/status").read_text()
         ignored = next(line.split()[1] for line in status.splitlines() if line.startswith("SigIgn:"))

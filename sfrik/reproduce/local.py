@@ -1,6 +1,7 @@
 """Runs of a table on this machine: processes of `sfrik run`, several at a time.
 
-On a CPU as many run side by side as there are cores, with one thread each: small networks gain little from a second thread.
+On a CPU, as many runs execute in parallel as there are cores, with one thread each: small networks gain little from a second
+thread.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class RunProcess:
 
 
 def default_jobs() -> int:
-    """How many runs go side by side: the number of cores, or one with a GPU."""
+    """The number of runs executed in parallel: the number of cores, or one with a GPU."""
     import torch  # here, since a table that is finished does without
 
     if torch.cuda.is_available() or torch.backends.mps.is_available():

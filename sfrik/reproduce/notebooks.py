@@ -99,9 +99,9 @@ def execute(name: str, parameters: dict[str, Any], output: Path, kernel: Kernel 
 def _papermill() -> ModuleType:
     """Import papermill without rfc3987_syntax, whose import takes a second.
 
-    jsonschema uses that package, where it is installed, to check the form of addresses, which notebooks do not need.
+    jsonschema uses that package, if it is installed, to validate IRIs, which notebooks do not need.
     """
-    sys.modules.setdefault("rfc3987_syntax", None)  # pyrefly: ignore[no-matching-overload] None: not to be imported
+    sys.modules.setdefault("rfc3987_syntax", None)  # pyrefly: ignore[no-matching-overload] None blocks the import
     import papermill
     from papermill.iorw import papermill_io
 
@@ -145,8 +145,8 @@ def _run(name: str, source: Path, partial: Path, parameters: dict[str, Any], man
         raise SfrikError(f"notebook {name} failed with {error.ename} (see {partial}): {error.evalue}") from None
     except DeadKernelError:
         raise SfrikError(
-            f"notebook {name}: its kernel was killed before it could report an error; where nobody killed it, memory most "
-            f"likely ran out (see {partial}); the same command resumes from the last checkpoint"
+            f"notebook {name}: its kernel was killed before it could report an error; unless someone killed it, it "
+            f"most likely ran out of memory (see {partial}); the same command resumes from the last checkpoint"
         ) from None
 
 

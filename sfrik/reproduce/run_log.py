@@ -1,4 +1,4 @@
-"""Reading a run's log, `run.log`, which holds all attempts one after the other: why the last one failed, in one line."""
+"""Why the last attempt of a run failed, in one line, from its log, `run.log`, to which each attempt is appended."""
 
 from __future__ import annotations
 

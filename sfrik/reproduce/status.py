@@ -188,7 +188,7 @@ def _check_records(folder: Path, skip: Collection[str] = ()) -> None:
     """Read the records of a run, except those in `skip`.
 
     Raises:
-        SfrikError: one of them is broken; it is named.
+        SfrikError: a record is broken; the message names the file.
         OSError: the folder cannot be listed.
     """
     try:
@@ -225,7 +225,7 @@ def _entries(name: str, profile: str) -> frozenset[str | None]:
 
 
 def _reached(facts: dict[str, Any]) -> str:
-    """The progress in a run's state: `pretrain: epoch 3/20, loss 1.2345, 12 min left`."""
+    """The progress recorded in a run's state, such as `pretrain: epoch 3/20, loss 1.2345, 12 min left`."""
     parts = []
     epoch, epochs, left = (facts.get(name) for name in ("epoch", "epochs", "seconds_left"))
     if facts.get("stage") == "pretrain" and epoch is not None and epochs is not None:  # of an earlier stage otherwise

@@ -1,10 +1,10 @@
-"""`make tableN LAUNCH=slurm`: what a table misses, as jobs that wait for each other.
+"""`make tableN LAUNCH=slurm`: submit the missing runs of a table as jobs that wait for each other.
 
 Each run becomes a job that pretrains, on all nodes, then one with its evaluations, on one GPU. After all of them comes a job that
 runs `sfrik table` again: it submits the runs that only became known then (table 9: the choices), or renders the table. It depends
-on the others with `afterany`, not `afterok`: when a run failed it still renders what is there, names the run and its error in its
-log and ends as failed, where `afterok` would remove it from the queue without a message. It submits no run a second time; a
-repeated `make` does.
+on the others with `afterany`, not `afterok`: if a run failed it still renders the scores that exist, names the run and its error
+in its log and ends as failed, whereas `afterok` would remove it from the queue without a message. It submits no run a second
+time; a repeated `make` does.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def submit_table(
     data_dir: str = "",
     part: int = 0,
 ) -> int:
-    """Submit the jobs of the runs that a table misses and a job that renders it; render it here when nothing is missing.
+    """Submit the jobs of the missing runs of a table and a job that renders it; render it here when nothing is missing.
 
     Args:
         part: how many parts of the table (`table_runs`) have been submitted already, as the last job of each part passes it
@@ -51,7 +51,7 @@ def submit_table(
     experiment(name, profile)
     notebook_path("07_tables")
     with _submitting(layout or Layout(), site or read_site(), root, data_dir) as submission:
-        if name in ("table5", "table6"):  # costs: measured where the job runs, and rendered there
+        if name in ("table5", "table6"):  # one job measures the costs and renders the table
             submission.submit_table(name, profile, seeds, part=0, after=[], local=True)
             return 0
         for number, (title, runs) in enumerate(table_runs(name, profile, seeds, root)):
@@ -91,7 +91,7 @@ class _Submission:
         self.jobs = queued_jobs(root)  # before the folders are read: a run that ends in between is not submitted again
 
     def missing(self, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
-        """The runs that miss a stage, with the stages that they miss."""
+        """The runs with missing stages, and these stages."""
         missing = (run._replace(stages=tuple(missing_stages(run.recipe, run.seed, self.root, run.stages))) for run in runs)
         return [run for run in missing if run.stages]
 
@@ -123,7 +123,7 @@ class _Submission:
             command += ["--gpus", str(self.layout.gpus), "--procs", str(self.layout.procs)]
             command += [f"--{flag}={value}" for flag in ("partition", "time") if (value := getattr(self.site, flag))]
         log = Path(self.root) / profile / "tables" / f"{name}.slurm.log"
-        # with a GPU where the runs have them: many partitions accept no job without one
+        # with a GPU if the runs have GPUs: many partitions accept no job without one
         job = Job(what, tuple(command), log, self.layout.one, after_any=(*after, *(job.id for job in queued)))
         work = "measured and rendered" if local else "rendered"
         _print_job(submit(job, self.site, self.root), f"{name}, {work}{_after(after)}")

@@ -1,9 +1,9 @@
-"""`make tableN`: execute the runs that a table misses, then render it.
+"""`make tableN`: execute the missing runs of a table, then render it.
 
 Each run (a recipe and a seed) is one process, which executes its notebooks one after the other.
 
-Several of these commands may work in one folder of results at the same time. `run.lock` of a run's folder admits one process, and
-`render.lock` of a profile's folder one that renders; the others wait, then check again what is missing.
+Several of these commands may work in one folder of results at the same time. `run.lock` in a run's folder lets one process run,
+and `render.lock` in a profile's folder lets one render; the others wait, then check again which runs are missing.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def make_table(
     root: str | Path | None = None,
     data_dir: str = "",
 ) -> int:
-    """Compute what a table misses, then render it with notebook 07.
+    """Execute the missing runs of a table, then render it with notebook 07.
 
     Args:
-        jobs: runs side by side; chosen for this machine when 0.
+        jobs: number of runs in parallel; 0 chooses it for this machine.
         root: the folder of the results.
         data_dir: the folder of the images; the recipe's when empty.
 
@@ -53,7 +53,7 @@ def make_table(
     """
     root = root or results_root()
     stages = experiment(name, profile).stages
-    notebook_path("07_tables")  # fails before hours of work where there are no notebooks
+    notebook_path("07_tables")  # fails before hours of work if there are no notebooks
     with stop_at_once():
         if not render_only and not _compute(name, profile, seeds, root, jobs or default_jobs(), data_dir):
             return 1
@@ -83,7 +83,7 @@ def render_all(profile: str, root: str | Path | None = None) -> int:
 
 @contextmanager
 def render_lock(profile: str, root: str | Path) -> Iterator[None]:
-    """Admit one process at a time to what is made of a profile's scores: tables, figures, pages, choices, their notebooks."""
+    """Let one process at a time write the files made from a profile's scores: tables, figures, pages, choices, notebooks."""
     with folder_lock(Path(root) / profile, "render.lock", wait=True):
         yield
 
@@ -132,7 +132,7 @@ def _tuning_score(path: Path) -> float:
 
 
 def _compute(name: str, profile: str, seeds: int, root: str | Path, jobs: int, data_dir: str) -> bool:
-    """Execute the runs that a table misses, and return whether all succeeded."""
+    """Execute the missing runs of a table, and return whether all succeeded."""
     if name in ("table5", "table6"):
         for seed in range(seeds):
             _measure_costs(name, profile, seed, root)

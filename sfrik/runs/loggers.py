@@ -43,7 +43,7 @@ def check_loggers(names: Sequence[str]) -> None:
 
 
 class Loggers:
-    """The loggers of a training, used by the process of rank 0.
+    """The loggers of a training run, used by the process of rank 0.
 
     Args:
         names: "tensorboard", "wandb", both or neither.
@@ -128,7 +128,7 @@ class _Wandb:
         )
 
     def log(self, kind: str, values: dict[str, float], step: int) -> None:
-        if step <= self.sent[kind]:  # sent before the run stopped, and computed again from an earlier checkpoint
+        if step <= self.sent[kind]:  # already sent before the run stopped; this step is repeated from an earlier checkpoint
             return
         self.run.log(values, step=step)
         self.sent[kind] = step

@@ -110,7 +110,7 @@ def _replacer(replacements: dict[str, str]) -> Callable[[str], str]:
     for path, short in replacements.items():
         for form in (path, html.escape(path), json.dumps(path)[1:-1], repr(path)[1:-1], urllib.parse.quote(path)):
             spellings.setdefault(form, short)
-    # /root is not replaced within /mnt/root; paths of several parts are replaced anywhere, as in -I/home/me/include
+    # /root is not replaced within /mnt/root; paths with several components are replaced anywhere, as in -I/home/me/include
     forms = (
         rf"{'' if form.count('/') > 1 else PATH_START}{re.escape(form)}(?![\w-])"
         for form in sorted(spellings, key=len, reverse=True)

@@ -102,7 +102,7 @@ class EvaluationCheckpoint(Checkpoint):
     Attributes:
         of: Hashes of the settings, weights and images, and the precision: another evaluation does not resume from it.
         tops: For each epoch, the top-1 and top-5 accuracy of each head.
-        diverged: By the index of the head, how it diverged.
+        diverged: For each diverged head, by its index, the epoch, the step, and whether the loss or a weight was not finite.
     """
 
     of: dict[str, str]

@@ -159,7 +159,7 @@ def _signature(path: Path) -> tuple[int, ...] | None:
 
 @lru_cache(maxsize=1024)
 def _checked_recipe(root: Path, name: str, *signatures: tuple[int, ...] | None) -> dict[str, dict[str, Any]]:
-    """The settings of each section; `signatures` are those of the profile's and the recipe's file."""
+    """The settings of each section. `signatures`, of the profile's and the recipe's file, are part of the cache's key."""
     merged: dict[str, Any] = {}
     for part, signature in zip((f"{name.split('/')[0]}/profile", name), signatures, strict=True):
         if signature is None:

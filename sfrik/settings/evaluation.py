@@ -40,7 +40,7 @@ class EvaluateSettings(FrozenSettings, sections=("evaluate", "semi1", "semi10"))
     epochs: Epochs = Field(100, ge=1, description="passes over the labelled images")
     lr_head: Rate = Field(0.4, description="learning rate of the linear head")
     lr_sweep: Rates = Field(
-        (), description="learning rates of heads trained together, of which the tuning split chooses one; only with freeze"
+        (), description="learning rates of heads trained together; the best on the tuning split is kept; only with freeze"
     )
     lr_backbone: Rate = Field(0.01, description="learning rate of the backbone; only with finetune")
     weight_decay: NotNegative = Field(1e-6, description="weight decay")
@@ -99,9 +99,7 @@ class LogisticSettings(FeatureSettings, sections=("logistic_regression",)):
     )
     epochs: Epochs = Field(100, ge=1, description="sgd: passes over the features")
     lr_head: Rate = Field(0.4, description="sgd: learning rate")
-    lr_sweep: Rates = Field(
-        (), description="sgd: learning rates of heads trained together, of which the tuning split chooses one"
-    )
+    lr_sweep: Rates = Field((), description="sgd: learning rates of heads trained together; the best on the tuning split is kept")
     weight_decay: NotNegative = Field(1e-6, description="sgd: weight decay")
     inverse_penalties: Penalties = Field((0.01, 0.1, 1.0, 10.0), description="lbfgs: values of C to choose from")
 

@@ -168,7 +168,7 @@ def rename_broken(path: Path, reason: str) -> Path:
 def path_exists(path: str | Path) -> bool:
     """Whether there is a file, folder or link (also a dangling one) at `path`.
 
-    Unlike `Path.exists`, this raises an error where the parent folder may not be read.
+    Unlike `Path.exists`, this raises an error if the parent folder may not be read.
 
     Raises:
         UnreadableError: The file system returned an error.
@@ -269,7 +269,7 @@ def _json_kind(value: Any) -> str:
 
 
 def write_error(path: str | Path, error: OSError, needed: int = 0) -> WriteError:
-    """A `WriteError` with the file, the cause, the space that the file needs and the space that is free."""
+    """A `WriteError` that states the file, the cause, the space needed and the space free."""
     reason, remedy = error.strerror or str(error), "check the folder"
     free = inodes = None
     with suppress(OSError, AttributeError):  # Windows has no statvfs

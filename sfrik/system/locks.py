@@ -27,7 +27,7 @@ except ImportError:  # Windows
 __all__ = ["folder_lock", "is_locked"]
 
 WITHOUT_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
-PROBE_SECONDS = 0.05  # longest time for which `is_locked` in another process holds the lock while it checks it
+PROBE_SECONDS = 0.05  # longest time that a check by `is_locked` in another process holds the lock
 POLL_SECONDS = 0.2  # between two attempts to acquire a lock
 
 

@@ -52,7 +52,8 @@ def parse_record(content: Any, kind: type[Record], source: str, remedy: str = "m
         remedy: The end of the message.
 
     Raises:
-        SfrikError: A key is missing or has the wrong type, or the version is not supported; the message names source and key.
+        SfrikError: A key is missing or has the wrong type, or the version is not supported; the message names the source
+            and the key.
     """
     try:
         kind.model_validate(content, strict=True)
@@ -62,7 +63,7 @@ def parse_record(content: Any, kind: type[Record], source: str, remedy: str = "m
         if problem["type"] == "missing":
             reason = f'{source} has no key "{key}"'
         elif key == "version":
-            reason = f"{source} has version {problem['input']!r}, and this release of sfrik reads version {VERSION}"
+            reason = f"{source} has version {problem['input']!r}, but this release of sfrik reads version {VERSION}"
         else:
             got = repr(problem["input"])
             got = got if len(got) <= 60 else f"{got[:60]}..."

@@ -38,15 +38,15 @@ __all__ = [
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]  # Windows has no USR1
 
-# Seconds that one process waits for another. A process waits longer than those that it waits for may take; docs/faults.md has
-# the table: who waits, for what, and what follows.
-GRACE = float(os.environ.get("SFRIK_GRACE", 30))  # a worker that was asked to stop, which saves
-KERNEL_GRACE = GRACE + 5  # a kernel that was interrupted, which waits for its workers and then for their output
-RUN_GRACE = GRACE + 10  # a run that was asked to stop, which waits for its kernel and then writes its state
-REPORT_GRACE = 2.0  # the report of a worker that failed
-FAILURE_GRACE = 3.0  # the other workers, once one has failed: without it they cannot save
-OUTPUT_GRACE = 2.0  # the output of processes that the workers left behind
-KERNEL_REPLY = 20.0  # a kernel that empties its namespace between two notebooks
+# Seconds that one process waits for another: each wait is longer than the waits nested in it. The table in docs/faults.md lists
+# who waits, for what, and what happens then.
+GRACE = float(os.environ.get("SFRIK_GRACE", 30))  # for a worker that was asked to stop and saves
+KERNEL_GRACE = GRACE + 5  # for an interrupted kernel, which waits for its workers and then for their output
+RUN_GRACE = GRACE + 10  # for a run that was asked to stop, which waits for its kernel and then writes its state
+REPORT_GRACE = 2.0  # for the report of a worker that failed
+FAILURE_GRACE = 3.0  # for the other workers, once one has failed: without it they cannot save
+OUTPUT_GRACE = 2.0  # for the output of processes that the workers left behind
+KERNEL_REPLY = 20.0  # for a kernel that clears its namespace between two notebooks
 
 
 class StopRequests:

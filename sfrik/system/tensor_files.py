@@ -58,7 +58,7 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any
     """The tensors of a file by name, and its metadata.
 
     Raises:
-        SfrikError: The file is missing, truncated, damaged or of another format.
+        SfrikError: The file is missing, truncated, damaged or not in safetensors format.
     """
     read_header(path)
     with safe_open(path, framework="pt") as file:
@@ -69,7 +69,7 @@ def read_header(path: str | Path) -> dict[str, Any]:
     """The metadata of a safetensors file. Checks the header against the file's length and reads no tensors.
 
     Raises:
-        SfrikError: The file is missing, truncated or of another format.
+        SfrikError: The file is missing, truncated or not in safetensors format.
         UnreadableError: Permissions or the file system prevent reading it.
     """
     try:
@@ -82,7 +82,7 @@ def read_header(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise UnreadableError(f"cannot read {path}: {error.strerror or error}") from None
     except (SafetensorError, ValueError) as error:
-        raise SfrikError(f"{path} is not a complete safetensors file ({error}): copy or make it again") from None
+        raise SfrikError(f"{path} is not a complete safetensors file ({error}): copy it again or recreate it") from None
 
 
 def check_weights(path: str | Path) -> None:
@@ -153,5 +153,5 @@ def _about(metadata: Mapping[str, str] | None, path: str | Path) -> dict[str, An
     try:
         about = json.loads((metadata or {}).get("about", "{}"))
     except ValueError as error:
-        raise SfrikError(f"{path} has metadata that are not valid JSON ({error}): copy or make it again") from None
+        raise SfrikError(f"{path} has metadata that is not valid JSON ({error}): copy it again or recreate it") from None
     return about if isinstance(about, dict) else {}

@@ -1,4 +1,4 @@
-"""Collecting the scores of a table from the score files of its runs.
+"""Collect the scores of a table from the score files of its runs.
 
 A table depends on these files only; `sfrik.tables.definitions` defines its rows and columns, `sfrik.tables.render` its formats.
 """
@@ -141,10 +141,10 @@ def _measure(row: Row, columns: list[Column], root: str | Path | None, seeds: in
 
 
 def _number(score: dict[str, Any], keys: Sequence[str], path: Path) -> float | None:
-    """The number at a path of keys in a score; None where a key is missing.
+    """The number at a path of keys in a score; None if a key is missing.
 
     Raises:
-        SfrikError: the value is not a number; the message names file and key.
+        SfrikError: the value is not a number; the message names the file and the key.
     """
     value: Any = score
     for key in keys:

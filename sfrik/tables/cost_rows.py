@@ -103,7 +103,7 @@ def table6_rows(profile: str) -> list[Row]:
 
 
 def complexity_columns(table: str, profile: str) -> list[Column]:
-    """The measured costs; those of a whole step are in table 6, and in table 5 on a GPU."""
+    """Columns of the measured costs. Table 6 has those of a whole training step, table 5 only on a GPU."""
     columns = [
         Column("product_ms", "one product of n x n x q", table, ("product_ms",), "ms"),
         Column("loss_ms", "loss, forward and backward", table, ("loss_ms",), "ms"),

@@ -36,10 +36,10 @@ applied in the order of the columns, except where "last" says that the flip is t
 OBoW's 256 becomes 256/224 of it. STL10 and CIFAR-10 have OBoW's whole image and the images of its patches at `size` itself,
 and jitter (0.4, 0.4, 0.4, 0.4) with probability 1 in OBoW and SwAV.
 
-Digits are not mirrored, since a mirrored digit is another sign. In place of the colours their values are multiplied by a
-factor from 0.6 to 1.4, except in OBoW's whole image. "digits" is a random rotation, zoom, shear and shift; "auh" a bilinear
-crop of scale 0.35-1; the crops of "obow" and "swav" are those of the table. The smallest scale of "auh", 0.35, is ours: with
-the paper's 0.08 the scores on the tuning split differed by less than their standard error.
+Digits are not flipped, since most mirrored digits are no longer digits. Instead of colour jitter, their pixel values are
+multiplied by a random factor from 0.6 to 1.4, except in OBoW's whole image. "digits" is a random rotation, zoom, shear and
+shift; "auh" a bilinear crop of scale 0.35-1; the crops of "obow" and "swav" are those of the table. The smallest scale of
+"auh", 0.35, is ours: with the paper's 0.08 the scores on the tuning split differed by less than their standard error.
 """
 
 from __future__ import annotations

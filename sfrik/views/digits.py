@@ -21,7 +21,7 @@ from sfrik.views.photos import OBOW_CROP_SCALE, OBOW_PATCH_SCALE, STATISTICS, sw
 
 __all__ = ["affine_views", "digit_pipeline", "digit_views", "whole_digits"]
 
-DIGIT_SCALE = (0.35, 1.0)  # of auh on MNIST5k: a twelfth of a digit's area seldom shows which digit it is
+DIGIT_SCALE = (0.35, 1.0)  # crops of auh on MNIST5k: at the paper's 0.08, a crop rarely shows which digit it is
 
 
 def digit_pipeline(augmentations: str, size: int, **crops: Any) -> Callable[[list[Tensor], Generator], list[Tensor]]:
@@ -116,7 +116,7 @@ class _Obow:
     img_patch_size: int
 
     def __post_init__(self) -> None:
-        self._grid()  # raises where the patches do not fit
+        self._grid()  # raises if the patches do not fit
 
     def _grid(self) -> PatchGrid | None:
         return PatchGrid(self.size, self.img_patch_size, self.num_img_patches) if self.num_img_patches else None
@@ -132,7 +132,7 @@ class _Obow:
 
 
 def _crop(images: Tensor, size: int, scale: tuple[float, float], generator: Generator) -> Tensor:
-    """A random crop of each digit and a random change of contrast; uint8 [n, 1, h, w] -> [n, 1, size, size], normalised."""
+    """Crop each digit and change its contrast, both at random; uint8 [n, 1, h, w] -> [n, 1, size, size], normalised."""
     return _normalise(change_contrast(crop_batch(images.float() / 255, size, scale, generator), generator))
 
 

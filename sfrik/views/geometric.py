@@ -28,7 +28,7 @@ def random_boxes(n: int, scale: tuple[float, float], generator: Generator | None
     Args:
         n: number of boxes.
         scale: smallest and largest area, as a fraction of the square's.
-        generator: on the CPU; PyTorch's default one where it is None.
+        generator: on the CPU; PyTorch's default generator if None.
 
     Returns:
         Width, height, left and top as fractions of the side, float32 [n, 4].
@@ -54,7 +54,7 @@ def crop_batch(pixels: Tensor, size: int, scale: tuple[float, float], generator:
         pixels: float [n, c, h, w].
         size: side of the crops, in pixels.
         scale: smallest and largest fraction of the image's area.
-        generator: on the CPU, so that the draws do not depend on the device; PyTorch's default one where it is None.
+        generator: on the CPU, so that the draws do not depend on the device; PyTorch's default generator if None.
 
     Returns:
         float [n, c, size, size].
@@ -75,7 +75,7 @@ def change_contrast(pixels: Tensor, generator: Generator | None, contrast: float
 
     Args:
         pixels: float [n, c, h, w], in 0 to 1.
-        generator: on the CPU; PyTorch's default one where it is None.
+        generator: on the CPU; PyTorch's default generator if None.
         contrast: largest change of the factor.
     """
     factor = torch.empty(pixels.shape[0]).uniform_(1 - contrast, 1 + contrast, generator=generator)
@@ -124,7 +124,7 @@ class PatchGrid:
 
         Args:
             images: [n, c, image_size, image_size].
-            generator: on the CPU; PyTorch's default one where it is None.
+            generator: on the CPU; PyTorch's default generator if None.
 
         Returns:
             `count` tensors [n, c, patch_size, patch_size].

@@ -1,7 +1,8 @@
 """Views of photos: the policy of each view, and the two pipelines that draw from it.
 
-`PilPipeline` does everything on PIL images in the workers of the data loader. `TensorPipeline` does what needs the whole image
-there, on bytes, and the rest on batches on the device of the network. The policies are in the table of `sfrik.views.base`.
+`PilPipeline` does everything on PIL images in the workers of the data loader. `TensorPipeline` does the steps that need the
+whole image there, on bytes, and the rest on batches on the device of the network. The policies are in the table of
+`sfrik.views.base`.
 """
 
 from __future__ import annotations

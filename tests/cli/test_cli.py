@@ -220,8 +220,8 @@ def weights_files(folder: Path) -> dict[str, tuple[Path, str]]:
     listing = folder / "list.pth"
     torch.save([1, 2], listing)
     return {
-        "cut": (cut, "copy or make it again"),
-        "empty": (empty, "copy or make it again"),
+        "cut": (cut, "copy it again or recreate it"),
+        "empty": (empty, "copy it again or recreate it"),
         "cut_pth": (cut_pth, "copy or download it again"),
         "text": (text, "copy or download it again"),
         "wrong_architecture": (other, "--arch"),
@@ -398,7 +398,8 @@ def test_a_mistake_on_several_processes_ends_in_one_line_too(here, capsys, monke
     "text",
     [
         "rank 0 on host failed:\nTraceback (most recent call last):\n  File x\nRuntimeError: out of memory",
-        "rank 1 on host was ended by SIGKILL before it could report an error; where nobody killed it, memory most likely ran out",
+        "rank 1 on host was ended by SIGKILL before it could report an error; unless someone killed it, it most likely ran "
+        "out of memory",
     ],
 )
 def test_a_failure_of_a_worker_is_shown_as_the_worker_reported_it(here, capsys, monkeypatch, text):

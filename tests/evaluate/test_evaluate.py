@@ -138,7 +138,7 @@ def test_many_test_images_are_scored_in_blocks_with_the_same_result():
     (train, labels), (test, _) = toy(30, 0), toy(2500, 1)
     scores = weighted_knn(train, labels, test, 5)
     assert scores.shape == (2500, 3)
-    # a matrix product of another size may sum in another order
+    # the order of summation can depend on the size of a matrix product
     torch.testing.assert_close(scores[2048:], weighted_knn(train, labels, test[2048:], 5), rtol=1e-4, atol=1e-5)
 
 

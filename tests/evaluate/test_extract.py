@@ -91,7 +91,7 @@ def test_the_features_are_in_the_order_of_the_images(folder, processes):
     features, labels = load_features(folder / f"many{processes}" / "features", "val")
     assert features.dtype == torch.float32
     assert labels.tolist() == images.targets.tolist()
-    # a batch of another size may sum in another order
+    # the order of summation can depend on the batch size
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
     assert len(torch.unique(features, dim=0)) == len(images), "no image is repeated and no row is empty"
     assert not list((folder / f"many{processes}" / "features").glob("*tmp*"))

@@ -1,4 +1,4 @@
-"""Sweeps of rates: each head equals that of a single rate, the tuning split chooses, the test split is scored once."""
+"""Sweeps of rates: each head equals that of a single rate, chosen on the tuning split, scored once on the test split."""
 
 from __future__ import annotations
 

@@ -362,6 +362,6 @@ def test_on_a_cpu_fp32_replaces_bf16_if_the_last_stage_has_one_pixel(monkeypatch
     if expected == "bf16":
         assert training_precision(asked, torch.device("cpu")) == "bf16"
     else:
-        with pytest.raises(SfrikError, match="views of 16 pixels are one pixel in the last stage of resnet18"):
+        with pytest.raises(SfrikError, match="views of 16 pixels shrink to one pixel in the last stage of resnet18"):
             training_precision(asked, torch.device("cpu"))
     assert training_precision(asked, torch.device("cuda")) == "bf16"
