@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from sfrik.datasets.images import Images
 from sfrik.errors import SfrikError
+from sfrik.ops.random import derived_seed
 from sfrik.system.devices import cores
-from sfrik.system.random import derived_seed
 from sfrik.system.signals import GRACE, SIGNALS
 from sfrik.views.base import Views
 
@@ -81,7 +81,7 @@ def batches(
     targets = torch.from_numpy(images.targets)
     for step, (tensors, shown) in enumerate(pieces, first):
         tensors = [tensor.to(device, non_blocking=True) for tensor in tensors]
-        generator = Generator().manual_seed(derived_seed(*seeds, step))
+        generator = Generator().manual_seed(derived_seed("batch", *seeds, step))
         yield views.per_batch(tensors, generator), targets[torch.from_numpy(shown)].to(device, non_blocking=True), shown
 
 
@@ -174,7 +174,7 @@ class _SeededItems(Dataset):
         image, index = self._read(index)
         state = torch.default_generator.get_state()
         try:
-            torch.default_generator.manual_seed(derived_seed(*self.seeds, index))
+            torch.default_generator.manual_seed(derived_seed("image", *self.seeds, index))
             return (*self.per_image(image), index)
         finally:
             torch.default_generator.set_state(state)

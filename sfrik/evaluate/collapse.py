@@ -21,6 +21,7 @@ from sfrik.datasets import Images, batches, load_images
 from sfrik.diagnostics import Measures, measure
 from sfrik.errors import SfrikError
 from sfrik.networks import Encoder, build_encoder, build_pixels, build_projector, load_backbone
+from sfrik.ops.random import derived_seed
 from sfrik.runs.folder import Run
 from sfrik.runs.records import RunSettings
 from sfrik.settings import PretrainSettings
@@ -217,7 +218,7 @@ def _embed(
     target = pick_device(device)
     encoder = channels_last(encoder, target).eval()
     views = build_views(settings.augmentations, settings.size, settings.dataset, settings.input_pipeline, **settings.crops)
-    chosen = np.random.default_rng(seed).permutation(len(images))[:most]
+    chosen = np.random.default_rng(derived_seed("diagnosis", seed)).permutation(len(images))[:most]
     embeddings: list[list[Tensor]] = [[], []]
     features: list[list[Tensor]] = [[], []]
     size = min(settings.batch_size, 256)  # in evaluation mode an image's embedding does not depend on the others

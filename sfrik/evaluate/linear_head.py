@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sfrik.system.random import derived_seed
+from sfrik.ops.random import derived_seed
 
 __all__ = [
     "choose_rate",
@@ -39,7 +39,7 @@ def linear_heads(
     """`count` heads with the same initial weights, so that a sweep compares only rates."""
     heads = []
     for _ in range(count):
-        torch.manual_seed(derived_seed(seed))
+        torch.manual_seed(derived_seed("head", seed))
         heads.append(linear_head(num_features, num_classes).to(device))
     return heads
 

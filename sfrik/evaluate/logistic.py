@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfrik.evaluate.linear_head import choose_rate, last_and_best, linear_heads, rate_groups, score_features, set_cosine_rates
+from sfrik.ops.random import derived_seed
 from sfrik.system.progress import track
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def _epochs(
     optimizer = torch.optim.SGD(rate_groups(heads, rates), momentum=0.9, weight_decay=weight_decay, fused=True)
     for epoch in track(range(epochs), epochs, "logistic regression, epochs"):
         set_cosine_rates(optimizer, rates, epoch, epochs)
-        order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(train[1])))
+        order = torch.from_numpy(np.random.default_rng(derived_seed("evaluation order", seed, epoch)).permutation(len(train[1])))
         for features, labels in rows.batches(order, batch_size):
             scores = F.linear(features, whole["weight"], whole["bias"]).requires_grad_()
             each = scores.view(-1, classes), labels.repeat_interleave(len(heads))  # one row per image and rate

@@ -22,6 +22,7 @@ from sfrik.datasets import Images, batches, explain_worker_death
 from sfrik.errors import SfrikError
 from sfrik.evaluate.checkpoint import EvaluationCheckpoint
 from sfrik.evaluate.linear_head import rate_groups, set_cosine_rates
+from sfrik.ops.random import derived_seed
 from sfrik.optim import SGD
 from sfrik.runs.checkpoints import explain_mismatch, random_state, restore_random_state
 from sfrik.settings import EvaluateSettings, TransferSettings
@@ -167,7 +168,8 @@ class Training:
     def _train_epoch(self) -> None:
         position, settings = self.position, self.settings
         set_cosine_rates(self.optimizer, self.rates, position.epoch, settings.epochs)
-        order = np.random.default_rng([settings.seed, position.epoch]).permutation(len(self.images))[: self.images_per_epoch]
+        generator = np.random.default_rng(derived_seed("evaluation order", settings.seed, position.epoch))
+        order = generator.permutation(len(self.images))[: self.images_per_epoch]
         views = probe_views(settings.size, settings.dataset)
         loader = batches(
             self.images,

@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sfrik.kernels import RotationInvariantKernel, legendre_with_derivative
 from sfrik.ops.collectives import all_reduce_sum, world_size
+from sfrik.ops.random import derived_seed
 
 __all__ = ["SlicedMMD", "directions"]
 
@@ -32,8 +32,7 @@ def directions(count: int, dim: int, seed: Sequence[int], like: Tensor) -> Tenso
     >>> directions(4, dim=3, seed=(0, 1), like=torch.zeros(1)).norm(dim=0)
     tensor([1.0000, 1.0000, 1.0000, 1.0000])
     """
-    derived = int(np.random.SeedSequence(tuple(seed)).generate_state(1, np.uint64)[0] >> np.uint64(1))
-    generator = torch.Generator(like.device).manual_seed(derived)
+    generator = torch.Generator(like.device).manual_seed(derived_seed("directions", *seed))
     drawn = torch.randn(dim, count, dtype=like.dtype, device=like.device, generator=generator)
     return drawn.div_(torch.linalg.vector_norm(drawn, dim=0))
 

@@ -12,6 +12,7 @@ from sfrik import diagnostics
 from sfrik.datasets.images import Images
 from sfrik.evaluate import extract, knn_accuracy
 from sfrik.ops.collectives import all_gather_rows
+from sfrik.ops.random import derived_seed
 from sfrik.settings import PretrainSettings
 from sfrik.views.base import resize_for_test
 
@@ -59,7 +60,7 @@ def describe_epoch(
 
 def _knn_score(settings: PretrainSettings, images: Images, backbone: nn.Module, device: torch.device, precision: str) -> float:
     """20-NN accuracy in % on training images: one half of a fixed sample is classified by the other half."""
-    sample = np.random.default_rng(settings.seed).permutation(len(images))[:MONITOR_IMAGES]
+    sample = np.random.default_rng(derived_seed("monitor", settings.seed)).permutation(len(images))[:MONITOR_IMAGES]
     features, labels = extract(
         backbone,
         images.select(sample),

@@ -23,6 +23,7 @@ from sfrik.networks import Encoder, build_encoder
 from sfrik.objectives.base import LossTerms, NotFinite
 from sfrik.objectives.factory import build_objective
 from sfrik.ops.collectives import all_gather_json, all_reduce_max, barrier, broadcast_from_rank_zero, rank, world_size
+from sfrik.ops.random import derived_seed
 from sfrik.optim import LARS, learning_rate
 from sfrik.pretrain.accumulate import backward, micro_batches
 from sfrik.pretrain.distributed import distribute, explain_compile_failure, training_precision
@@ -38,7 +39,6 @@ from sfrik.runs.provenance import provenance
 from sfrik.settings import PretrainSettings
 from sfrik.system.devices import autocast, channels_last, pick_device
 from sfrik.system.progress import Progress
-from sfrik.system.random import derived_seed
 from sfrik.system.records import VERSION
 from sfrik.system.signals import StopRequests, stop, stop_requests
 from sfrik.views.base import Views, build_views
@@ -74,7 +74,7 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any
     images = load_images(settings.dataset, "pretrain", settings.data_dir, settings.subset)
     steps_per_epoch = check_batch_size(settings, images)
     views = build_views(settings.augmentations, settings.size, settings.dataset, settings.input_pipeline, **settings.crops)
-    torch.manual_seed(derived_seed(settings.seed))
+    torch.manual_seed(derived_seed("initialisation", settings.seed))
     encoder = channels_last(build_encoder(settings, images.channels), device)
     with run.lock() if rank() == 0 else nullcontext():
         if rank() == 0:

@@ -7,6 +7,7 @@ import numpy as np
 from sfrik.datasets.images import Images
 from sfrik.errors import SfrikError
 from sfrik.ops.collectives import rank, world_size
+from sfrik.ops.random import derived_seed
 from sfrik.pretrain.accumulate import micro_batches
 from sfrik.settings import PretrainSettings
 
@@ -42,6 +43,7 @@ def epoch_order(n: int, settings: PretrainSettings, epoch: int, steps_per_epoch:
         epoch: The number of the epoch, from 0.
         steps_per_epoch: The number of whole batches.
     """
-    order = np.random.default_rng([settings.seed, epoch]).permutation(n)[: steps_per_epoch * settings.batch_size]
+    generator = np.random.default_rng(derived_seed("order", settings.seed, epoch))
+    order = generator.permutation(n)[: steps_per_epoch * settings.batch_size]
     shards = order.reshape(steps_per_epoch, world_size(), -1)
     return shards[:, rank()].reshape(-1)

@@ -18,6 +18,7 @@ from sfrik.diagnostics import Measures, measure
 from sfrik.errors import SfrikError
 from sfrik.evaluate.collapse import DIMENSIONAL, FULL, HEALTHY, LEAST_RANK, LEAST_UNIFORMITY, UNKNOWN, classify, diagnose
 from sfrik.networks import build_encoder, save_weights
+from sfrik.ops.random import derived_seed
 from sfrik.plots.runs import draw_diagnosis
 from sfrik.runs.folder import Run
 from sfrik.settings import PretrainSettings
@@ -81,7 +82,7 @@ def test_the_embeddings_are_of_two_random_views_of_training_images_in_evaluation
     run, settings, encoder = whole
     found = diagnose(run.folder, images=100, seed=5, device="cpu")
     images = load_images("mnist5k", "pretrain", subset=30)
-    chosen = np.random.default_rng(5).permutation(300)[:100]
+    chosen = np.random.default_rng(derived_seed("diagnosis", 5)).permutation(300)[:100]
     views = build_views("digits", 28, "mnist5k")
     drawn = [batch for batch, _, _ in batches(images, chosen, views, settings.batch_size, seeds=(5,))]
     first, second = (encoder([torch.cat([batch[k] for batch in drawn])])[0] for k in (0, 1))

@@ -19,6 +19,7 @@ from sfrik.evaluate import evaluate, load_head, save_head, training_images
 from sfrik.evaluate.finetune import finetune
 from sfrik.evaluate.linear_head import linear_heads
 from sfrik.networks import build_backbone, save_weights
+from sfrik.ops.random import derived_seed
 from sfrik.pretrain.loop import pretrain
 from sfrik.runs.folder import Run
 from sfrik.settings import EvaluateSettings, PretrainSettings
@@ -59,7 +60,7 @@ def test_the_first_step_uses_the_rates_of_backbone_and_head():
     train, settings = squares(16, 0), settings_of(epochs=1, lr_backbone=0.03, lr_head=0.7, weight_decay=0.01)
     before = small_backbone()
     (head_before,) = linear_heads(1, 128, 2, settings.seed)
-    order = np.random.default_rng([settings.seed, 0]).permutation(16)
+    order = np.random.default_rng(derived_seed("evaluation order", settings.seed, 0)).permutation(16)
     ((views,), labels, _) = next(batches(train, order, probe_views(28, "mnist5k"), 16, (settings.seed, 0)))
     before.train()
     F.cross_entropy(head_before(before(views.contiguous(memory_format=torch.channels_last))), labels).backward()

@@ -14,6 +14,7 @@ from sfrik.evaluate import evaluate, extract_features, linear_probe, linear_swee
 from sfrik.evaluate.linear_head import choose_rate, linear_heads, score_features, top_accuracies
 from sfrik.evaluate.logistic import logistic_sgd, logistic_sweep
 from sfrik.networks import build_backbone, build_pixels, save_weights
+from sfrik.ops.random import derived_seed
 from sfrik.pretrain.loop import pretrain
 from sfrik.settings import EvaluateSettings, FeatureSettings, LogisticSettings, PretrainSettings
 
@@ -137,7 +138,8 @@ def test_heads_trained_by_one_product_equal_those_of_torch_sgd(rates):
         optimizer = torch.optim.SGD(plain.double().parameters(), momentum=0.9, weight_decay=0.01)
         for epoch in range(3):
             optimizer.param_groups[0]["lr"] = peak * 0.5 * (1 + np.cos(np.pi * epoch / 3))
-            for chosen in torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(50)).split(16):
+            order = np.random.default_rng(derived_seed("evaluation order", seed, epoch)).permutation(50)
+            for chosen in torch.from_numpy(order).split(16):
                 optimizer.zero_grad()
                 nn.functional.cross_entropy(plain(features[chosen]), labels[chosen]).backward()
                 optimizer.step()
