@@ -16,6 +16,8 @@
 #   VENV=.venv       the virtual environment; empty: the active environment (conda: environment.yml)
 
 SHELL := /bin/bash
+# Containers set this to 1: each of the many processes of a table, or of the tests, would compile every module again.
+export PYTHONDONTWRITEBYTECODE :=
 .DEFAULT_GOAL := help
 TABLES := table2 table3 table4 table5 table6 table7 table8 table9
 .PHONY: help setup table1 $(TABLES) tables notebooks status test types matrix test-slurm test-lab docs bench lab clean clean-results
