@@ -18,6 +18,7 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from sfrik.errors import SfrikError
 from sfrik.system.files import check_regular, make_folder, write_error
+from sfrik.system.temporary import is_alive
 
 try:
     import fcntl
@@ -61,7 +62,7 @@ def folder_lock(folder: str | Path, name: str = "lock", wait: bool = False) -> I
 
 def is_locked(path: Path) -> bool:
     """Whether a living process holds the lock file `path`. Writes nothing."""
-    if _marker(path).exists():
+    if _marker(path).exists() and not _is_abandoned(_marker(path)):
         return True
     if fcntl is None:
         return False
@@ -93,7 +94,10 @@ def _acquire(path: Path, folder: str | Path, wait: bool) -> BaseFileLock:
     except Timeout:
         holder = _holder(lock)
         if not wait:
-            raise SfrikError(f"{folder} is being written by another process ({holder}): wait for it, or stop it") from None
+            remedy = f", or delete {lock.lock_file} if it has ended" if isinstance(lock, SoftFileLock) else ""
+            raise SfrikError(
+                f"{folder} is being written by another process ({holder}): wait for it, or stop it{remedy}"
+            ) from None
         print(f"waiting for {holder}, which writes {folder}", flush=True)
         lock.acquire(timeout=-1, poll_interval=POLL_SECONDS)
     except OSError as error:
@@ -105,11 +109,19 @@ def _marker(path: Path) -> Path:
     return path.with_name(f"{path.name}.soft")
 
 
+def _is_abandoned(marker: Path) -> bool:
+    """Whether a marker is of a dead process of this machine: the next process to take the lock replaces it."""
+    with suppress(OSError):
+        process, host, *_ = [*marker.read_text(encoding="utf-8", errors="replace").split("\n"), "", ""]
+        return host == socket.gethostname() and process.isdecimal() and os.name != "nt" and not is_alive(int(process))
+    return False
+
+
 def _holder(lock: BaseFileLock) -> str:
     """The process that holds a lock, as written in the lock file."""
     with suppress(OSError):
         lines = Path(lock.lock_file).read_text(encoding="utf-8", errors="replace").split("\n")
         if isinstance(lock, SoftFileLock):  # filelock writes process id, host and more, one per line
-            return f"pid {lines[0]} on {lines[1]}; if it has ended, delete {lock.lock_file}" if len(lines) > 1 else "unknown"
+            return f"pid {lines[0]} on {lines[1]}" if len(lines) > 1 else "unknown"
         return lines[0].strip() or "unknown"
     return "unknown"

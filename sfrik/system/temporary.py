@@ -14,7 +14,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["remove_abandoned", "sync_folder", "temporary_path"]
+__all__ = ["is_alive", "remove_abandoned", "sync_folder", "temporary_path"]
 
 TEMPORARY = re.compile(r"\..+\.(?P<host>[^/]+)-(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
 ABANDONED_SECONDS = 86400.0  # age at which a temporary file of another machine counts as abandoned
@@ -38,14 +38,15 @@ def remove_abandoned(folder: Path) -> None:
             if match is None:
                 continue
             if match["host"] == host and os.name != "nt":
-                abandoned = not _is_alive(int(match["pid"]))
+                abandoned = not is_alive(int(match["pid"]))
             else:
                 abandoned = time.time() - entry.stat().st_mtime > ABANDONED_SECONDS
             if abandoned:
                 os.unlink(entry.path)
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether this machine has a process of that id."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

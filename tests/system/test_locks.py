@@ -58,10 +58,16 @@ def test_without_flock_the_lock_of_a_dead_process_of_this_machine_can_be_acquire
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as holder:
         try:
             assert holder.stdout.readline() == "held\n"
-            with pytest.raises(SfrikError, match=f"pid {holder.pid} on "), folder_lock(tmp_path):
+            assert is_locked(tmp_path / "lock")
+            with (
+                pytest.raises(SfrikError, match=rf"pid {holder.pid} on .*delete .*lock\.soft if it has ended"),
+                folder_lock(tmp_path),
+            ):
                 pytest.fail("two processes hold the lock")
         finally:
             holder.kill()
+    assert (tmp_path / "lock.soft").exists()
+    assert not is_locked(tmp_path / "lock")
     with folder_lock(tmp_path):
         pass
 
