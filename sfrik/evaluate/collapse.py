@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sfrik.datasets import Images, batches, load_images
@@ -28,6 +26,7 @@ from sfrik.settings import PretrainSettings
 from sfrik.system.devices import channels_last, pick_device
 from sfrik.system.files import file_hash
 from sfrik.system.records import read_record
+from sfrik.system.tensor_files import check_finite, read_safetensors
 from sfrik.views.base import build_views
 
 __all__ = [
@@ -190,19 +189,13 @@ def _weights(run: Run, settings: PretrainSettings) -> _Weights | None:
     encoder, sources = Encoder(backbone, nn.Identity()), [run.backbone.name]
     if trained and run.projector.is_file():
         encoder.projector = build_projector(backbone.num_features, settings.mlp)
-        _load(encoder.projector, _read(run.projector), run.projector)
+        _load(encoder.projector, read_safetensors(run.projector)[0], run.projector)
         sources.append(run.projector.name)
     return _Weights(encoder, images, " and ".join(sources), settings.epochs if trained else 0, file_hash(run.backbone))
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise SfrikError(f"{path} is not a complete safetensors file ({error}): copy it again, or pretrain again") from error
-
-
 def _load(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    check_finite(state, path)
     try:
         module.load_state_dict(state)
     except RuntimeError as error:

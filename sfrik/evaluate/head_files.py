@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sfrik.errors import SfrikError
 from sfrik.networks import Backbone, build_backbone
-from sfrik.system.tensor_files import read_pickle, read_safetensors, write_safetensors
+from sfrik.system.tensor_files import check_finite, read_pickle, read_safetensors, write_safetensors
 
 __all__ = ["SavedHead", "load_head", "save_head"]
 
@@ -82,7 +82,7 @@ def load_head(path: str | Path) -> SavedHead:
     the keys that start with `backbone.` or `0.`, or else all other keys. A prefix `module.` is removed.
 
     Raises:
-        SfrikError: the file is missing or cut short, or has no linear head.
+        SfrikError: the file is missing or cut short, has no linear head, or has NaN or infinite values.
     """
     path = Path(path)
     if not path.is_file():
@@ -99,6 +99,7 @@ def load_head(path: str | Path) -> SavedHead:
     else:
         raise SfrikError(f"{path} has no linear head (such as fc.weight and fc.bias): check --ckp-path")
     head = nn.Linear(weight.shape[1], weight.shape[0])
+    check_finite(state, path)
     head.load_state_dict({"weight": weight, "bias": bias})
     rest = {key: value for key, value in state.items() if key not in (f"{dot}weight", f"{dot}bias")}
     for prefix in ("backbone.", "0."):

@@ -22,6 +22,7 @@ from sfrik.datasets import Images, batches, explain_worker_death
 from sfrik.errors import SfrikError
 from sfrik.evaluate.checkpoint import EvaluationCheckpoint
 from sfrik.evaluate.linear_head import rate_groups, set_cosine_rates
+from sfrik.ops.finite import not_finite
 from sfrik.ops.random import derived_seed
 from sfrik.optim import SGD
 from sfrik.runs.checkpoints import explain_mismatch, random_state, restore_random_state
@@ -228,7 +229,7 @@ class Training:
         for index, step in zip(self.active, self._first_bad.tolist(), strict=True):
             if step >= 0:
                 found[index] = f"epoch {self.position.epoch}, step {step}: its loss"
-            elif not _finite(self.trained[index]):
+            elif not_finite(self.trained[index].state_dict()) is not None:
                 found[index] = f"epoch {self.position.epoch}, step {self.position.step - 1}: a weight"
         self.diverged |= found
         if not self.active:
@@ -279,9 +280,3 @@ class Training:
     @property
     def _name(self) -> str:
         return self.checkpoint.name if self.checkpoint is not None else getattr(self.settings, "protocol", "linear")
-
-
-def _finite(module: nn.Module) -> bool:
-    """Whether all weights and averages are finite."""
-    floating = (value for value in module.state_dict().values() if value.is_floating_point())
-    return all(bool(torch.isfinite(value).all()) for value in floating)

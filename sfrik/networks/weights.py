@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sfrik.errors import SfrikError, nearest
 from sfrik.networks.backbones import Backbone, build_backbone
 from sfrik.system.files import WriteError, check_regular, file_hash, read_text, write_text
-from sfrik.system.tensor_files import check_weights, read_pickle, read_safetensors, write_safetensors
+from sfrik.system.tensor_files import check_finite, check_weights, read_pickle, read_safetensors, write_safetensors
 
 __all__ = ["backbone_state", "load_backbone", "pretrained", "save_weights"]
 
@@ -46,7 +46,8 @@ def load_backbone(path: str | Path, arch: str, stem: str = "imagenet", channels:
         stem: "imagenet" or "small". channels: channels of the images.
 
     Raises:
-        SfrikError: the file is missing, is not a weights file, is truncated, or is for another architecture.
+        SfrikError: the file is missing, is not a weights file, is truncated, is for another architecture, or has NaN or infinite
+            values.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     digest = save_weights(build_backbone("resnet8"), f"{folder}/backbone.safetensors", of="an untrained network")
@@ -67,6 +68,7 @@ def load_backbone(path: str | Path, arch: str, stem: str = "imagenet", channels:
             if keys
         )
         raise SfrikError(f"{path} does not hold the weights of a {arch}: tensors {about}; give the --arch it was made with")
+    check_finite(state, path)
     backbone.load_state_dict(state)
     return backbone.eval()
 

@@ -19,11 +19,11 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from sfrik.errors import SfrikError
+from sfrik.ops.finite import named_tensors, not_finite
 from sfrik.system.files import WriteError, atomic_write, rename_broken
-from sfrik.system.tensor_files import read_pickle
+from sfrik.system.tensor_files import check_finite, read_pickle
 
 __all__ = ["Checkpoints", "explain_mismatch", "random_state", "restore_random_state"]
 
@@ -50,8 +50,7 @@ class Checkpoints:
             SfrikError: A tensor has NaN or infinite values.
             WriteError: The file cannot be written, for example because the disk is full. Existing checkpoints are unchanged.
         """
-        bad = _not_finite(state)
-        if bad:
+        if (bad := not_finite(state)) is not None:
             raise SfrikError(f"{bad} has NaN or infinite values: not saved, the previous checkpoint in {self.folder} is kept")
         newest, previous = self.paths
         try:
@@ -76,6 +75,7 @@ class Checkpoints:
                 state = read_pickle(path)
                 if not isinstance(state, dict):
                     raise SfrikError(f"{path} holds a {type(state).__name__} instead of a checkpoint")
+                check_finite(state, path)
                 return state
             except SfrikError as error:  # not OSError or MemoryError, after which the file may be intact
                 # Renamed, since the next save would otherwise replace the intact previous checkpoint by the broken one.
@@ -135,22 +135,5 @@ def _decode(text: str, kind: type) -> np.ndarray:
     return np.frombuffer(bytearray(base64.b64decode(text)), dtype=kind)
 
 
-def _tensors(state: Any, name: str = "") -> list[tuple[str, Tensor]]:
-    """All tensors of a nested state, with their dotted names."""
-    if isinstance(state, Tensor):
-        return [(name, state)]
-    if isinstance(state, dict):
-        return [named for key, value in state.items() for named in _tensors(value, f"{name}.{key}" if name else str(key))]
-    if isinstance(state, (list, tuple)):
-        return [named for index, value in enumerate(state) for named in _tensors(value, f"{name}.{index}")]
-    return []
-
-
 def _size_in_bytes(state: dict[str, Any]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for _, tensor in _tensors(state))
-
-
-def _not_finite(state: dict[str, Any]) -> str | None:
-    """The name of the first tensor with NaN or infinite values."""
-    floating = ((name, tensor) for name, tensor in _tensors(state) if tensor.is_floating_point())
-    return next((name for name, tensor in floating if not torch.isfinite(tensor).all()), None)
+    return sum(tensor.numel() * tensor.element_size() for _, tensor in named_tensors(state))

@@ -23,7 +23,26 @@ from sfrik.system.records import Provenance, read_record
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["check_weights", "read_header", "read_pickle", "read_safetensors", "write_safetensors"]
+__all__ = ["check_finite", "check_weights", "read_header", "read_pickle", "read_safetensors", "write_safetensors"]
+
+
+def check_finite(
+    state: Any, source: object, remedy: str = "the training diverged, or the file is damaged; use other weights"
+) -> None:
+    """Refuse weights with NaN or infinite values, when they are read and before they are written.
+
+    Args:
+        state: A state dict, or tensors in nested dicts, lists and tuples; other values are ignored.
+        source: The file, for the message.
+        remedy: The end of the message.
+
+    Raises:
+        SfrikError: The message names the source and the first such tensor.
+    """
+    from sfrik.ops.finite import not_finite
+
+    if (name := not_finite(state)) is not None:
+        raise SfrikError(f"{source}: tensor {name} has NaN or infinite values: {remedy}")
 
 
 def write_safetensors(path: str | Path, state: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
@@ -39,10 +58,11 @@ def write_safetensors(path: str | Path, state: Mapping[str, Tensor], about: Mapp
 
     Raises:
         WriteError: The file cannot be written.
-        SfrikError: The file reads back different bytes.
+        SfrikError: A tensor has NaN or infinite values, or the file reads back different bytes.
     """
     from safetensors.torch import save
 
+    check_finite(state, path, "not written, since the training has diverged; lower its rate, or use precision fp32")
     tensors = {key: value.detach().contiguous().cpu() for key, value in state.items()}
     # a single entry, since safetensors writes several in no fixed order
     content = save(tensors, metadata={"about": json.dumps(about, sort_keys=True)})
