@@ -41,7 +41,7 @@ def main() -> None:
         given += ["--data", str(options.data)] if name == "input" and options.data else []
         print(f"--- {name}", flush=True)
         subprocess.run([sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *given], check=True)
-    PAGE.write_text(rendered(PAGE.read_text()))
+    PAGE.write_text(rendered(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     print(f"{PAGE.relative_to(ROOT)} has the tables")
 
 
@@ -55,7 +55,7 @@ def rendered(page: str) -> str:
 
 def found(name: str) -> dict[str, Any] | None:
     path = FIGURES / f"{name}.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def ratios() -> list[str]:

@@ -82,7 +82,7 @@ def main() -> None:
         ranking.draw([ranking.Scored(**run) for run in read_json(NUMBERS / "ranking.json")["runs"]]),
         FIGURES / "diagnosis_ranking",
     )
-    PAGE.write_text(rendered(PAGE.read_text()))
+    PAGE.write_text(rendered(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def measured(name: str, seed: int, folder: Path) -> dict[str, Any]:

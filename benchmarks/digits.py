@@ -112,7 +112,7 @@ def whole_run(recipe: str, threads: int) -> dict[str, float]:
         seconds["processor"] = after.ru_utime - used.ru_utime + after.ru_stime - used.ru_stime
         run = Run(run_folder(recipe, 0, root))
         seconds["training"] = sum(line["seconds"] for line in run.epochs())
-        cells = [cell for path in run.folder.glob("*.ipynb") for cell in json.loads(path.read_text())["cells"]]
+        cells = [cell for path in run.folder.glob("*.ipynb") for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
         working = [cell for cell in cells if cell["cell_type"] == "code" and "launch(" in "".join(cell["source"])]
         seconds["working cells"] = sum(cell["metadata"]["papermill"]["duration"] for cell in working)
     return seconds
@@ -140,7 +140,7 @@ def main() -> None:
     seconds["share beside the working cells"] = share = 1 - seconds["working cells"] / seconds["run"]
     print(f"  {100 * share:.1f} % of the run is neither training nor evaluating")
     if options.json:
-        Path(options.json).write_text(json.dumps(found, indent=2) + "\n")
+        Path(options.json).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def main() -> None:
         print(f"{options.images} x {options.dim} training features in float32: {options.images * options.dim * 4 / MIB:.0f} MiB")
         for method in METHODS:
             command = [sys.executable, __file__, "--method", method, "--folder", folder, "--epochs", str(options.epochs)]
-            outcome = subprocess.run(command, check=True, capture_output=True, text=True)
+            outcome = subprocess.run(command, check=True, capture_output=True, encoding="utf-8")
             peak = json.loads(outcome.stdout.splitlines()[-1])
             print(f"{method:<8}  allocated {peak['allocated']:6.0f} MiB  resident {peak['resident']:6.0f} MiB  {peak['s']:.0f} s")
 
@@ -105,7 +105,7 @@ class Peak:
 
 def status() -> dict[str, int]:
     """KiB by name, of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return {line.split(":")[0]: int(line.split()[1]) for line in lines if line.endswith(" kB")}
 
 

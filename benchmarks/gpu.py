@@ -63,7 +63,7 @@ def main() -> None:
     for row in rows:
         print("; ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()))
     if options.json:
-        options.json.write_text(json.dumps({"hardware": hardware(device), "rows": rows}, indent=1))
+        options.json.write_text(json.dumps({"hardware": hardware(device), "rows": rows}, indent=1), encoding="utf-8")
 
 
 class Step:

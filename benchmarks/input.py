@@ -106,7 +106,7 @@ def main() -> None:
     if options.json:
         machine = {"cpu": platform.processor() or platform.machine(), "simd": torch.backends.cpu.get_cpu_capability()}
         facts = {"images": len(names), "kind": kind, "rounds": options.rounds, "torch": torch.__version__, **machine}
-        options.json.write_text(json.dumps({**facts, "images_per_second": results}, indent=1) + "\n")
+        options.json.write_text(json.dumps({**facts, "images_per_second": results}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -59,14 +59,14 @@ def main() -> None:
         print(line)
     if options.json:
         size = {name: getattr(options, name) for name in ("queries", "bank", "dim", "k", "threads", "rounds")}
-        options.json.write_text(json.dumps({**size, "median": medians, "runs": runs}, indent=1) + "\n")
+        options.json.write_text(json.dumps({**size, "median": medians, "runs": runs}, indent=1) + "\n", encoding="utf-8")
 
 
 def in_its_own_process(method: str, options: argparse.Namespace) -> dict[str, float]:
     sizes = [word for name in ("queries", "bank", "dim", "k") for word in (f"--{name}", str(getattr(options, name)))]
     threads = {name: str(options.threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
     command = [sys.executable, __file__, "--one", method, *sizes]
-    outcome = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ, **threads})
+    outcome = subprocess.run(command, check=True, stdout=subprocess.PIPE, encoding="utf-8", env={**os.environ, **threads})
     return json.loads(outcome.stdout.splitlines()[-1])
 
 

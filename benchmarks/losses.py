@@ -69,7 +69,7 @@ def main() -> None:
     for row in rows:
         print("; ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()))
     if options.json:
-        options.json.write_text(json.dumps({"hardware": hardware(device), "rows": rows}, indent=1))
+        options.json.write_text(json.dumps({"hardware": hardware(device), "rows": rows}, indent=1), encoding="utf-8")
 
 
 def speed(device: torch.device, rounds: int, divide: int) -> list[dict[str, Any]]:
@@ -164,7 +164,7 @@ def peak(way: str, n: int, q: int, device: torch.device) -> float:
         call()
         return (torch.cuda.max_memory_allocated(device) - before) / MIB
     command = [sys.executable, __file__, "--threads", str(torch.get_num_threads()), "--peak", way, str(n), str(q)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, capture_output=True, encoding="utf-8")
     return json.loads(done.stdout.splitlines()[-1])
 
 

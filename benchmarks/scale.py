@@ -341,7 +341,7 @@ def _loopback_bytes() -> int:
     """Bytes sent over this machine's loopback device so far, by all processes (Linux)."""
     if not os.path.exists("/proc/net/dev"):
         return 0
-    lines = Path("/proc/net/dev").read_text().splitlines()
+    lines = Path("/proc/net/dev").read_text(encoding="utf-8").splitlines()
     return next(int(line.split(":")[1].split()[8]) for line in lines if line.strip().startswith("lo:"))
 
 

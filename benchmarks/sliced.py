@@ -45,7 +45,7 @@ def main() -> None:
             flush=True,
         )
     if options.json:
-        options.json.write_text(json.dumps({"draws": options.draws, "rows": rows}, indent=1))
+        options.json.write_text(json.dumps({"draws": options.draws, "rows": rows}, indent=1), encoding="utf-8")
 
 
 def quality(n: int, q: int, slices: int, law: str, weights: tuple[float, ...], draws: int) -> dict[str, float]:

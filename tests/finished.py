@@ -21,7 +21,7 @@ def finished_run(root, recipe, seed=0, stages=("pretrain", "linear", "knn"), top
         write_json(run.folder / "provenance.json", {"version": 1, "commit": "abc", "weights": {run.backbone.name: SHA}})
     values = {"top1": top1, "top5": top1, "top1_at": {"20": top1}, "backbone_sha256": run.weights_sha256()}
     for stage in stages:
-        (run.folder / STAGES[stage].copy).write_text('{"cells": []}')
+        (run.folder / STAGES[stage].copy).write_text('{"cells": []}', encoding="utf-8")
         for name, settings in stage_scores(recipe, seed, stage):
             write_json(run.folder / f"{name}.json", {"protocol": name, **values, "settings_hash": settings.hash()})
     return run

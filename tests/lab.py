@@ -74,8 +74,10 @@ def jupyterlab(folder: Path, **environment: str) -> Iterator[str]:
     try:
         deadline = time.monotonic() + START
         while not _answers(address.format("api/status")):
-            assert server.poll() is None, f"JupyterLab ended: {(home / 'log').read_text()}"
-            assert time.monotonic() < deadline, f"JupyterLab does not answer after {START} s: {(home / 'log').read_text()}"
+            assert server.poll() is None, f"JupyterLab ended: {(home / 'log').read_text(encoding='utf-8')}"
+            assert time.monotonic() < deadline, (
+                f"JupyterLab does not answer after {START} s: {(home / 'log').read_text(encoding='utf-8')}"
+            )
             time.sleep(0.1)
         yield address
     finally:
@@ -97,13 +99,13 @@ def _answers(address: str) -> bool:
 
 def parametrised(source: Path, to: Path, parameters: dict[str, Any]) -> None:
     """Write a copy of a notebook that sets those of the parameters that it has, at the end of its parameters cell."""
-    content = json.loads(source.read_text())
+    content = json.loads(source.read_text(encoding="utf-8"))
     for cell in content["cells"]:
         if "parameters" in cell["metadata"].get("tags", []):
             known = {line.split(" = ")[0] for line in "".join(cell["source"]).splitlines()}
             cell["source"] = [*cell["source"], *(f"\n{k} = {v!r}" for k, v in parameters.items() if k in known)]
     to.parent.mkdir(parents=True, exist_ok=True)
-    to.write_text(json.dumps(content))
+    to.write_text(json.dumps(content), encoding="utf-8")
 
 
 class Notebook:

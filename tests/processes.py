@@ -52,5 +52,9 @@ def wait_for(what, most: float, why: str):
 def last_step(folder: Path) -> int:
     """The last step in metrics.jsonl, or -1; read without the library, while the file is being written."""
     path = folder / "metrics.jsonl"
-    found = [line.split('"step": ')[1] for line in path.read_text().splitlines() if '"step": ' in line] if path.is_file() else []
+    found = (
+        [line.split('"step": ')[1] for line in path.read_text(encoding="utf-8").splitlines() if '"step": ' in line]
+        if path.is_file()
+        else []
+    )
     return int(found[-1].split(",")[0]) if found else -1

@@ -33,7 +33,7 @@ def checkout(folder: Path, profile: str) -> list[str]:
     shared = {"recipe": f"{profile}/{RUNS[profile]}", "profile": profile, "root": str(results)}
     sources = sorted((ROOT / "notebooks").glob("*.ipynb"))
     for source in sources:
-        run = fresh["profile = " in source.read_text()]  # notebook 06 measures a profile, the others use a run
+        run = fresh["profile = " in source.read_text(encoding="utf-8")]  # notebook 06 measures a profile, the others use a run
         parametrised(source, folder / "notebooks" / source.name, {**shared, "exp_dir": str(run)})
     return [source.stem for source in sources]
 

@@ -198,7 +198,7 @@ def child(function: Callable[[], None]) -> tuple[int, str]:
     if process == 0:
         status = 0
         os.close(reading)
-        with open(writing, "w") as stream, redirect_stderr(stream), redirect_stdout(stream):
+        with open(writing, "w", encoding="utf-8") as stream, redirect_stderr(stream), redirect_stdout(stream):
             try:
                 function()
             except BaseException:
@@ -207,7 +207,7 @@ def child(function: Callable[[], None]) -> tuple[int, str]:
             stream.flush()
         os._exit(status)
     os.close(writing)
-    with open(reading) as stream:
+    with open(reading, encoding="utf-8") as stream:
         output = stream.read()
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), output
 

@@ -50,7 +50,7 @@ def room(name):
 def imported(path):
     """The package's modules that a file imports, at its top or inside a function."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -92,7 +92,7 @@ def test_there_is_no_import_cycle():
 
 @pytest.mark.parametrize("name", [name for name, path in MODULES.items() if path.name == "__init__.py"])
 def test_a_package_re_exports_names_and_holds_nothing_else(name):
-    for node in ast.parse(MODULES[name].read_text()).body:
+    for node in ast.parse(MODULES[name].read_text(encoding="utf-8")).body:
         if name == "sfrik" and isinstance(node, ast.FunctionDef):  # its re-exports are imported when they are first used
             assert node.name in ("__getattr__", "__dir__")
             continue
@@ -118,14 +118,14 @@ def test_the_objectives_are_attributes_of_the_package():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_no_file_is_longer_than_320_lines(name):
-    assert len(MODULES[name].read_text().splitlines()) <= 320
+    assert len(MODULES[name].read_text(encoding="utf-8").splitlines()) <= 320
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if room(name) != "plots"])
 def test_outside_plots_a_module_needs_only_core_dependencies_to_be_imported(name):
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     core = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]} - {"pillow"} | {"PIL", "sfrik"}
-    for node in ast.parse(MODULES[name].read_text()).body:
+    for node in ast.parse(MODULES[name].read_text(encoding="utf-8")).body:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module] if isinstance(node, ast.ImportFrom) else []
         assert {name.split(".")[0] for name in names} <= core | sys.stdlib_module_names
@@ -143,14 +143,14 @@ def test_the_mathematics_needs_no_settings_no_files_and_no_images(name):
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name != "sfrik.__main__"])
 def test_every_module_has_a_docstring(name):
-    docstring = ast.get_docstring(ast.parse(MODULES[name].read_text()))
+    docstring = ast.get_docstring(ast.parse(MODULES[name].read_text(encoding="utf-8")))
     assert docstring
     assert docstring.split("\n")[0].rstrip()[-1] in ".?:"
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if room(name) and not name.endswith("__main__")])
 def test_a_module_defines_all_the_names_it_exports(name):
-    tree = ast.parse(MODULES[name].read_text())
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
     defined, exported = set(), []
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -170,7 +170,7 @@ def test_a_module_defines_all_the_names_it_exports(name):
 
 
 def test_every_data_file_of_the_package_is_named_in_pyproject():
-    text = (ROOT / "pyproject.toml").read_text()
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert 'include = ["sfrik*"]' in text
     named = re.search(r"^sfrik = \[(.*)\]$", text, re.MULTILINE).group(1)
     patterns = [pattern.strip(' "') for pattern in named.split(",")]
@@ -186,7 +186,7 @@ def test_every_data_file_of_the_package_is_named_in_pyproject():
 def code_cells(name):
     """(tags, syntax tree, cell) of each code cell, without the lines of IPython's own commands."""
     path = ROOT / "notebooks" / f"{name}.ipynb"
-    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     parsed = []
     for cell in cells:
         lines = "".join(cell["source"]).split("\n")
@@ -238,7 +238,7 @@ def test_a_notebook_trains_nothing_itself(name):
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_every_code_cell_of_a_notebook_follows_a_sentence(name):
     code_cells(name)  # skips where there is no notebook
-    cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())["cells"]
+    cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
     assert cells[0]["cell_type"] == "markdown"
     for before, cell in itertools.pairwise(cells):
         if cell["cell_type"] == "code":

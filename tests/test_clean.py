@@ -39,7 +39,7 @@ def checkout(tmp_path):
     for name in DELETED + KEPT:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("x")
+        path.write_text("x", encoding="utf-8")
         os.utime(path, (time.time() - 7200,) * 2)
     return tmp_path
 
@@ -118,7 +118,7 @@ def test_results_that_a_process_is_writing_are_kept(checkout, answer_with, capsy
     answer_with("yes")
     path = checkout / "results" / lock
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert clean.main(["--results", str(checkout / "results/digits")]) == 1
     assert "is being written by another process" in capsys.readouterr().err
@@ -127,14 +127,14 @@ def test_results_that_a_process_is_writing_are_kept(checkout, answer_with, capsy
 
 def test_results_with_a_marker_of_a_file_system_without_flock_are_kept(checkout, answer_with):
     answer_with("yes")
-    (checkout / "results/digits/a/seed0/lock.soft").write_text("17")
+    (checkout / "results/digits/a/seed0/lock.soft").write_text("17", encoding="utf-8")
     assert clean.main(["--results", str(checkout / "results/digits")]) == 1
     assert (checkout / "results/digits").exists()
 
 
 def test_without_a_terminal_no_results_are_deleted(checkout):
     command = ["make", "--no-print-directory", "clean-results", "PROFILE=digits", f"RESULTS={checkout / 'results'}"]
-    done = subprocess.run(command, cwd=ROOT, input="yes\ndigits\n", capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, input="yes\ndigits\n", capture_output=True, encoding="utf-8", timeout=60)
     assert done.returncode != 0
     assert "confirmation in a terminal" in done.stderr
     assert (checkout / "results/digits/a/seed0/settings.json").exists()

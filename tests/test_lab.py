@@ -31,13 +31,13 @@ def address(browser, tmp_path_factory):
     for name in ("01_kernel_theory", "06_complexity"):
         parametrised(ROOT / "notebooks" / f"{name}.ipynb", folder / "notebooks" / f"{name}.ipynb", {})
     path = folder / "notebooks" / "06_complexity.ipynb"
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     content["cells"] = [cell for cell in content["cells"] if "memory_widget()" in "".join(cell["source"])]
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
     for name in ("python3", "another"):
         kernel = folder / "elsewhere" / "kernels" / name / "kernel.json"
         kernel.parent.mkdir(parents=True)
-        kernel.write_text(json.dumps({"argv": ["false"], "display_name": f"not {name}", "language": "python"}))
+        kernel.write_text(json.dumps({"argv": ["false"], "display_name": f"not {name}", "language": "python"}), encoding="utf-8")
     with jupyterlab(folder, JUPYTER_PATH=str(folder / "elsewhere")) as started:
         yield started
 
@@ -103,7 +103,7 @@ def test_the_explorers_picture_is_visible_without_a_kernel_and_without_widgets(p
     cell = "from sfrik.plots.kernel_explorer import kernel_explorer\nkernel_explorer()"
     code = {"cell_type": "code", "id": "a", "metadata": {}, "source": cell, "outputs": [], "execution_count": None}
     content = {"cells": [code], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
-    (tmp_path / "explorer.ipynb").write_text(json.dumps(content))
+    (tmp_path / "explorer.ipynb").write_text(json.dumps(content), encoding="utf-8")
     command = [sys.executable, "-m", "nbconvert", "--execute", "--to", "html", str(tmp_path / "explorer.ipynb")]
     subprocess.run(command, check=True, capture_output=True)
     context = page.context.browser.new_context(java_script_enabled=False)

@@ -198,7 +198,7 @@ def test_a_truncated_pth_file_is_refused(tmp_path, resnet8, kept):
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".txt"])
 def test_a_text_file_is_refused(tmp_path, suffix):
     path = tmp_path / f"readme{suffix}"
-    path.write_text("<html>404: not found</html>\n" * 20)
+    path.write_text("<html>404: not found</html>\n" * 20, encoding="utf-8")
     assert "is not a complete" in refused(path)
 
 

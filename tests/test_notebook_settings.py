@@ -29,7 +29,7 @@ EXCEPTIONS = {
 
 def first_cells(name):
     """The sources of the cells with the parameters and with the settings."""
-    cells = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())["cells"]
+    cells = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"][:2]
 
 
@@ -60,5 +60,5 @@ def test_every_parameter_of_a_setting_overrides_the_recipe(name, monkeypatch):
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_notebook_does_not_read_its_global_names(name):
-    for cell in json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())["cells"]:
+    for cell in json.loads((NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]:
         assert "globals()" not in "".join(cell["source"])

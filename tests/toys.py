@@ -36,4 +36,4 @@ def write_stl10(folder):
     for name, size in (("unlabeled", 4), ("train", 6), ("test", 5)):
         rng.integers(0, 256, (size, 3, 96, 96), dtype=np.uint8).tofile(folder / f"{name}_X.bin")
         (np.arange(size) % 10 + 1).astype(np.uint8).tofile(folder / f"{name}_y.bin")
-    (folder / "class_names.txt").write_text("\n".join("abcdefghij"))
+    (folder / "class_names.txt").write_text("\n".join("abcdefghij"), encoding="utf-8")

@@ -56,8 +56,9 @@ def rebuilt(root: Path) -> list[Path]:
 def tracked(path: Path) -> list[str]:
     """The files at or under a path that git tracks; none without git or outside a repository."""
     try:
-        command = ["git", "-C", str(path if path.is_dir() else path.parent), "ls-files", "-z", "--", str(path.resolve())]
-        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        git = ["git", "--no-optional-locks", "-C", str(path if path.is_dir() else path.parent)]
+        command = [*git, "ls-files", "-z", "--", str(path.resolve())]
+        listed = subprocess.run(command, capture_output=True, encoding="utf-8", errors="surrogateescape", check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return []
     return [name for name in listed.split("\0") if name]

@@ -28,7 +28,7 @@ def room_imports() -> dict[str, set[str]]:
     imports: dict[str, set[str]] = {room: set() for room in sorted(rooms) if not room.startswith("__")}
     for room, others in imports.items():
         for path in [ROOT / "sfrik" / f"{room}.py", *(ROOT / "sfrik" / room).rglob("*.py")]:
-            for node in ast.walk(ast.parse(path.read_text()) if path.is_file() else ast.Module([], [])):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")) if path.is_file() else ast.Module([], [])):
                 names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
                 if isinstance(node, ast.ImportFrom):
                     names = [f"{node.module}.{name}" for name in names]
@@ -116,5 +116,5 @@ def draw() -> str:
 
 
 if __name__ == "__main__":
-    PICTURE.write_text(draw())
+    PICTURE.write_text(draw(), encoding="utf-8")
     print(PICTURE.relative_to(ROOT))

@@ -57,7 +57,7 @@ def _read(app, docname: str, source: list[str]) -> None:
         return
     if docname.startswith("notebooks/"):
         executed = ROOT / EXECUTED / f"{posixpath.basename(docname)}.ipynb"
-        source[0] = _without_widgets(executed.read_text() if executed.is_file() else source[0])
+        source[0] = _without_widgets(executed.read_text(encoding="utf-8") if executed.is_file() else source[0])
         return
     source[0] = source[0].replace(" ± ", "\u00a0±\u00a0")  # no line break between a mean and its deviation
     if docname == "results/README":
@@ -176,7 +176,7 @@ def _folder_body(app, path: str) -> str:
             ):  # a PNG with the name of an SVG is the same picture
                 parts.append(f'<h2>{name}</h2>\n<img src="{where}" alt="{name}">')
         elif file.suffix in (".json", ".jsonl"):
-            text = html.escape(file.read_text())
+            text = html.escape(file.read_text(encoding="utf-8"))
             parts.append(f'<details><summary><code>{name}</code></summary>\n<pre id="{name}">{text}</pre></details>')
     notebooks = [f"<code>{html.escape(file.name)}</code>" for file in files if file.suffix == ".ipynb"]
     parts += [f"<p>Also in this folder of the repository: {', '.join(notebooks)}.</p>"] if notebooks else []

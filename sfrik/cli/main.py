@@ -13,8 +13,9 @@ Exit status:
 130   stopped by Ctrl-C
 ====  ==========================================================
 
-An error in the input is printed as one line on stderr, the failure of a worker as that worker reported it, and any other error
-with its traceback. `--debug` prints the traceback of every error.
+An error in the input (`SfrikError`) or of the operating system is printed as one line on stderr, the failure of a worker as that
+worker reported it. Any other error, also a ValueError of a library, is a bug: it is printed with its traceback and a request to
+report it. `--debug` prints the traceback of every error.
 """
 
 from __future__ import annotations
@@ -33,15 +34,19 @@ from sfrik.cli.shell import add_completion, add_env
 from sfrik.cli.tables import add_chapters, add_run, add_status, add_table
 from sfrik.cli.train import add_memory, add_training
 from sfrik.errors import STOPPED, Preempted, SfrikError, WorkerError, nearest
-from sfrik.system.terminal import paint
+from sfrik.system.terminal import paint, replace_unprintable
 
-__all__ = ["build_parser", "main"]
+__all__ = ["REPORT", "build_parser", "main"]
+
+# before the traceback, so that the last line of a log is still the error
+REPORT = "this is a bug in sfrik: please report it, with these lines and the output of python -m sfrik env"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
+    replace_unprintable()
     first = os.environ.get("RANK", "0") == "0"
     try:
         parser = build_parser()
@@ -58,7 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"sfrik: {error}", file=sys.stderr)
         return STOPPED
     except Exception as error:
-        if debug or not isinstance(error, ValueError | OSError | WorkerError):  # SfrikError is a ValueError
+        known = isinstance(error, SfrikError | WorkerError) or (isinstance(error, OSError) and error.errno is not None)
+        bug = not known or (isinstance(error, WorkerError) and "Traceback" in str(error))
+        if bug and not isinstance(error, MemoryError) and "OutOfMemoryError" not in repr(error):
+            print(REPORT, file=sys.stderr)
+        if debug or not known:
             traceback.print_exc()
         elif first:
             print(f"{paint('sfrik: error:', 'red', sys.stderr)} {error}", file=sys.stderr)

@@ -21,6 +21,7 @@ from sfrik.cli.flags import (
 from sfrik.cli.output import CommandOutput, add_json
 from sfrik.cli.summaries import run_summary, table_summary
 from sfrik.errors import SfrikError, nearest
+from sfrik.system.files import check_text
 
 if TYPE_CHECKING:
     from sfrik.reproduce.status import RunStatus
@@ -87,6 +88,7 @@ def _table(options: argparse.Namespace) -> CommandOutput:
     from sfrik.reproduce.table import make_table, render_all
     from sfrik.settings import results_root
 
+    check_text(options.exp_dir or "", options.data_dir)
     root = options.exp_dir or results_root()
     if options.launch not in LAUNCHES:
         raise SfrikError(f"--launch must be local or slurm, got {options.launch!r}{nearest(options.launch, LAUNCHES)}")
@@ -106,7 +108,7 @@ def _table(options: argparse.Namespace) -> CommandOutput:
     status = make_table(options.name, options.profile, seeds, jobs, options.render_only, root, options.data_dir)
     if status:
         return CommandOutput({"table": options.name, "profile": options.profile, "complete": False}, status=status)
-    with (Path(root) / options.profile / "tables" / f"{options.name}.csv").open(newline="") as file:
+    with (Path(root) / options.profile / "tables" / f"{options.name}.csv").open(newline="", encoding="utf-8") as file:
         content = {"table": options.name, "profile": options.profile, "complete": True, "rows": list(csv.DictReader(file))}
     return CommandOutput(content, table_summary(options.name, options.profile, seeds, root))
 
@@ -144,6 +146,7 @@ def _run(options: argparse.Namespace) -> CommandOutput:
     from sfrik.reproduce.status import run_status
     from sfrik.settings import results_root, run_folder
 
+    check_text(options.exp_dir or "", options.data_dir)
     root, seed = options.exp_dir or results_root(), whole_number(options.seed, "--seed", 0)
     stages = tuple(options.stages or DEFAULT_STAGES)
     if options.dry_run:
@@ -209,6 +212,7 @@ def add_chapters(commands) -> None:
 def _chapters(options: argparse.Namespace) -> CommandOutput:
     if options.profile not in PROFILES:
         raise SfrikError(f"unknown profile {options.profile!r}{nearest(options.profile, PROFILES)}: choose {', '.join(PROFILES)}")
+    check_text(options.exp_dir or "")
     from sfrik.reproduce.chapters import execute_chapters
     from sfrik.settings import results_root
 

@@ -225,7 +225,7 @@ def resident_peaks(tasks: Sequence[tuple[str, int, int]]) -> dict[tuple[str, int
     environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
     environment["MALLOC_MMAP_THRESHOLD_"] = "65536"  # freed memory is returned at once, so that allocating it again counts
     command = [sys.executable, "-m", "sfrik.cost.measure", json.dumps(tasks)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=environment)
     values = [json.loads(line) for line in done.stdout.splitlines()]
     if len(values) < len(tasks):
         method, q, n = tasks[len(values)]
@@ -283,7 +283,7 @@ def _resident_peak(method: str, q: int, n: int) -> float:
     """Peak MiB of a loss by the resident memory of this process."""
     call = loss_calls([method], q, n, torch.device("cpu"))[method]
     call()
-    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # reset the peak
     before = _status("VmRSS")
     call()
     return max(_status("VmHWM") - before, 0) / 1024
@@ -291,7 +291,7 @@ def _resident_peak(method: str, q: int, n: int) -> float:
 
 def _status(name: str) -> int:
     """KiB in a line of /proc/self/status."""
-    return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0])
+    return int(Path("/proc/self/status").read_text(encoding="utf-8").split(f"{name}:")[1].split()[0])
 
 
 def _print_peaks(tasks: list[list]) -> None:

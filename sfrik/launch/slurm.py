@@ -247,7 +247,7 @@ def _call(command: Sequence[str], environment: dict[str, str] | None = None) -> 
     """Run a command of SLURM and return its output."""
     tool = command[0]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=environment)
     except FileNotFoundError:
         raise SfrikError(
             f"{tool} is not on PATH: LAUNCH=slurm works on a machine of a SLURM cluster; without it the table is computed here"

@@ -27,6 +27,7 @@ from sfrik.launch.rendezvous import join_rendezvous, remove_rendezvous
 from sfrik.ops.collectives import all_gather_json
 from sfrik.system.devices import pick_device
 from sfrik.system.signals import GRACE, SIGNALS, stop_at_end_of_stdin
+from sfrik.system.terminal import replace_unprintable
 
 __all__ = ["process_group"]
 
@@ -88,6 +89,7 @@ def _work() -> int:
     """Read the call, join the group, call the function and report; returns the exit status."""
     reports = os.dup(1)  # stdout is for reports: everything printed goes to stderr
     os.dup2(2, 1)
+    replace_unprintable("utf-8")  # as the caller reads it
     os.environ.setdefault("RANK", os.environ.get("SLURM_PROCID", "0"))
     os.environ.setdefault("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller stops its workers; `pretrain` sets its own handlers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sfrik.errors import SfrikError
 from sfrik.kernels import RotationInvariantKernel
 from sfrik.objectives.auh import AUH
 from sfrik.objectives.base import Objective
@@ -14,8 +15,19 @@ from sfrik.settings import PretrainSettings
 __all__ = ["build_objective"]
 
 
-def build_objective(s: PretrainSettings) -> Objective:
-    """The objective for these settings, on batches that are divided equally among the processes."""
+def build_objective(settings: PretrainSettings) -> Objective:
+    """The objective for these settings, on batches that are divided equally among the processes.
+
+    Raises:
+        SfrikError: an objective or a kernel refuses a combination of settings.
+    """
+    try:
+        return _objective(settings)
+    except ValueError as error:
+        raise SfrikError(f"ssl_method {settings.ssl_method}: {error}") from None
+
+
+def _objective(s: PretrainSettings) -> Objective:
     if s.ssl_method == "sfrik":
         return SFRIK(
             s.dim,

@@ -98,7 +98,7 @@ def _manager(clients: list[Any]) -> Any:
 def _ignores(pid: int, number: int) -> bool:
     """Whether a process ignores a signal now. Only Linux reports this; False elsewhere."""
     with suppress(OSError):
-        status = Path(f"/proc/{pid}/status").read_text()
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
         ignored = next(line.split()[1] for line in status.splitlines() if line.startswith("SigIgn:"))
         return bool(int(ignored, 16) >> (number - 1) & 1)
     return False

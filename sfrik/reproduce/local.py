@@ -100,9 +100,15 @@ def _start(run: PlannedRun, root: str | Path, jobs: int, data_dir: str) -> RunPr
     make_folder(folder)
     log = folder / "run.log"
     command = ["run", "--recipe", run.recipe, "--seed", str(run.seed)]
-    places = ["--exp-dir", str(root), "--stages", *run.stages, *(["--data-dir", data_dir] if data_dir else [])]
+    places = [f"--exp-dir={root}", "--stages", *run.stages, *([f"--data-dir={data_dir}"] if data_dir else [])]
     threads = str(max(1, cores() // jobs))
-    environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **os.environ, STOP_AT_END_OF_STDIN: "1"}
+    environment = {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        **os.environ,
+        STOP_AT_END_OF_STDIN: "1",
+        "PYTHONIOENCODING": "utf-8",  # of the log
+    }
     try:
         if Run(folder).is_locked():
             print(f"{run.recipe} seed {run.seed}: waiting for another process that works on it", flush=True)

@@ -19,7 +19,7 @@ from typing import Any
 from sfrik.errors import Preempted, SfrikError, nearest
 from sfrik.reproduce.kernel import Kernel
 from sfrik.runs.provenance import hide_paths
-from sfrik.system.files import make_folder, read_json, write_text
+from sfrik.system.files import check_text, make_folder, read_json, write_text
 from sfrik.system.signals import KERNEL_GRACE, place_reached, stop, stop_requests
 
 __all__ = ["execute", "notebook_path"]
@@ -52,13 +52,14 @@ def execute(name: str, parameters: dict[str, Any], output: Path, kernel: Kernel 
         kernel: where to execute it; a new kernel when None.
 
     Raises:
-        SfrikError: an unknown parameter, or a cell failed.
+        SfrikError: an unknown parameter, a path that is not text, or a cell failed.
         Preempted: SIGTERM or SIGUSR1 asked this process to stop, or SLURM its workers.
         KeyboardInterrupt: SIGINT asked it to stop.
     """
     papermill = _papermill()
     source = notebook_path(name)
     known = papermill.inspect_notebook(_literal(source))
+    check_text(*_strings(parameters))
     for parameter in parameters:
         if parameter not in known:
             raise SfrikError(f"notebook {name} has no parameter {parameter}{nearest(parameter, known)}")

@@ -99,7 +99,7 @@ def run_status(recipe: str, seed: int, stages: Sequence[str], root: str | Path, 
     """The status of a run; `jobs` is the queue. A file that cannot be read makes the run broken, and is no error."""
     try:
         return _run_status(recipe, seed, stages, root, list(jobs))
-    except (ValueError, OSError) as error:
+    except (SfrikError, OSError) as error:
         ids = tuple(job.id for job in jobs if job.run and job.run[:2] == (recipe, seed))
         return RunStatus(recipe, seed, "broken", error_summary(str(error)), tuple(stages), ids, {})
 

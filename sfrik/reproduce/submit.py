@@ -87,7 +87,7 @@ class _Submission:
 
     def __init__(self, layout: Layout, site: Site, root: str | Path, data_dir: str) -> None:
         self.layout, self.site, self.root = layout, site, root
-        self.places = ("--exp-dir", str(root), *(("--data-dir", data_dir) if data_dir else ()))
+        self.places = (f"--exp-dir={root}", *((f"--data-dir={data_dir}",) if data_dir else ()))
         self.jobs = queued_jobs(root)  # before the folders are read: a run that ends in between is not submitted again
 
     def missing(self, runs: Sequence[PlannedRun]) -> list[PlannedRun]:

@@ -108,7 +108,7 @@ def _replacer(replacements: dict[str, str]) -> Callable[[str], str]:
     """Make a function that replaces paths in a text, longest first, also those escaped for HTML, JSON, Python or URLs."""
     spellings: dict[str, str] = {}
     for path, short in replacements.items():
-        for form in (path, html.escape(path), json.dumps(path)[1:-1], repr(path)[1:-1], urllib.parse.quote(path)):
+        for form in (path, html.escape(path), json.dumps(path)[1:-1], repr(path)[1:-1], urllib.parse.quote(os.fsencode(path))):
             spellings.setdefault(form, short)
     # /root is not replaced within /mnt/root; paths with several components are replaced anywhere, as in -I/home/me/include
     forms = (
@@ -139,7 +139,7 @@ def version(package: str) -> str | None:
 def processor() -> str:
     """The name of the processor."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
@@ -151,7 +151,9 @@ def commit() -> str:
     package = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", package, *arguments], capture_output=True, text=True, check=True).stdout.strip()
+        command = ["git", "--no-optional-locks", "-C", package, *arguments]  # `git status` would write the index
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True)
+        return done.stdout.strip()
 
     try:
         # only the code: `make publish` changes results/

@@ -31,6 +31,7 @@ __all__ = [
     "WriteError",
     "atomic_write",
     "check_regular",
+    "check_text",
     "file_hash",
     "format_bytes",
     "make_folder",
@@ -120,8 +121,8 @@ class _CountingFile:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
-    content = text.encode()
+    r"""Write UTF-8 text atomically. The bytes of a file name that are not text become escapes, such as \udce9, as in JSON."""
+    content = text.encode(errors="backslashreplace")
     with atomic_write(path, len(content)) as file:
         file.write(content)
 
@@ -180,6 +181,21 @@ def path_exists(path: str | Path) -> bool:
     except OSError as error:
         raise UnreadableError(f"cannot read {path}: {error.strerror or error}") from None
     return True
+
+
+def check_text(*names: str) -> None:
+    """Refuse paths with bytes that are not text in this locale: the messages to a Jupyter kernel cannot hold them.
+
+    Raises:
+        SfrikError: a name contains such bytes.
+    """
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            encoding = sys.getfilesystemencoding()
+            remedy = "" if encoding == "utf-8" else ", or set LC_ALL=C.UTF-8"
+            raise SfrikError(f"{name!a} has bytes that are not text in the encoding {encoding}: rename it{remedy}") from None
 
 
 def check_regular(path: str | Path) -> None:

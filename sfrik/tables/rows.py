@@ -101,7 +101,7 @@ class Row:
 
 def paper_figures() -> dict[str, Any]:
     """The paper's figures and their sources."""
-    return tomllib.loads((Path(__file__).parent / "paper.toml").read_text())
+    return tomllib.loads((Path(__file__).parent / "paper.toml").read_text(encoding="utf-8"))
 
 
 def _recipe(profile: str, stem: str) -> str:

@@ -66,7 +66,7 @@ def test_env_works_where_pytorch_cannot_be_imported(monkeypatch):
 def test_a_closed_pipe_is_not_an_error():
     command = f"{sys.executable} -m sfrik memory --recipe digits/sfrik_l3_q512 --json | true"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], env=environment, capture_output=True, text=True)
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], env=environment, capture_output=True, encoding="utf-8")
     assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
 
 
@@ -82,7 +82,9 @@ def completed(tmp_path_factory):
     script = tmp_path_factory.mktemp("completion") / "sfrik"
     command = [sys.executable, "-m", "sfrik", "completion", "bash"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    script.write_text(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    script.write_text(
+        subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=True).stdout, encoding="utf-8"
+    )
 
     def complete(*words):
         lines = [
@@ -92,7 +94,7 @@ def completed(tmp_path_factory):
             '$function sfrik "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"',
             'printf "%s\\n" "${COMPREPLY[@]}"',
         ]
-        done = subprocess.run(["bash", "-c", "\n".join(lines), "bash", *words], capture_output=True, text=True, check=True)
+        done = subprocess.run(["bash", "-c", "\n".join(lines), "bash", *words], capture_output=True, encoding="utf-8", check=True)
         return [line.strip() for line in done.stdout.splitlines() if line.strip()]
 
     return complete

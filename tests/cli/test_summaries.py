@@ -59,7 +59,7 @@ def test_each_command_of_a_run_prints_the_next_until_all_scores_exist(here, caps
         assert len(out.splitlines()[-3:]) == 3
     assert names == ["evaluate", "knn-eval", "logistic-regression"]
     assert {path.name for path in (here / "my run").glob("*.json")} >= {"linear.json", "knn.json", "logistic.json"}
-    assert json.loads((here / "my run" / "linear.json").read_text())["seed"] == 2
+    assert json.loads((here / "my run" / "linear.json").read_text(encoding="utf-8"))["seed"] == 2
     assert next_command(out) == ["diagnose", "my run"]
 
 
@@ -122,7 +122,7 @@ def test_with_json_stdout_holds_only_json_and_progress_goes_to_stderr(here, caps
     assert content["last_epoch"]["epoch"] == 0
     assert "epoch 1/1  loss" in printed.err
     printed = called(capsys, "evaluate", "--recipe", RECIPE, "--epochs", "1", "--exp-dir", "run", *QUICK, "--json")
-    assert json.loads(printed.out) == json.loads((here / "run" / "linear.json").read_text())
+    assert json.loads(printed.out) == json.loads((here / "run" / "linear.json").read_text(encoding="utf-8"))
     assert "epoch 1/1" in printed.err
     printed = called(capsys, "knn-eval", "--recipe", RECIPE, "--exp-dir", "run", *QUICK, "--json")
     assert json.loads(printed.out)["top1_at"].keys() == {"10", "20"}
@@ -166,7 +166,7 @@ def test_a_mistake_with_json_leaves_stdout_empty(here, capsys):
 
 def test_a_dry_run_of_a_table_prints_what_is_finished_and_writes_nothing(here, capsys):
     called(capsys, "pretrain", "--recipe", "smoke/random_weights", "--exp-dir", "out/smoke/random_weights/seed0", *QUICK)
-    (here / "out/smoke/random_weights/seed0/02_pretraining.ipynb").write_text("{}")
+    (here / "out/smoke/random_weights/seed0/02_pretraining.ipynb").write_text("{}", encoding="utf-8")
     before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
     lines = called(capsys, "table", "table1", "--profile", "smoke", "--exp-dir", "out", "--dry-run").out.splitlines()
     assert "smoke/random_weights seed 0: would run linear, knn; finished pretrain" in lines
@@ -213,7 +213,7 @@ def test_a_table_prints_its_files_and_the_command_for_more_seeds(here, capsys, m
         for place in ("tables/table1.md", "tables/table1.csv", "figures/table1.png"):
             path = here / root / profile / place
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("method,q\nVICReg,64\n")
+            path.write_text("method,q\nVICReg,64\n", encoding="utf-8")
         return 0
 
     monkeypatch.setattr(table_module, "make_table", make)

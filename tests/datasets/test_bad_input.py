@@ -90,7 +90,7 @@ def voc_list(folder):
     lists = folder / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main"
     lists.mkdir(parents=True)
     for name in VOC_CLASSES:
-        (lists / f"{name}_trainval.txt").write_text("000001 1\n")
+        (lists / f"{name}_trainval.txt").write_text("000001 1\n", encoding="utf-8")
     return lists / f"{VOC_CLASSES[3]}_trainval.txt", lambda: load_target("voc07", "train", folder)
 
 
@@ -128,7 +128,7 @@ def test_a_list_or_settings_file_that_is_not_text_is_rejected_with_its_name_and_
 @pytest.mark.parametrize("number", ["9" * 30, "x", "1.5", ""])
 def test_a_class_of_places205_that_is_not_a_valid_number_is_rejected_with_the_name_of_the_list(tmp_path, number):
     path, read = places_list(tmp_path)
-    path.write_text(f"a/b.jpg {number}\n")
+    path.write_text(f"a/b.jpg {number}\n", encoding="utf-8")
     assert f"{path}: a line must be an image's path and its class" in line(read)
 
 

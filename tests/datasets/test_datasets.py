@@ -361,7 +361,7 @@ def test_real_jpegs_go_through_all_views(kind):
 def test_a_folder_of_photos_without_classes_is_for_pretraining_only(tmp_path):
     for name in ("b.jpg", "a.PNG", "holiday/c.jpg", "holiday/notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("")
+        (tmp_path / name).write_text("", encoding="utf-8")
     images = load_images("image_folder", "pretrain", tmp_path)
     assert [images.name(i) for i in range(len(images))] == ["a.PNG", "b.jpg", "holiday/c.jpg"]
     assert images.targets.tolist() == [-1, -1, -1]

@@ -129,7 +129,7 @@ def reason(path):
 def test_an_empty_file_text_and_a_missing_file_are_reported_by_name(tmp_path):
     (tmp_path / "empty.JPEG").touch()
     assert reason(tmp_path / "empty.JPEG") == "the file is empty; copy it again from the data set's archive, or delete it"
-    (tmp_path / "page.JPEG").write_text("<html>404</html>")
+    (tmp_path / "page.JPEG").write_text("<html>404</html>", encoding="utf-8")
     assert reason(tmp_path / "page.JPEG").startswith(
         "not an image file (JPEG, PNG, BMP, PPM, TIFF and WEBP are read); copy it again"
     )

@@ -189,7 +189,7 @@ def test_simclrs_list_is_downloaded_once(server, cache):
 
 def test_a_damaged_copy_in_the_cache_is_downloaded_again(server, cache):
     fraction_of_imagenet()
-    (cache / "label_lists" / "imagenet-10percent.txt").write_text("n01_0.JPEG\n")
+    (cache / "label_lists" / "imagenet-10percent.txt").write_text("n01_0.JPEG\n", encoding="utf-8")
     assert fraction_of_imagenet() == [2, 9]
     server.content.clear()
     assert fraction_of_imagenet() == [2, 9]
@@ -240,8 +240,8 @@ def test_simclrs_lists_have_the_expected_checksums_and_select_every_image_on_the
     if not path.is_file():
         pytest.skip(f"SimCLR's list is not at {path}")
     monkeypatch.setattr(labels, "SIMCLR", f"{LISTS.resolve().as_uri()}/imagenet-{{percent}}percent.txt")
-    assert simclr_list(percent) == path.read_text()
-    files = sorted(path.read_text().split())
+    assert simclr_list(percent) == path.read_text(encoding="utf-8")
+    files = sorted(path.read_text(encoding="utf-8").split())
     names = [f"{file.split('_')[0]}/{prefix}{file}" for file in files for prefix in ("", "not_")]
     share = labelled_share(named_images(names), "imagenet", percent)
     assert chosen(share) == list(range(0, 2 * lines, 2))

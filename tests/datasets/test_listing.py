@@ -239,7 +239,7 @@ def test_processes_that_start_at_the_same_time_all_get_the_listing_and_leave_one
     code = "import sys; from sfrik.datasets.listing import list_images; print(list_images(sys.argv[1]).names.tolist())"
     command = [sys.executable, "-c", code, str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    started = [subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) for _ in range(3)]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, encoding="utf-8") for _ in range(3)]
     printed = [process.communicate(timeout=120)[0] for process in started]
     expected = [os.fsencode(name) for name, _ in image_folder(folder)[1]]
     assert [text.strip() for text in printed] == [str(expected)] * 3
@@ -286,7 +286,7 @@ def test_the_benchmark_runs_and_prints_three_times(tmp_path):
     done = subprocess.run(
         [*command, "--folder", str(tmp_path)],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )

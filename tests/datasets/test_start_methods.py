@@ -51,10 +51,10 @@ def root(tmp_path_factory):
     lists = root / "voc" / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main"
     lists.mkdir(parents=True)
     for name in VOC_CLASSES:
-        (lists / f"{name}_trainval.txt").write_text("".join(f"{k} 1\n" for k in range(4)))
+        (lists / f"{name}_trainval.txt").write_text("".join(f"{k} 1\n" for k in range(4)), encoding="utf-8")
     (root / "places" / "trainvalsplit_places205").mkdir()
     (root / "places" / "trainvalsplit_places205" / "train_places205.csv").write_text(
-        "".join(f"a/{k}.jpg {k}\n" for k in range(4))
+        "".join(f"a/{k}.jpg {k}\n" for k in range(4)), encoding="utf-8"
     )
     return root
 

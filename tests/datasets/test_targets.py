@@ -109,7 +109,7 @@ def voc(tmp_path):
         for name in VOC_CLASSES:
             # the original's second column has two characters: "000005 -1", "000007  1"
             lines = [f"{image} {voc_value(name, image):2d}\n" for image in images]
-            (root / "ImageSets" / "Main" / f"{name}_{part}.txt").write_text("".join(lines))
+            (root / "ImageSets" / "Main" / f"{name}_{part}.txt").write_text("".join(lines), encoding="utf-8")
     return tmp_path
 
 
@@ -141,9 +141,9 @@ def test_missing_or_malformed_files_of_voc07_are_named(voc, tmp_path):
     main = voc / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main"
     assert "there is no" in (message := error_message("voc07", "train", tmp_path / "elsewhere"))
     assert "aeroplane_trainval.txt: unpack VOCtrainval_06-Nov-2007.tar and VOCtest_06-Nov-2007.tar in" in message
-    (main / "cat_trainval.txt").write_text("000005 1\n000007 2\n000012 -1\n")
+    (main / "cat_trainval.txt").write_text("000005 1\n000007 2\n000012 -1\n", encoding="utf-8")
     assert "cat_trainval.txt: a line must be an image and -1, 0 or 1, got '000007 2'" in error_message("voc07", "train", voc)
-    (main / "cat_trainval.txt").write_text("000005 1\n000012 -1\n")
+    (main / "cat_trainval.txt").write_text("000005 1\n000012 -1\n", encoding="utf-8")
     assert "cat_trainval.txt has other images than aeroplane_trainval.txt" in error_message("voc07", "train", voc)
     (main.parents[1] / "JPEGImages" / "000002.jpg").unlink()
     assert "1 of the 2 images are not in" in (message := error_message("voc07", "test", voc))
@@ -165,7 +165,7 @@ def places(tmp_path):
     (tmp_path / "trainvalsplit_places205").mkdir()
     for part, lines in PLACES.items():
         text = "".join(f"{path} {label}\n" for path, label in lines)
-        (tmp_path / "trainvalsplit_places205" / f"{part}_places205.csv").write_text(text)
+        (tmp_path / "trainvalsplit_places205" / f"{part}_places205.csv").write_text(text, encoding="utf-8")
         for path, label in lines:
             save(tmp_path / "data/vision/torralba/deeplearning/images256" / path, label)
     return tmp_path
@@ -215,12 +215,12 @@ def test_missing_or_malformed_files_of_places205_are_named(places, tmp_path):
     assert "holds neither trainvalsplit_places205/ nor train/ and val/: unpack trainvalsplit_places205.tar.gz" in message
     lists = places / "trainvalsplit_places205"
     for text in ("a/abbey/gsun_1.jpg\n", "a/abbey/gsun_1.jpg abbey\n"):
-        (lists / "train_places205.csv").write_text(text)
+        (lists / "train_places205.csv").write_text(text, encoding="utf-8")
         assert "train_places205.csv: a line must be an image's path and its class" in error_message("places205", "train", places)
     for text in ("", "a/abbey/gsun_1.jpg 205\n", "a/abbey/gsun_1.jpg -1\n"):
-        (lists / "train_places205.csv").write_text(text)
+        (lists / "train_places205.csv").write_text(text, encoding="utf-8")
         assert "train_places205.csv: the classes must be 0 to 204" in error_message("places205", "train", places)
-    (lists / "train_places205.csv").write_text("b/bar/gsun_1.jpg 3\n")
+    (lists / "train_places205.csv").write_text("b/bar/gsun_1.jpg 3\n", encoding="utf-8")
     assert "train_places205.csv names b/bar/gsun_1.jpg, but" in error_message("places205", "train", places)
     (lists / "val_places205.csv").unlink()
     assert "val_places205.csv: unpack trainvalsplit_places205.tar.gz" in error_message("places205", "test", places)

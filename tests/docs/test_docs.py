@@ -15,19 +15,19 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "results" / "READM
 
 def defined_in(name: str) -> set[str]:
     (path,) = (ROOT / "tests").rglob(name)
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_of_a_page_has_a_target(page):
-    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text())
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
     local = [link for link in links if not link.startswith(("http://", "https://"))]
     assert [link for link in local if not (page.parent / link).exists()] == []
 
 
 def test_each_fault_in_the_tables_names_tests_that_exist():
-    tables = (ROOT / "docs" / "faults.md").read_text().split("| test |\n|---|---|---|---|---|\n")[1:]
+    tables = (ROOT / "docs" / "faults.md").read_text(encoding="utf-8").split("| test |\n|---|---|---|---|---|\n")[1:]
     table = [line for part in tables for line in part.split("\n\n")[0].splitlines()]
     assert len(tables) == 3
     assert len(table) > 30
@@ -40,8 +40,8 @@ def test_each_fault_in_the_tables_names_tests_that_exist():
 
 
 def test_each_mean_and_deviation_in_the_readme_is_in_a_table_of_the_results():
-    results = "".join(page.read_text() for page in (ROOT / "results" / "digits" / "tables").glob("*.md"))
-    named = re.findall(r"-?\d+(?:\.\d+)? ± \d+(?:\.\d+)?", (ROOT / "README.md").read_text())
+    results = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "results" / "digits" / "tables").glob("*.md"))
+    named = re.findall(r"-?\d+(?:\.\d+)? ± \d+(?:\.\d+)?", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert len(named) > 50
     assert [number for number in named if f"[{number}]" not in results] == []
 
@@ -54,7 +54,7 @@ def drawing():
 
 
 def test_the_picture_of_the_imports_is_what_the_code_imports_now():
-    assert drawing().PICTURE.read_text() == drawing().draw(), "python tools/draw_rooms.py draws it again"
+    assert drawing().PICTURE.read_text(encoding="utf-8") == drawing().draw(), "python tools/draw_rooms.py draws it again"
 
 
 def test_the_picture_has_a_box_for_each_package_and_refuses_a_cycle():

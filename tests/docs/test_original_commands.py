@@ -162,7 +162,7 @@ def test_a_recipe_has_the_settings_of_the_original_command(name):
 
 def commands_of_the_page():
     """The arguments after `-m sfrik` of each command on the page."""
-    text = (ROOT / "docs" / "original_commands.md").read_text()
+    text = (ROOT / "docs" / "original_commands.md").read_text(encoding="utf-8")
     section = re.search(r"<!-- commands -->\n(.*?)<!-- /commands -->", text, re.DOTALL)
     assert section, "the page has no section between <!-- commands --> and <!-- /commands -->"
     lines = section.group(1).replace("\\\n", " ").splitlines()

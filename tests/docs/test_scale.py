@@ -16,7 +16,7 @@ import scale  # noqa: E402
 
 from sfrik.objectives import SFRIK  # noqa: E402
 
-PAGE = (ROOT / "docs" / "scale.md").read_text()
+PAGE = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
 SIZES = [(96, 1024), (256, 16), (640, 400)]  # q above the batch, below the local rows, between the two
 PROCESSES = 2
 

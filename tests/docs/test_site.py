@@ -29,7 +29,7 @@ class Page(HTMLParser):
         self.ids: set[str] = set()
         self.links: list[str] = []
         self.loaded: list[str] = []  # by the browser, without a click
-        self.text = path.read_text()
+        self.text = path.read_text(encoding="utf-8")
         self.feed(self.text)
 
     def handle_starttag(self, tag, attrs):
@@ -66,17 +66,19 @@ def broken_links(site: Path) -> list[str]:
 def site(tmp_path_factory):
     """The site, built once by the Makefile's command into a temporary folder."""
     folder = tmp_path_factory.mktemp("site").resolve()
-    (command,) = re.findall(r"^\t\$\(BIN\)python (-m sphinx .*) site$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    (command,) = re.findall(
+        r"^\t\$\(BIN\)python (-m sphinx .*) site$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
+    )
     command = [sys.executable, *command.replace("site/.doctrees", str(folder / ".doctrees")).split(), str(folder)]
     environment = {**os.environ, "https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}  # a download would fail
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", timeout=300)
     assert (folder / "searchindex.js").is_file(), done.stderr  # Sphinx writes the whole site even where it warns
-    (folder / ".warnings").write_text(done.stderr)
+    (folder / ".warnings").write_text(done.stderr, encoding="utf-8")
     return folder
 
 
 def test_the_site_is_built_without_a_warning(site):
-    assert (site / ".warnings").read_text() == ""
+    assert (site / ".warnings").read_text(encoding="utf-8") == ""
 
 
 def test_every_link_of_the_site_has_a_target(site):
@@ -85,10 +87,12 @@ def test_every_link_of_the_site_has_a_target(site):
 
 
 def test_the_link_checker_finds_missing_pages_missing_anchors_and_local_paths(tmp_path):
-    (tmp_path / "there.html").write_text('<p id="here"></p>')
+    (tmp_path / "there.html").write_text('<p id="here"></p>', encoding="utf-8")
     links = ["there.html", "there.html#here", "https://arxiv.org/abs/2208.00789", "#"]
     wrong = ["gone.html", "there.html#gone", "#gone", "/etc/hostname", "file:///etc/hostname", "../outside.html"]
-    (tmp_path / "index.html").write_text("".join(f'<a href="{link}"></a>' for link in links + wrong) + '<img src="gone.png">')
+    (tmp_path / "index.html").write_text(
+        "".join(f'<a href="{link}"></a>' for link in links + wrong) + '<img src="gone.png">', encoding="utf-8"
+    )
     assert broken_links(tmp_path) == [f"index.html: {link}" for link in [*wrong, "gone.png"]]
 
 
@@ -96,7 +100,7 @@ def test_no_page_loads_a_file_from_another_site(site):
     elsewhere = re.compile(r"https?:|//")
     assert {link for path in site.rglob("*.html") for link in page(path).loaded if elsewhere.match(link)} == set()
     styles = [text for path in site.rglob("*.html") for text in re.findall(r"<style.*?</style>", page(path).text, re.DOTALL)]
-    styles += [path.read_text() for path in site.rglob("*.css")]
+    styles += [path.read_text(encoding="utf-8") for path in site.rglob("*.css")]
     assert [url for text in styles for url in re.findall(r"(?:url\(|@import\s*)[\"']?((?:https?:)?//[^)\"']+)", text)] == []
 
 

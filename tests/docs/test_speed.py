@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 def test_the_tables_of_the_page_are_rendered_from_the_stored_figures():
-    page = bench.PAGE.read_text()
+    page = bench.PAGE.read_text(encoding="utf-8")
     assert page == bench.rendered(page)
     assert len(bench.ratios()) > 10
 

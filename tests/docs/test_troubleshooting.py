@@ -11,7 +11,7 @@ import pytest
 from sfrik.cli import main
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "troubleshooting.md").read_text()
+PAGE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
 HEADINGS = re.findall(r"^### (.+)$", PAGE, re.MULTILINE)
 # headings that end in (PyTorch), (Jupyter) or (no error) are not messages of this package
 OURS = [
@@ -30,9 +30,9 @@ def text_of(node: ast.AST) -> str:
 @pytest.fixture(scope="module")
 def printed():
     """All strings that the library and the Makefile can print."""
-    texts = [(ROOT / "Makefile").read_text().replace("$(PYTHON)", HOLE)]
+    texts = [(ROOT / "Makefile").read_text(encoding="utf-8").replace("$(PYTHON)", HOLE)]
     for path in (ROOT / "sfrik").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str)):
                 texts.append(text_of(node))
     return texts

@@ -18,8 +18,8 @@ from PIL import Image
 from sfrik.objectives import AUH, SFRIK, SIGReg, SimCLR, VICReg
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "your_code.md").read_text()
-PROJECT = (ROOT / "pyproject.toml").read_text()
+PAGE = (ROOT / "docs" / "your_code.md").read_text(encoding="utf-8")
+PROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 PARTS = re.split(r"^## (.+)\n", PAGE, flags=re.MULTILINE)[1:]
 BLOCKS = {
     title: re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
@@ -58,7 +58,7 @@ def run(title, trained):
 
 
 def test_each_block_of_the_page_has_a_test():
-    tested = Path(__file__).read_text()
+    tested = Path(__file__).read_text(encoding="utf-8")
     assert all(f'"{title}"' in tested for title, blocks in BLOCKS.items() if blocks)
     assert sum(map(len, BLOCKS.values())) == PAGE.count("```python")
 
@@ -88,17 +88,17 @@ def test_a_timm_model_works_as_backbone(trained):
 
 def test_two_processes_under_torchrun_have_the_same_loss_and_need_no_optional_package(folder, tmp_path):
     (script,) = BLOCKS["Several processes"]
-    (tmp_path / "train.py").write_text(script)
+    (tmp_path / "train.py").write_text(script, encoding="utf-8")
     extras = re.search(r"optional-dependencies\](.*?)^\[project.scripts", PROJECT, re.MULTILINE | re.DOTALL)[1]
     names = {"sklearn", "IPython", *re.findall(r'"([\w-]+)[>=]', extras)} - {"mpmath"}  # torch brings mpmath
     assert "matplotlib" in names
     (tmp_path / "sitecustomize.py").write_text(
-        f"import sys\nsys.modules.update(dict.fromkeys({sorted(names)}))  # not importable\n"
+        f"import sys\nsys.modules.update(dict.fromkeys({sorted(names)}))  # not importable\n", encoding="utf-8"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     command = [*torchrun, "train.py", str(folder), str(SIZE), str(BATCH)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", timeout=240)
     assert done.returncode == 0, done.stderr
     losses = dict(re.findall(r"rank (\d): loss (\S+)", done.stdout))
     assert set(losses) == {"0", "1"}

@@ -169,7 +169,7 @@ def test_a_run_that_trained_nothing_shows_its_features_without_a_verdict(tmp_pat
         (lambda run: (run.folder / "settings.json").unlink(), "no settings.json"),
         (lambda run: write_json(run.folder / "settings.json", {"hash": "", "settings": {"size": 28}}), "no ssl_method"),
         (lambda run: write_json(run.folder / "settings.json", {"settings": {"size": 28}}), r"settings\.json has no key .hash."),
-        (lambda run: (run.folder / "settings.json").write_text("[]"), r"settings\.json holds a list"),
+        (lambda run: (run.folder / "settings.json").write_text("[]", encoding="utf-8"), r"settings\.json holds a list"),
         (lambda run: [run.backbone.unlink(), run.log(line(alignment=None))], r"metrics\.jsonl has no number alignment"),
         (lambda run: [run.backbone.unlink(), run.projector.unlink()], "neither weights nor an epoch"),
         (lambda run: save_weights(nn.Linear(3, 3), run.projector), "does not fit the settings"),
@@ -253,7 +253,7 @@ def test_json_holds_every_number(whole, capsys):
 def test_the_command_writes_the_figure(whole, tmp_path, capsys):
     path = tmp_path / "new" / "picture.svg"
     main(["diagnose", str(whole[0].folder), "--images", "64", "--device", "cpu", "--figure", str(path)])
-    assert path.read_text().startswith("<?xml")
+    assert path.read_text(encoding="utf-8").startswith("<?xml")
 
 
 def test_a_recipe_names_its_run(tmp_path, monkeypatch, capsys):
@@ -320,7 +320,7 @@ def test_the_numbers_are_those_of_the_committed_logs():
 
 
 def test_the_tables_of_the_page_show_the_numbers():
-    page = benchmark.PAGE.read_text()
+    page = benchmark.PAGE.read_text(encoding="utf-8")
     assert page == benchmark.rendered(page)
     assert len(re.findall(r"^\| ", page, re.MULTILINE)) > 20
 

@@ -290,14 +290,14 @@ def test_a_checkpoint_of_another_evaluation_is_ignored(place, whole, tmp_path, c
 def test_a_checkpoint_of_other_labels_or_another_precision_is_ignored(place, tmp_path):
     settings = settings_of(place, tmp_path, "linear", label_list=str(tmp_path / "list.txt"))
     images, run = squares(8, 0), Run(tmp_path)
-    (tmp_path / "list.txt").write_text("one")
+    (tmp_path / "list.txt").write_text("one", encoding="utf-8")
     parts = {"models": {}, "optimizer": {}, "scaler": {}, "tops": [], "diverged": {}, "random": {}}
     place = {"epoch": 0, "step": 3, "loss": 0.5}
     EvaluationCheckpoint(run, "linear", settings, "digest", images, "fp32").save({**parts, "place": place})
     assert EvaluationCheckpoint(run, "linear", settings, "digest", images, "fp32").load()["place"] == place
     assert EvaluationCheckpoint(run, "linear", settings, "digest", images, "bf16").load() is None
     assert EvaluationCheckpoint(run, "linear", settings, "digest", squares(9, 0), "fp32").load() is None
-    (tmp_path / "list.txt").write_text("another")
+    (tmp_path / "list.txt").write_text("another", encoding="utf-8")
     assert EvaluationCheckpoint(run, "linear", settings, "digest", images, "fp32").load() is None
 
 
@@ -337,7 +337,7 @@ def test_without_a_checkpoint_nothing_is_saved_and_signal_handlers_are_unchanged
 
 @pytest.mark.parametrize("name", ["03_linear_probing", "04_semi_supervised", "05_knn_and_logistic_regression"])
 def test_notebooks_launch_long_computations_as_steps_that_receive_the_signals_of_a_job(name):
-    cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())["cells"]
+    cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
     trees = [ast.parse("".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
     calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
     long = {"evaluate", "transfer", "knn_eval", "logistic_regression", "features_here"}

@@ -293,7 +293,7 @@ def test_a_label_list_refers_to_the_whole_training_split_and_a_fraction_to_the_s
         folder.mkdir(parents=True)
         for k in range(5):
             Image.new("RGB", (8, 8), (40 * k, 0, 0)).save(folder / f"{label}_{k}.JPEG")
-    (tmp_path / "list.txt").write_text("a_4.JPEG\nb_1.JPEG\n")
+    (tmp_path / "list.txt").write_text("a_4.JPEG\nb_1.JPEG\n", encoding="utf-8")
     given = {"dataset": "image_folder", "data_dir": str(tmp_path), "subset": 2, "train_percent": 10}
     listed = training_images(EvaluateSettings.parse({**given, "label_list": str(tmp_path / "list.txt")}))
     assert [listed.name(i) for i in range(len(listed))] == ["a/a_4.JPEG", "b/b_1.JPEG"], "a_4 is beyond the subset"

@@ -156,7 +156,7 @@ launch("launch_targets:wait", sys.argv[1], nproc_per_node=2)
 
 @pytest.mark.parametrize(("sent", "seconds"), [(signal.SIGINT, 20), (signal.SIGKILL, 20)])
 def test_no_worker_outlives_its_caller(tmp_path, sent, seconds):
-    caller = subprocess.Popen([sys.executable, "-c", CALLER, str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    caller = subprocess.Popen([sys.executable, "-c", CALLER, str(tmp_path)], stderr=subprocess.PIPE, encoding="utf-8")
     workers = pids(tmp_path, 2)
     caller.send_signal(sent)
     assert gone(workers, seconds)

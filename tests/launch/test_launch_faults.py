@@ -105,13 +105,13 @@ def step_words(nproc: int, nodes: int, environment: dict[str, str]) -> list[str]
     (step,) = _start(nproc, nodes, environment, writing)
     os.close(writing)
     step.communicate()
-    with open(reading) as file:
+    with open(reading, encoding="utf-8") as file:
         return file.read().splitlines()
 
 
 def test_the_step_of_one_node_is_on_the_node_of_the_caller_and_in_the_sites_container(tmp_path, monkeypatch):
     srun = tmp_path / "srun"
-    srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    srun.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n', encoding="utf-8")
     srun.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setenv("SLURM_JOB_ID", "7")

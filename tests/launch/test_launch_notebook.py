@@ -133,7 +133,7 @@ def training(folder: Path):
 
 def errors(path: Path) -> list[dict]:
     """The errors in the cells' outputs, in the order of the cells; the last cell that was executed has one."""
-    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell.get("execution_count")]
+    cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell.get("execution_count")]
     found = [[output for output in cell["outputs"] if output["output_type"] == "error"] for cell in cells]
     assert found[-1], "the last cell says why"
     return list(itertools.chain(*found))
@@ -152,7 +152,7 @@ def test_a_worker_that_raises_or_is_killed_and_an_interrupt_end_the_cell_with_th
     heard, output = tmp_path / "heard.txt", tmp_path / "out.ipynb"
 
     def both_are_heard():
-        return heard.is_file() and all(f"rank {rank} waits for the file" in heard.read_text() for rank in (0, 1))
+        return heard.is_file() and all(f"rank {rank} waits for the file" in heard.read_text(encoding="utf-8") for rank in (0, 1))
 
     during = During(
         # it fails only when its output has passed the kernel and papermill
@@ -160,13 +160,13 @@ def test_a_worker_that_raises_or_is_killed_and_an_interrupt_end_the_cell_with_th
         ("killed", training(tmp_path / "killed"), lambda: workers()[1].kill(), workers),
         ("interrupted", training(tmp_path / "interrupted"), lambda: kernel().send_signal(signal.SIGINT), everything),
     )
-    with heard.open("w") as file, pytest.raises(PapermillExecutionError) as raised:
+    with heard.open("w", encoding="utf-8") as file, pytest.raises(PapermillExecutionError) as raised:
         papermill.execute_notebook(
             str(source), str(output), {"folder": str(tmp_path)}, progress_bar=False, stdout_file=file, log_output=False
         )
     during.outcome()
     for title, gone in during.seconds.items():
-        error = float((tmp_path / title / "ended").read_text()) - during.at[title]
+        error = float((tmp_path / title / "ended").read_text(encoding="utf-8")) - during.at[title]
         print(f"\n{title}: {error:.1f} s to the cell's error, {gone:.1f} s until no process was left")
         assert error < (STOPPED if title == "interrupted" else ERROR)
         assert gone < (STOPPED if title == "interrupted" else GONE)
@@ -208,7 +208,13 @@ def terminated(tmp_path_factory):
     environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "sfrik", "run", "--recipe", RECIPE, "--exp-dir", str(root), "--nproc-per-node", "2"]
     child = subprocess.Popen(
-        command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        cwd=root,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        start_new_session=True,
     )
     outcome = {"folder": root / RECIPE / "seed0"}
 

@@ -99,7 +99,7 @@ def start(folder: Path) -> subprocess.Popen:
     # a variable that a user has set for a cluster must not open a run on one machine to its network
     network = next((name for name, some in psutil.net_if_addrs().items() if name != "lo" and some), "lo")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": network}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", env=environment)
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs root, to act as another user, and Linux")
@@ -114,7 +114,7 @@ def test_another_user_runs_no_code_stops_no_run_and_falsifies_no_result(tmp_path
         found = listening(run.pid)
         ports = " ".join(str(port) for _, port in found)
         command = [sys.executable, "-c", f"NOBODY = {NOBODY}\n{ATTACK}", " ".join(own_addresses()), ports, str(marker)]
-        attack = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        attack = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120)
     finally:
         second.resume()
     assert attack.returncode == 0, attack.stderr
@@ -151,7 +151,7 @@ def test_the_reports_of_several_ranks_in_one_pipe_are_separated_and_their_lines_
         Reporter(writing, "token", rank).send("progress" if rank else "result", "x" * PIECE * 3)
     Reporter(writing, "other token", 0).send("result", "forged")
     os.close(writing)
-    with open(reading) as file:
+    with open(reading, encoding="utf-8") as file:
         lines = file.readlines()
     assert max(map(len, lines)) < 1024
     reports = Reports("token")
@@ -165,7 +165,7 @@ def test_no_pickle_passes_between_the_processes():
     assert {"worker.py", "remote_call.py", "collectives.py", "loop.py"} <= {path.name for path in paths}
     for path in paths:
         for name in ("broadcast_object_list", "all_gather_object", "gather_object", "scatter_object", "import pickle"):
-            assert name not in path.read_text(), path
+            assert name not in path.read_text(encoding="utf-8"), path
 
 
 def test_a_process_without_the_token_is_refused_by_the_group():

@@ -88,9 +88,11 @@ def test_the_smallest_and_the_largest_dimension_are_drawn_without_a_warning(q, r
 
 
 def test_the_first_cell_of_notebook_01_quotes_the_tables():
-    cells = json.loads((ROOT / "notebooks" / "01_kernel_theory.ipynb").read_text())["cells"]
+    cells = json.loads((ROOT / "notebooks" / "01_kernel_theory.ipynb").read_text(encoding="utf-8"))["cells"]
     number = re.compile(r"\d+\.\d+ ± \d+\.\d+")
     quoted = set(number.findall("".join(cells[0]["source"])))
-    tables = "".join((ROOT / "results" / "digits" / "tables" / f"{name}.md").read_text() for name in ("table1", "table6"))
+    tables = "".join(
+        (ROOT / "results" / "digits" / "tables" / f"{name}.md").read_text(encoding="utf-8") for name in ("table1", "table6")
+    )
     assert len(quoted) >= 10
     assert quoted <= set(number.findall(tables))

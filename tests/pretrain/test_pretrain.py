@@ -202,10 +202,10 @@ def test_a_second_process_is_refused_and_does_not_change_the_files_of_the_first(
     run = Run(tmp_path)
     run.start(settings(tmp_path))
     run.log({"epoch": 0, "loss": 1.0})
-    before = {name: (tmp_path / name).read_text() for name in ("settings.json", "metrics.jsonl")}
+    before = {name: (tmp_path / name).read_text(encoding="utf-8") for name in ("settings.json", "metrics.jsonl")}
     with run.lock(), pytest.raises(SfrikError):
         pretrain(settings(tmp_path, **overrides), progress=False)
-    assert {name: (tmp_path / name).read_text() for name in before if (tmp_path / name).exists()} == before
+    assert {name: (tmp_path / name).read_text(encoding="utf-8") for name in before if (tmp_path / name).exists()} == before
 
 
 # --- baselines and objectives
@@ -283,7 +283,7 @@ def test_two_processes_of_torchrun_train_on_cpu_and_print_how_batch_norm_works(t
     flags = ["--recipe", "smoke/sfrik_l2_q64", "--exp-dir", "run", "--device", "cpu", "--precision", "fp32", "--epochs", "1"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "sfrik", "pretrain"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launcher, *flags], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*launcher, *flags], cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("BatchNorm on CPU: each process normalises its own shard") == 1
     assert done.stdout.count("epoch 1/1") == 1

@@ -31,7 +31,7 @@ def disk(tmp_path):
     def make(options):
         if shutil.which("mount") is None:
             pytest.skip("there is no mount")
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True)
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, encoding="utf-8")
         if done.returncode:
             pytest.skip(f"a file system cannot be mounted here: {done.stderr.strip()}")
         return folder
@@ -47,7 +47,9 @@ def sfrik(*arguments, most=None):
     environment |= {"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
     limit = None if most is None else lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     command = [sys.executable, "-m", "sfrik", *map(str, arguments)]
-    return subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, preexec_fn=limit, timeout=300)
+    return subprocess.run(
+        command, cwd=CHECKOUT, env=environment, capture_output=True, encoding="utf-8", preexec_fn=limit, timeout=300
+    )
 
 
 def assert_failed(done, results, path, reason):

@@ -49,7 +49,7 @@ def interrupted_then_finished(tmp_path_factory):
     for recipe in WRITTEN:
         finished_run(results, recipe, stages=("pretrain", "linear", "knn", "semi"))
     command = make("table1", results)
-    first = subprocess.Popen(command, cwd=CHECKOUT, env=environment(), stdout=subprocess.PIPE, text=True)
+    first = subprocess.Popen(command, cwd=CHECKOUT, env=environment(), stdout=subprocess.PIPE, encoding="utf-8")
     deadline = time.monotonic() + 240
     # a run is finished with its last executed notebook, which follows its last score
     while not (done := executed_runs(results)):
@@ -62,7 +62,7 @@ def interrupted_then_finished(tmp_path_factory):
     first.wait()
     _, left = psutil.wait_procs(family, timeout=30)
     stamps = {path: path.stat().st_mtime_ns for path in done}
-    second = subprocess.run(command, cwd=CHECKOUT, env=environment(), capture_output=True, text=True)
+    second = subprocess.run(command, cwd=CHECKOUT, env=environment(), capture_output=True, encoding="utf-8")
     return {"results": results, "left": left, "stamps": stamps, "second": second}
 
 
@@ -83,7 +83,7 @@ def test_every_cell_of_table1_is_measured(interrupted_then_finished):
     folder = interrupted_then_finished["results"] / "smoke"
     assert_cells_are_scores(folder, "table1")
     for suffix in ("md", "tex"):
-        assert "SFRIK L=3" in (folder / "tables" / f"table1.{suffix}").read_text()
+        assert "SFRIK L=3" in (folder / "tables" / f"table1.{suffix}").read_text(encoding="utf-8")
     for suffix in ("png", "svg"):
         assert (folder / "figures" / f"table1.{suffix}").stat().st_size > 1000
 
@@ -95,12 +95,14 @@ def test_the_executed_notebooks_are_beside_the_scores_and_have_run_to_the_end(in
     paths = [run / f"{stage}.ipynb" for stage in stages]
     paths += [folder / "notebooks" / f"{name}.ipynb" for name in ("01_kernel_theory", "07_table1")]
     for path in paths:
-        cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+        cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
         assert all(cell["execution_count"] for cell in cells), path
         outputs = [output for cell in cells for output in cell["outputs"]]
         assert not [output for output in outputs if output.get("name") == "stderr"], f"warnings in {path}"
         if path.parent == run:
-            assert "not shown in this copy" in path.read_text(), "a run of a table leaves out what is only for the reader"
+            assert "not shown in this copy" in path.read_text(encoding="utf-8"), (
+                "a run of a table leaves out what is only for the reader"
+            )
 
 
 def test_nothing_that_is_published_names_a_place_or_a_host(interrupted_then_finished):
@@ -109,7 +111,7 @@ def test_nothing_that_is_published_names_a_place_or_a_host(interrupted_then_fini
     published = [path for suffix in ("json", "jsonl", "ipynb", "csv", "md", "tex", "svg") for path in folder.rglob(f"*.{suffix}")]
     assert len(published) > 50
     for path in published:
-        text = re.sub(r'"image/png": "[^"]*"', "", path.read_text())  # images are random letters
+        text = re.sub(r'"image/png": "[^"]*"', "", path.read_text(encoding="utf-8"))  # images are random letters
         for place in places:
             assert not re.search(rf"(?<!\w){re.escape(place)}\b", text), f"{path} holds {place}"
 
@@ -117,7 +119,7 @@ def test_nothing_that_is_published_names_a_place_or_a_host(interrupted_then_fini
 def test_a_second_make_trains_nothing_and_changes_no_file(interrupted_then_finished):
     folder = interrupted_then_finished["results"]
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.json*")}
-    again = subprocess.run(make("table1", folder), cwd=CHECKOUT, env=environment(), capture_output=True, text=True)
+    again = subprocess.run(make("table1", folder), cwd=CHECKOUT, env=environment(), capture_output=True, encoding="utf-8")
     assert again.returncode == 0, again.stderr
     count = len(rows_of("table1", "smoke"))
     assert f"{count} runs, {count} finished here" in again.stdout
@@ -134,7 +136,7 @@ def other_tables(interrupted_then_finished):
         finished_run(results, recipe, stages=("pretrain", "tune"), top1=1.0)  # not chosen
     printed = {}
     for target in ("table4", "table6", "table9", "tables"):
-        done = subprocess.run(make(target, results), cwd=CHECKOUT, env=environment(), capture_output=True, text=True)
+        done = subprocess.run(make(target, results), cwd=CHECKOUT, env=environment(), capture_output=True, encoding="utf-8")
         assert done.returncode == 0, done.stdout + done.stderr
         printed[target] = done.stdout
     return results / "smoke", printed
@@ -154,7 +156,7 @@ def test_another_table_has_all_its_cells_and_its_executed_notebooks(other_tables
 
 def test_table4_trains_nothing_that_table1_has_trained(other_tables):
     folder, printed = other_tables
-    stages = last_attempt((folder / "sfrik_l3_q64" / "seed0" / "run.log").read_text())
+    stages = last_attempt((folder / "sfrik_l3_q64" / "seed0" / "run.log").read_text(encoding="utf-8"))
     assert "04_semi_supervised" in stages
     assert "02_pretraining" not in stages
     assert "table4: 3 runs, 2 finished here" in printed["table4"]
@@ -163,7 +165,7 @@ def test_table4_trains_nothing_that_table1_has_trained(other_tables):
 def test_each_grid_of_table9_has_one_choice_and_only_that_one_has_a_test_score(other_tables):
     folder, _ = other_tables
     for grid, recipes in grids("smoke").items():
-        choice = json.loads((folder / "tuning" / f"{grid}.json").read_text())
+        choice = json.loads((folder / "tuning" / f"{grid}.json").read_text(encoding="utf-8"))
         scored = [recipe for recipe in recipes if (folder.parent / recipe / "seed0" / "linear_inference.json").is_file()]
         assert [recipe.split("/")[1] for recipe in scored] == [choice["chosen"]]
         assert choice["tune_top1"][scored[0]] == max(choice["tune_top1"].values())
@@ -186,6 +188,6 @@ def test_a_misspelt_parameter_of_a_notebook_is_refused(tmp_path):
 
 
 def test_make_alone_prints_the_targets():
-    printed = subprocess.run(["make"], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(["make"], cwd=CHECKOUT, capture_output=True, encoding="utf-8", check=True).stdout
     for target in ("setup", "table1", "tables", "test", "lab"):
         assert re.search(rf"^{target} ", printed, re.MULTILINE)

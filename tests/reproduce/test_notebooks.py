@@ -49,12 +49,12 @@ def place(tmp_path_factory):
                 pixels = np.clip(noise.normal(60 + 40 * label, 30, (48, 56, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"n0000000{label}_{k}.JPEG")
     names = [f"n0000000{label}_{k}.JPEG" for label in range(CLASSES) for k in (0, 11)]  # 11 is beyond the subset
-    (root / "list.txt").write_text("\n".join(names))
+    (root / "list.txt").write_text("\n".join(names), encoding="utf-8")
     return root
 
 
 def outputs(path):
-    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     assert all(cell["execution_count"] for cell in cells), "it ran to the end"
     return cells
 
@@ -77,7 +77,10 @@ def test_pretraining_and_the_evaluations_run_by_a_recipe_of_the_paper_with_sizes
     }.items():
         execute(name, {**shared, **own}, place / f"{name}.ipynb", kernel)
         outputs(place / f"{name}.ipynb")
-    scores = {name: json.loads((run / f"{name}.json").read_text()) for name in ("linear", "semi1", "semi10", "knn", "logistic")}
+    scores = {
+        name: json.loads((run / f"{name}.json").read_text(encoding="utf-8"))
+        for name in ("linear", "semi1", "semi10", "knn", "logistic")
+    }
     assert {score["images"] for score in scores.values()} == {CLASSES * TEST}
     assert {name: score["train_images"] for name, score in scores.items()} == {
         **{"linear": CLASSES * 6, "knn": CLASSES * 6, "logistic": CLASSES * 6},
@@ -93,7 +96,7 @@ def test_the_tables_of_a_profile_are_rendered_before_anything_was_measured(profi
     execute("07_tables", {"tables": names, "profile": profile, "root": str(tmp_path)}, path, kernel)
     outputs(path)
     for name in names:
-        rows = list(csv.DictReader((tmp_path / profile / "tables" / f"{name}.csv").read_text().splitlines()))
+        rows = list(csv.DictReader((tmp_path / profile / "tables" / f"{name}.csv").read_text(encoding="utf-8").splitlines()))
         counts = {row[column] for row in rows for column in row if column.endswith("_n")}
         assert counts == {"0"}, "nothing is printed as measured"
 
@@ -109,7 +112,7 @@ def cells(tmp_path, monkeypatch):
     ]
     kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     notebook = {"cells": content, "metadata": {"kernelspec": kernelspec}, "nbformat": 4, "nbformat_minor": 5}
-    (tmp_path / "cells.ipynb").write_text(json.dumps(notebook))
+    (tmp_path / "cells.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
     monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
 
     def run(kernel, seconds=0):
@@ -143,7 +146,7 @@ def test_the_default_type_that_a_notebook_sets_is_not_that_of_the_next():
         "for cell in (before, RESET, after):\n"
         "    shell.run_cell(cell).raise_error()"
     )
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True).stdout
     assert shown.splitlines()[-1] == "torch.float32"
 
 
@@ -166,10 +169,10 @@ def test_the_links_of_a_copy_are_relative_to_its_folder_and_lead_to_the_copies_b
     def published(folder):
         folder.mkdir(parents=True)
         cells = [{"cell_type": "markdown", "source": text}]
-        (folder / "copy.partial.ipynb").write_text(json.dumps({"cells": cells, "metadata": {}}))
+        (folder / "copy.partial.ipynb").write_text(json.dumps({"cells": cells, "metadata": {}}), encoding="utf-8")
         notebooks._publish(folder / "copy.partial.ipynb", folder / "copy.ipynb", {})
         assert not (folder / "copy.partial.ipynb").exists()
-        return re.findall(r"\(([^)]+)\)", json.loads((folder / "copy.ipynb").read_text())["cells"][0]["source"])
+        return re.findall(r"\(([^)]+)\)", json.loads((folder / "copy.ipynb").read_text(encoding="utf-8"))["cells"][0]["source"])
 
     others = ["https://x.org/02.ipynb", "not_there.md"]
     assert published(tmp_path / "results/digits/notebooks") == ["../tables/table1.md", "02.ipynb#end", *others]
@@ -183,4 +186,4 @@ def test_the_links_of_a_copy_are_relative_to_its_folder_and_lead_to_the_copies_b
 def test_the_command_line_and_its_packages_do_not_import_pytorch():
     modules = "sys, sfrik.cli, sfrik.reproduce, sfrik.launch"
     code = f"import {modules}; print([name for name in ('torch', 'pandas') if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True).stdout == "[]\n"

@@ -113,7 +113,7 @@ def tree(tmp_path_factory):
                 kind = KINDS.get((label, place))
                 image = picture(label, rng).convert({"grey": "L", "cmyk": "CMYK"}.get(kind, "RGB"))
                 image.save(root / path, "PNG" if kind == "png" else "JPEG")
-    (root / "labels.txt").write_text("".join(f"{Path(path).name}\n" for path, _ in reversed(FEW)))
+    (root / "labels.txt").write_text("".join(f"{Path(path).name}\n" for path, _ in reversed(FEW)), encoding="utf-8")
     return root
 
 
@@ -181,7 +181,7 @@ class Runs:
             with images_read(self.tree) as opened:
                 assert evaluate(self.tree, self.folder(), *COMMANDS[name]) == 0
             self.opened[name] = opened
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
 
     def features(self):
         """The four arrays by name."""
@@ -223,23 +223,23 @@ def test_pretraining_by_the_papers_recipe_uses_views_of_the_subset_and_writes_a_
     names = ["backbone.safetensors", "lock", "metrics.jsonl", "projector.safetensors", "provenance.json", "settings.json"]
     assert sorted(path.name for path in folder.iterdir()) == names, "no checkpoint is left, and nothing half written"
 
-    settings = json.loads((folder / "settings.json").read_text())
+    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     asked = load_recipe(recipe) | {"subset": SUBSET, "size": 32, "mlp": "32-32", "batch_size": 32, "epochs": epochs}
     kept = {"base_lr", "sfrik_weights", "sfrik_sim_coeff", "augmentations", "warmup_epochs", "wd", "subset", "mlp", "epochs"}
     assert {name: settings["settings"][name] for name in kept} == {name: asked[name] for name in kept}
     assert (settings["settings"].get("reg_small") is True) == (views == "obow")
     assert load_file(folder / "backbone.safetensors")["conv1.weight"].shape == (64, 3, 7, 7)
 
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     of_epochs = [line for line in lines if "effective_rank" in line]
     assert [line["epoch"] for line in of_epochs] == list(range(epochs))
     assert all(math.isfinite(value) for line in lines for value in line.values())
     assert all(1 <= line["effective_rank"] <= 32 for line in of_epochs)
     if views == "vicreg":
         assert of_epochs[-1]["knn"] > LEAST
-    record = (folder / "provenance.json").read_text()
+    record = (folder / "provenance.json").read_text(encoding="utf-8")
     assert json.loads(record)["finished"]
-    assert str(runs.tree) not in record + (folder / "settings.json").read_text()
+    assert str(runs.tree) not in record + (folder / "settings.json").read_text(encoding="utf-8")
 
 
 # --- features and what is made of them
@@ -351,7 +351,7 @@ def test_a_sweep_of_learning_rates_records_each_score_and_reads_the_test_images_
     flags = [*LINEAR, "--pretrained", weights, "--lr-sweep", 0.001, 0.4, "--val-subset", VAL_SUBSET]
     with images_read(runs.tree) as opened:
         assert evaluate(runs.tree, tmp_path, *flags) == 0
-    score = json.loads((tmp_path / "linear.json").read_text())
+    score = json.loads((tmp_path / "linear.json").read_text(encoding="utf-8"))
     assert opened == paths(TRAINING, TUNED_ON, TEST)
     assert score["sweep"]["0.4"] == runs.score("linear_tune")["top1"]
     assert score["tune_top1"] == score["sweep"][str(score["lr_head"])] == max(score["sweep"].values())
@@ -412,14 +412,14 @@ def test_a_truncated_file_ends_pretraining_with_its_name_and_without_it_the_same
     assert len(output) == 1
     assert output[0].startswith(f"sfrik: error: cannot read image {broken}: ")
     assert "truncated" in output[0]
-    before = (folder / "metrics.jsonl").read_text().splitlines()
+    before = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(before) == (2 if workers else 1), "the first step's line, and the first epoch's where it was finished"
 
     monkeypatch.undo()
     broken.unlink()
     assert pretrain(tmp_path, folder, "vicreg", workers) == 0
     assert ("resuming after epoch 1" in capsys.readouterr().out) == bool(workers)
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [0, 0, 1], "a step's line and each epoch's, none of them twice"
     if workers:
         assert lines[:2] == before

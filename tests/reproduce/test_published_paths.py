@@ -117,11 +117,11 @@ def notebook(*cells):
 @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
 def test_an_executed_notebook_names_no_folder_of_the_user_anywhere(user, tmp_path, monkeypatch, place):
     pytest.importorskip("papermill", reason="comes with the extra notebooks")
-    (tmp_path / "cells.ipynb").write_text(json.dumps(notebook("data_dir = ''", *CELLS)))
+    (tmp_path / "cells.ipynb").write_text(json.dumps(notebook("data_dir = ''", *CELLS)), encoding="utf-8")
     monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
     output = user / "projects" / "run" / "copy.ipynb"
     execute("cells", {"data_dir": place.format(home=user)}, output)
-    text = output.read_text()
+    text = output.read_text(encoding="utf-8")
     copy = json.loads(text)
     outputs = [output for cell in copy["cells"] for output in cell["outputs"]]
     assert {output.get("name", output["output_type"]) for output in outputs} == {
@@ -136,9 +136,9 @@ def test_the_error_of_a_cell_names_no_folder_of_the_user(user, tmp_path):
     error = {"output_type": "error", "ename": "ValueError", "evalue": f"no images in {user}/x"}
     error["traceback"] = [f"File \x1b[0;32m{user}/x.py:3\x1b[0m, in \x1b[0;36mf\x1b[0m()", f"ValueError: no images in {user}/x"]
     content = {"cells": [{"cell_type": "code", "outputs": [error]}], "metadata": {}}
-    (tmp_path / "copy.partial.ipynb").write_text(json.dumps(content))
+    (tmp_path / "copy.partial.ipynb").write_text(json.dumps(content), encoding="utf-8")
     notebooks._publish(tmp_path / "copy.partial.ipynb", tmp_path / "copy.ipynb", {})
-    text = (tmp_path / "copy.ipynb").read_text()
+    text = (tmp_path / "copy.ipynb").read_text(encoding="utf-8")
     assert USER not in text
     assert "no images in ~/x" in text
 
@@ -147,9 +147,9 @@ def test_the_data_of_images_is_not_changed(user, tmp_path):
     picture = f"AAAA{user}/BBBB"
     data = {"image/png": picture, "image/svg+xml": f"<!-- {user}/x -->", "text/plain": [f"{user}/x\n", "y"]}
     cells = [{"cell_type": "code", "outputs": [{"data": data}]}]
-    (tmp_path / "copy.partial.ipynb").write_text(json.dumps({"cells": cells, "metadata": {}}))
+    (tmp_path / "copy.partial.ipynb").write_text(json.dumps({"cells": cells, "metadata": {}}), encoding="utf-8")
     notebooks._publish(tmp_path / "copy.partial.ipynb", tmp_path / "copy.ipynb", {})
-    found = json.loads((tmp_path / "copy.ipynb").read_text())["cells"][0]["outputs"][0]["data"]
+    found = json.loads((tmp_path / "copy.ipynb").read_text(encoding="utf-8"))["cells"][0]["outputs"][0]["data"]
     assert found == {"image/png": picture, "image/svg+xml": "<!-- ~/x -->", "text/plain": ["~/x\n", "y"]}
 
 
@@ -158,7 +158,9 @@ def test_the_command_in_a_provenance_names_no_folder_of_the_user(user):
     arguments = ["pretrain", "--recipe", "smoke/sfrik_l3_q64", "--exp-dir", "../../../annabel/out/run", f"--data-dir={user}/sets"]
     arguments += ["--label-list", "/scratch/annabel/list.txt", "--mlp", "64-64", "--pretrained", "~/w.pth"]
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
-    done = subprocess.run([sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, encoding="utf-8", check=True
+    )
     assert done.stdout.split() == [
         *("sfrik", "pretrain", "--recipe", "smoke/sfrik_l3_q64", "--exp-dir", ".../run", "--data-dir=~/sets", "--label-list"),
         *(".../list.txt", "--mlp", "64-64", "--pretrained", "~/w.pth"),

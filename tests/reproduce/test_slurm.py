@@ -56,8 +56,8 @@ class Cluster:
     @property
     def jobs(self) -> list[list[str]]:
         """The arguments of each sbatch so far."""
-        count = int((self.folder / "count").read_text())
-        return [(self.folder / f"job{number}").read_text().split("\0")[:-1] for number in range(1, count + 1)]
+        count = int((self.folder / "count").read_text(encoding="utf-8"))
+        return [(self.folder / f"job{number}").read_text(encoding="utf-8").split("\0")[:-1] for number in range(1, count + 1)]
 
     @property
     def names(self) -> list[str]:
@@ -66,17 +66,23 @@ class Cluster:
     @property
     def updates(self) -> list[str]:
         path = self.folder / "updates"
-        return path.read_text().splitlines() if path.is_file() else []
+        return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
 
     def queue(self, *lines: str) -> None:
-        (self.folder / "queue").write_text("".join(f"{line}\n" for line in lines))
+        (self.folder / "queue").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
     def becomes(self, identity: str, state: str, reason: str = "None", nodes: str = "node[1-2]") -> None:
-        lines = [line.split("|") for line in (self.folder / "queue").read_text().splitlines()]
+        lines = [line.split("|") for line in (self.folder / "queue").read_text(encoding="utf-8").splitlines()]
         self.queue(*("|".join([i, state, reason, nodes, n] if i == identity else [i, s, r, h, n]) for i, s, r, h, n in lines))
 
     def leaves(self, *identities: str) -> None:
-        self.queue(*(line for line in (self.folder / "queue").read_text().splitlines() if line.split("|")[0] not in identities))
+        self.queue(
+            *(
+                line
+                for line in (self.folder / "queue").read_text(encoding="utf-8").splitlines()
+                if line.split("|")[0] not in identities
+            )
+        )
 
     @staticmethod
     def option(job: list[str], name: str) -> str | None:
@@ -87,11 +93,11 @@ class Cluster:
 def cluster(tmp_path, monkeypatch):
     folder = tmp_path / "cluster"
     folder.mkdir()
-    (folder / "count").write_text("0")
+    (folder / "count").write_text("0", encoding="utf-8")
     (folder / "queue").touch()
     for name, body in FAKES.items():
         path = folder / name
-        path.write_text(f"#!/bin/sh\nHERE={shlex.quote(str(folder))}\n{body}\n")
+        path.write_text(f"#!/bin/sh\nHERE={shlex.quote(str(folder))}\n{body}\n", encoding="utf-8")
         path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("SFRIK_SLURM", str(folder / "slurm.toml"))
@@ -134,7 +140,7 @@ def test_a_run_is_a_pretraining_on_all_nodes_and_evaluations_on_one_gpu_after_it
     assert option(second, "kill-on-invalid-dep") == "yes"
     command = first[first.index(str(SCRIPT)) + 4 :]
     assert command[:4] == [sys.executable, "-m", "sfrik", "run"]
-    shared = ["--recipe", RUN[0], "--seed", "0", "--exp-dir", str(root), "--data-dir", "/images"]
+    shared = ["--recipe", RUN[0], "--seed", "0", f"--exp-dir={root}", "--data-dir=/images"]
     assert command[4:] == [*shared, "--stages", "pretrain", "--nproc-per-node", "4"]
     assert second[second.index("--stages") :] == ["--stages", "linear", "knn"]
     log = str(run_folder(RUN[0], 0, root) / "slurm.log")
@@ -170,7 +176,7 @@ def test_a_table_is_its_runs_and_a_job_that_waits_for_all_of_them_however_they_e
     assert len(cluster.jobs) == count + 1
     last = cluster.jobs[-1]
     assert cluster.option(last, "dependency") == "afterany:" + ":".join(map(str, range(1, count + 1)))
-    places = ["--profile", "smoke", "--seeds", "2", "--exp-dir", str(root)]
+    places = ["--profile", "smoke", "--seeds", "2", f"--exp-dir={root}"]
     again = ["--launch", "slurm", "--part", "1", "--nodes", "2", "--gpus", "0", "--procs", "2", "--partition=debug"]
     assert last[last.index("table") :] == ["table", "table1", *places, *again]
     printed = capsys.readouterr().out
@@ -274,7 +280,7 @@ def test_costs_are_measured_by_one_job_on_one_node_that_makes_the_table_there(cl
         submit_table("table5", "smoke", 1, Layout.of(2, 4), Site(), root)
     (job,) = cluster.jobs
     assert (cluster.option(job, "nodes"), cluster.option(job, "gres")) == ("1", "gpu:1")
-    assert job[job.index("table") :] == ["table", "table5", "--profile", "smoke", "--seeds", "1", "--exp-dir", str(root)]
+    assert job[job.index("table") :] == ["table", "table5", "--profile", "smoke", "--seeds", "1", f"--exp-dir={root}"]
 
 
 def test_table9_submits_the_choices_when_the_grids_are_there_and_renders_after_them(cluster, root, finished, monkeypatch):
@@ -330,7 +336,8 @@ def test_a_table_that_is_complete_is_rendered_here_unless_a_job_will(cluster, ro
 
 def test_a_refusal_is_reported_in_the_words_of_sbatch(cluster, root, capsys):
     (cluster.folder / "refuses").write_text(
-        "sbatch: error: invalid partition specified: nope\nsbatch: error: Batch job submission failed: Invalid partition name\n"
+        "sbatch: error: invalid partition specified: nope\nsbatch: error: Batch job submission failed: Invalid partition name\n",
+        encoding="utf-8",
     )
     command = ["table", "table1", "--profile", "smoke", "--launch", "slurm", "--partition", "nope", "--exp-dir", str(root)]
     assert main(command) == 2
@@ -367,9 +374,11 @@ def test_flags_that_do_not_go_together_are_refused(flags, words, capsys, root):
 
 def test_the_settings_of_the_committed_file_are_the_clusters_defaults_and_its_comments_are_settings(tmp_path):
     assert read_site(CHECKOUT / "slurm.toml") == Site()
-    text = (CHECKOUT / "slurm.toml").read_text()
+    text = (CHECKOUT / "slurm.toml").read_text(encoding="utf-8")
     path = tmp_path / "site.toml"
-    path.write_text("\n".join(line.removeprefix("# ") for line in text.splitlines() if " = " in line and line[0] == "#"))
+    path.write_text(
+        "\n".join(line.removeprefix("# ") for line in text.splitlines() if " = " in line and line[0] == "#"), encoding="utf-8"
+    )
     everything = read_site(path)
     assert {name for name in Site.model_fields if getattr(everything, name) != getattr(Site(), name)} == (
         set(Site.model_fields) - {"signal_seconds"}
@@ -381,7 +390,8 @@ def test_the_settings_of_a_site_reach_sbatch_and_flags_override_them(cluster, ro
     path.write_text(
         'account = "lab"\npartition = "gpu"\nqos = "long"\nconstraint = "a100&nvlink"\ntime = 600\nsignal_seconds = 300\n'
         'cpus_per_task = 10\nmem = "120G"\nsbatch = ["--exclusive"]\npython = "python3"\nprefix = "env A=1"\n'
-        'setup = ["module load cuda", "export WHERE=\\"a b\\""]\n'
+        'setup = ["module load cuda", "export WHERE=\\"a b\\""]\n',
+        encoding="utf-8",
     )
     submit_runs([UNTRAINED], Layout(), read_site(partition="other"), root)
     (job,) = cluster.jobs
@@ -404,7 +414,7 @@ def test_the_settings_of_a_site_reach_sbatch_and_flags_override_them(cluster, ro
     ],
 )
 def test_a_mistake_in_the_file_is_named(text, words, tmp_path):
-    (tmp_path / "slurm.toml").write_text(text)
+    (tmp_path / "slurm.toml").write_text(text, encoding="utf-8")
     with pytest.raises(SfrikError, match=words):
         read_site(tmp_path / "slurm.toml")
     with pytest.raises(SfrikError, match="cannot be read"):
@@ -416,7 +426,7 @@ def test_a_job_that_submits_others_does_not_pass_its_size_on(cluster, root, monk
     monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "8")
     monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
     submit(Job("x", ("run",), root / "log"), Site(), root)
-    names = {line.split("=")[0] for line in (cluster.folder / "env1").read_text().splitlines()}
+    names = {line.split("=")[0] for line in (cluster.folder / "env1").read_text(encoding="utf-8").splitlines()}
     assert {name for name in names if name.startswith("SLURM_")} == {"SLURM_CONF"}
 
 
@@ -428,9 +438,9 @@ def script(cluster, tmp_path, command, setup="", prefix="", **variables):
     log = tmp_path / "run" / "slurm.log"
     log.parent.mkdir(exist_ok=True)
     environment = {**os.environ, "SLURM_JOB_ID": "5", "SLURM_JOB_NODELIST": "node1", **variables}
-    with log.open("a") as file:
+    with log.open("a", encoding="utf-8") as file:
         done = subprocess.run(["bash", SCRIPT, log, setup, prefix, *command], stdout=file, stderr=file, env=environment)
-    return done.returncode, log.read_text()
+    return done.returncode, log.read_text(encoding="utf-8")
 
 
 def test_the_script_runs_the_command_after_the_setup_and_behind_the_prefix(cluster, tmp_path):
@@ -451,12 +461,12 @@ def test_a_command_that_saved_and_stopped_is_requeued_and_one_that_failed_is_not
 
 def test_a_job_that_slurm_ends_waits_for_the_command_and_does_not_requeue_itself(cluster, tmp_path):
     stops = ["bash", "-c", "kill -TERM $PPID; sleep 0.2; echo saved; exit 75"]
-    (cluster.folder / "shows").write_text("JobId=5 JobState=COMPLETING Reason=None Dependency=(null)\n")
+    (cluster.folder / "shows").write_text("JobId=5 JobState=COMPLETING Reason=None Dependency=(null)\n", encoding="utf-8")
     status, log = script(cluster, tmp_path, stops)
     assert status == 75
     assert "saved" in log
     assert cluster.updates == []
-    (cluster.folder / "shows").write_text("JobId=5 JobState=COMPLETING Reason=TimeLimit Dependency=(null)\n")
+    (cluster.folder / "shows").write_text("JobId=5 JobState=COMPLETING Reason=TimeLimit Dependency=(null)\n", encoding="utf-8")
     assert script(cluster, tmp_path, stops)[0] == 0, "unless it was the limit, of which no step got a signal"
     assert cluster.updates == ["requeue 5"]
 
@@ -471,7 +481,7 @@ def test_a_job_that_stops_three_times_at_the_same_step_is_not_requeued_again(clu
     assert [stopped_at(step) for step in (0, 4, 4)] == [0, 0, 0]
     assert stopped_at(4) == 1
     assert len(cluster.updates) == 3
-    assert "stopped three times at the same step" in (tmp_path / "run" / "slurm.log").read_text()
+    assert "stopped three times at the same step" in (tmp_path / "run" / "slurm.log").read_text(encoding="utf-8")
     assert stopped_at(5) == 0
 
 
@@ -512,7 +522,9 @@ def test_a_run_of_this_machine_is_running_while_its_process_holds_the_lock_and_s
         assert status(root).state == "running"
         assert status(root).detail.startswith("pretrain: epoch 1/2, on ")
     assert (status(root).state, status(root).detail) == ("stopped", "pretrain: epoch 1/2; its process is gone")
-    (run.folder / "slurm.log").write_text("epoch 1\nslurmstepd: error: *** JOB 3 ON node1 CANCELLED DUE TO TIME LIMIT ***\n")
+    (run.folder / "slurm.log").write_text(
+        "epoch 1\nslurmstepd: error: *** JOB 3 ON node1 CANCELLED DUE TO TIME LIMIT ***\n", encoding="utf-8"
+    )
     assert status(root).detail.endswith("(slurmstepd: error: *** JOB 3 ON node1 CANCELLED DUE TO TIME LIMIT ***)")
 
 
@@ -535,7 +547,7 @@ def test_a_failed_run_shows_its_last_error_in_one_line(root, run):
 
 def test_the_log_tells_why_a_job_failed_before_the_run_wrote_its_state(root, run):
     (run.folder / "slurm.log").write_text(
-        "sfrik job 5 on node1\n/usr/bin/python: No module named sfrik\nsfrik job 5 ended with status 1\n"
+        "sfrik job 5 on node1\n/usr/bin/python: No module named sfrik\nsfrik job 5 ended with status 1\n", encoding="utf-8"
     )
     assert (status(root).state, status(root).detail) == ("failed", "/usr/bin/python: No module named sfrik")
 
@@ -556,7 +568,9 @@ def test_status_without_slurm_works_from_the_folders_and_as_json(root, run, monk
 
 
 def test_a_queue_that_does_not_answer_is_reported_and_the_folders_are_shown(cluster, root, capsys):
-    (cluster.folder / "squeue").write_text("#!/bin/sh\necho 'squeue: error: Unable to contact slurm controller' >&2; exit 1\n")
+    (cluster.folder / "squeue").write_text(
+        "#!/bin/sh\necho 'squeue: error: Unable to contact slurm controller' >&2; exit 1\n", encoding="utf-8"
+    )
     found, _ = tables_status(["table1"], "smoke", root=root)
     assert {entry.state for entry in found} == {"missing"}
     assert "Unable to contact slurm controller" in capsys.readouterr().err
@@ -567,7 +581,7 @@ def test_the_runs_of_a_choice_are_known_once_it_has_been_made(root):
     assert {seed for _, seed in before} == {0}
     folder = root / "smoke" / "tuning"
     folder.mkdir(parents=True)
-    (folder / "sfrik.json").write_text(json.dumps({"chosen": "tune_sfrik_128"}))
+    (folder / "sfrik.json").write_text(json.dumps({"chosen": "tune_sfrik_128"}), encoding="utf-8")
     after = needed_runs(["table9"], "smoke", 2, root)
     assert after["smoke/tune_sfrik_128", 1] == ("pretrain", "tune", "inference")
     assert ("smoke/tune_sfrik_256", 1) not in after
@@ -579,7 +593,7 @@ def test_the_makefile_passes_the_flags_that_are_set_and_no_others():
             ["make", "-n", "--no-print-directory", "table1", "VENV=", *variables],
             cwd=CHECKOUT,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             check=True,
         )
         return shlex.split(made.stdout.replace("\\\n", ""))[-8:]

@@ -52,7 +52,7 @@ def cluster(tmp_path_factory):
     site = folder / "slurm.toml"
     site.touch()
     try:
-        printed = subprocess.run([TESTBED, "start", folder], capture_output=True, text=True, timeout=120)
+        printed = subprocess.run([TESTBED, "start", folder], capture_output=True, encoding="utf-8", timeout=120)
         assert printed.returncode == 0, printed.stderr
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("SLURM_CONF", printed.stdout.strip().split("SLURM_CONF=")[1])
@@ -76,7 +76,7 @@ def wait_for(condition, seconds: float, what: str, every: float = 0.5):
 
 
 def facts(job: str) -> dict[str, str]:
-    printed = subprocess.run(["scontrol", "show", "job", "-o", job], capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(["scontrol", "show", "job", "-o", job], capture_output=True, encoding="utf-8", check=True).stdout
     return dict(re.findall(r"(\w+)=(\S*)", printed))
 
 
@@ -115,7 +115,9 @@ def halted_in_training(job: str, root: Path):
     run = Run(run_folder(RECIPE, 0, root))
     lock, metrics = run.folder / "lock", run.folder / "metrics.jsonl"
     pattern = re.compile(rf"pid (\d+) on .*, SLURM job {job}")
-    pid = wait_for(lambda: lock.is_file() and pattern.fullmatch(lock.read_text()), 120, f"the training of job {job}", 0.05)[1]
+    pid = wait_for(
+        lambda: lock.is_file() and pattern.fullmatch(lock.read_text(encoding="utf-8")), 120, f"the training of job {job}", 0.05
+    )[1]
     wait_for(lambda: metrics.is_file() and metrics.stat().st_size, 60, "the first step", 0.005)
     worker = psutil.Process(int(pid))
     worker.suspend()
@@ -144,7 +146,7 @@ def weights(root: Path) -> bytes:
 
 
 def log(root: Path) -> str:
-    return (run_folder(RECIPE, 0, root) / "slurm.log").read_text()
+    return (run_folder(RECIPE, 0, root) / "slurm.log").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +165,7 @@ def table(tmp_path_factory, undisturbed):
     root = tmp_path_factory.mktemp("table")
     command = ["make", "table1", "PROFILE=smoke", "VENV=", f"RESULTS={root}"]
     command += ["LAUNCH=slurm", "PARTITION=debug", "NODES=2", "GPUS=0", "PROCS=2"]
-    printed = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    printed = [subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout for _ in range(2)]
     (job,) = [job.id for job in queued_jobs(root) if job.what == f"{RECIPE}/seed0/pretrain"]
     subprocess.run(["scontrol", "top", job], check=False)  # first of all, so that the others run while it waits
     wait_for(lambda: facts(job)["JobState"] == "RUNNING", 400, "its turn")
@@ -178,11 +180,11 @@ def test_table1_through_slurm_has_every_row(table):
     folder = table[0] / "smoke"
     assert_cells_are_scores(folder, "table1")
     for row in rows_of("table1", "smoke"):
-        origin = json.loads((folder.parent / row.recipe / "seed0" / "provenance.json").read_text())
+        origin = json.loads((folder.parent / row.recipe / "seed0" / "provenance.json").read_text(encoding="utf-8"))
         assert origin["slurm_job"].isdigit()
         assert origin["hardware"]["processes"] == (1 if row.q is None else 4)
     assert (folder / "notebooks" / "07_table1.ipynb").is_file()
-    assert "table1: 8 runs, 8 finished here" in (folder / "tables" / "table1.slurm.log").read_text()
+    assert "table1: 8 runs, 8 finished here" in (folder / "tables" / "table1.slurm.log").read_text(encoding="utf-8")
 
 
 def test_submitting_twice_submits_once(table):
@@ -197,7 +199,9 @@ def test_a_job_that_was_requeued_in_mid_training_ends_in_the_same_weights_and_sc
     assert "restart 1" in log(root)
     assert weights(root) == weights(undisturbed)
     for protocol in ("linear", "logistic", "knn"):
-        ours, theirs = (json.loads((run_folder(RECIPE, 0, r) / f"{protocol}.json").read_text()) for r in (root, undisturbed))
+        ours, theirs = (
+            json.loads((run_folder(RECIPE, 0, r) / f"{protocol}.json").read_text(encoding="utf-8")) for r in (root, undisturbed)
+        )
         assert {**ours, "commit": ""} == {**theirs, "commit": ""}
 
 
@@ -245,7 +249,7 @@ def test_a_job_that_nears_its_limit_is_signalled_by_slurm_and_resumes(tmp_path, 
 
     def signalled() -> bool:
         """Whether SIGUSR1 waits for the halted worker; or SLURM has let it go on, to hear it."""
-        text = Path(f"/proc/{first.pid}/status").read_text() if first.is_running() else ""
+        text = Path(f"/proc/{first.pid}/status").read_text(encoding="utf-8") if first.is_running() else ""
         pending = re.findall(r"^(?:Sig|Shd)Pnd:\s*(\w+)", text, re.MULTILINE)
         return "State:\tT" not in text or any(int(mask, 16) >> (signal.SIGUSR1 - 1) & 1 for mask in pending)
 

@@ -53,11 +53,11 @@ def replaced_by(make):
 
 
 def text(content):
-    return lambda path: path.write_text(content)
+    return lambda path: path.write_text(content, encoding="utf-8")
 
 
 def without_keys(path):
-    path.write_text("{}")
+    path.write_text("{}", encoding="utf-8")
 
 
 WAYS = {
@@ -131,7 +131,7 @@ def test_a_broken_file_of_one_run_is_named_and_the_others_are_shown(root, capsys
 
 def test_a_folder_that_is_a_file_is_a_broken_run(root, capsys):
     shutil.rmtree(run_folder(RECIPE, 0, root))
-    run_folder(RECIPE, 0, root).write_text("")
+    run_folder(RECIPE, 0, root).write_text("", encoding="utf-8")
     status, captured = shown(capsys, "status", "table1", "--exp-dir", str(root))
     assert status == 0
     assert captured.out.splitlines()[-1] == "5 done, 1 broken, 2 missing"
@@ -198,16 +198,16 @@ def test_numbers_that_no_time_is_made_of_do_not_end_the_listing(root):
     for left in ("NaN", "Infinity", "-Infinity", "1e308", "null"):
         run.folder.mkdir(parents=True, exist_ok=True)
         state = '{"state": "running", "stage": "pretrain", "epoch": 1, "epochs": 3, "loss": NaN, "seconds_left": %s}'
-        (run.folder / "state.json").write_text(state % left)
+        (run.folder / "state.json").write_text(state % left, encoding="utf-8")
         status = run_status("smoke/raw_pixels", 0, STAGES, root)
         assert (status.state, status.detail[:28]) == ("stopped", "pretrain: epoch 2/3, loss na")
-    (run.folder / "state.json").write_text('{"state": "running", "stage": "pretrain", "epoch": 1}')
+    (run.folder / "state.json").write_text('{"state": "running", "stage": "pretrain", "epoch": 1}', encoding="utf-8")
     assert run_status("smoke/raw_pixels", 0, STAGES, root).detail == "pretrain; its process is gone"
 
 
 def test_the_dry_run_of_all_tables_names_the_one_that_cannot_be_rendered(root, capsys):
     path = run_folder("smoke/vicreg_q64", 0, root) / "linear.json"
-    path.write_text("")
+    path.write_text("", encoding="utf-8")
     status, captured = shown(capsys, "table", "all", "--dry-run", "--exp-dir", str(root))
     assert status == 0
     assert f"table1: broken: {path} " in captured.out
@@ -315,7 +315,7 @@ def child(folder, log, code=2, state=None):
     process.wait()
     before = "--- sfrik run, an earlier one ---\nsfrik: error: an old one\n"
     Run(folder).folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.log").write_text(f"{before}--- sfrik run, this one ---\n{log}")
+    (folder / "run.log").write_text(f"{before}--- sfrik run, this one ---\n{log}", encoding="utf-8")
     if state:
         write_json(folder / "state.json", {"pid": process.pid, **state})
     begins = len(before) + len("--- sfrik run, this one ---\n")
@@ -355,7 +355,7 @@ def test_the_reason_of_a_failed_run_is_of_its_own_attempt_and_one_line(tmp_path,
 
 def test_a_run_that_ended_well_with_a_broken_score_is_reported_as_failed(root):
     folder = run_folder(RECIPE, 0, root)
-    (folder / "linear.json").write_text("")
+    (folder / "linear.json").write_text("", encoding="utf-8")
     assert local._outcome(child(folder, "", 0), root) == (
         "",
         f"{folder / 'linear.json'} is not valid JSON (it is empty): move it away and run again",
@@ -376,7 +376,7 @@ def test_an_older_attempts_error_is_not_that_of_the_last(tmp_path, attempts, det
     run = Run(run_folder(RECIPE, 0, tmp_path))
     run.folder.mkdir(parents=True)
     log = "".join(f"--- sfrik run, {number} ---\n{text}" for number, text in enumerate(attempts))
-    (run.folder / "run.log").write_text(log)
+    (run.folder / "run.log").write_text(log, encoding="utf-8")
     status = run_status(RECIPE, 0, STAGES, tmp_path)
     assert (status.state, status.detail) == (("failed", detail) if detail else ("missing", ", ".join(STAGES)))
     with run.lock("run.lock"):

@@ -46,7 +46,7 @@ def test_the_choice_is_the_best_on_the_tuning_split_and_the_first_of_equals(tmp_
     tuned(tmp_path, {"smoke/tune_sfrik_128": 70.0, "smoke/tune_sfrik_256": 80.0})
     assert write_choices("smoke", tmp_path) == {"vicreg": "smoke/tune_vicreg_5", "sfrik": "smoke/tune_sfrik_256"}
     path = tmp_path / "smoke" / "tuning" / "sfrik.json"
-    written = json.loads(path.read_text())
+    written = json.loads(path.read_text(encoding="utf-8"))
     assert written["chosen"] == "tune_sfrik_256"
     assert written["tune_top1"] == {"smoke/tune_sfrik_128": 70.0, "smoke/tune_sfrik_256": 80.0}
     stamp = path.stat().st_mtime_ns
@@ -54,7 +54,7 @@ def test_the_choice_is_the_best_on_the_tuning_split_and_the_first_of_equals(tmp_
     assert path.stat().st_mtime_ns == stamp, "the same scores write nothing"
     tuned(tmp_path, {"smoke/tune_sfrik_128": 90.0})
     assert write_choices("smoke", tmp_path)["sfrik"] == "smoke/tune_sfrik_128"
-    assert json.loads(path.read_text())["chosen"] == "tune_sfrik_128"
+    assert json.loads(path.read_text(encoding="utf-8"))["chosen"] == "tune_sfrik_128"
 
 
 def test_every_recipe_of_a_grid_refuses_its_test_images_before_the_choice():
@@ -97,7 +97,7 @@ def test_a_cost_that_was_measured_on_other_hardware_is_measured_again(tmp_path, 
     monkeypatch.setattr(table_module, "execute", lambda *arguments: executed.append(arguments[1]["table"]))
     folder = run_folder("smoke/complexity", 0, tmp_path)
     folder.mkdir(parents=True)
-    (folder / "06_complexity_table5.ipynb").write_text("{}")
+    (folder / "06_complexity_table5.ipynb").write_text("{}", encoding="utf-8")
     rows = {row.entry: {} for row in experiment("table5", "smoke").rows("smoke")}
     write_json(folder / "table5.json", {**rows, "hardware": hardware(pick_device("auto"))})
     table_module._measure_costs("table5", "smoke", 0, tmp_path)
@@ -116,7 +116,7 @@ def test_costs_that_another_process_measured_meanwhile_are_not_measured_again(tm
         waiting.start()
         time.sleep(0.5)
         assert waiting.is_alive()
-        (folder / "06_complexity_table5.ipynb").write_text("{}")
+        (folder / "06_complexity_table5.ipynb").write_text("{}", encoding="utf-8")
         rows = {row.entry: {} for row in experiment("table5", "smoke").rows("smoke")}
         write_json(folder / "table5.json", {**rows, "hardware": hardware(pick_device("auto"))})
     waiting.join(30)
@@ -148,7 +148,7 @@ def test_the_state_of_a_run_that_fails_holds_the_reason_whatever_the_error(tmp_p
 def test_runs_whose_log_cannot_be_written_fail_and_the_others_continue(tmp_path):
     folder = tmp_path / "smoke" / "random_weights" / "seed0"
     (folder / "run.log").mkdir(parents=True)
-    (tmp_path / "smoke" / "raw_pixels").write_text("")
+    (tmp_path / "smoke" / "raw_pixels").write_text("", encoding="utf-8")
     third = tmp_path / "smoke" / "sfrik_l3_q64" / "seed0"
     third.mkdir(parents=True)
     os.mkfifo(third / "run.log")

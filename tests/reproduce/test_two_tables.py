@@ -33,7 +33,7 @@ with folder_lock(sys.argv[1], sys.argv[2]):
 def start(*command, log, **keywords):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
-    with log.open("w") as file:
+    with log.open("w", encoding="utf-8") as file:
         return subprocess.Popen(command, cwd=CHECKOUT, env=environment, stdout=file, stderr=subprocess.STDOUT, **keywords)
 
 
@@ -47,7 +47,7 @@ def make(table, results, log):
 
 def ended(process, log):
     """The exit status and what was printed."""
-    return process.wait(LONG), log.read_text()
+    return process.wait(LONG), log.read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def holds():
 
     def hold(folder, name):
         command = [sys.executable, "-c", HOLD, str(folder), name]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=CHECKOUT)
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", cwd=CHECKOUT)
         started.append(process)
         assert process.stdout.readline() == "held\n"
         return process
@@ -70,15 +70,15 @@ def holds():
 
 def waits(log, process):
     """Return when the process that writes the log waits for another."""
-    wait_for(lambda: "waiting for pid" in log.read_text() or process.poll() is not None, LONG, "it waits")
-    assert "waiting for pid" in log.read_text(), log.read_text()
+    wait_for(lambda: "waiting for pid" in log.read_text(encoding="utf-8") or process.poll() is not None, LONG, "it waits")
+    assert "waiting for pid" in log.read_text(encoding="utf-8"), log.read_text(encoding="utf-8")
 
 
 def executed(results):
     """How often each notebook of each run was started, from the logs."""
     counts = {}
     for log in results.glob("smoke/*/seed*/run.log"):
-        for line in log.read_text().splitlines():
+        for line in log.read_text(encoding="utf-8").splitlines():
             if found := re.fullmatch(r"smoke/\S+ seed \d+: (\d\d_\w+)", line):
                 counts[log.parent.parent.name, found[1]] = counts.get((log.parent.parent.name, found[1]), 0) + 1
     return counts
@@ -103,7 +103,7 @@ def test_two_tables_at_once_both_end_with_the_same_table(both):
     for status, printed in ends:
         assert status == 0, printed
         assert "failed" not in printed
-        assert (results / "smoke" / "tables" / "table8.md").read_text() in printed
+        assert (results / "smoke" / "tables" / "table8.md").read_text(encoding="utf-8") in printed
         assert "[2/2]" in printed, "the second reports each run too"
     assert (results / "smoke" / "notebooks" / "07_table8.ipynb").is_file()
     assert not list(results.rglob("*.partial.ipynb"))
@@ -118,7 +118,7 @@ def test_each_run_was_executed_once_and_its_log_has_both_attempts(both):
     logs = list(results.glob("smoke/*/seed0/run.log"))
     assert len(logs) == 2
     for log in logs:
-        assert len(re.findall(r"^--- sfrik run .* ---$", log.read_text(), re.MULTILINE)) == 2
+        assert len(re.findall(r"^--- sfrik run .* ---$", log.read_text(encoding="utf-8"), re.MULTILINE)) == 2
         run = (f"smoke/{log.parent.parent.name}", 0)
         status = run_status(*run, ("pretrain", "knn"), results)
         assert (status.state, status.detail) == ("done", "")
@@ -155,8 +155,8 @@ def test_the_lock_of_a_process_that_was_killed_does_not_hold_the_one_that_waits(
     second = sfrik(*command, log=log)
     waits(log, second)
     first.send_signal(signal.SIGKILL)
-    wait_for(lambda: f"waiting for pid {worker.pid} " in log.read_text(), LONG, "it waits for the worker too")
-    assert "02_pretraining" not in log.read_text()
+    wait_for(lambda: f"waiting for pid {worker.pid} " in log.read_text(encoding="utf-8"), LONG, "it waits for the worker too")
+    assert "02_pretraining" not in log.read_text(encoding="utf-8")
     worker.send_signal(signal.SIGKILL)
     status, printed = ended(second, log)
     assert status == 0, printed
@@ -190,8 +190,8 @@ def test_a_waiting_command_ends_at_once_when_it_is_asked_to_stop(tmp_path, holds
     process.send_signal(number)
     assert ended(process, log)[0] == status
     assert time.monotonic() - started < 20, "seconds; it is asked five times a second"
-    assert words in log.read_text().splitlines()[-1]
-    assert "Traceback" not in log.read_text()
+    assert words in log.read_text(encoding="utf-8").splitlines()[-1]
+    assert "Traceback" not in log.read_text(encoding="utf-8")
     assert holder.poll() is None
     left = {path.name for path in results.rglob("*") if path.is_file()}
     assert left == {lock}

@@ -150,7 +150,7 @@ def test_an_unreadable_file_is_an_error_and_no_file_is_changed(finished, name, m
 
 def test_a_broken_provenance_file_does_not_change_the_score(finished):
     before = (finished / "linear.json").read_bytes()
-    (finished / "provenance.json").write_text("")
+    (finished / "provenance.json").write_text("", encoding="utf-8")
     with pytest.raises(SfrikError, match=r"provenance\.json is not valid JSON"):
         score_linear(finished)
     assert (finished / "linear.json").read_bytes() == before
@@ -181,7 +181,7 @@ def test_two_processes_that_extract_into_one_folder_extract_once(finished, tmp_p
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", script, str(finished)]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8", env=environment) for _ in range(2)]
     outputs = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert sum(text.count("extracting") for text in outputs) == 1
@@ -238,7 +238,7 @@ def test_a_broken_settings_file_is_written_again(unfinished, whole, content, cap
 @pytest.mark.parametrize("again", [1, 2])
 def test_another_seed_does_not_resume_a_checkpoint_without_settings_file(unfinished, content, again):
     path = unfinished / "settings.json"
-    path.unlink() if content is None else path.write_text(content)
+    path.unlink() if content is None else path.write_text(content, encoding="utf-8")
     for _ in range(again):
         with pytest.raises(SfrikError, match=r"unfinished run with other settings .*seed 0 -> 1"):
             train(unfinished, seed=1)
@@ -324,9 +324,9 @@ def test_a_broken_line_within_the_log_is_skipped_with_a_warning_and_the_others_a
 
 
 def test_a_truncated_last_line_of_the_log_is_skipped_silently(unfinished, capsys):
-    with (unfinished / "metrics.jsonl").open("a") as file:
+    with (unfinished / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"epoch": 2, "ste')
-    assert len(Run(unfinished).metrics()) == len((unfinished / "metrics.jsonl").read_text().splitlines()) - 1
+    assert len(Run(unfinished).metrics()) == len((unfinished / "metrics.jsonl").read_text(encoding="utf-8").splitlines()) - 1
     assert not capsys.readouterr().err
 
 
@@ -339,14 +339,14 @@ def test_a_broken_score_is_renamed_and_measured_again(finished, whole, content, 
     path.write_bytes(content.encode(errors="surrogateescape"))
     assert score_linear(finished)["top1"] == read_json(whole / "linear.json")["top1"]
     assert "linear.json is broken" in capsys.readouterr().err
-    assert json.loads(path.read_text())["version"] == VERSION
+    assert json.loads(path.read_text(encoding="utf-8"))["version"] == VERSION
 
 
 @pytest.mark.parametrize(
     "content", ["", "[]", "{", '{"weights": 3}', '{"weights": {"backbone.safetensors": 3}}', '{"version": 9}']
 )
 def test_a_broken_provenance_file_is_an_error_that_names_it(finished, content):
-    (finished / "provenance.json").write_text(content)
+    (finished / "provenance.json").write_text(content, encoding="utf-8")
     for work in (train, score_knn):
         with pytest.raises(SfrikError, match=r"provenance\.json") as error:
             work(finished)
@@ -355,7 +355,7 @@ def test_a_broken_provenance_file_is_an_error_that_names_it(finished, content):
 
 def test_an_invalid_state_file_counts_as_missing(unfinished):
     for content in ("", "[]", '{"state": "flying"}'):
-        (unfinished / "state.json").write_text(content)
+        (unfinished / "state.json").write_text(content, encoding="utf-8")
         assert Run(unfinished).state() is None
 
 

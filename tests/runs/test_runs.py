@@ -62,10 +62,10 @@ def test_other_settings_are_refused_with_a_message_that_lists_the_differences(ru
         save_weights(nn.Linear(2, 2), run.backbone)
     else:
         torch.save({"epoch": 1}, run.folder / evidence)
-    before = (run.folder / "settings.json").read_text()
+    before = (run.folder / "settings.json").read_text(encoding="utf-8")
     with pytest.raises(SfrikError, match=r"base_lr 1\.2 -> 0\.4; epochs 100 -> 3.*--exp-dir"):
         run.start(changed(base_lr=0.4, epochs=3))
-    assert (run.folder / "settings.json").read_text() == before
+    assert (run.folder / "settings.json").read_text(encoding="utf-8") == before
 
 
 @pytest.mark.parametrize("evidence", ["backbone.safetensors", "checkpoint.pt"])
@@ -171,10 +171,10 @@ def test_an_error_of_the_file_system_does_not_rename_the_checkpoint(run, monkeyp
 
 def test_if_all_checkpoints_are_broken_loading_is_an_error(run, capsys):
     assert run.checkpoints.load() is None
-    (run.folder / "checkpoint.pt").write_text("nothing")
+    (run.folder / "checkpoint.pt").write_text("nothing", encoding="utf-8")
     with pytest.raises(SfrikError, match=r"no checkpoint in .* can be read \(.*checkpoint\.broken\); run again to start"):
         run.checkpoints.load()
-    assert (run.folder / "checkpoint.broken").read_text() == "nothing"
+    assert (run.folder / "checkpoint.broken").read_text(encoding="utf-8") == "nothing"
     assert run.checkpoints.load() is None
     run.checkpoints.delete()
     run.checkpoints.delete()
@@ -263,7 +263,7 @@ with Run(sys.argv[1]).lock():
 def test_the_lock_refuses_a_second_process_and_is_released_when_the_first_dies(run):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", HOLDER, str(run.folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as holder:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, encoding="utf-8") as holder:
         try:
             assert holder.stdout.readline() == "held\n"
             with pytest.raises(SfrikError, match=rf"another process \(pid {holder.pid} on .*\): wait for it"), run.lock():
@@ -271,7 +271,7 @@ def test_the_lock_refuses_a_second_process_and_is_released_when_the_first_dies(r
         finally:
             holder.kill()
     with run.lock():
-        assert (run.folder / "lock").read_text().startswith(f"pid {os.getpid()} on ")
+        assert (run.folder / "lock").read_text(encoding="utf-8").startswith(f"pid {os.getpid()} on ")
 
 
 FORKING = """
@@ -287,7 +287,7 @@ with Run(sys.argv[1]).lock():
 def test_the_lock_of_a_dead_process_is_not_held_by_its_forked_children(run):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", FORKING, str(run.folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as holder:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, encoding="utf-8") as holder:
         child = int(holder.stdout.readline())
         try:
             assert run.is_locked()
@@ -316,14 +316,14 @@ def test_metrics_are_read_line_by_line_and_a_truncated_last_line_is_skipped(run)
         run.log(line)
     assert run.metrics() == lines
     path = run.folder / "metrics.jsonl"
-    path.write_text(path.read_text()[:-5])
+    path.write_text(path.read_text(encoding="utf-8")[:-5], encoding="utf-8")
     assert run.metrics() == lines[:2]
 
 
 def test_truncating_the_log_removes_the_lines_that_a_resumed_run_writes_again(run):
     for epoch in (0, 0, 1, 1, 2):
         run.log({"epoch": epoch})
-    with (run.folder / "metrics.jsonl").open("a") as file:
+    with (run.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"epoch": 2, "lo')
     run.truncate_log(1, 2)
     run.log({"epoch": 1})
@@ -370,6 +370,6 @@ def test_a_failed_write_leaves_the_file_unchanged(tmp_path, monkeypatch):
 
 
 def test_truncated_json_is_an_error_that_names_the_file(tmp_path):
-    (tmp_path / "score.json").write_text('{"top1": 5')
+    (tmp_path / "score.json").write_text('{"top1": 5', encoding="utf-8")
     with pytest.raises(SfrikError, match=r"score\.json is not valid JSON"):
         read_json(tmp_path / "score.json")

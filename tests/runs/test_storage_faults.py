@@ -21,7 +21,7 @@ def cases(tmp_path_factory) -> list[dict]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COV")}  # forks would share its file
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "tests" / "storage.py"), str(tmp_path_factory.mktemp("faults"))]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(found) > 100

@@ -19,7 +19,7 @@ STL10 = [recipe for recipe in PAPER if recipe.startswith("paper/stl10_")]
 
 
 def text_of(recipe):
-    return (RECIPES / f"{recipe}.toml").read_text()
+    return (RECIPES / f"{recipe}.toml").read_text(encoding="utf-8")
 
 
 def q_of(recipe):

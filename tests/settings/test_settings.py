@@ -48,7 +48,7 @@ def recipes(tmp_path, monkeypatch):
     def write(name: str, text: str) -> None:
         path = tmp_path / "recipes" / f"{name}.toml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
 
     return write
 
@@ -76,7 +76,7 @@ def test_every_recipe_resolves_for_every_command(recipe, section):
 
 @pytest.mark.parametrize("recipe", recipe_names())
 def test_the_first_lines_of_every_recipe_state_its_table_and_its_command(recipe):
-    head = (module.RECIPES / f"{recipe}.toml").read_text().split("\n\n")[0]
+    head = (module.RECIPES / f"{recipe}.toml").read_text(encoding="utf-8").split("\n\n")[0]
     assert head.startswith("# ")
     assert re.search(r"[Tt]able \d", head)
     assert f"--recipe {recipe}" in head
@@ -473,11 +473,13 @@ def test_the_hash_is_twelve_hexadecimal_digits_and_the_same_for_the_same_setting
 
 
 def project():
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 def exact_versions():
-    lines = re.findall(r"^\s*- ([A-Za-z0-9_.-]+)(==?)([0-9][\w.]*)$", (ROOT / "environment.yml").read_text(), re.MULTILINE)
+    lines = re.findall(
+        r"^\s*- ([A-Za-z0-9_.-]+)(==?)([0-9][\w.]*)$", (ROOT / "environment.yml").read_text(encoding="utf-8"), re.MULTILINE
+    )
     return {name.lower(): version for name, _, version in lines}
 
 

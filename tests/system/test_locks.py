@@ -55,7 +55,7 @@ def test_without_flock_the_lock_of_a_dead_process_of_this_machine_can_be_acquire
     without_flock(monkeypatch, number)
     command = [sys.executable, "-c", HOLDER, str(tmp_path), str(number)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as holder:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, encoding="utf-8") as holder:
         try:
             assert holder.stdout.readline() == "held\n"
             assert is_locked(tmp_path / "lock")

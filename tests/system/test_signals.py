@@ -22,13 +22,15 @@ def grace_times():
     """The constants of the module by name, and SLURM's signal before the limit, for the default of SFRIK_GRACE."""
     environment = {name: value for name, value in os.environ.items() if name != "SFRIK_GRACE"}
     code = "from sfrik.system import signals; print({n: v for n, v in vars(signals).items() if isinstance(v, float)})"
-    shown = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, encoding="utf-8", check=True
+    )
     return {**eval(shown.stdout), "signal_seconds": Site().signal_seconds}
 
 
 def test_every_grace_time_is_shorter_than_that_of_the_process_outside_it_and_the_page_has_them_all():
     times = grace_times()
-    rows = ROW.findall((ROOT / "docs" / "faults.md").read_text())
+    rows = ROW.findall((ROOT / "docs" / "faults.md").read_text(encoding="utf-8"))
     assert {name: float(seconds) for name, seconds, _ in rows} == times
     for name, _, outer in rows:
         assert not outer or times[name] < times[outer], f"{name} is not shorter than {outer}"

@@ -100,5 +100,5 @@ def test_the_page_has_a_line_for_every_contrast_and_marks_those_not_measured(tmp
     assert {line.count("|") for line in text.splitlines()} == {7}
     linear(tmp_path, "sfrik_l2_q512", 90.0, 92.0, 97.0)
     linear(tmp_path, "sfrik_l1_q512", 40.0, 40.0, 43.0)
-    page = write_claims("digits", tmp_path).read_text()
+    page = write_claims("digits", tmp_path).read_text(encoding="utf-8")
     assert "[linear probing](tables/table1.md) | +52.00 ± 2.31 | 3 | holds |" in page

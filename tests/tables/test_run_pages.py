@@ -22,7 +22,7 @@ def score(root, recipe, seed, protocol, facts):
 
 
 def links(page):
-    return re.findall(r"\[([^\]]+)\]\(([^)]+)\)", page.read_text())
+    return re.findall(r"\[([^\]]+)\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
 
 
 def test_each_number_of_a_page_links_to_its_score_file(tmp_path):
@@ -38,7 +38,7 @@ def test_each_number_of_a_page_links_to_its_score_file(tmp_path):
     assert found["88.0"] == "seed1/knn.json"
     assert found["table1"] == "../tables/table1.md"
     assert "table5" not in found
-    assert "| [0](seed0) | [91.3](seed0/linear.json) | – |" in page.read_text(), "seed 0 has no kNN score"
+    assert "| [0](seed0) | [91.3](seed0/linear.json) | – |" in page.read_text(encoding="utf-8"), "seed 0 has no kNN score"
 
 
 def test_a_recipe_without_a_score_gets_no_page(tmp_path):
@@ -52,7 +52,7 @@ def test_the_committed_pages_agree_with_their_files(page):
         path = page.parent / target
         assert path.exists() or target.startswith("../tables/"), target
         if path.suffix == ".json" and re.fullmatch(r"[\d.]+", text):
-            values = [v for v in walk(json.loads(path.read_text())) if isinstance(v, float)]
+            values = [v for v in walk(json.loads(path.read_text(encoding="utf-8"))) if isinstance(v, float)]
             assert any(f"{value:.{len(text.partition('.')[2])}f}" == text for value in values), (text, target)
 
 

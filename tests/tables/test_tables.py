@@ -105,7 +105,7 @@ def test_a_profile_without_the_table_is_refused_with_the_profiles_that_have_it(p
 def test_the_papers_figures_in_the_package_equal_the_reference_copy():
     if not SHARED.is_file():
         pytest.skip(f"the original is not at {SHARED}")
-    assert paper_figures() == tomllib.loads(SHARED.read_text())
+    assert paper_figures() == tomllib.loads(SHARED.read_text(encoding="utf-8"))
 
 
 def test_every_group_of_the_papers_figures_names_its_source():
@@ -208,7 +208,7 @@ def test_a_table_is_written_in_three_formats_with_the_same_content(root):
     folder = root / "digits" / "tables"
     assert sorted(path.name for path in folder.iterdir()) == ["table1.csv", "table1.md", "table1.tex"]
     for suffix, render in (("csv", as_csv), ("md", as_markdown), ("tex", as_latex)):
-        assert (folder / f"table1.{suffix}").read_text() == render(table)
+        assert (folder / f"table1.{suffix}").read_text(encoding="utf-8") == render(table)
     assert as_csv(build_table("table1", "digits", root)) == as_csv(table), "a table depends only on the scores"
 
 
@@ -216,7 +216,7 @@ def test_the_markdown_links_to_the_runs_and_to_the_pages_of_the_recipes(root):
     write_table("table1", "digits", root)
     write_run_pages("digits", root)
     path = root / "digits" / "tables" / "table1.md"
-    links = re.findall(r"\]\((.*?)\)", path.read_text())
+    links = re.findall(r"\]\((.*?)\)", path.read_text(encoding="utf-8"))
     pages = [link for link in links if link.endswith("README.md")]
     assert len(links) - len(pages) == 5
     assert all((path.parent / link).is_dir() for link in links if link not in pages)
@@ -231,7 +231,7 @@ def test_the_links_of_the_markdown_are_relative_to_base(root):
 
 
 def test_a_truncated_score_file_is_named(root):
-    (root / "digits" / "vicreg_q256" / "seed0" / "linear.json").write_text('{"top1": 5')
+    (root / "digits" / "vicreg_q256" / "seed0" / "linear.json").write_text('{"top1": 5', encoding="utf-8")
     with pytest.raises(SfrikError, match=r"vicreg_q256/seed0/linear\.json is not valid JSON"):
         build_table("table1", "digits", root)
 
@@ -252,7 +252,7 @@ def with_scores(root, name, profile="digits", value=50.0):
         everything = {"top1": value, "top5": value + 1, "map": value + 2, "top1_at": {"20": value + 3}}
         for column in EXPERIMENTS[name].columns(profile):
             path = folder / f"{column.score}.json"
-            known = json.loads(path.read_text()) if path.is_file() and row.entry else {}
+            known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() and row.entry else {}
             measured = {"protocol": column.score, column.key[0]: value, **everything}
             write_json(path, {**known, row.entry: {**known.get(row.entry, {}), **measured}} if row.entry else measured)
 
@@ -361,7 +361,7 @@ def test_the_last_epoch_of_the_training_curve_gives_alignment_and_rank(tmp_path)
     folder = tmp_path / "digits" / "kernel_heat" / "seed0"
     folder.mkdir(parents=True)
     lines = [{"epoch": e, "alignment": 0.5 - e / 10, "uniformity": -3.0, "effective_rank": 10.0 + e} for e in range(3)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     (row,) = [m for m in build_table("table2", "digits", tmp_path).measured if m.row.labels["kernel"] == "heat"]
     assert (row.mean("alignment"), row.mean("effective_rank")) == (0.3, 12.0)
 
@@ -380,9 +380,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_table_1_in_the_readme_equals_the_published_one():
-    written = (ROOT / "results" / "digits" / "tables" / "table1.md").read_text().replace("](../", "](results/digits/")
+    written = (
+        (ROOT / "results" / "digits" / "tables" / "table1.md").read_text(encoding="utf-8").replace("](../", "](results/digits/")
+    )
     rows = [line for line in written.splitlines() if line.startswith("|")]
-    block = (ROOT / "README.md").read_text().split("<!-- table1 -->\n")[1].split("\n\n")[0]
+    block = (ROOT / "README.md").read_text(encoding="utf-8").split("<!-- table1 -->\n")[1].split("\n\n")[0]
     assert block.splitlines() == rows
 
 
@@ -390,9 +392,9 @@ def test_table_1_in_the_readme_equals_the_published_one():
 def test_the_published_tables_equal_those_rendered_from_the_score_files(name):
     folder = ROOT / "results" / "digits" / "tables"
     for suffix, render in (("csv", as_csv), ("md", as_markdown), ("tex", as_latex)):
-        assert (folder / f"{name}.{suffix}").read_text() == render(build_table(name, "digits", ROOT / "results"))
+        assert (folder / f"{name}.{suffix}").read_text(encoding="utf-8") == render(build_table(name, "digits", ROOT / "results"))
 
 
 def test_the_published_claims_equal_those_rendered_from_the_score_files():
-    page = (ROOT / "results" / "digits" / "README.md").read_text()
+    page = (ROOT / "results" / "digits" / "README.md").read_text(encoding="utf-8")
     assert claims_as_markdown("digits", ROOT / "results") in page
