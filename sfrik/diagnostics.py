@@ -4,6 +4,8 @@ In a full collapse all images have the same embedding: the covariance and the un
 embeddings occupy a few of the q dimensions: the covariance has few eigenvalues above 0, and the effective rank is small.
 
 Legend: z embeddings of n images, [n, q]; each function states whether it normalises them. s singular values.
+
+Embeddings of another shape, too few of them, and NaN or infinite values raise a ValueError.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfrik.kernels import harmonics, legendre
+from sfrik.ops.finite import check_finite_rows
 
 __all__ = [
     "Measures",
@@ -77,7 +80,7 @@ def measure(first: Tensor, second: Tensor, degrees: int = 4) -> Measures:
         second: embeddings of the second view of the same images, [n, q].
         degrees: highest degree of the energy.
     """
-    n, q = first.shape
+    n, q = _checked(first, "first", least=2).shape
     energy = energy_per_degree(first, degrees)
     return Measures(
         n,
@@ -94,6 +97,9 @@ def measure(first: Tensor, second: Tensor, degrees: int = 4) -> Measures:
 
 def alignment(first: Tensor, second: Tensor) -> float:
     """Mean squared distance between the normalised embeddings of two views, [n, q] each, from 0 to 4 (Wang & Isola 2020)."""
+    _checked(first, "first"), _checked(second, "second")
+    if first.shape != second.shape:
+        raise ValueError(f"first and second must have one shape, got {tuple(first.shape)} and {tuple(second.shape)}")
     first, second = F.normalize(first.float(), dim=1), F.normalize(second.float(), dim=1)
     return (first - second).square().sum(dim=1).mean().item()
 
@@ -103,7 +109,7 @@ def uniformity(z: Tensor, t: float = 2.0) -> float:
 
     .. math:: \log \operatorname{mean}_{i \ne j} \exp(-t \|z_i - z_j\|^2)
     """
-    z = F.normalize(z.float(), dim=1)
+    z = F.normalize(_checked(z, least=2).float(), dim=1)
     n = z.shape[0]
     squares = z.square().sum(dim=1)  # 1, but 0 for embeddings that are 0, which are all equal too
     exponent = t * (2 * z @ z.T - squares[:, None] - squares)
@@ -138,7 +144,7 @@ def covariance_spectrum(z: Tensor) -> Tensor:
 
     The other eigenvalues are 0. Their sum is :math:`1 - \|\bar z\|^2`. For the uniform distribution all q are 1/q.
     """
-    z = F.normalize(z.double(), dim=1)
+    z = F.normalize(_checked(z).double(), dim=1)
     return torch.linalg.svdvals(z - z.mean(dim=0)).square() / z.shape[0]
 
 
@@ -150,7 +156,7 @@ def energy_per_degree(z: Tensor, degrees: int = 4) -> list[float]:
     An unbiased estimate of the squared norm of the part of degree l of their distribution, which is 0 for the uniform
     distribution and :math:`N(q, l)` if all embeddings are equal.
     """
-    z = F.normalize(z.double(), dim=1)
+    z = F.normalize(_checked(z, least=2).double(), dim=1)
     n, q = z.shape
     gram = z @ z.T
     off_diagonal = ~torch.eye(n, dtype=torch.bool, device=z.device)
@@ -168,5 +174,17 @@ def summary(views: list[Tensor]) -> dict[str, float]:
 
 def _normalised_singular_values(z: Tensor) -> Tensor:
     """Singular values divided by their sum, [min(n, q)]."""
-    s = torch.linalg.svdvals(z.float())
+    s = torch.linalg.svdvals(_checked(z).float())
     return s / s.sum().clamp_min(torch.finfo(s.dtype).tiny)
+
+
+def _checked(z: Tensor, name: str = "z", least: int = 1) -> Tensor:
+    """The embeddings, if they are a finite matrix of at least `least` images.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if z.ndim != 2 or len(z) < least or not z.shape[1]:
+        raise ValueError(f"{name} must be embeddings [n, q] of at least {least} images, got shape {tuple(z.shape)}")
+    check_finite_rows(z, name)
+    return z

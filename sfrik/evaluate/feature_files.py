@@ -9,43 +9,85 @@ from io import RawIOBase
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from sfrik.errors import SfrikError
+from sfrik.evaluate.arguments import as_features, as_labels
+from sfrik.ops.finite import format_rows
+from sfrik.runs.cached import cached_hash
+from sfrik.runs.records import FeatureOrigin
 from sfrik.system.files import check_regular, write_error
+from sfrik.system.records import read_record
 
 __all__ = ["load_features", "make_empty", "naming_the_file", "write_rows"]
 
+ZEROS_AT_A_TIME = 4096  # rows
 
-def load_features(folder: Path, name: str) -> tuple[Tensor, Tensor]:
+
+def load_features(folder: str | Path, name: str) -> tuple[Tensor, Tensor]:
     """Features [n, d] and labels [n] of "train" or "val" from an extraction folder.
 
-    They are memory-mapped and read on access: ImageNet's take 10 GiB.
+    Features of float32 or float64 are memory-mapped and read on access: ImageNet's take 10 GiB. Other types, which other tools
+    write, are converted in memory (`sfrik.evaluate.arguments`).
 
     Raises:
-        SfrikError: a file that is missing, incomplete or has the wrong dtype or shape, or unequal numbers of features and labels.
+        SfrikError: a file that is missing, incomplete or changed since its extraction, or is not of features or labels; features
+            that are NaN or infinite; unequal numbers of features and labels. In a file without a SHA-256 in weights.json also
+            rows of zeros, and training labels of one class, which may be zeros that a power cut left.
     """
-    arrays = []
-    for part in ("features", "labels"):
-        path = folder / f"{name}_{part}.npy"
-        if not path.exists():
-            raise SfrikError(f"there are no features {path}: run extract-features first, or check --extraction-dir")
-        check_regular(path)
-        try:
-            array = np.lib.format.open_memmap(path, mode="c")
-            tensor = torch.from_numpy(array)
-        except MemoryError:
-            raise
-        except Exception as error:  # NumPy parses the header as Python; a damaged one can raise anything
-            raise SfrikError(f"{path} is not a complete .npy file ({error}): extract the features again") from None
-        kinds, ndim = ("f", 2) if part == "features" else ("iu", 1)
-        if array.dtype.kind not in kinds or array.ndim != ndim:
-            raise SfrikError(f"{path} contains {array.dtype} of shape {array.shape}, not {part}: extract them again")
-        arrays.append(tensor)
-    if len(arrays[0]) != len(arrays[1]):
-        raise SfrikError(f"{folder} has {len(arrays[0])} {name} features but {len(arrays[1])} labels: extract them again")
-    return arrays[0], arrays[1]
+    paths = [Path(folder) / f"{name}_{part}.npy" for part in ("features", "labels")]
+    features, labels = as_features(_open(paths[0]), paths[0], SfrikError), as_labels(_open(paths[1]), paths[1], SfrikError)
+    if len(features) != len(labels):
+        raise SfrikError(f"{folder} has {len(features)} {name} features but {len(labels)} labels: extract them again")
+    known = [_as_extracted(path) for path in paths]
+    if not known[0] and (zeros := _rows_of_zeros(features)):
+        raise SfrikError(
+            f"{paths[0]} has zeros only in {format_rows(zeros)}, as a power cut or an interrupted copy leaves them: extract the "
+            "features again, or leave these images out"
+        )
+    if not known[1] and name == "train" and len(labels) > 1 and int(labels.min()) == int(labels.max()):
+        raise SfrikError(f"{paths[1]} has the class {labels[0]} only: extract the features again, of at least two classes")
+    return features, labels
+
+
+def _open(path: Path) -> np.ndarray:
+    """The array of a .npy file, mapped into memory; pickled objects are not read."""
+    if not path.exists():
+        others = sorted(other.name for other in path.parent.glob("*") if other.suffix in (".npz", ".npy", ".pt", ".pth", ".pkl"))
+        found = f"; that folder has {', '.join(others[:4])}{', ...' if len(others) > 4 else ''}" if others else ""
+        raise SfrikError(f"there are no features {path}: run extract-features first, or check --extraction-dir{found}")
+    check_regular(path)
+    try:
+        return np.lib.format.open_memmap(path, mode="c")
+    except MemoryError:
+        raise
+    except Exception as error:  # NumPy parses the header as Python; a damaged one can raise anything
+        with path.open("rb") as file:
+            start = file.read(2)
+        reason = {b"PK": "it is an archive, such as .npz or .pth"}.get(start, "it is a pickle" if start[:1] == b"\x80" else error)
+        remedy = "extract the features again, or save the array by numpy.save"
+        raise SfrikError(f"{path} is not a complete .npy file ({reason}): {remedy}") from None
+
+
+def _as_extracted(path: Path) -> bool:
+    """Whether weights.json records the SHA-256 of a file, and the file still has it.
+
+    Raises:
+        SfrikError: the file has another SHA-256, or weights.json is broken.
+    """
+    record = path.with_name("weights.json")
+    recorded = read_record(record, FeatureOrigin).get("sha256", {}).get(path.name) if record.is_file() else None
+    if recorded is not None and cached_hash(path) != recorded:
+        raise SfrikError(
+            f"{path} has changed since it was extracted: its SHA-256 is not the one in {record}; extract the features again (if "
+            "you have changed it yourself, move weights.json away)"
+        )
+    return recorded is not None
+
+
+def _rows_of_zeros(features: Tensor) -> list[int]:
+    blocks = enumerate(features.split(ZEROS_AT_A_TIME))
+    return [k * ZEROS_AT_A_TIME + row for k, part in blocks for row in (~part.any(dim=1)).nonzero().flatten().tolist()]
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +18,11 @@ from sfrik.evaluate.feature_files import load_features, make_empty, naming_the_f
 from sfrik.evaluate.inputs import Inputs
 from sfrik.networks import Backbone
 from sfrik.ops.collectives import barrier, broadcast_from_rank_zero, rank, world_size
+from sfrik.ops.finite import check_finite_rows
 from sfrik.runs.records import FeatureOrigin
 from sfrik.settings import FeatureSettings
 from sfrik.system.devices import autocast
-from sfrik.system.files import atomic_write, write_json
+from sfrik.system.files import atomic_write, file_hash, write_json
 from sfrik.system.locks import folder_lock
 from sfrik.system.progress import track
 from sfrik.system.records import read_record
@@ -30,6 +32,7 @@ __all__ = ["Features", "extract", "extract_features", "features_here", "read_fea
 
 FILES = tuple(f"{split}_{part}.npy" for split in ("train", "val") for part in ("features", "labels"))
 LOCK = "features.lock"
+REMEDY = "use another --precision (fp32), and check these images and the weights"
 ATTEMPTS = 5  # extractions before a command gives up, where others replace its features before it opens them
 
 
@@ -62,6 +65,9 @@ def extract(
 
     Returns:
         Features [n, d], float32, and labels [n], in the order of the data set and on the CPU.
+
+    Raises:
+        SfrikError: features that are NaN or infinite; the message names the images.
     """
     features, labels = [], []
     order = np.arange(len(images))
@@ -89,12 +95,19 @@ def _batches(
     backbone.eval()
     try:
         with closing(batches(images, indices, views, batch_size, device=device, workers=workers)) as loader:
-            for (batch,), targets, _ in loader:
+            for (batch,), targets, positions in loader:
                 with autocast(device, precision):
                     features = backbone(batch.contiguous(memory_format=torch.channels_last))
-                yield features.float().cpu(), targets.cpu()
+                features = features.float().cpu()
+                names = partial(_image_name, images, positions)
+                check_finite_rows(features, "the features of a batch", REMEDY, names, SfrikError)
+                yield features, targets.cpu()
     finally:
         backbone.train(training)
+
+
+def _image_name(images: Images, positions: np.ndarray, row: int) -> str:
+    return images.name(int(positions[row]))
 
 
 def extract_features(settings: FeatureSettings) -> Path:
@@ -190,8 +203,9 @@ def _exist(folder: Path, inputs: Inputs[Any]) -> bool:
         return False
     try:
         for split in ("train", "val"):
-            load_features(folder, split)  # checks header and length
-        return read_record(folder / "weights.json", FeatureOrigin) == _origin(inputs)
+            load_features(folder, split)  # checks the files
+        record = read_record(folder / "weights.json", FeatureOrigin)
+        return {name: value for name, value in record.items() if name != "sha256"} == _origin(inputs)
     except SfrikError:
         if inputs.settings.extraction_dir:
             raise
@@ -243,7 +257,8 @@ def _extract(folder: Path, inputs: Inputs[Any], splits: dict[str, Images], backb
                 _temporary(folder, split).replace(target)
             with atomic_write(folder / f"{split}_labels.npy", images.targets.nbytes) as file:  # flushes the folder too
                 np.save(file, images.targets)
-        write_json(folder / "weights.json", _origin(inputs))
+        digests = {name: file_hash(folder / name) for name in FILES}
+        write_json(folder / "weights.json", {**_origin(inputs), "sha256": digests})
     barrier()
 
 

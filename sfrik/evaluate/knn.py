@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfrik.evaluate.arguments import as_features, as_split, check_widths
+from sfrik.evaluate.linear_head import top_accuracies
+from sfrik.ops.finite import format_rows
 from sfrik.system.progress import track
 
 __all__ = ["block_rows", "knn_accuracy", "scores_by_k", "weighted_knn"]
@@ -17,6 +21,7 @@ QUERIES = 1024  # test images at a time
 BANK = 65536  # training images per block: at d = 2048 their features take 0.5 GiB, the similarities 0.25 GiB
 BANK_ON_CPU = 4096  # a larger block is no faster there: 32 MiB and 16 MiB
 TILE = 1024  # training images per tile of a block, on a CPU: the similarities, 4 MiB, fit the cache
+LEAST_VOTE = 1.4e-45  # float32's smallest number: a vote that rounds to 0 would be none
 GROUPS = 32  # similarities per group of a tile, of which only the largest is compared first
 
 
@@ -33,29 +38,26 @@ def weighted_knn(
     Features are L2-normalised, nearness is the cosine similarity s, and a neighbour votes `exp(s / temperature)` for its class.
 
     Args:
-        train_features: [n, d].
+        train_features: [n, d]. A row of zeros has no direction: it neither votes nor gets votes.
         train_labels: [n], whole numbers from 0.
         test_features: [m, d].
         k: number of neighbours; all n if it is larger.
-        temperature: of the votes, above 0.
+        temperature: of the votes, above 0 and finite.
         num_classes: columns of the result; the largest label + 1 when None.
 
     Returns:
-        Scores [m, classes], float32, up to a positive factor per row; the prediction is the largest.
+        Scores [m, classes], float32, up to a positive factor per row; the prediction is the largest. 0: no vote.
 
     Raises:
-        ValueError: unequal numbers of training features and labels, k below 1, or a temperature that is not positive.
+        ValueError: features that are NaN or infinite, of different dimensions or not a matrix; labels that are no class numbers
+            (`sfrik.evaluate.arguments`) or not as many as training features; k below 1, or an invalid temperature.
 
     >>> train, labels = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), torch.tensor([0, 0, 1])
     >>> weighted_knn(train, labels, torch.tensor([[2.0, 1.0], [0.0, 3.0]]), k=2).argmax(dim=1)
     tensor([0, 1])
     """
-    if len(train_features) != len(train_labels):
-        raise ValueError(f"{len(train_features)} training features but {len(train_labels)} labels")
-    if not (k >= 1 and temperature > 0):
-        raise ValueError(f"k must be >= 1 and temperature above 0, got k={k}, temperature={temperature}")
-    num_classes = num_classes or int(train_labels.max()) + 1
-    return _votes(*_nearest(train_features, test_features, min(k, len(train_features))), train_labels, temperature, num_classes)
+    bank = _bank(train_features, train_labels, test_features, [k], temperature, num_classes)
+    return _votes(*_nearest(bank.features, bank.queries, min(k, len(bank.features))), bank, temperature)
 
 
 def scores_by_k(
@@ -79,14 +81,61 @@ def scores_by_k(
     >>> [(k, scores.argmax(dim=1).tolist()) for k, scores in scores_by_k(features, labels, features, ks=(1, 2))]
     [(1, [0, 1]), (2, [0, 1])]
     """
-    if len(train_features) <= block_rows(test_features.device):
+    bank = _bank(train_features, train_labels, test_features, ks, temperature, num_classes)
+    n, device = len(bank.features), bank.queries.device
+    if n <= block_rows(device):
         for k in ks:  # a search per k, since the choice among equal similarities may depend on k: the published scores did this
-            yield k, weighted_knn(train_features, train_labels, test_features, k, temperature, num_classes)
+            yield k, _votes(*_nearest(bank.features, bank.queries, min(k, n)), bank, temperature)
         return
-    num_classes = num_classes or int(train_labels.max()) + 1
-    nearest, where = _nearest(train_features, test_features, min(max(ks), len(train_features)))
+    nearest, where = _nearest(bank.features, bank.queries, min(max(ks), n))
     for k in ks:
-        yield k, _votes(nearest[:, :k], where[:, :k], train_labels, temperature, num_classes)
+        yield k, _votes(nearest[:, :k], where[:, :k], bank, temperature)
+
+
+class _Bank(NamedTuple):
+    """Training features and labels, and the test features that are compared with them, all checked.
+
+    Attributes:
+        features: [n, d]. labels: [n], on the device of the queries; `num_classes` where the features are all zero.
+        queries: [m, d]. directed: whether a query is not all zero, bool [m].
+    """
+
+    features: Tensor
+    labels: Tensor
+    queries: Tensor
+    directed: Tensor
+    num_classes: int
+
+
+def _bank(
+    features: Tensor, labels: Tensor, queries: Tensor, ks: Sequence[int], temperature: float, num_classes: int | None
+) -> _Bank:
+    """The arguments of `weighted_knn`, checked; raises ValueError as it does."""
+    features, labels = as_split((features, labels), "training")
+    queries = as_features(queries, "test features")
+    check_widths(training=features, test=queries)
+    if not (min(ks) >= 1 and 0 < temperature < math.inf):
+        raise ValueError(f"k must be >= 1 and temperature above 0, got k={min(ks)}, temperature={temperature}")
+    largest = int(labels.max())
+    num_classes = largest + 1 if num_classes is None else num_classes
+    if largest >= num_classes:
+        raise ValueError(f"a training label is {largest}, but num_classes is {num_classes}")
+    labels = labels.to(queries.device).where(_directed(features, "training features").to(queries.device), num_classes)
+    return _Bank(features, labels, queries, _directed(queries, "test features"), num_classes)
+
+
+def _directed(features: Tensor, name: str) -> Tensor:
+    """Whether the rows have a direction, that is a length above `F.normalize`'s bound, bool [n].
+
+    Raises:
+        ValueError: the length of a row is above the range of float32.
+    """
+    step = block_rows(features.device)
+    lengths = torch.cat([torch.linalg.vector_norm(block.float(), dim=1) for block in features.split(step)])
+    if not bool(torch.isfinite(lengths).all()):
+        rows = (~torch.isfinite(lengths)).nonzero().flatten().tolist()
+        raise ValueError(f"{name} are too large for float32 in {format_rows(rows)}: divide them by a constant")
+    return lengths >= 1e-12
 
 
 def block_rows(device: torch.device) -> int:
@@ -94,11 +143,12 @@ def block_rows(device: torch.device) -> int:
     return min(BANK, BANK_ON_CPU) if device.type == "cpu" else BANK
 
 
-def _votes(nearest: Tensor, where: Tensor, train_labels: Tensor, temperature: float, num_classes: int) -> Tensor:
+def _votes(nearest: Tensor, where: Tensor, bank: _Bank, temperature: float) -> Tensor:
     # relative to the nearest neighbour: the same order of classes, without overflow at a small temperature
-    votes = torch.exp((nearest - nearest[:, :1]) / temperature)
-    scores = torch.zeros(len(votes), num_classes, device=votes.device)
-    return scores.scatter_add_(1, train_labels.to(votes.device)[where], votes)
+    votes = torch.exp((nearest - nearest[:, :1]) / temperature).clamp_min(LEAST_VOTE)
+    scores = torch.zeros(len(votes), bank.num_classes + 1, device=votes.device)
+    scores = scores.scatter_add_(1, bank.labels[where], votes)[:, :-1]
+    return scores * bank.directed[:, None]
 
 
 @torch.no_grad()
@@ -178,7 +228,7 @@ def knn_accuracy(
     num_classes: int,
     temperature: float = 0.07,
 ) -> float:
-    """Top-1 accuracy of `weighted_knn` in %.
+    """Top-1 accuracy of `weighted_knn` in %. An image without a vote counts as an error.
 
     Args:
         train_features: [n, d].
@@ -194,4 +244,4 @@ def knn_accuracy(
     100.0
     """
     scores = weighted_knn(train_features, train_labels, test_features, k, temperature, num_classes)
-    return 100 * (scores.argmax(dim=1) == test_labels).double().mean().item()
+    return top_accuracies(scores, test_labels, voted=True)[0]

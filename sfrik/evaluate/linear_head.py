@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sfrik.evaluate.arguments import as_labels
+from sfrik.ops.finite import check_finite_rows
 from sfrik.ops.random import derived_seed
 
 __all__ = [
@@ -45,7 +47,13 @@ def linear_heads(
 
 
 def rate_groups(heads: Sequence[nn.Module], rates: Sequence[float]) -> list[dict[str, Any]]:
-    """Parameter groups for an optimiser, one per module, each with its rate."""
+    """Parameter groups for an optimiser, one per module, each with its rate.
+
+    Raises:
+        ValueError: a rate is not a finite number above 0.
+    """
+    if wrong := [rate for rate in rates if not 0 < rate < math.inf]:
+        raise ValueError(f"learning rates must be finite and above 0, got {wrong[0]}")
     return [{"params": list(head.parameters()), "lr": rate} for head, rate in zip(heads, rates, strict=True)]
 
 
@@ -55,14 +63,23 @@ def set_cosine_rates(optimizer: torch.optim.Optimizer, peaks: Sequence[float], e
         group["lr"] = peak * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
 
 
-def top_accuracies(scores: Tensor, labels: Tensor) -> tuple[float, float]:
+def top_accuracies(scores: Tensor, labels: Tensor, voted: bool = False) -> tuple[float, float]:
     """Top-1 and top-5 accuracy in %; with fewer than five classes top-5 counts all of them.
 
+    Classes with equal scores rank by their number, as in `argmax`.
+
     Args:
-        scores: class scores [n, classes].
+        scores: class scores [n, classes], finite.
         labels: [n].
+        voted: whether the scores are votes (kNN), so that a class that scores 0 has none and is no hit at any rank.
+
+    Raises:
+        ValueError: a score is NaN or infinite, or there is not one label per row.
+
+    >>> top_accuracies(torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([0]), voted=True)
+    (0.0, 0.0)
     """
-    first, five = _hits(scores, labels)
+    first, five = _hits(scores, labels, voted)
     return 100 * (first / len(labels)), 100 * (five / len(labels))
 
 
@@ -72,18 +89,26 @@ def score_features(head: nn.Linear, features: Tensor, labels: Tensor) -> tuple[f
 
     They are moved to the head's device in blocks of `ROWS`, which bounds the memory: a block's features and class scores.
     """
-    device = head.weight.device
+    where = {"device": head.weight.device, "dtype": head.weight.dtype}
     blocks = zip(features.split(ROWS), labels.split(ROWS), strict=True)
-    hits = [_hits(head(block.to(device)), truth.to(device)) for block, truth in blocks]
+    hits = [_hits(head(block.to(**where)), truth) for block, truth in blocks]
     first, five = (sum(counts) for counts in zip(*hits, strict=True))
     return 100 * (first / len(labels)), 100 * (five / len(labels))
 
 
-def _hits(scores: Tensor, labels: Tensor) -> tuple[int, int]:
+def _hits(scores: Tensor, labels: Tensor, voted: bool = False) -> tuple[int, int]:
     """The numbers of labels that rank first, and among the first five."""
-    ranked = scores.topk(min(5, scores.shape[1]), dim=1).indices
-    right = ranked == labels[:, None]
-    return int(right[:, 0].sum()), int(right.sum())
+    labels = as_labels(labels, "labels").to(scores.device)
+    if scores.ndim != 2 or len(scores) != len(labels):
+        raise ValueError(f"scores of shape {tuple(scores.shape)} do not fit {len(labels)} labels: they are [n, classes]")
+    check_finite_rows(scores, "class scores")
+    within = labels < scores.shape[1]  # a class that the scores do not have is no hit
+    own = scores.gather(1, labels.where(within, 0)[:, None])
+    classes = torch.arange(scores.shape[1], device=scores.device)
+    ahead = (scores > own) | ((scores == own) & (classes < labels[:, None]))
+    counted = within & (own[:, 0] > 0) if voted else within
+    rank = ahead.sum(dim=1)
+    return int(((rank < 1) & counted).sum()), int(((rank < 5) & counted).sum())
 
 
 def last_and_best(tops: list[tuple[float, float]]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfrik.errors import SfrikError
+from sfrik.evaluate.arguments import as_split, check_widths
 from sfrik.evaluate.linear_head import choose_rate, last_and_best, linear_heads, rate_groups, score_features, set_cosine_rates
+from sfrik.ops.finite import not_finite
 from sfrik.ops.random import derived_seed
 from sfrik.system.progress import track
 
@@ -42,9 +46,10 @@ def logistic_lbfgs(
     Returns:
         `top1` on test and `tune_top1`, both in %, and the chosen `C`.
     """
+    train, tune, test = _splits(train=train, tune=tune, test=test)
     fitted = []
     for penalty in sorted(inverse_penalties):
-        model = fit_lbfgs(train, penalty)
+        model = _fit(train, penalty)
         fitted.append((100 * model.score(tune[0].numpy(), tune[1].numpy()), -penalty, model))
     tune_top1, negative, model = max(fitted, key=lambda candidate: candidate[:2])
     # only the chosen model is scored on the test split
@@ -59,8 +64,14 @@ def fit_lbfgs(train: tuple[Tensor, Tensor], inverse_penalty: float) -> Pipeline:
 
     Args:
         train: (features [n, d], labels [n]).
-        inverse_penalty: scikit-learn's C.
+        inverse_penalty: scikit-learn's C, above 0 and finite.
     """
+    return _fit(as_split(train, "train"), inverse_penalty)
+
+
+def _fit(train: tuple[Tensor, Tensor], inverse_penalty: float) -> Pipeline:
+    if not 0 < inverse_penalty < math.inf:
+        raise ValueError(f"C must be above 0 and finite, got {inverse_penalty}")
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -101,10 +112,17 @@ def logistic_sgd(
 
     Returns:
         Accuracies on test in %: `top1` and `top5` of the last epoch, `best_top1` and `best_top5` of the best one.
+
+    Raises:
+        SfrikError: the head's weights have become infinite or NaN.
+        ValueError: features or labels that `sfrik.evaluate.arguments` refuses, or an argument out of its range.
     """
+    train, test = _splits(train=train, test=test)
     heads = linear_heads(1, train[0].shape[1], num_classes, seed, device)
     tops = []
-    for _ in _epochs(train, heads, [lr_head], epochs, batch_size, weight_decay, seed):
+    for epoch, _ in enumerate(_epochs(train, heads, [lr_head], epochs, batch_size, weight_decay, seed)):
+        if not_finite(heads[0].state_dict()) is not None:
+            raise SfrikError(f"logistic regression diverged at lr_head {lr_head:g} in epoch {epoch}: lower the rate")
         tops.append(score_features(heads[0], *test))
     return last_and_best(tops)
 
@@ -133,12 +151,24 @@ def logistic_sweep(
         rates: peak learning rates.
 
     Returns:
-        `top1` and `top5` in %, the chosen `lr_head`, its `tune_top1`, and `sweep`: top-1 on the tuning split by rate.
+        `top1` and `top5` in %, the chosen `lr_head`, its `tune_top1`, and `sweep`: top-1 on the tuning split by rate. A rate
+        whose head has become infinite or NaN scores 0 and is reported on stderr.
+
+    Raises:
+        SfrikError: the heads of all rates have become infinite or NaN.
+        ValueError: as `logistic_sgd`.
     """
+    train, tune = _splits(train=train, tune=tune)
+    test = None if test is None else _splits(train=train, test=test)[1]
     heads = linear_heads(len(rates), train[0].shape[1], num_classes, seed, device)
     for _ in _epochs(train, heads, rates, epochs, batch_size, weight_decay, seed):
         pass
-    tops = [score_features(head, *tune) for head in heads]
+    tops = [(0.0, 0.0) if not_finite(head.state_dict()) is not None else score_features(head, *tune) for head in heads]
+    diverged = [rate for rate, head in zip(rates, heads, strict=True) if not_finite(head.state_dict()) is not None]
+    if len(diverged) == len(rates):
+        raise SfrikError(f"logistic regression diverged at every lr_head, {', '.join(f'{r:g}' for r in rates)}: lower them")
+    for rate in diverged:
+        print(f"logistic: lr_head {rate:g} diverged and scores 0; the other rates continue", file=sys.stderr, flush=True)
     index, choice = choose_rate(rates, tops)
     top1, top5 = tops[index] if test is None else score_features(heads[index], *test)
     return {"top1": top1, "top5": top5, **choice}
@@ -157,6 +187,10 @@ def _epochs(
 
     Their weights become views of one matrix: a step is one product forward and one backward for any number of heads.
     """
+    if epochs < 1 or batch_size < 1 or not 0 <= weight_decay < math.inf:
+        raise ValueError(
+            f"epochs and batch_size must be >= 1, and weight_decay >= 0 and finite, got {epochs}, {batch_size}, {weight_decay}"
+        )
     classes, whole = heads[0].out_features, {}
     for name in ("weight", "bias"):
         whole[name] = torch.cat([getattr(head, name).detach() for head in heads])  # [rates x classes, d], [rates x classes]
@@ -169,6 +203,7 @@ def _epochs(
         set_cosine_rates(optimizer, rates, epoch, epochs)
         order = torch.from_numpy(np.random.default_rng(derived_seed("evaluation order", seed, epoch)).permutation(len(train[1])))
         for features, labels in rows.batches(order, batch_size):
+            features = features.to(whole["weight"].dtype)
             scores = F.linear(features, whole["weight"], whole["bias"]).requires_grad_()
             each = scores.view(-1, classes), labels.repeat_interleave(len(heads))  # one row per image and rate
             (slope,) = torch.autograd.grad(F.cross_entropy(*each, reduction="sum") / len(labels), scores)
@@ -176,6 +211,13 @@ def _epochs(
             torch.sum(slope, dim=0, out=whole["bias gradient"])
             optimizer.step()
         yield
+
+
+def _splits(**named: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """The splits, each (features [n, d], labels [n]), checked and converted; raises ValueError as `as_split`."""
+    splits = {name: as_split(split, name) for name, split in named.items()}
+    check_widths(**{name: features for name, (features, _) in splits.items()})
+    return list(splits.values())
 
 
 class _Rows:

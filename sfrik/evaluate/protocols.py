@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -179,11 +180,14 @@ def knn_eval(settings: KnnSettings) -> dict[str, Any]:
         return score
     (train, train_labels), (test, test_labels), digest = read_features(inputs)
     num_classes = int(max(train_labels.max(), test_labels.max())) + 1
+    if large := [k for k in settings.nb_knn if k > len(train)]:
+        text = f"nb_knn {', '.join(map(str, large))}: there are only {len(train)} training images, and all of them vote"
+        print(f"{text}; use --nb-knn of at most {len(train)}", file=sys.stderr, flush=True)
     if inputs.device.type == "cuda":  # the training features follow, one block at a time
         test, test_labels = test.to(inputs.device), test_labels.to(inputs.device)
     top1, top5 = {}, {}
     for k, scores in scores_by_k(train, train_labels, test, settings.nb_knn, settings.temperature, num_classes):
-        top1[str(k)], top5[str(k)] = top_accuracies(scores, test_labels)
+        top1[str(k)], top5[str(k)] = top_accuracies(scores, test_labels, voted=True)
     score = {"images": len(test), "train_images": len(train), "top1_at": top1, "top5_at": top5}
     return inputs.run.save_result(name, settings, score, digest)
 

@@ -8,6 +8,7 @@ non-increasing in recall, as VOC defines it since 2010, and not the mean at 11 r
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from sfrik.errors import SfrikError
+from sfrik.evaluate.arguments import as_features
 
 __all__ = ["average_precision", "mean_average_precision"]
 
@@ -45,8 +47,15 @@ def mean_average_precision(
 
     Raises:
         SfrikError: a class with fewer than 3 positive or negative training images, or without a positive test image.
+        ValueError: features that are NaN, infinite or not [n, d], labels other than 1, -1 and 0, splits of different dimensions
+            or classes, or a cost that is not above 0 and finite.
     """
-    (x, y), (x_test, y_test) = ((_unit(features.numpy()), labels.numpy()) for features, labels in (train, test))
+    if wrong := [cost for cost in costs if not 0 < cost < math.inf]:
+        raise ValueError(f"costs must be above 0 and finite, got {wrong[0]}")
+    (x, y), (x_test, y_test) = _split(train, "train"), _split(test, "test")
+    if x.shape[1] != x_test.shape[1] or y.shape[1] != y_test.shape[1]:
+        shapes = f"{x.shape} and {y.shape}, test {x_test.shape} and {y_test.shape}"
+        raise ValueError(f"train and test have features or labels of different widths: train {shapes}")
     names = list(classes) if classes is not None else [str(label) for label in range(y.shape[1])]
     precisions, chosen = {}, {}
     for label, name in enumerate(names):
@@ -71,14 +80,19 @@ def average_precision(positive: np.ndarray, scores: np.ndarray) -> float:
 
     Args:
         positive: bool [n], at least one True.
-        scores: [n].
+        scores: [n], finite.
 
     Returns:
         The average precision, from 0 to 1.
 
+    Raises:
+        ValueError: no positive, or scores that are NaN, infinite or not as many.
+
     >>> average_precision(np.array([True, False, True]), np.array([0.9, 0.8, 0.7]))
     0.8333333333333333
     """
+    if positive.shape != scores.shape or not positive.any() or not np.isfinite(scores).all():
+        raise ValueError(f"average precision needs {len(positive)} finite scores and a positive among them")
     hits = positive[np.argsort(-scores, kind="stable")]
     found = np.cumsum(hits)
     precision = found / np.arange(1, len(hits) + 1)
@@ -105,6 +119,14 @@ def _fit(x: np.ndarray, target: np.ndarray, costs: Sequence[float], seed: int):
         warnings.simplefilter("ignore", ConvergenceWarning)
         best = max((score(cost), -cost) for cost in costs)
         return -best[1], svm(-best[1]).fit(x, target)
+
+
+def _split(split: tuple[Tensor, Tensor], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Unit features, float64 [n, d], and labels [n, classes] of -1, 0 and 1."""
+    features, labels = as_features(split[0], f"{name} features").numpy(), split[1].numpy()
+    if labels.ndim != 2 or len(labels) != len(features) or not np.isin(labels, (-1, 0, 1)).all():
+        raise ValueError(f"{name} labels must be 1, -1 or 0, [n, classes], for {len(features)} images; got shape {labels.shape}")
+    return _unit(features), labels
 
 
 def _unit(features: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ from torch import Tensor
 from sfrik.datasets import Images
 from sfrik.datasets.transfer import load_target
 from sfrik.errors import SfrikError
+from sfrik.evaluate.arguments import as_split
 from sfrik.evaluate.checkpoint import EvaluationCheckpoint
 from sfrik.evaluate.features import extract
 from sfrik.evaluate.inputs import Inputs
@@ -133,6 +134,7 @@ def logistic_by_cross_validation(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    train, test = as_split(train, "train"), as_split(test, "test")
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, tol=1e-3))
     grid = {"logisticregression__C": sorted(inverse_penalties)}
     search = GridSearchCV(model, grid, cv=StratifiedKFold(folds, shuffle=True, random_state=seed))

@@ -49,7 +49,7 @@ def check_finite_rows(
     >>> check_finite_rows(torch.tensor([[0.0], [float("inf")]]), "train_features")
     Traceback (most recent call last):
     ...
-    ValueError: train_features has NaN or infinite values in row 1
+    ValueError: train_features: NaN or infinite values in row 1
     """
     step = max(1, VALUES // max(1, values[:1].numel()))
     bad: list[int] = []
@@ -59,7 +59,7 @@ def check_finite_rows(
             bad += (start + (~torch.isfinite(block).all(dim=1)).nonzero().flatten()).tolist()
     if bad:
         names = f" ({', '.join(map(name_of, bad[:SHOWN]))}{', ...' if len(bad) > SHOWN else ''})" if name_of else ""
-        text = f"{source} has NaN or infinite values in {format_rows(bad)}{names}"
+        text = f"{source}: NaN or infinite values in {format_rows(bad)}{names}"
         raise error(f"{text}: {remedy}" if remedy else text)
 
 

@@ -43,7 +43,7 @@ from sfrik.system.files import (
     write_text,
 )
 from sfrik.system.locks import folder_lock, is_locked
-from sfrik.system.records import VERSION, parse_record, read_record
+from sfrik.system.records import VERSION, check_numbers, parse_record, read_record
 from sfrik.system.tensor_files import check_weights, read_header
 
 if TYPE_CHECKING:
@@ -291,7 +291,11 @@ class Run:
     def save_result(
         self, protocol: str, settings: Settings, score: dict[str, Any], backbone_sha256: str | None
     ) -> dict[str, Any]:
-        """Write a score measured on the weights `backbone_sha256`, with settings and commit. Returns the file's content."""
+        """Write a score measured on the weights `backbone_sha256`, with settings and commit. Returns the file's content.
+
+        Raises:
+            SfrikError: A value is NaN or infinite, or not a percentage where it should be one.
+        """
         content = {
             "version": VERSION,
             "protocol": protocol,
@@ -302,7 +306,9 @@ class Run:
             "settings": settings.what(),
             "commit": commit(),
         }
-        write_json(self.folder / f"{protocol}.json", content)
+        path = self.folder / f"{protocol}.json"
+        check_numbers(content, path)
+        write_json(path, parse_record(content, Score, str(path), "not written; please report it"))
         return content
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,6 +21,9 @@ __all__ = [
     "TrainingCheckpoint",
     "WandbRun",
 ]
+
+
+Percent = Annotated[float, Field(ge=0, le=100)]
 
 
 class RunSettings(Record):
@@ -125,10 +128,11 @@ class Score(Record):
     commit: str = ""
     images: int | None = None
     train_images: int | None = None
-    top1: float | None = None
-    top5: float | None = None
-    top1_at: dict[str, float] = Field(default_factory=dict)
-    map: float | None = None
+    top1: Percent | None = None
+    top5: Percent | None = None
+    top1_at: dict[str, Percent] = Field(default_factory=dict)
+    top5_at: dict[str, Percent] = Field(default_factory=dict)
+    map: Percent | None = None
     lr_head: float | None = None
 
 
@@ -139,9 +143,14 @@ class Choice(Record):
 
 
 class FeatureOrigin(Record):
-    """weights.json in the folder of extracted features: the weights and images they were computed from."""
+    """weights.json in the folder of extracted features: the weights and images they were computed from.
+
+    Attributes:
+        sha256: Of each .npy file, by its name; empty in files of earlier releases.
+    """
 
     backbone_sha256: str
+    sha256: dict[str, str] = Field(default_factory=dict)
 
 
 class Costs(Record):

@@ -5,6 +5,7 @@ A file without `version`, as earlier releases wrote it, has version 1. Keys that
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sfrik.errors import SfrikError
 from sfrik.system.files import read_json
 
-__all__ = ["VERSION", "Provenance", "Record", "parse_record", "read_record"]
+__all__ = ["VERSION", "Provenance", "Record", "check_numbers", "parse_record", "read_record"]
 
 VERSION = 1
 
@@ -72,10 +73,25 @@ def parse_record(content: Any, kind: type[Record], source: str, remedy: str = "m
     return content
 
 
+def check_numbers(content: Any, source: object, key: str = "") -> None:
+    """Refuse a JSON value with NaN or infinite numbers: a score that is not finite is neither written nor read.
+
+    Raises:
+        SfrikError: The message has the source and the key.
+    """
+    if isinstance(content, float) and not math.isfinite(content):
+        raise SfrikError(f"{source}: {key} is {content}, not a finite number: move the file away, if it exists, and run again")
+    if isinstance(content, dict | list | tuple):
+        for name, part in content.items() if isinstance(content, dict) else enumerate(content):
+            check_numbers(part, source, f"{key}.{name}" if key else str(name))
+
+
 def read_record(path: str | Path, kind: type[Record]) -> dict[str, Any]:
     """Read and validate a JSON file that the library wrote.
 
     Raises:
-        SfrikError: As in `sfrik.system.files.read_json` and `parse_record`.
+        SfrikError: As in `sfrik.system.files.read_json` and `parse_record`, or a number is NaN or infinite.
     """
-    return parse_record(read_json(path), kind, str(path))
+    content = parse_record(read_json(path), kind, str(path))
+    check_numbers(content, path)
+    return content

@@ -35,7 +35,7 @@ def test_rows_that_are_not_finite_are_numbered_over_blocks_and_named(bad, monkey
     check_finite_rows(values, "train_features")
     check_finite_rows(values[:0], "train_features")
     values[5, 2] = values[8, 0] = bad
-    with pytest.raises(ValueError, match=r"^train_features has NaN or infinite values in rows 5, 8$"):
+    with pytest.raises(ValueError, match=r"^train_features: NaN or infinite values in rows 5, 8$"):
         check_finite_rows(values, "train_features")
     with pytest.raises(SfrikError, match=r"in rows 5, 8 \(image 5, image 8\): look$"):
         check_finite_rows(values, "train_features", "look", "image {}".format, SfrikError)
