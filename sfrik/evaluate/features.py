@@ -168,7 +168,8 @@ def read_features(inputs: Inputs[Any]) -> Features:
         folder = _own_folder(inputs)
         for _ in range(ATTEMPTS):
             _extract_if_missing(folder, inputs)
-            with folder_lock(folder, LOCK, wait=True):  # another command may have replaced them by those of another split
+            # another command may have replaced them by those of another split
+            with folder_lock(folder, LOCK, wait=True, optional=True):
                 if _exist(folder, inputs):
                     train, val = load_features(folder, "train"), load_features(folder, "val")
                     break

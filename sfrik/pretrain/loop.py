@@ -76,7 +76,7 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any
     views = build_views(settings.augmentations, settings.size, settings.dataset, settings.input_pipeline, **settings.crops)
     torch.manual_seed(derived_seed("initialisation", settings.seed))
     encoder = channels_last(build_encoder(settings, images.channels), device)
-    with run.lock() if rank() == 0 else nullcontext():
+    with run.lock(optional=run.finished) if rank() == 0 else nullcontext():
         if rank() == 0:
             run.start(settings)
         if broadcast_from_rank_zero(run.finished):

@@ -47,7 +47,7 @@ def run_recipe(
     run = Run(run_folder(recipe, seed, root))
     if os.environ.pop(STOP_AT_END_OF_STDIN, None):  # not for the kernel
         stop_at_end_of_stdin(RUN_GRACE)
-    with stop_at_once(), run.lock("run.lock", wait=True):
+    with stop_at_once(), run.lock("run.lock", wait=True, optional=True):
         _wait_for_writers(run)
         with stop_requests() as requests, Kernel() as kernel:
             name = ""
@@ -78,5 +78,5 @@ def run_recipe(
 def _wait_for_writers(run: Run) -> None:
     """Wait for processes that write the folder without `run.lock`: another command, or workers that outlive a killed run."""
     for name in ("lock", *(path.name for path in run.folder.glob("*.lock") if path.name != "run.lock")):
-        with run.lock(name, wait=True):
+        with run.lock(name, wait=True, optional=True):
             pass

@@ -84,7 +84,7 @@ def render_all(profile: str, root: str | Path | None = None) -> int:
 @contextmanager
 def render_lock(profile: str, root: str | Path) -> Iterator[None]:
     """Let one process at a time write the files made from a profile's scores: tables, figures, pages, choices, notebooks."""
-    with folder_lock(Path(root) / profile, "render.lock", wait=True):
+    with folder_lock(Path(root) / profile, "render.lock", wait=True, optional=True):
         yield
 
 
@@ -154,7 +154,7 @@ def _measure_costs(name: str, profile: str, seed: int, root: str | Path) -> None
 
     folder = run_folder(f"{profile}/complexity", seed, root)
     path, executed = folder / f"{name}.json", folder / f"06_complexity_{name}.ipynb"
-    with folder_lock(folder, "run.lock", wait=True):
+    with folder_lock(folder, "run.lock", wait=True, optional=True):
         if not (measured_here(path, name, profile) and executed.is_file()):
             print(f"{name}, profile {profile}: measuring, repetition {seed}", flush=True)
             parameters = {"table": name, "profile": profile, "seed": seed, "exp_dir": str(folder)}

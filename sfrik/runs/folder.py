@@ -257,9 +257,9 @@ class Run:
         (self.folder / "state.json").unlink(missing_ok=True)
 
     @contextmanager
-    def lock(self, name: str = "lock", wait: bool = False) -> Iterator[None]:
+    def lock(self, name: str = "lock", wait: bool = False, optional: bool = False) -> Iterator[None]:
         """Lock the folder by `folder_lock`. Training holds "lock", the process executing a run's notebooks "run.lock"."""
-        with folder_lock(self.folder, name, wait):
+        with folder_lock(self.folder, name, wait, optional):
             yield
 
     def is_locked(self) -> bool:

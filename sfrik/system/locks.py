@@ -27,24 +27,30 @@ except ImportError:  # Windows
 
 __all__ = ["folder_lock", "is_locked"]
 
-WITHOUT_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
+# What flock answers where there is none. EIO is not among them: another process may hold a real lock there.
+WITHOUT_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY}
 PROBE_SECONDS = 0.05  # longest time that a check by `is_locked` in another process holds the lock
 POLL_SECONDS = 0.2  # between two attempts to acquire a lock
 
 
 @contextmanager
-def folder_lock(folder: str | Path, name: str = "lock", wait: bool = False) -> Iterator[None]:
+def folder_lock(folder: str | Path, name: str = "lock", wait: bool = False, optional: bool = False) -> Iterator[None]:
     """Hold the lock `name` of a folder, which is created if it is missing.
 
     Args:
         folder: The folder.
         name: The name of the lock file.
         wait: Print a line that names the process holding the lock, and wait until it releases the lock.
+        optional: Take no lock in a folder that this process cannot write, such as one on a read-only mount. For work that may be
+            finished already, and is then only read; whatever else it tries to write is an error that names the file.
 
     Raises:
         SfrikError: Another process holds the lock; the message names it.
         WriteError: The lock file cannot be created.
     """
+    if optional and Path(folder).is_dir() and not os.access(folder, os.W_OK):
+        yield
+        return
     make_folder(folder)
     path = Path(folder) / name
     if path.exists():
@@ -93,12 +99,12 @@ def _acquire(path: Path, folder: str | Path, wait: bool) -> BaseFileLock:
             lock.acquire(timeout=PROBE_SECONDS, poll_interval=PROBE_SECONDS / 5)
     except Timeout:
         holder = _holder(lock)
+        remedy = f"delete {lock.lock_file} if it has ended" if isinstance(lock, SoftFileLock) else ""
         if not wait:
-            remedy = f", or delete {lock.lock_file} if it has ended" if isinstance(lock, SoftFileLock) else ""
             raise SfrikError(
-                f"{folder} is being written by another process ({holder}): wait for it, or stop it{remedy}"
+                f"{folder} is being written by another process ({holder}): wait for it, or stop it{remedy and f', or {remedy}'}"
             ) from None
-        print(f"waiting for {holder}, which writes {folder}", flush=True)
+        print(f"waiting for {holder}, which writes {folder}{remedy and f'; {remedy}'}", flush=True)
         lock.acquire(timeout=-1, poll_interval=POLL_SECONDS)
     except OSError as error:
         raise write_error(path, error) from None
