@@ -21,6 +21,7 @@ from sfrik.cli.flags import (
 from sfrik.cli.output import CommandOutput, add_json
 from sfrik.cli.summaries import run_summary, table_summary
 from sfrik.errors import SfrikError, nearest
+from sfrik.launch.allocation import check_one_task
 from sfrik.system.files import check_text
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def _table(options: argparse.Namespace) -> CommandOutput:
 
     check_text(options.exp_dir or "", options.data_dir)
     root = options.exp_dir or results_root()
+    check_one_task()
     if options.launch not in LAUNCHES:
         raise SfrikError(f"--launch must be local or slurm, got {options.launch!r}{nearest(options.launch, LAUNCHES)}")
     seeds, jobs = whole_number(options.seeds, "--seeds", 1), whole_number(options.jobs, "--jobs", 0)
@@ -149,6 +151,7 @@ def _run(options: argparse.Namespace) -> CommandOutput:
     check_text(options.exp_dir or "", options.data_dir)
     root, seed = options.exp_dir or results_root(), whole_number(options.seed, "--seed", 0)
     stages = tuple(options.stages or DEFAULT_STAGES)
+    check_one_task()
     if options.dry_run:
         check_run(options.recipe, stages)
         return _format_runs([(run_status(options.recipe, seed, stages, root), stages)], root)

@@ -11,6 +11,7 @@ from sfrik.cli.flags import add_command, add_nproc_per_node, add_recipe, add_set
 from sfrik.cli.output import CommandOutput, add_json
 from sfrik.cli.summaries import summary
 from sfrik.errors import SfrikError, WorkerError
+from sfrik.launch.allocation import check_one_task
 from sfrik.settings import SECTIONS, PretrainSettings, Settings
 
 __all__ = ["COMMANDS", "add_memory", "add_training"]
@@ -54,6 +55,7 @@ def _command(section: str, work: Callable[[Any], dict[str, Any]]) -> Callable[[a
 
     def run(options: argparse.Namespace) -> CommandOutput:
         settings = resolve_settings(options)
+        check_one_task()
         multi_process = section in MULTI_PROCESS
         nproc = nproc_per_node(options)
         by_torchrun = int(os.environ.get("WORLD_SIZE", "1"))  # number of processes that torchrun has started

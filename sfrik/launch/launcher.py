@@ -29,10 +29,12 @@ from contextlib import suppress
 from typing import Any
 
 from sfrik.errors import SfrikError, WorkerError
+from sfrik.launch.allocation import allocated_nodes, check_nodes, check_one_task, drives_job
 from sfrik.launch.output import WorkerOutput
 from sfrik.launch.remote_call import Reports, importable_name, pack_call, resolve
 from sfrik.launch.rendezvous import open_rendezvous
-from sfrik.launch.slurm import allocated_nodes, drives_job
+from sfrik.launch.slurm import read_site
+from sfrik.launch.slurm_client import step_environment
 from sfrik.system.devices import cores
 from sfrik.system.progress import wants_bar
 from sfrik.system.signals import (
@@ -80,8 +82,8 @@ def launch(
     for count, what in ((nproc, "nproc_per_node"), (nodes, "nodes")):
         if not isinstance(count, int) or count < 1:
             raise SfrikError(f"{what} of launch must be a whole number of at least 1, got {count!r}")
-    if nodes > 1 and not drives_job():
-        raise SfrikError(f"launch on {nodes} nodes needs a SLURM job: on this machine leave nodes out")
+    check_nodes(nodes)
+    check_one_task()
     if nproc * nodes == 1 and not drives_job():
         return resolve(name)(*args, **kwargs)
     call = pack_call(name, args, kwargs)
@@ -145,13 +147,14 @@ def _start(nproc: int, nodes: int, environment: dict[str, str], reports: int) ->
     }
     if drives_job():
         step = ["srun", "--overlap", f"--nodes={nodes}", f"--ntasks={nproc * nodes}", f"--ntasks-per-node={nproc}"]
-        step.append("--kill-on-bad-exit=1")
+        step += ["--kill-on-bad-exit=1", "--export=ALL"]  # the job itself may have been submitted with --export=NONE
         if nodes == 1 and "SLURMD_NODENAME" in environment:  # of several allocated nodes, the one of the caller
             step.append(f"--nodelist={environment['SLURMD_NODENAME']}")
         if cpus := environment.get("SLURM_CPUS_PER_TASK"):
             step.append(f"--cpus-per-task={cpus}")
+        step += read_site().srun
         step += shlex.split(environment.get("SFRIK_PREFIX", ""))  # a container for the workers
-        return [subprocess.Popen([*step, *worker], env=environment, **options)]
+        return [subprocess.Popen([*step, *worker], env=step_environment(environment), **options)]
     return [
         subprocess.Popen(worker, env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}, **options)
         for rank in range(nproc)

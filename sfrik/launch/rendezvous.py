@@ -4,7 +4,7 @@ On one machine that is a file in a private folder, or a store of PyTorch's on th
 that folder. On several nodes it is a store on the caller's node, which anyone on the network can reach: `sfrik.launch.worker`
 therefore has the members prove that they have read the call. SECURITY.md lists what follows.
 
-The address is text that travels in the call: `file:PATH` or `tcp:HOST:PORT`.
+The address is text that travels in the call: `file:PATH`, or `tcp:HOST,HOST:PORT` with all addresses of the caller's node.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sfrik.launch.slurm import drives_job
+from sfrik.launch.addresses import addresses_of_this_node, reachable_address, use_interface_to
+from sfrik.launch.allocation import drives_job
 
 if TYPE_CHECKING:
     import torch.distributed as dist
@@ -40,9 +41,8 @@ def open_rendezvous(nodes: int, folder: str) -> tuple[str, Any]:
         port = server.getsockname()[1]
         store = dist.TCPStore("127.0.0.1", port, None, True, wait_for_workers=False, master_listen_fd=server.detach())
         return f"tcp:127.0.0.1:{port}", store
-    host = os.environ.get("SLURM_LAUNCH_NODE_IPADDR", socket.gethostname())
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    return f"tcp:{host}:{store.port}", store
+    return f"tcp:{','.join(addresses_of_this_node())}:{store.port}", store
 
 
 def join_rendezvous(address: str, world_size: int) -> dist.Store | None:
@@ -54,9 +54,12 @@ def join_rendezvous(address: str, world_size: int) -> dist.Store | None:
         return None
     if kind == "file":
         return dist.FileStore(place, world_size)
-    host, _, port = place.rpartition(":")
-    if host != "127.0.0.1":  # within a step SLURM gives the address of the caller's node, whose name may not resolve
-        host = os.environ.get("SLURM_LAUNCH_NODE_IPADDR", host)
+    names, _, port = place.rpartition(":")
+    if names == "127.0.0.1":
+        return dist.TCPStore(names, int(port), is_master=False, timeout=timedelta(seconds=60))
+    caller = os.environ.get("SLURM_LAUNCH_NODE_IPADDR")  # as SLURM sees it, within a step
+    host = reachable_address([*([caller] if caller else []), *names.split(",")], int(port))
+    use_interface_to(host, int(port))
     return dist.TCPStore(host, int(port), is_master=False, timeout=timedelta(seconds=60))
 
 

@@ -1,36 +1,27 @@
-"""SLURM: the queue, the submission of jobs, and the site's settings in slurm.toml.
-
-A job's name holds the results folder and the work, so that the same work is recognised in the queue:
-`sfrik/<hash of the folder's path>/smoke/sfrik_l3_q64/seed0/pretrain`. The batch script is sfrik/launch/job.sh.
-"""
+"""SLURM: the site's settings in slurm.toml, and the submission of jobs. The batch script is sfrik/launch/job.sh."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
+import shlex
 import shutil
-import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from sfrik.errors import SfrikError, nearest
+from sfrik.launch.slurm_client import call_client
+from sfrik.launch.slurm_queue import job_name
 from sfrik.system.files import read_toml
 
 __all__ = [
     "Job",
     "Layout",
-    "QueuedJob",
     "Site",
-    "allocated_nodes",
-    "drives_job",
-    "job_name",
-    "queued_jobs",
     "read_site",
     "scontrol",
     "submit",
@@ -38,6 +29,36 @@ __all__ = [
 
 SCRIPT = Path(__file__).with_name("job.sh")
 SITE = Path(__file__).parents[2] / "slurm.toml"
+# What a job needs of the submitting process's variables, also with --export=NONE.
+JOB_VARIABLES = re.compile(r"SFRIK_(?!BAR|PREFIX|STOP)\w+|OMP_NUM_THREADS|PYTHONPATH|XDG_CACHE_HOME|SLURM_CONF")
+# Options of sbatch that are set for each job, or with which `sbatch` would not just add one job to this cluster's queue.
+OWN_OPTIONS = re.compile(
+    r"--(job-name|chdir|output|error|dependency|array|clusters|wrap|wait|test-only|parsable)(=.*)?|-[JDoedaMW].*"
+)
+# What may be wrong when `sbatch` refuses, by its message, and what to do.
+LIMIT = "the cluster limits the jobs that you may have in its queue: the same command submits the rest when some have ended"
+REMEDIES = (
+    (
+        r"answer|timed out|[Cc]ontact|[Cc]onnect",
+        "the job may have been added: the same command looks into the queue first",
+    ),
+    (r"Submit\w*Limit|MaxSubmit|MaxArraySize|array spec|unable to accept job", LIMIT),
+    (r"time limit is invalid|WallDuration|TimeLimit", "set TIME=, or time in slurm.toml; `sinfo` shows each partition's limit"),
+    (r"job submit limit", f"either {LIMIT}; or the job is too large or too long for the account: NODES=, GPUS=, TIME="),
+    (r"account", "set account in slurm.toml"),
+    (r"[Pp]artition", "set PARTITION=, or partition in slurm.toml; `sinfo -s` lists the partitions"),
+    (r"(?i)qos", "set qos in slurm.toml"),
+    (r"gres|GRES|gpu", "no node of the partition has these GPUs: set GPUS= or PARTITION="),
+    (r"feature|constraint", "set constraint in slurm.toml"),
+    (r"[Mm]emory", "set mem in slurm.toml"),
+    (r"[Nn]ode|[Pp]rocessors|CPU", "set NODES=, GPUS=, PROCS= or PARTITION=, or cpus_per_task in slurm.toml"),
+)
+
+
+def _own_options(options: tuple[str, ...]) -> tuple[str, ...]:
+    for option in filter(OWN_OPTIONS.fullmatch, options):
+        raise ValueError(f"{option} is set for each job, leave it out")
+    return options
 
 
 class Site(BaseModel):
@@ -56,7 +77,8 @@ class Site(BaseModel):
     setup: tuple[str, ...] = ()  # shell lines before the command
     prefix: str = ""  # shell words before the command
     python: str = ""  # the interpreter of the jobs; when empty, the one that submits them
-    sbatch: tuple[str, ...] = ()  # further options
+    sbatch: Annotated[tuple[str, ...], AfterValidator(_own_options)] = ()  # further options
+    srun: tuple[str, ...] = ()  # further options of the steps
 
 
 @dataclass(frozen=True)
@@ -113,27 +135,6 @@ class Job:
     after_any: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class QueuedJob:
-    """A job in the queue: `what` as in `Job`, `state` and `reason` in SLURM's words, its nodes once they are allocated."""
-
-    id: str
-    state: str
-    reason: str
-    nodes: str
-    what: str
-
-    @property
-    def waits(self) -> bool:
-        return self.state == "PENDING"
-
-    @property
-    def run(self) -> tuple[str, int, tuple[str, ...]] | None:
-        """(recipe, seed, stages), or None for a table's job."""
-        match = re.fullmatch(r"(.+)/seed(\d+)/([a-z+]+)", self.what)
-        return (match[1], int(match[2]), tuple(match[3].split("+"))) if match else None
-
-
 def read_site(path: str | Path | None = None, **overrides: str) -> Site:
     """Read slurm.toml at the root of the checkout, or the file that SFRIK_SLURM names; non-empty overrides replace settings.
 
@@ -157,27 +158,6 @@ def read_site(path: str | Path | None = None, **overrides: str) -> Site:
         raise SfrikError(f"{name} in {path}: {problem['msg']}, got {problem['input']!r}") from None
 
 
-def job_name(what: str, root: str | Path) -> str:
-    """The job's name in the queue, which differs between two results folders (two clones)."""
-    return f"{_owner(root)}{what}"
-
-
-def queued_jobs(root: str | Path) -> list[QueuedJob]:
-    """The user's jobs for a results folder, pending, running or completing; an empty list without SLURM.
-
-    Jobs whose dependency can no longer be satisfied are left out: SLURM removes them.
-    """
-    if shutil.which("squeue") is None:
-        return []
-    lines = _call(["squeue", "--noheader", f"--user={_user()}", "--format=%i|%T|%r|%N|%j"]).splitlines()
-    jobs = []
-    for line in lines:
-        identity, state, reason, nodes, name = line.strip().split("|", 4)
-        if name.startswith(_owner(root)) and reason != "DependencyNeverSatisfied":
-            jobs.append(QueuedJob(identity, state, reason, nodes, name.removeprefix(_owner(root))))
-    return jobs
-
-
 def submit(job: Job, site: Site, root: str | Path) -> str:
     """Submit a job and return its id.
 
@@ -187,31 +167,34 @@ def submit(job: Job, site: Site, root: str | Path) -> str:
     log = job.log.absolute()
     log.parent.mkdir(parents=True, exist_ok=True)
     python = site.python or sys.executable
-    command = [str(log), "\n".join(site.setup), site.prefix, python, "-m", "sfrik", *job.command]
-    # sbatch reads the size of a job from SLURM's variables: those of the submitting job must not be inherited.
-    inside = "SLURM_JOB_ID" in os.environ
-    environment = {k: v for k, v in os.environ.items() if not inside or k == "SLURM_CONF" or not k.startswith("SLURM_")}
-    printed = _call(["sbatch", "--parsable", *_options(job, site, root, log), str(SCRIPT), *command], environment)
-    return printed.strip().splitlines()[-1].split(";")[0]  # "12;cluster" if there are several
+    command = [str(log), _exports(), "\n".join(site.setup), site.prefix, python, "-m", "sfrik", *job.command]
+    try:
+        printed = call_client("sbatch", "--parsable", *_options(job, site, root, log), str(SCRIPT), *command)
+    except SfrikError as error:
+        remedy = next((remedy for pattern, remedy in REMEDIES if re.search(pattern, str(error))), "")
+        raise SfrikError(f"{error}{remedy and f' ({remedy})'}") from None
+    last = printed.strip().rpartition("\n")[2]
+    if not (number := re.fullmatch(r"(\d+)(;\w+)?", last.strip())):  # "12;cluster" if there are several
+        raise SfrikError(f"sbatch prints no job number but {last[:200]!r}: look into the queue (squeue) before the next try")
+    return number[1]
 
 
 def scontrol(*arguments: str) -> bool:
     """Run scontrol and return whether SLURM accepted the change."""
     try:
-        _call(["scontrol", *arguments])
+        call_client("scontrol", *arguments)
     except SfrikError:
         return False
     return True
 
 
-def drives_job() -> bool:
-    """Whether this process starts the steps of a SLURM job, and is not itself part of one of its steps."""
-    return "SLURM_JOB_ID" in os.environ and "SLURM_STEP_ID" not in os.environ and shutil.which("srun") is not None
-
-
-def allocated_nodes() -> int:
-    """The number of nodes of this process's SLURM job; 1 outside of a job."""
-    return int(os.environ.get("SLURM_NNODES", "1")) if drives_job() else 1
+def _exports() -> str:
+    """Shell lines that set the variables a job needs, whatever `--export` says."""
+    named = {name: value for name, value in sorted(os.environ.items()) if JOB_VARIABLES.fullmatch(name)}
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in named.items()]
+    if sbatch := shutil.which("sbatch"):  # srun and scontrol are in the same folder
+        lines.append(f'export PATH="${{PATH:+$PATH:}}"{shlex.quote(str(Path(sbatch).parent))}')
+    return "\n".join(lines)
 
 
 def _options(job: Job, site: Site, root: str | Path, log: Path) -> list[str]:
@@ -233,26 +216,3 @@ def _options(job: Job, site: Site, root: str | Path, log: Path) -> list[str]:
     if after := ",".join(":".join([kind, *ids]) for kind, ids in kinds.items() if ids):
         options += [f"--dependency={after}", "--kill-on-invalid-dep=yes"]
     return [*options, *site.sbatch]
-
-
-def _owner(root: str | Path) -> str:
-    return f"sfrik/{hashlib.sha256(str(Path(root).resolve()).encode()).hexdigest()[:8]}/"
-
-
-def _user() -> str:
-    return str(os.getuid()) if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
-
-
-def _call(command: Sequence[str], environment: dict[str, str] | None = None) -> str:
-    """Run a command of SLURM and return its output."""
-    tool = command[0]
-    try:
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=environment)
-    except FileNotFoundError:
-        raise SfrikError(
-            f"{tool} is not on PATH: LAUNCH=slurm works on a machine of a SLURM cluster; without it the table is computed here"
-        ) from None
-    if done.returncode:
-        lines = [line.removeprefix(f"{tool}: ").removeprefix("error: ").strip() for line in done.stderr.splitlines()]
-        raise SfrikError(f"{tool} refuses: {'; '.join(line for line in lines if line) or f'exit status {done.returncode}'}")
-    return done.stdout

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sfrik.errors import SfrikError
-from sfrik.launch.slurm import QueuedJob, queued_jobs
+from sfrik.launch.slurm_queue import QueuedJob, queued_jobs
 from sfrik.reproduce.run_log import error_summary, last_attempt
 from sfrik.reproduce.stages import STAGES, missing_stages
 from sfrik.runs.folder import Run
@@ -41,6 +41,7 @@ RECORDS = {
     **{f"{score}.json": Score for stage in STAGES.values() for score in stage.scores},
     **{"settings.json": RunSettings, "provenance.json": Provenance, "state.json": State},
 }
+SETUP = re.compile(r"(setup line|prefix) .*of slurm\.toml failed")  # the batch script's error before the command
 ENDED = re.compile(r"sfrik job \d+ ended with status \d+")  # the batch script's last line
 REASON = re.compile(r"(sfrik: |slurmstepd|srun: |.*\bKilled\b|\w*Error\b)")  # lines of a log that give the reason of an end
 
@@ -120,6 +121,8 @@ def _run_status(recipe: str, seed: int, stages: Sequence[str], root: str | Path,
     _check_records(run.folder, read)
     facts = (run.state() or {}) if missing else {}
     ours = [job for job in jobs if job.run and job.run[:2] == (recipe, seed)]
+    stuck = [job for job in ours if not job.can_start]
+    ours = sorted((job for job in ours if job.can_start), key=lambda job: job.reason == "Dependency")
 
     def status(state: str, detail: str = "") -> RunStatus:
         return RunStatus(recipe, seed, state, detail, missing, tuple(job.id for job in ours), facts)
@@ -128,17 +131,18 @@ def _run_status(recipe: str, seed: int, stages: Sequence[str], root: str | Path,
     if not missing:
         return status("done")
     if active or (not ours and run.is_locked()):
-        place = f"job {active[0].id} on {active[0].nodes}" if active else f"on {facts.get('host', 'an unknown host')}"
+        place = f"{active[0]}" if active else f"on {facts.get('host', 'an unknown host')}"
         reached = _reached(facts) if recorded == "running" else "starting"
         return status("running", f"{reached}, {place}")
     if ours:
         first = ours[0]
-        waits = f"job {first.id} waits ({first.reason})"
         if recorded in ("running", "preempted") and facts.get("slurm_job") == first.id:
-            return status("preempted", f"{_reached(facts)}; requeued, {waits}")
+            return status("preempted", f"{_reached(facts)}; requeued, {first}")
         stages = first.run[2] if first.run else ()
-        return status("queued", f"{', '.join(stages)}: {waits}")
+        return status("queued", f"{', '.join(stages)}: {first}")
     reason = _reason(run.folder).removeprefix("sfrik: error: ")
+    if SETUP.match(reason):  # the job ended before it could write the state of the run
+        return status("failed", reason)
     if recorded == "failed":
         return status("failed", f"{facts.get('stage', '')}: {error_summary(facts.get('error') or reason)}")
     if recorded == "preempted":
@@ -147,6 +151,8 @@ def _run_status(recipe: str, seed: int, stages: Sequence[str], root: str | Path,
         return status("stopped", f"{_reached(facts)}; its process is gone{f' ({reason})' if reason else ''}")
     if reason:
         return status("failed", reason)
+    if stuck:
+        return status("failed", f"{stuck[0]}")
     return status("missing", ", ".join(missing))
 
 
@@ -173,7 +179,7 @@ def format_status(found: Sequence[RunStatus], jobs: Iterable[QueuedJob] = ()) ->
         lines.append(f"{status.recipe:<{width}}  seed {status.seed}  {state}  {status.detail}".rstrip())
     for job in jobs:
         if job.run is None:
-            lines.append(f"{job.what}: job {job.id} {f'waits ({job.reason})' if job.waits else f'on {job.nodes}'}")
+            lines.append(f"{job.what}: {job}")
     counts = state_counts(found)
     return [*lines, ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "no runs"]
 
@@ -208,9 +214,7 @@ def _cost_status(recipe: str, seed: int, root: str | Path, jobs: Iterable[Queued
     ours = [job for job in jobs if job.what.startswith(f"{profile}/{name}/")]
     ids = tuple(job.id for job in ours)
     if ours:
-        job = ours[0]
-        detail = f"job {job.id} {f'waits ({job.reason})' if job.waits else f'on {job.nodes}'}"
-        return RunStatus(recipe, seed, "queued" if job.waits else "running", detail, (name,), ids, {})
+        return RunStatus(recipe, seed, "queued" if ours[0].waits else "running", f"{ours[0]}", (name,), ids, {})
     _check_records(path.parent)
     found = read_costs(path)
     if _entries(name, profile) <= found.keys():

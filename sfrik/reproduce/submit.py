@@ -15,7 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sfrik.errors import SfrikError
-from sfrik.launch.slurm import Job, Layout, QueuedJob, Site, queued_jobs, read_site, scontrol, submit
+from sfrik.launch.slurm import Job, Layout, Site, read_site, scontrol, submit
+from sfrik.launch.slurm_client import ignored_variables
+from sfrik.launch.slurm_queue import QueuedJob, queued_jobs
 from sfrik.reproduce.notebooks import notebook_path
 from sfrik.reproduce.stages import PlannedRun, missing_stages
 from sfrik.reproduce.status import run_status
@@ -88,7 +90,9 @@ class _Submission:
     def __init__(self, layout: Layout, site: Site, root: str | Path, data_dir: str) -> None:
         self.layout, self.site, self.root = layout, site, root
         self.places = (f"--exp-dir={root}", *((f"--data-dir={data_dir}",) if data_dir else ()))
-        self.jobs = queued_jobs(root)  # before the folders are read: a run that ends in between is not submitted again
+        # before the folders are read: a run that ends in between is not submitted again
+        self.jobs = [job for job in queued_jobs(root) if job.can_start]
+        self.submitted = 0
 
     def missing(self, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
         """The runs with missing stages, and these stages."""
@@ -112,10 +116,10 @@ class _Submission:
         queued = self.queued(what)
         waiting = [job for job in queued if job.waits]
         if waiting and (not after or scontrol("update", f"JobId={waiting[0].id}", f"Dependency=afterany:{':'.join(after)}")):
-            _print_job(waiting[0].id, f"{name}, queued already{_after(after)}")
+            _print_job(waiting[0].id, f"{name}, {_state(waiting[0])}{_after(after)}")
             return
         if queued and local:
-            _print_job(queued[0].id, f"{name}, running already")
+            _print_job(queued[0].id, f"{name}, {_state(queued[0])}")
             return
         command = ["table", name, "--profile", profile, "--seeds", str(seeds), *self.places]
         if not local:
@@ -126,7 +130,19 @@ class _Submission:
         # with a GPU if the runs have GPUs: many partitions accept no job without one
         job = Job(what, tuple(command), log, self.layout.one, after_any=(*after, *(job.id for job in queued)))
         work = "measured and rendered" if local else "rendered"
-        _print_job(submit(job, self.site, self.root), f"{name}, {work}{_after(after)}")
+        _print_job(self._submit(job), f"{name}, {work}{_after(after)}")
+
+    def _submit(self, job: Job) -> str:
+        """Submit a job, and return its id; a refusal says how many were accepted before it."""
+        if not self.submitted and (names := ignored_variables()):
+            print(f"sfrik: {', '.join(names)} of the environment: ignored; set it in slurm.toml", file=sys.stderr)
+        try:
+            identity = submit(job, self.site, self.root)
+        except SfrikError as error:
+            before = f"; jobs submitted before: {self.submitted}; the same command submits the rest" if self.submitted else ""
+            raise SfrikError(f"{error}{before}") from None
+        self.submitted += 1
+        return identity
 
     def _submit_run(self, recipe: str, seed: int, stages: tuple[str, ...]) -> list[str]:
         """Submit the jobs of one run, except for stages that are queued or running; returns the ids of all of them."""
@@ -141,8 +157,7 @@ class _Submission:
             claimed = {stage: job for job in ours if job.run for stage in job.run[2] if stage in group}
             for job in dict.fromkeys(claimed.values()):
                 assert job.run is not None  # since it is claimed
-                state = "queued" if job.waits else "running"
-                _print_job(job.id, f"{recipe} seed {seed}: {', '.join(job.run[2])}, {state} already")
+                _print_job(job.id, f"{recipe} seed {seed}: {', '.join(job.run[2])}, {_state(job)}")
             new = tuple(stage for stage in group if stage not in claimed)
             group_ids = [job.id for job in dict.fromkeys(claimed.values())]
             if new:
@@ -155,7 +170,7 @@ class _Submission:
                 folder = run_folder(recipe, seed, self.root)
                 what = f"{recipe}/seed{seed}/{'+'.join(new)}"
                 job = Job(what, tuple(command), folder / "slurm.log", layout, after_ok=pretrained_by, after_any=others)
-                group_ids.append(submit(job, self.site, self.root))
+                group_ids.append(self._submit(job))
                 _print_job(group_ids[-1], f"{recipe} seed {seed}: {', '.join(new)} on {layout}{_after(pretrained_by)}")
                 if parallel:  # evaluations that wait for an earlier pretraining, which is gone, will leave the queue
                     ours = [job for job in ours if not job.waits]
@@ -190,6 +205,12 @@ def _table_prefix(name: str, profile: str, seeds: int) -> str:
 
 def _after(ids: Sequence[str]) -> str:
     return f", after {' '.join(ids)}" if ids else ""
+
+
+def _state(job: QueuedJob) -> str:
+    """The state of a job that was in the queue already."""
+    state = "queued already" if job.waits else "running already"
+    return f"{state}; it {job.obstacle}" if job.obstacle else state
 
 
 def _print_job(identity: str, what: str) -> None:

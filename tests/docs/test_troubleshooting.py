@@ -29,8 +29,11 @@ def text_of(node: ast.AST) -> str:
 
 @pytest.fixture(scope="module")
 def printed():
-    """All strings that the library and the Makefile can print."""
-    texts = [(ROOT / "Makefile").read_text(encoding="utf-8").replace("$(PYTHON)", HOLE)]
+    """All strings that the library, its batch script and the Makefile can print."""
+    texts = [
+        (ROOT / "Makefile").read_text(encoding="utf-8").replace("$(PYTHON)", HOLE),
+        (ROOT / "sfrik" / "launch" / "job.sh").read_text(encoding="utf-8"),
+    ]
     for path in (ROOT / "sfrik").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str)):

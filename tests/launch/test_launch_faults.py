@@ -116,8 +116,11 @@ def test_the_step_of_one_node_is_on_the_node_of_the_caller_and_in_the_sites_cont
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.delenv("SLURM_STEP_ID", raising=False)
+    (tmp_path / "slurm.toml").write_text('srun = ["--cpu-bind=none"]', encoding="utf-8")
+    monkeypatch.setenv("SFRIK_SLURM", str(tmp_path / "slurm.toml"))
     environment = {**os.environ, "SLURMD_NODENAME": "node2", "SFRIK_PREFIX": "apptainer exec 'an image.sif'"}
     words = step_words(1, 1, environment)
+    assert {"--export=ALL", "--cpu-bind=none"} <= set(words)
     assert words[:4] == ["--overlap", "--nodes=1", "--ntasks=1", "--ntasks-per-node=1"]
     assert "--nodelist=node2" in words
     assert words[-6:] == ["apptainer", "exec", "an image.sif", sys.executable, "-m", "sfrik.launch.worker"]

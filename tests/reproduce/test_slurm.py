@@ -12,12 +12,13 @@ import threading
 from pathlib import Path
 
 import pytest
-from slurm_jobs import submit_runs
+from slurm_jobs import RUN, SCRIPT, submit_runs
 
 from sfrik.cli import main
 from sfrik.errors import SfrikError
 from sfrik.launch import slurm
-from sfrik.launch.slurm import Job, Layout, Site, job_name, queued_jobs, read_site, submit
+from sfrik.launch.slurm import Job, Layout, Site, read_site, submit
+from sfrik.launch.slurm_queue import job_name, queued_jobs
 from sfrik.reproduce import submit as submit_module
 from sfrik.reproduce.stages import PlannedRun
 from sfrik.reproduce.status import needed_runs, run_status, tables_status
@@ -27,87 +28,7 @@ from sfrik.settings import run_folder
 from sfrik.system.locks import folder_lock
 
 CHECKOUT = Path(__file__).parents[2]
-SCRIPT = CHECKOUT / "sfrik" / "launch" / "job.sh"
-RUN = PlannedRun("smoke/sfrik_l3_q64", 0, ("pretrain", "linear", "knn"))
 UNTRAINED = PlannedRun("smoke/random_weights", 0, ("pretrain", "linear", "knn"))
-
-# Each stands for a command of SLURM: sbatch adds the job to a file that squeue prints, and records its arguments.
-FAKES = {
-    "sbatch": """
-        echo $(( $(cat "$HERE/count") + 1 )) > "$HERE/count"
-        printf '%s\\0' "$@" > "$HERE/job$(cat "$HERE/count")"
-        env > "$HERE/env$(cat "$HERE/count")"
-        if [ -e "$HERE/refuses" ]; then cat "$HERE/refuses" >&2; exit 1; fi
-        for word in "$@"; do case $word in --job-name=*) name=${word#*=};; esac; done
-        echo "$(cat "$HERE/count")|PENDING|Priority||$name" >> "$HERE/queue"
-        cat "$HERE/count"
-    """,
-    "squeue": 'cat "$HERE/queue"',
-    "scontrol": 'if [ "$1" = show ]; then cat "$HERE/shows"; else echo "$@" >> "$HERE/updates"; fi',
-}
-
-
-class Cluster:
-    """The fake cluster's folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    @property
-    def jobs(self) -> list[list[str]]:
-        """The arguments of each sbatch so far."""
-        count = int((self.folder / "count").read_text(encoding="utf-8"))
-        return [(self.folder / f"job{number}").read_text(encoding="utf-8").split("\0")[:-1] for number in range(1, count + 1)]
-
-    @property
-    def names(self) -> list[str]:
-        return [self.option(job, "job-name").split("/", 2)[2] for job in self.jobs]
-
-    @property
-    def updates(self) -> list[str]:
-        path = self.folder / "updates"
-        return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-
-    def queue(self, *lines: str) -> None:
-        (self.folder / "queue").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-    def becomes(self, identity: str, state: str, reason: str = "None", nodes: str = "node[1-2]") -> None:
-        lines = [line.split("|") for line in (self.folder / "queue").read_text(encoding="utf-8").splitlines()]
-        self.queue(*("|".join([i, state, reason, nodes, n] if i == identity else [i, s, r, h, n]) for i, s, r, h, n in lines))
-
-    def leaves(self, *identities: str) -> None:
-        self.queue(
-            *(
-                line
-                for line in (self.folder / "queue").read_text(encoding="utf-8").splitlines()
-                if line.split("|")[0] not in identities
-            )
-        )
-
-    @staticmethod
-    def option(job: list[str], name: str) -> str | None:
-        return next((word.split("=", 1)[1] for word in job if word.startswith(f"--{name}=")), None)
-
-
-@pytest.fixture
-def cluster(tmp_path, monkeypatch):
-    folder = tmp_path / "cluster"
-    folder.mkdir()
-    (folder / "count").write_text("0", encoding="utf-8")
-    (folder / "queue").touch()
-    for name, body in FAKES.items():
-        path = folder / name
-        path.write_text(f"#!/bin/sh\nHERE={shlex.quote(str(folder))}\n{body}\n", encoding="utf-8")
-        path.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("SFRIK_SLURM", str(folder / "slurm.toml"))
-    (folder / "slurm.toml").touch()
-    return Cluster(folder)
-
-
-@pytest.fixture
-def root(tmp_path):
-    return tmp_path / "results"
 
 
 @pytest.fixture
@@ -138,7 +59,7 @@ def test_a_run_is_a_pretraining_on_all_nodes_and_evaluations_on_one_gpu_after_it
     assert (option(second, "nodes"), option(second, "ntasks-per-node"), option(second, "gres")) == ("1", "1", "gpu:1")
     assert option(second, "dependency") == "afterok:1"
     assert option(second, "kill-on-invalid-dep") == "yes"
-    command = first[first.index(str(SCRIPT)) + 4 :]
+    command = first[first.index(str(SCRIPT)) + 5 :]
     assert command[:4] == [sys.executable, "-m", "sfrik", "run"]
     shared = ["--recipe", RUN[0], "--seed", "0", f"--exp-dir={root}", "--data-dir=/images"]
     assert command[4:] == [*shared, "--stages", "pretrain", "--nproc-per-node", "4"]
@@ -343,7 +264,8 @@ def test_a_refusal_is_reported_in_the_words_of_sbatch(cluster, root, capsys):
     assert main(command) == 2
     error = capsys.readouterr().err
     assert error == (
-        "sfrik: error: sbatch refuses: invalid partition specified: nope; Batch job submission failed: Invalid partition name\n"
+        "sfrik: error: sbatch refuses: invalid partition specified: nope; Batch job submission failed: Invalid partition name "
+        "(set PARTITION=, or partition in slurm.toml; `sinfo -s` lists the partitions)\n"
     )
 
 
@@ -401,7 +323,7 @@ def test_the_settings_of_a_site_reach_sbatch_and_flags_override_them(cluster, ro
     assert cluster.option(job, "signal") == "USR1@300"
     script = job.index(str(SCRIPT))
     assert "--exclusive" in job[:script]
-    assert job[script + 2 : script + 5] == ['module load cuda\nexport WHERE="a b"', "env A=1", "python3"]
+    assert job[script + 3 : script + 6] == ['module load cuda\nexport WHERE="a b"', "env A=1", "python3"]
 
 
 @pytest.mark.parametrize(
@@ -439,7 +361,7 @@ def script(cluster, tmp_path, command, setup="", prefix="", **variables):
     log.parent.mkdir(exist_ok=True)
     environment = {**os.environ, "SLURM_JOB_ID": "5", "SLURM_JOB_NODELIST": "node1", **variables}
     with log.open("a", encoding="utf-8") as file:
-        done = subprocess.run(["bash", SCRIPT, log, setup, prefix, *command], stdout=file, stderr=file, env=environment)
+        done = subprocess.run(["bash", SCRIPT, log, "", setup, prefix, *command], stdout=file, stderr=file, env=environment)
     return done.returncode, log.read_text(encoding="utf-8")
 
 

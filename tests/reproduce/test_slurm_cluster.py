@@ -1,4 +1,4 @@
-"""On a real SLURM cluster of two nodes (both this machine): a table by jobs, preemption, a killed worker, scancel.
+"""On a real SLURM cluster of two nodes (both this machine): a table by jobs, preemption, a killed worker, scancel, refusals.
 
 `pytest -m slurm tests/reproduce/test_slurm_cluster.py`; some minutes. It needs root and Debian's slurm-wlm and munge.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -21,7 +22,9 @@ import pytest
 from rendered import assert_cells_are_scores
 from slurm_jobs import submit_runs
 
-from sfrik.launch.slurm import Layout, Site, queued_jobs
+from sfrik.errors import SfrikError
+from sfrik.launch.slurm import Layout, Site
+from sfrik.launch.slurm_queue import queued_jobs
 from sfrik.reproduce.stages import PlannedRun
 from sfrik.reproduce.status import RunStatus, run_status
 from sfrik.runs.folder import Run
@@ -30,14 +33,14 @@ from sfrik.tables.definitions import rows_of
 
 psutil = pytest.importorskip("psutil", reason="comes with ipykernel")
 CHECKOUT = Path(__file__).parents[2]
-TESTBED = CHECKOUT.parent / "shared" / "slurm-testbed"
+TESTBED = CHECKOUT / "tests" / "slurm_testbed.sh"
 LAYOUT = Layout.of(nodes=2, procs=2)
 RECIPE = "smoke/sfrik_l3_q64"
+UNTRAINED = "smoke/random_weights"
 STAGES = ("pretrain", "linear", "knn")
 
 pytestmark = [
     pytest.mark.slurm,
-    pytest.mark.skipif(not TESTBED.is_file(), reason="../shared/slurm-testbed is absent"),
     pytest.mark.skipif(
         shutil.which("sbatch") is None or shutil.which("slurmctld") is None, reason="apt-get install slurm-wlm munge"
     ),
@@ -52,7 +55,7 @@ def cluster(tmp_path_factory):
     site = folder / "slurm.toml"
     site.touch()
     try:
-        printed = subprocess.run([TESTBED, "start", folder], capture_output=True, encoding="utf-8", timeout=120)
+        printed = subprocess.run([TESTBED, "start", folder, str(os.getpid())], capture_output=True, encoding="utf-8", timeout=120)
         assert printed.returncode == 0, printed.stderr
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("SLURM_CONF", printed.stdout.strip().split("SLURM_CONF=")[1])
@@ -118,7 +121,7 @@ def halted_in_training(job: str, root: Path):
     pid = wait_for(
         lambda: lock.is_file() and pattern.fullmatch(lock.read_text(encoding="utf-8")), 120, f"the training of job {job}", 0.05
     )[1]
-    wait_for(lambda: metrics.is_file() and metrics.stat().st_size, 60, "the first step", 0.005)
+    wait_for(lambda: metrics.is_file() and metrics.stat().st_size, 180, "the first step", 0.005)
     worker = psutil.Process(int(pid))
     worker.suspend()
     wait_for(lambda: worker.status() == psutil.STATUS_STOPPED, 5, "the halt", 0.001)
@@ -127,9 +130,14 @@ def halted_in_training(job: str, root: Path):
 
 
 def requeued(job: str) -> None:
-    """Wait until the job is back in the queue, and skip SLURM's two minutes there."""
+    """Wait until the job is back in the queue."""
     wait_for(lambda: facts(job)["Restarts"] != "0" and facts(job)["JobState"] == "PENDING", 60, f"job {job} is requeued")
-    subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now+3"], check=True)
+
+
+def seconds(time: str) -> int:
+    """A time of SLURM's, such as 00:01:30, in seconds."""
+    hours, minutes, rest = map(int, time.split(":"))
+    return 60 * (60 * hours + minutes) + rest
 
 
 def status(root: Path) -> RunStatus:
@@ -151,46 +159,49 @@ def log(root: Path) -> str:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """A results folder in which the run was trained and evaluated without a break."""
+    """A results folder in which the run was trained and evaluated without a break, and one without training evaluated."""
     root = tmp_path_factory.mktemp("undisturbed")
-    jobs = submit_runs([PlannedRun(RECIPE, 0, STAGES)], LAYOUT, Site(), root)
+    jobs = submit_runs([PlannedRun(RECIPE, 0, STAGES), PlannedRun(UNTRAINED, 0, STAGES)], LAYOUT, Site(), root)
     for job in jobs:
-        assert wait_for(lambda job=job: ended(job), 240, f"job {job}") == "COMPLETED", log(root)
+        assert wait_for(lambda job=job: ended(job), 400, f"job {job}") == "COMPLETED", log(root)
     return root
 
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory, undisturbed):
-    """`make table1` twice, with one of its jobs requeued in mid-training; the results folder and what was printed."""
+    """`make table2` twice, with one of its jobs requeued in mid-training; the results folder and what was printed."""
     root = tmp_path_factory.mktemp("table")
-    command = ["make", "table1", "PROFILE=smoke", "VENV=", f"RESULTS={root}"]
+    command = ["make", "table2", "PROFILE=smoke", "VENV=", f"RESULTS={root}"]
     command += ["LAUNCH=slurm", "PARTITION=debug", "NODES=2", "GPUS=0", "PROCS=2"]
-    printed = [subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout for _ in range(2)]
+    # variables of a user who looks at running jobs only: what waits must not be submitted again
+    environment = {**os.environ, "SQUEUE_STATES": "RUNNING", "SQUEUE_FORMAT": "%i", "SBATCH_QOS": "long", "SLURM_CLUSTERS": "x"}
+    printed = [
+        subprocess.run(command, capture_output=True, encoding="utf-8", check=True, env=environment).stdout for _ in range(2)
+    ]
     (job,) = [job.id for job in queued_jobs(root) if job.what == f"{RECIPE}/seed0/pretrain"]
-    subprocess.run(["scontrol", "top", job], check=False)  # first of all, so that the others run while it waits
-    wait_for(lambda: facts(job)["JobState"] == "RUNNING", 400, "its turn")
     halted_in_training(job, root)
     subprocess.run(["scontrol", "requeue", job], check=True)  # SLURM lets halted processes go on before it asks them to stop
     requeued(job)
-    wait_for(lambda: not queued_jobs(root), 600, "table1")
+    wait_for(lambda: not queued_jobs(root), 900, "table2")
     return root, printed
 
 
-def test_table1_through_slurm_has_every_row(table):
+def test_a_table_through_slurm_has_every_row(table, undisturbed):
     folder = table[0] / "smoke"
-    assert_cells_are_scores(folder, "table1")
-    for row in rows_of("table1", "smoke"):
-        origin = json.loads((folder.parent / row.recipe / "seed0" / "provenance.json").read_text(encoding="utf-8"))
+    assert_cells_are_scores(folder, "table2")
+    runs = [(folder.parent / row.recipe, 4) for row in rows_of("table2", "smoke")] + [(undisturbed / UNTRAINED, 1)]
+    for run, processes in runs:
+        origin = json.loads((run / "seed0" / "provenance.json").read_text(encoding="utf-8"))
         assert origin["slurm_job"].isdigit()
-        assert origin["hardware"]["processes"] == (1 if row.q is None else 4)
-    assert (folder / "notebooks" / "07_table1.ipynb").is_file()
-    assert "table1: 8 runs, 8 finished here" in (folder / "tables" / "table1.slurm.log").read_text(encoding="utf-8")
+        assert origin["hardware"]["processes"] == processes
+    assert (folder / "notebooks" / "07_table2.ipynb").is_file()
+    assert "table2: 4 runs, 4 finished here" in (folder / "tables" / "table2.slurm.log").read_text(encoding="utf-8")
 
 
 def test_submitting_twice_submits_once(table):
     first, second = (re.findall(r"^ +(\d+)  (.*)", printed, re.MULTILINE) for printed in table[1])
     assert [job for job, _ in first] == [job for job, _ in second]
-    assert len(first) == len({job for job, _ in first}) == 15
+    assert len(first) == len({job for job, _ in first}) == 9
     assert all(re.search("queued already|running already", what) for _, what in second)
 
 
@@ -219,8 +230,11 @@ def test_a_worker_killed_on_a_node_fails_the_job_within_ten_seconds_and_status_s
     assert processes(job) == []
 
 
-def test_scancel_leaves_no_process_and_the_checkpoint_and_the_job_stays_cancelled(tmp_path):
-    job = pretraining(tmp_path)
+def test_a_held_job_is_named_and_scancel_leaves_no_process_and_the_checkpoint_and_the_job_stays_cancelled(tmp_path):
+    job = pretraining(tmp_path, sbatch=("--hold",))
+    wait_for(lambda: "JobHeldUser" in status(tmp_path).detail, 30, "the reason")
+    assert status(tmp_path).detail == f"pretrain: job {job} is held by its user (JobHeldUser): scontrol release {job}"
+    subprocess.run(["scontrol", "release", job], check=True)
     halted_in_training(job, tmp_path)
     subprocess.run(["scancel", job], check=True)
     assert wait_for(lambda: ended(job), 60, "the job's end") == "CANCELLED"
@@ -230,22 +244,17 @@ def test_scancel_leaves_no_process_and_the_checkpoint_and_the_job_stays_cancelle
     assert queued_jobs(tmp_path) == []
 
 
-def test_a_signalled_job_saves_requeues_itself_and_goes_on(tmp_path, undisturbed):
-    job = pretraining(tmp_path)
+def test_a_job_that_nears_its_limit_saves_requeues_itself_and_resumes_without_environment_and_names(tmp_path, undisturbed):
+    """The job has no variable of the submitting process (--export=NONE), and its nodes have names that do not resolve."""
+    unnamed = not subprocess.run(["unshare", "--uts", "true"]).returncode  # not allowed in each container
+    prefix = "unshare --uts bash -c 'hostname no-such-host && exec \"$@\"' -" if unnamed else ""
+    job = pretraining(tmp_path, time="60", signal_seconds=120, sbatch=("--export=NONE",), prefix=prefix)
     first = halted_in_training(job, tmp_path)
-    subprocess.run(["scancel", "--signal=USR1", job], check=True)
-    first.resume()
-    requeued(job)
-    found = status(tmp_path)
-    assert (found.state, found.jobs) == ("preempted", (job,))
-    assert wait_for(lambda: ended(job), 240, f"job {job}") == "COMPLETED", log(tmp_path)
-    assert "stopped by SIGUSR1" in log(tmp_path)
-    assert weights(tmp_path) == weights(undisturbed)
-
-
-def test_a_job_that_nears_its_limit_is_signalled_by_slurm_and_resumes(tmp_path, undisturbed):
-    job = pretraining(tmp_path, time="3", signal_seconds=45)  # SLURM looks every 30 s, and may be a minute early
-    first = halted_in_training(job, tmp_path)
+    assert not unnamed or "on no-such-host" in (run_folder(RECIPE, 0, tmp_path) / "lock").read_text(encoding="utf-8")
+    assert "SFRIK_SLURM" in first.environ()
+    # 90 to 150 s from now: SLURM then sends the signal as soon as it looks, every 30 s
+    limit = math.ceil((seconds(facts(job)["RunTime"]) + 90) / 60)
+    subprocess.run(["scontrol", "update", f"JobId={job}", f"TimeLimit={limit}"], check=True)
 
     def signalled() -> bool:
         """Whether SIGUSR1 waits for the halted worker; or SLURM has let it go on, to hear it."""
@@ -253,10 +262,29 @@ def test_a_job_that_nears_its_limit_is_signalled_by_slurm_and_resumes(tmp_path, 
         pending = re.findall(r"^(?:Sig|Shd)Pnd:\s*(\w+)", text, re.MULTILINE)
         return "State:\tT" not in text or any(int(mask, 16) >> (signal.SIGUSR1 - 1) & 1 for mask in pending)
 
-    wait_for(signalled, 200, "the signal before the limit")
+    wait_for(signalled, 80, "the signal before the limit")
     with suppress(psutil.NoSuchProcess):
         first.resume()
     requeued(job)
+    found = status(tmp_path)
+    assert (found.state, found.jobs) == ("preempted", (job,))
     subprocess.run(["scontrol", "update", f"JobId={job}", "TimeLimit=10"], check=True)
-    assert wait_for(lambda: ended(job), 240, f"job {job}") == "COMPLETED", log(tmp_path)
+    assert wait_for(lambda: ended(job), 400, f"job {job}") == "COMPLETED", log(tmp_path)
+    assert "stopped by SIGUSR1" in log(tmp_path)
     assert weights(tmp_path) == weights(undisturbed)
+
+
+def test_what_cannot_run_is_refused_or_fails_at_once_with_the_reason(tmp_path):
+    job = pretraining(tmp_path, setup=("module load cuda",))
+    assert wait_for(lambda: ended(job), 30, "the job's end") == "FAILED"
+    found = status(tmp_path)
+    reason = r"setup line 1 \(module load cuda\) of slurm.toml failed with status 127: module: command not found"
+    assert (found.state, bool(re.match(reason, found.detail))) == ("failed", True), found
+    with pytest.raises(SfrikError, match=r"sbatch refuses: .*Requested node configuration is not available \(set NODES=, GPUS="):
+        submit_runs([PlannedRun(RECIPE, 0, ("pretrain",))], Layout.of(gpus=4), Site(), tmp_path)
+    command = [sys.executable, "-m", "sfrik", "pretrain", "--recipe", RECIPE, "--exp-dir", tmp_path / "run"]
+    done = subprocess.run(["srun", "--nodes=2", "--ntasks=2", *command], capture_output=True, encoding="utf-8")
+    assert done.returncode == 2
+    (line,) = (line for line in done.stderr.splitlines() if not line.startswith("srun: "))
+    assert re.match(r"sfrik: error: srun started 2 tasks.*`python -m sfrik pretrain --nproc-per-node 1 ...`", line)
+    assert not (tmp_path / "run").exists()
