@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ast
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib
 import pytest
 
+from sfrik.reproduce import notebooks
+from sfrik.reproduce.parameters import PARAMETERS, typed_parameters
 from sfrik.settings import EvaluateSettings, KnnSettings, LogisticSettings, PretrainSettings, Settings, TransferSettings
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
@@ -56,6 +60,78 @@ def test_every_parameter_of_a_setting_overrides_the_recipe(name, monkeypatch):
     for cls, overrides in given.items():
         expected = set(cls.model_fields) - EXCEPTIONS.get((name, cls), set())
         assert {setting for setting, value in overrides.items() if value == f"of {setting}"} == expected
+
+
+# --- what was typed into a notebook's file
+
+
+def test_the_committed_parameters_of_every_notebook_are_known():
+    assert PARAMETERS.keys() == {path.stem for path in NOTEBOOKS.glob("*.ipynb")}
+    for name in PARAMETERS:
+        assert typed_parameters(name, first_cells(name)[0]) == {}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "restored"),
+    [
+        ("\nepochs = None", "\nepochs = 1", {"epochs": None}),
+        ("\nsfrik_weights = None", '\nsfrik_weights = "1.0"', {"sfrik_weights": None}),
+        ("\nseed = 0", "\nseed = 1", {"seed": 0}),
+        ("\nchapter = True", "\nchapter = 1", {"chapter": True}),
+        ("\nmlp = None", "\nmlp = str(64)", {"mlp": None}),
+        ("\nnproc_per_node = None", "\nnproc_per_node = 2", {"nproc_per_node": None}),
+        ("\nwd = None", "\nwd = None\nmine = 3", {}),
+        ("\nwd = None", "\nwd = None\nepochs = 7", {"epochs": None}),
+    ],
+)
+def test_a_typed_parameter_is_found_with_its_committed_value(old, new, restored):
+    cell = first_cells("02_pretraining")[0]
+    assert old in cell
+    assert typed_parameters("02_pretraining", cell.replace(old, new, 1)) == restored
+
+
+@pytest.mark.parametrize("more", ["if True:\n    epochs = 1", "epochs, wd = 1, 2", "%matplotlib inline"])
+def test_a_cell_of_parameters_with_other_statements_is_restored_as_a_whole(more):
+    cell = first_cells("02_pretraining")[0]
+    names = {node.targets[0].id for node in ast.parse(cell).body}
+    assert typed_parameters("02_pretraining", f"{cell}\n{more}").keys() == names
+
+
+def test_a_notebook_is_executed_with_the_committed_parameters_unless_others_are_given(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("papermill", reason="comes with the extra notebooks")
+    text = (NOTEBOOKS / "03_linear_probing.ipynb").read_text()
+    (tmp_path / "03_linear_probing.ipynb").write_text(
+        text.replace('"epochs = None', '"epochs = 1').replace('"size = None', '"size = 14')
+    )
+    executed = []
+
+    def run(name, source, partial, parameters, manager):
+        executed.append(parameters)
+        partial.write_text('{"cells": [], "metadata": {}}')
+
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(notebooks, "_run", run)
+    monkeypatch.setattr(notebooks, "Kernel", lambda: nullcontext(SimpleNamespace(manager=lambda: None)))
+    notebooks.execute("03_linear_probing", {"recipe": RECIPE, "size": 28}, tmp_path / "out.ipynb")
+    assert executed == [{"recipe": RECIPE, "size": 28, "epochs": None}]
+    assert "not used, since they were typed into its file: epochs\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_typed_settings_lead_to_another_folder_than_that_of_the_recipe(name, monkeypatch, capsys):
+    pytest.importorskip("pandas", reason="comes with the extra notebooks")
+    parameters, cell = first_cells(name)
+    for typed, folders in (
+        ({}, ["seed0"]),
+        ({"size": 14}, ["seed0-size_14" if name == "02_pretraining" else "seed0-evaluation-size_14"]),
+    ):
+        namespace = {}
+        exec(parameters, namespace)
+        namespace |= {"recipe": RECIPE, **typed}
+        with matplotlib.rc_context():
+            exec(cell, namespace)
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("folder: ")]
+        assert [Path(folder).name for folder in line.split()[1:]] == folders
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -193,15 +193,21 @@ def _format_runs(runs: list[tuple[RunStatus, tuple[str, ...]]], root: str | Path
             lines.append(f"{status.recipe} seed {status.seed}: broken: {status.detail}")
             entry |= {"would_run": [], "finished": [], "broken": status.detail}
             continue
+        if status.refused:
+            lines.append(f"{status.recipe} seed {status.seed}: refused: {status.refused}")
+            entry |= {"would_run": [], "finished": [], "refused": status.refused}
+            continue
         done = [stage for stage in stages if stage not in status.missing]
         parts = [f"would run {', '.join(status.missing)}"] if status.missing else []
         parts += [f"finished {', '.join(done)}" if done else "finished"] if done or not status.missing else []
         lines.append(f"{status.recipe} seed {status.seed}: {'; '.join(parts)}")
         entry |= {"would_run": list(status.missing), "finished": done}
-    count = sum(1 for status, _ in runs if status.missing and status not in broken)
-    finished = len(runs) - count - len(broken)
+    refused = sum(1 for status, _ in runs if status.refused)
+    count = sum(1 for status, _ in runs if status.missing and status not in broken) - refused
+    finished = len(runs) - count - len(broken) - refused
     summary = f"{'1 run' if len(runs) == 1 else f'{len(runs)} runs'} in {root}: {finished} finished, {count} to run"
-    return CommandOutput({"root": str(root), "runs": content}, [*lines, summary + (f", {len(broken)} broken" if broken else "")])
+    summary += (f", {len(broken)} broken" if broken else "") + (f", {refused} refused" if refused else "")
+    return CommandOutput({"root": str(root), "runs": content}, [*lines, summary])
 
 
 def add_chapters(commands) -> None:

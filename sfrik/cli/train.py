@@ -12,7 +12,7 @@ from sfrik.cli.output import CommandOutput, add_json
 from sfrik.cli.summaries import summary
 from sfrik.errors import SfrikError, WorkerError
 from sfrik.launch.allocation import check_one_task
-from sfrik.settings import SECTIONS, PretrainSettings, Settings
+from sfrik.settings import SECTIONS, PretrainSettings, Settings, recipe_of
 
 __all__ = ["COMMANDS", "add_memory", "add_training"]
 
@@ -66,8 +66,14 @@ def _command(section: str, work: Callable[[Any], dict[str, Any]]) -> Callable[[a
         if options.dry_run:
             return _plan(settings, multi_process, nproc or (by_torchrun if by_torchrun > 1 else None))
         _check_divisible(settings, nproc)
-        if not (options.recipe or hasattr(options, "exp_dir")) and os.environ.get("RANK", "0") == "0":
-            print(f"results go to {settings.exp_dir}; choose another folder with --exp-dir", flush=True)
+        if not hasattr(options, "exp_dir") and os.environ.get("RANK", "0") == "0":
+            if not options.recipe:
+                print(f"results go to {settings.exp_dir}; choose another folder with --exp-dir", flush=True)
+            elif recipe_of(settings.exp_dir) is None:
+                print(
+                    f"not the settings of recipe {options.recipe}: results go to {settings.exp_dir}, which tables do not read",
+                    flush=True,
+                )
         outcome = _on_processes(work, settings, nproc)
         return CommandOutput(outcome, summary(section, settings, options.recipe, outcome))
 

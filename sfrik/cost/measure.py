@@ -39,7 +39,7 @@ from sfrik.runs.provenance import commit, now, processor, provenance
 from sfrik.system.devices import autocast, channels_last, pick_device, pick_precision
 from sfrik.system.files import write_json
 from sfrik.system.records import VERSION
-from sfrik.tables.cost_rows import BASELINE, PLAIN, STEP_BATCH, read_costs
+from sfrik.tables.cost_rows import BASELINE, PLAIN, ROUNDS, STEP_BATCH, check_cost_folder, cost_problem, cost_settings, read_costs
 from sfrik.tables.definitions import experiment
 
 __all__ = ["complexity", "growth", "hardware", "loss_calls", "measure", "measured_here", "resident_peaks", "step_calls"]
@@ -107,25 +107,31 @@ def measure(table: str, profile: str, device: str = "auto", rounds: int = 5, pro
     return out
 
 
-def complexity(table: str, profile: str, exp_dir: str, device: str = "auto", rounds: int = 5) -> dict[str, Any]:
+def complexity(table: str, profile: str, exp_dir: str, device: str = "auto", rounds: int = ROUNDS) -> dict[str, Any]:
     """Measure a table and write it to `exp_dir` as <table>.json, unless it has already been measured on this hardware.
 
     Waits for another process that is measuring into the same folder.
+
+    Raises:
+        SfrikError: tables 5 and 6 read `exp_dir`, and this is a measurement of another profile or with other rounds.
     """
-    run = Run(exp_dir)
+    run, settings = Run(exp_dir), cost_settings(table, profile, rounds)
+    check_cost_folder(run.folder, table, profile, rounds)
     path, where = run.folder / f"{table}.json", pick_device(device)
     with run.lock(wait=True):
-        if measured_here(path, table, profile, device):
+        if measured_here(path, table, profile, device, rounds):
             return read_costs(path)
         measured = measure(table, profile, device, rounds)
         run.record(version=VERSION, **provenance(where.type, "fp32", 1), finished=now())
-        write_json(path, {"version": VERSION, **measured, "commit": commit()})
+        write_json(path, {"version": VERSION, "settings": settings, **measured, "commit": commit()})
     return measured
 
 
-def measured_here(path: Path, table: str, profile: str, device: str = "auto") -> bool:
-    """Whether the file holds all rows of the table, measured on this hardware by `complexity`."""
+def measured_here(path: Path, table: str, profile: str, device: str = "auto", rounds: int = ROUNDS) -> bool:
+    """Whether the file holds all rows of the table, measured on this hardware by `complexity` with these rounds."""
     found = read_costs(path)
+    if cost_problem(found, table, profile, rounds):
+        return False
     entries = {row.entry for row in experiment(table, profile).rows(profile)}
     return entries <= set(found) and found.get("hardware") == hardware(pick_device(device))
 

@@ -132,6 +132,8 @@ def extract_features(settings: FeatureSettings) -> Path:
         SfrikError: missing weights or images, or test images of a grid whose choice is not recorded.
     """
     inputs = Inputs.resolve(settings)
+    if type(settings) is FeatureSettings and not settings.extraction_dir:  # those of a score are checked by its name
+        inputs.check_folder(inputs.score_name("features"))
     folder = Path(settings.extraction_dir) if settings.extraction_dir else _own_folder(inputs)
     _extract_if_missing(folder, inputs)
     return folder

@@ -15,7 +15,7 @@ from sfrik.networks import Backbone, build_pixels, load_backbone
 from sfrik.runs.checkpoints import Checkpoints
 from sfrik.runs.folder import Run
 from sfrik.runs.records import Choice, Score
-from sfrik.settings import EvaluateSettings, FrozenSettings
+from sfrik.settings import EvaluateSettings, FrozenSettings, recipe_of, score_settings
 from sfrik.system.devices import channels_last, pick_device, pick_precision
 from sfrik.system.files import UnreadableError, file_hash, rename_broken
 from sfrik.system.records import read_record
@@ -113,17 +113,34 @@ class Inputs(Generic[AnySettings]):
         """Name of a protocol's score, without .json: the protocol, with _tune for the tuning split."""
         return protocol if self.split == "test" else f"{protocol}_tune"
 
+    def check_folder(self, name: str) -> None:
+        """Refuse to write a score, or features, of other settings or weights into the folder of a recipe, which tables read.
+
+        Raises:
+            SfrikError: the settings that are not the recipe's are named.
+        """
+        if (of := recipe_of(self.run.folder)) is None:
+            return
+        elsewhere = self.settings.elsewhere(self.run.folder)
+        problems = [self.settings.differences(score_settings(*of, name).what()), *(f"{n} {v}" for n, v in elsewhere.items())]
+        if reason := "; ".join(filter(None, problems)):
+            raise SfrikError(
+                f"{self.run.folder} holds what tables read of recipe {of[0]}, but these are other settings ({reason}): leave "
+                f"--exp-dir out, or choose another one with --pretrained {self.run.backbone}"
+            )
+
     def finished_score(self, name: str) -> dict[str, Any] | None:
-        """The score of that name, if it was measured with these settings on these weights; else None.
+        """The score of that name, if it was measured with these settings on these weights; else None. Called before any work.
 
         A score of weights, features or a head from outside the run is always computed again: its file does not record where they
         came from. A score that cannot be parsed is renamed, and measured again.
 
         Raises:
-            SfrikError: a folder has the name of the score.
+            SfrikError: a folder has the name of the score, or the score would take the place of one that a table prints.
             UnreadableError: the file system refuses to read the score.
         """
         s = self.settings
+        self.check_folder(name)
         if s.pretrained or getattr(s, "extraction_dir", "") or getattr(s, "ckp_path", ""):
             return None
         path = self.run.folder / f"{name}.json"

@@ -10,7 +10,7 @@ import torch
 from sfrik.errors import SfrikError
 from sfrik.ops.collectives import broadcast_from_rank_zero, rank, world_size
 from sfrik.runs.checkpoints import explain_mismatch, restore_random_state
-from sfrik.runs.folder import Run, settings_differences
+from sfrik.runs.folder import Run
 from sfrik.runs.records import TrainingCheckpoint
 from sfrik.settings import PretrainSettings
 from sfrik.system.records import parse_record
@@ -62,7 +62,7 @@ def restore(
     path = run.checkpoints.paths[0]
     parse_record(checkpoint, TrainingCheckpoint, str(path), "finish the run with the release that wrote it, or move it away")
     assert checkpoint is not None  # parse_record refuses None
-    if differences := settings_differences(checkpoint["settings"], settings.what()):
+    if differences := settings.differences(checkpoint["settings"]):
         raise SfrikError(f"{path} is of a run with other settings ({differences}): move it away, or choose another --exp-dir")
     with explain_mismatch(path):
         for name, part in parts.items():

@@ -18,6 +18,7 @@ from typing import Any
 
 from sfrik.errors import Preempted, SfrikError, nearest
 from sfrik.reproduce.kernel import Kernel
+from sfrik.reproduce.parameters import typed_parameters
 from sfrik.runs.provenance import hide_paths
 from sfrik.system.files import check_text, make_folder, read_json, write_text
 from sfrik.system.signals import KERNEL_GRACE, place_reached, stop, stop_requests
@@ -44,7 +45,8 @@ def notebook_path(name: str) -> Path:
 def execute(name: str, parameters: dict[str, Any], output: Path, kernel: Kernel | None = None) -> None:
     """Execute a notebook with parameters and write the executed copy to `output`, complete or not at all.
 
-    papermill lets a misspelt parameter pass, so the names are checked first. The copy of a notebook that did not reach its end is
+    papermill lets a misspelt parameter pass, so the names are checked first. A parameter that is not given has the value that is
+    committed, not one that was typed into the notebook's file. The copy of a notebook that did not reach its end is
     kept beside `output` with the suffix .partial.ipynb; its last cell holds the traceback. SIGINT, SIGTERM and SIGUSR1 interrupt
     the running cell, which may save first; a kernel that has not ended `KERNEL_GRACE` seconds later is killed.
 
@@ -63,6 +65,10 @@ def execute(name: str, parameters: dict[str, Any], output: Path, kernel: Kernel 
     for parameter in parameters:
         if parameter not in known:
             raise SfrikError(f"notebook {name} has no parameter {parameter}{nearest(parameter, known)}")
+    typed = {key: value for key, value in typed_parameters(name, _parameters_cell(source)).items() if key not in parameters}
+    if typed:
+        print(f"notebook {name}: not used, since they were typed into its file: {', '.join(typed)}", flush=True)
+        parameters = parameters | typed
     make_folder(output.parent)
     partial = output.with_suffix(".partial.ipynb")
     with stop_requests() as requests, nullcontext(kernel) if kernel else Kernel() as kernel:
@@ -149,6 +155,12 @@ def _run(name: str, source: Path, partial: Path, parameters: dict[str, Any], man
             f"notebook {name}: its kernel was killed before it could report an error; unless someone killed it, it "
             f"most likely ran out of memory (see {partial}); the same command resumes from the last checkpoint"
         ) from None
+
+
+def _parameters_cell(source: Path) -> str:
+    """The source of a notebook's cell of parameters."""
+    cells = [cell for cell in read_json(source)["cells"] if "parameters" in cell["metadata"].get("tags", ())]
+    return "".join(cells[0]["source"]) if cells else ""
 
 
 def _literal(path: Path) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from sfrik.errors import Preempted, SfrikError
 from sfrik.reproduce.kernel import Kernel
 from sfrik.reproduce.notebooks import execute
-from sfrik.reproduce.stages import DEFAULT_STAGES, STAGES, check_run, missing_stages
+from sfrik.reproduce.stages import DEFAULT_STAGES, STAGES, check_run, missing_stages, refusal, score_problems
 from sfrik.runs.folder import Run
 from sfrik.settings import results_root, run_folder
 from sfrik.system.signals import RUN_GRACE, stop, stop_at_end_of_stdin, stop_at_once, stop_requests
@@ -38,7 +38,7 @@ def run_recipe(
         nproc_per_node: processes of the pretraining on each node.
 
     Raises:
-        SfrikError: an unknown recipe or stage, or a notebook failed.
+        SfrikError: an unknown recipe or stage, a folder that holds another run, or a notebook failed.
         Preempted: SIGTERM or SIGUSR1 asked this process to stop, or SLURM its workers.
         KeyboardInterrupt: SIGINT asked it to stop.
     """
@@ -49,6 +49,8 @@ def run_recipe(
         stop_at_end_of_stdin(RUN_GRACE)
     with stop_at_once(), run.lock("run.lock", wait=True, optional=True):
         _wait_for_writers(run)
+        if reason := refusal(recipe, seed, root):
+            raise SfrikError(reason)
         with stop_requests() as requests, Kernel() as kernel:
             name = ""
             try:
@@ -62,6 +64,8 @@ def run_recipe(
                     if requests.number:  # between two notebooks, each of which handles signals itself
                         stop(requests.number, f"before {stage.notebook}")
                     execute(stage.notebook, parameters, run.folder / stage.copy, kernel)
+                    if problems := score_problems(recipe, seed, root, [name]):  # of a notebook whose cells were changed
+                        raise SfrikError(f"notebook {stage.notebook} measured something else: {'; '.join(problems)}")
             except (Preempted, KeyboardInterrupt):
                 if missing_stages(recipe, seed, root, stages):
                     run.update_last_status("preempted", stage=name)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sfrik.errors import SfrikError, nearest
 from sfrik.runs.folder import Run
-from sfrik.runs.records import Score
-from sfrik.settings import SECTIONS, Settings, load_recipe, run_folder
-from sfrik.system.files import path_exists
-from sfrik.system.records import read_record
+from sfrik.runs.scores import run_problem
+from sfrik.settings import Settings, load_recipe, recipe_settings, run_folder, score_settings
+from sfrik.tables.collect import read_score
 from sfrik.tables.rows import TARGETS
 
 __all__ = [
@@ -25,6 +23,8 @@ __all__ = [
     "check_run",
     "existing_scores",
     "missing_stages",
+    "refusal",
+    "score_problems",
     "stage_scores",
 ]
 
@@ -35,13 +35,13 @@ class Stage:
 
     Attributes:
         notebook: its name.
-        scores: the scores that it writes, each with the section of a recipe that holds its settings.
+        scores: the names of the scores that it writes; transfer is one for each target of the profile.
         parameters: of the notebook, beside the recipe and the folder.
         suffix: added to the name of the executed copy.
     """
 
     notebook: str
-    scores: dict[str, str] = field(default_factory=dict)
+    scores: tuple[str, ...] = ()
     parameters: dict[str, Any] = field(default_factory=dict)
     suffix: str = ""
 
@@ -60,11 +60,11 @@ class PlannedRun(NamedTuple):
 
 STAGES = {
     "pretrain": Stage("02_pretraining"),
-    "linear": Stage("03_linear_probing", {"linear": "evaluate"}),
-    "semi": Stage("04_semi_supervised", {"semi1": "semi1", "semi10": "semi10", "transfer": "transfer"}),
-    "knn": Stage("05_knn_and_logistic_regression", {"knn": "knn_eval", "logistic": "logistic_regression"}),
-    "tune": Stage("03_linear_probing", {"linear_tune": "evaluate"}, {"val_dataset": "train"}, "_tune"),
-    "inference": Stage("03_linear_probing", {"linear_inference": "evaluate"}, {"only_inference": True}, "_inference"),
+    "linear": Stage("03_linear_probing", ("linear",)),
+    "semi": Stage("04_semi_supervised", ("semi1", "semi10", "transfer")),
+    "knn": Stage("05_knn_and_logistic_regression", ("knn", "logistic")),
+    "tune": Stage("03_linear_probing", ("linear_tune",), {"val_dataset": "train"}, "_tune"),
+    "inference": Stage("03_linear_probing", ("linear_inference",), {"only_inference": True}, "_inference"),
 }
 DEFAULT_STAGES = ("pretrain", "linear", "knn")
 
@@ -82,9 +82,9 @@ def check_run(recipe: str, stages: Sequence[str]) -> None:
 
 
 def missing_stages(recipe: str, seed: int, root: str | Path | None = None, stages: Sequence[str] = DEFAULT_STAGES) -> list[str]:
-    """The stages of a run that are still to be executed, because a score or the executed copy is missing."""
+    """The stages of a run that are still to be executed, because a score of the recipe or the executed copy is missing."""
     run = _CachedRun(run_folder(recipe, seed, root))
-    if not run.finished:
+    if not run.finished or run_problem(run.folder, recipe_settings(recipe, seed)):
         return list(stages)
     return [
         name
@@ -92,6 +92,24 @@ def missing_stages(recipe: str, seed: int, root: str | Path | None = None, stage
         if not (run.folder / STAGES[name].copy).is_file()
         or not all(run.result(score, settings) is not None for score, settings in stage_scores(recipe, seed, name))
     ]
+
+
+def refusal(recipe: str, seed: int, root: str | Path | None = None) -> str:
+    """Why the recipe cannot be run in its folder, which holds another run, and what to do; empty if it can.
+
+    A folder with the record of a run, but without weights and checkpoints, is used again: published runs are such folders.
+    """
+    folder = run_folder(recipe, seed, root)
+    if not any((folder / name).is_file() for name in ("backbone.safetensors", "checkpoint.pt", "checkpoint.previous.pt")):
+        return ""
+    problem = run_problem(folder, recipe_settings(recipe, seed))
+    return f"{folder} holds another run, {problem}: move that folder away, or restore the recipe" if problem else ""
+
+
+def score_problems(recipe: str, seed: int, root: str | Path | None, stages: Sequence[str]) -> list[str]:
+    """Why scores that exist in a run's folder are not those of the recipe."""
+    names = [name for stage in stages for name, _ in stage_scores(recipe, seed, stage)]
+    return [problem for name in names if (problem := read_score(recipe, seed, name, root)[1])]
 
 
 class _CachedRun(Run):
@@ -107,26 +125,17 @@ class _CachedRun(Run):
 
 def stage_scores(recipe: str, seed: int, stage: str) -> Iterator[tuple[str, Settings]]:
     """The scores that a stage of a run writes, each with the settings that it must have been computed with."""
-    for score, section in STAGES[stage].scores.items():
-        values = {**load_recipe(recipe, section), **STAGES[stage].parameters}
-        named = {score: values}
-        if score == "transfer":
-            named = {f"transfer_{target}": {**values, "target": target} for target in TARGETS[recipe.split("/")[0]]}
-        for name, given in named.items():
-            yield name, _parsed(section, json.dumps(given)).model_copy(update={"seed": seed})
-
-
-@lru_cache(maxsize=1024)
-def _parsed(section: str, values: str) -> Settings:
-    """Parsed once for all seeds."""
-    return SECTIONS[section].parse(json.loads(values))
+    for score in STAGES[stage].scores:
+        targets = TARGETS[recipe.split("/")[0]]
+        for name in [f"transfer_{target}" for target in targets] if score == "transfer" else [score]:
+            yield name, score_settings(recipe, seed, name)
 
 
 def existing_scores(recipe: str, seed: int, root: str | Path, stages: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The scores in a run's folder, by name.
+    """The scores of the recipe in a run's folder, by name.
 
     Raises:
         SfrikError: one of them is broken; its file is named.
     """
-    paths = {name: run_folder(recipe, seed, root) / f"{name}.json" for stage in stages for name in STAGES[stage].scores}
-    return {name: read_record(path, Score) for name, path in paths.items() if path_exists(path)}
+    names = [name for stage in stages for name, _ in stage_scores(recipe, seed, stage)]
+    return {name: score for name in names if (score := read_score(recipe, seed, name, root)[0])}

@@ -19,14 +19,14 @@ from typing import Any
 from sfrik.errors import SfrikError
 from sfrik.launch.slurm_queue import QueuedJob, queued_jobs
 from sfrik.reproduce.run_log import error_summary, last_attempt
-from sfrik.reproduce.stages import STAGES, missing_stages
+from sfrik.reproduce.stages import STAGES, missing_stages, refusal, score_problems
 from sfrik.runs.folder import Run
 from sfrik.runs.records import RunSettings, Score, State
 from sfrik.settings import results_root, run_folder
 from sfrik.system.progress import duration
 from sfrik.system.records import Provenance, read_record
 from sfrik.system.terminal import paint
-from sfrik.tables.cost_rows import read_costs
+from sfrik.tables.cost_rows import cost_problem, read_costs
 from sfrik.tables.definitions import EXPERIMENTS, experiment, grids, read_choice, rows_of
 
 __all__ = ["STATES", "RunStatus", "format_status", "needed_runs", "run_status", "state_counts", "tables_status"]
@@ -56,6 +56,7 @@ class RunStatus:
         state: one of `STATES`.
         detail: one line about the state; for a broken run the file, and what is wrong with it.
         missing: the stages that are still to be executed.
+        refused: why they cannot be: the folder holds another run; empty if they can.
         jobs: the ids of its jobs in SLURM's queue.
         facts: the content of its state.json: stage, epoch, loss, seconds left.
     """
@@ -67,6 +68,7 @@ class RunStatus:
     missing: tuple[str, ...]
     jobs: tuple[str, ...]
     facts: dict[str, Any]
+    refused: str = ""
 
 
 def needed_runs(tables: Sequence[str], profile: str, seeds: int, root: str | Path) -> dict[tuple[str, int], tuple[str, ...]]:
@@ -124,8 +126,10 @@ def _run_status(recipe: str, seed: int, stages: Sequence[str], root: str | Path,
     stuck = [job for job in ours if not job.can_start]
     ours = sorted((job for job in ours if job.can_start), key=lambda job: job.reason == "Dependency")
 
+    refused = refusal(recipe, seed, root) if missing else ""
+
     def status(state: str, detail: str = "") -> RunStatus:
-        return RunStatus(recipe, seed, state, detail, missing, tuple(job.id for job in ours), facts)
+        return RunStatus(recipe, seed, state, detail, missing, tuple(job.id for job in ours), facts, refused)
 
     recorded, active = facts.get("state"), [job for job in ours if not job.waits]
     if not missing:
@@ -140,6 +144,8 @@ def _run_status(recipe: str, seed: int, stages: Sequence[str], root: str | Path,
             return status("preempted", f"{_reached(facts)}; requeued, {first}")
         stages = first.run[2] if first.run else ()
         return status("queued", f"{', '.join(stages)}: {first}")
+    if refused:
+        return status("missing", refused)
     reason = _reason(run.folder).removeprefix("sfrik: error: ")
     if SETUP.match(reason):  # the job ended before it could write the state of the run
         return status("failed", reason)
@@ -153,7 +159,7 @@ def _run_status(recipe: str, seed: int, stages: Sequence[str], root: str | Path,
         return status("failed", reason)
     if stuck:
         return status("failed", f"{stuck[0]}")
-    return status("missing", ", ".join(missing))
+    return status("missing", "; ".join([", ".join(missing), *score_problems(recipe, seed, root, missing)]))
 
 
 def tables_status(
@@ -217,6 +223,8 @@ def _cost_status(recipe: str, seed: int, root: str | Path, jobs: Iterable[Queued
         return RunStatus(recipe, seed, "queued" if ours[0].waits else "running", f"{ours[0]}", (name,), ids, {})
     _check_records(path.parent)
     found = read_costs(path)
+    if problem := cost_problem(found, name, profile):
+        return RunStatus(recipe, seed, "missing", problem, (name,), ids, {})
     if _entries(name, profile) <= found.keys():
         return RunStatus(recipe, seed, "done", found.get("hardware", ""), (), ids, {})
     return RunStatus(recipe, seed, "missing", name, (name,), ids, {})

@@ -21,7 +21,7 @@ from sfrik.launch.slurm_queue import QueuedJob, queued_jobs
 from sfrik.reproduce.notebooks import notebook_path
 from sfrik.reproduce.stages import PlannedRun, missing_stages
 from sfrik.reproduce.status import run_status
-from sfrik.reproduce.table import make_table, table_runs
+from sfrik.reproduce.table import make_table, table_runs, without_refused
 from sfrik.settings import PretrainSettings, results_root, run_folder
 from sfrik.system.locks import folder_lock
 from sfrik.system.signals import stop_at_once
@@ -95,9 +95,9 @@ class _Submission:
         self.submitted = 0
 
     def missing(self, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
-        """The runs with missing stages, and these stages."""
+        """The runs with missing stages, and these stages; without those whose folder holds another run."""
         missing = (run._replace(stages=tuple(missing_stages(run.recipe, run.seed, self.root, run.stages))) for run in runs)
-        return [run for run in missing if run.stages]
+        return without_refused([run for run in missing if run.stages], self.root)
 
     def queued(self, what: str) -> list[QueuedJob]:
         """The jobs in the queue whose names start with `what`."""

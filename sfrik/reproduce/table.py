@@ -9,27 +9,28 @@ and `render.lock` in a profile's folder lets one render; the others wait, then c
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from sfrik.errors import SfrikError
 from sfrik.reproduce.local import default_jobs, run_side_by_side
 from sfrik.reproduce.notebooks import execute, notebook_path
-from sfrik.reproduce.stages import PlannedRun, missing_stages
+from sfrik.reproduce.stages import PlannedRun, missing_stages, refusal
 from sfrik.runs.provenance import commit
-from sfrik.runs.records import Choice, Score
+from sfrik.runs.records import Choice
 from sfrik.settings import results_root, run_folder
 from sfrik.system.files import path_exists, read_text, write_json
 from sfrik.system.locks import folder_lock
 from sfrik.system.records import VERSION, read_record
 from sfrik.system.signals import stop_at_once
 from sfrik.tables.claims import write_claims
-from sfrik.tables.collect import build_table, tables_with_scores
+from sfrik.tables.collect import build_table, read_score, tables_with_scores
+from sfrik.tables.cost_rows import ROUNDS
 from sfrik.tables.definitions import experiment, grids, rows_of
-from sfrik.tables.render import as_csv
+from sfrik.tables.render import as_csv, as_markdown
 
-__all__ = ["make_table", "render_all", "render_lock", "table_runs", "write_choices"]
+__all__ = ["make_table", "render_all", "render_lock", "table_runs", "without_refused", "write_choices"]
 
 
 def make_table(
@@ -49,21 +50,24 @@ def make_table(
         data_dir: the folder of the images; the recipe's when empty.
 
     Returns:
-        The exit status: 1 if a run failed.
+        The exit status: 1 if a run failed, or its folder holds another run, which is not touched and not shown.
     """
     root = root or results_root()
     stages = experiment(name, profile).stages
     notebook_path("07_tables")  # fails before hours of work if there are no notebooks
+    complete = True
     with stop_at_once():
-        if not render_only and not _compute(name, profile, seeds, root, jobs or default_jobs(), data_dir):
-            return 1
+        if not render_only:
+            failed, complete = _compute(name, profile, seeds, root, jobs or default_jobs(), data_dir)
+            if failed:
+                return 1
         with render_lock(profile, root):
             theory = Path(root) / profile / "notebooks" / "01_kernel_theory.ipynb"
             if not render_only and "pretrain" in stages and not theory.is_file():
                 execute("01_kernel_theory", {}, theory)
             _render(name, profile, root, None if render_only else seeds)
             print(read_text(Path(root) / profile / "tables" / f"{name}.md"))
-    return 0
+    return int(not complete)
 
 
 def render_all(profile: str, root: str | Path | None = None) -> int:
@@ -72,11 +76,13 @@ def render_all(profile: str, root: str | Path | None = None) -> int:
     names = tables_with_scores(profile, root)
     if not names:
         raise SfrikError(f"nothing has been measured in {root / profile} yet: make table1 PROFILE={profile}")
-    parameters = {"tables": names, "profile": profile, "root": str(root)}
+    parameters = {"tables": names, "profile": profile, "seeds": 0, "root": str(root)}
     with stop_at_once(), render_lock(profile, root):
         execute("07_tables", parameters, root / profile / "notebooks" / "07_tables.ipynb")
         if profile == "digits":
             write_claims(profile, root)
+    left_out = dict.fromkeys(line for name in names for line in build_table(name, profile, root).left_out)
+    print("".join(f"not shown: {line}\n" for line in left_out), file=sys.stderr, end="")
     print(f"{len(names)} tables in {root / profile / 'tables'}: {', '.join(names)}")
     return 0
 
@@ -113,7 +119,7 @@ def write_choices(profile: str, root: str | Path) -> dict[str, str]:
     chosen = {}
     with render_lock(profile, root):
         for grid, recipes in grids(profile).items():
-            scores = {recipe: _tuning_score(run_folder(recipe, 0, root) / "linear_tune.json") for recipe in recipes}
+            scores = {recipe: _tuning_score(recipe, root) for recipe in recipes}
             chosen[grid] = max(scores, key=lambda recipe: scores[recipe])  # the first of equals
             path = Path(root) / profile / "tuning" / f"{grid}.json"
             name = chosen[grid].split("/")[-1]
@@ -124,28 +130,39 @@ def write_choices(profile: str, root: str | Path) -> dict[str, str]:
     return chosen
 
 
-def _tuning_score(path: Path) -> float:
-    top1 = read_record(path, Score).get("top1")
-    if top1 is None:
-        raise SfrikError(f"{path} has no top1: move it away and run again")
-    return top1
+def _tuning_score(recipe: str, root: str | Path) -> float:
+    found, problem = read_score(recipe, 0, "linear_tune", root)
+    if problem:
+        raise SfrikError(f"{recipe} seed 0: {problem}")
+    if found.get("top1") is None:
+        raise SfrikError(f"{run_folder(recipe, 0, root) / 'linear_tune.json'} has no top1: move it away and run again")
+    return found["top1"]
 
 
-def _compute(name: str, profile: str, seeds: int, root: str | Path, jobs: int, data_dir: str) -> bool:
-    """Execute the missing runs of a table, and return whether all succeeded."""
+def _compute(name: str, profile: str, seeds: int, root: str | Path, jobs: int, data_dir: str) -> tuple[bool, bool]:
+    """Execute the missing runs of a table; returns whether one failed, and whether all are there."""
     if name in ("table5", "table6"):
         for seed in range(seeds):
             _measure_costs(name, profile, seed, root)
-        return True
+        return False, True
     for title, runs in table_runs(name, profile, seeds, root):
         missing = [run for run in runs if missing_stages(run.recipe, run.seed, root, run.stages)]
         print(f"{title}: {len(runs)} runs, {len(runs) - len(missing)} finished here", flush=True)
-        failed = run_side_by_side(missing, root, jobs, data_dir)
+        allowed = without_refused(missing, root)
+        failed = run_side_by_side(allowed, root, jobs, data_dir)
         for run, reason in failed:
             print(f"failed: {run.recipe} seed {run.seed}: {reason}", file=sys.stderr)
-        if failed:
-            return False
-    return True
+        if failed or len(allowed) < len(missing):  # then table 9 has no choice yet
+            return bool(failed), False
+    return False, True
+
+
+def without_refused(runs: Sequence[PlannedRun], root: str | Path) -> list[PlannedRun]:
+    """The runs except those whose folder holds another run; these are named, with what to do."""
+    refused = {run: reason for run in runs if (reason := refusal(run.recipe, run.seed, root))}
+    for run, reason in refused.items():
+        print(f"refused: {run.recipe} seed {run.seed}: {reason}", file=sys.stderr, flush=True)
+    return [run for run in runs if run not in refused]
 
 
 def _measure_costs(name: str, profile: str, seed: int, root: str | Path) -> None:
@@ -157,14 +174,16 @@ def _measure_costs(name: str, profile: str, seed: int, root: str | Path) -> None
     with folder_lock(folder, "run.lock", wait=True, optional=True):
         if not (measured_here(path, name, profile) and executed.is_file()):
             print(f"{name}, profile {profile}: measuring, repetition {seed}", flush=True)
-            parameters = {"table": name, "profile": profile, "seed": seed, "exp_dir": str(folder)}
+            parameters = {"table": name, "profile": profile, "seed": seed, "exp_dir": str(folder), "rounds": ROUNDS}
             execute("06_complexity", parameters, executed)
 
 
 def _render(name: str, profile: str, root: str | Path, seeds: int | None) -> None:
     """Execute notebook 07, unless its output already shows the same scores."""
     folder = Path(root) / profile
-    executed, written = folder / "notebooks" / f"07_{name}.ipynb", folder / "tables" / f"{name}.csv"
-    if executed.is_file() and written.is_file() and read_text(written) == as_csv(build_table(name, profile, root, seeds)):
+    executed = folder / "notebooks" / f"07_{name}.ipynb"
+    table = build_table(name, profile, root, seeds)
+    texts = {folder / "tables" / f"{name}.csv": as_csv(table), folder / "tables" / f"{name}.md": as_markdown(table)}
+    if executed.is_file() and all(path.is_file() and read_text(path) == text for path, text in texts.items()):
         return
     execute("07_tables", {"tables": [name], "profile": profile, "seeds": seeds or 0, "root": str(root)}, executed)

@@ -15,7 +15,7 @@ from sfrik.system.files import UnreadableError, file_hash
 from sfrik.system.records import Provenance, read_record
 from sfrik.system.tensor_files import read_header
 
-__all__ = ["cached_hash", "cached_provenance", "header_error", "warn_once"]
+__all__ = ["cached_hash", "cached_header", "cached_provenance", "header_error", "warn_once"]
 
 
 def header_error(path: Path) -> str:
@@ -29,12 +29,24 @@ def header_error(path: Path) -> str:
     return _checked_header(str(path), status.st_mtime_ns, status.st_size)
 
 
+def cached_header(path: Path) -> dict[str, str]:
+    """The metadata in the header of a safetensors file that `header_error` finds valid."""
+    status = path.stat()
+    return _header(str(path), status.st_mtime_ns, status.st_size)
+
+
 def cached_provenance(path: Path) -> dict[str, Any]:
-    """The content of a provenance.json; `{}` if there is no such file."""
+    """The content of a provenance.json; `{}` if there is no such file.
+
+    Raises:
+        SfrikError: The file is broken or cannot be read.
+    """
     try:
         status = path.stat()
     except FileNotFoundError:
         return {}
+    except OSError as error:
+        raise UnreadableError(f"cannot read {path}: {error.strerror or error}") from None
     return _read_provenance(str(path), status.st_mtime_ns, status.st_size)
 
 
@@ -51,9 +63,14 @@ def warn_once(text: str) -> None:
 
 
 @cache
+def _header(path: str, modified: int, size: int) -> dict[str, str]:
+    return read_header(path)
+
+
+@cache
 def _checked_header(path: str, modified: int, size: int) -> str:
     try:
-        read_header(path)
+        _header(path, modified, size)
     except UnreadableError:
         raise
     except SfrikError as error:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,8 @@ from sfrik.errors import SfrikError
 from sfrik.runs.cached import cached_hash, cached_provenance, header_error, warn_once
 from sfrik.runs.provenance import commit, now
 from sfrik.runs.records import LogLine, RunSettings, Score, State
-from sfrik.settings import Settings
+from sfrik.runs.scores import score_problem
+from sfrik.settings import Settings, recipe_of, recipe_settings
 from sfrik.system.files import (
     UnreadableError,
     WriteError,
@@ -49,7 +50,7 @@ from sfrik.system.tensor_files import check_weights, read_header
 if TYPE_CHECKING:
     from sfrik.runs.checkpoints import Checkpoints
 
-__all__ = ["Run", "settings_differences"]
+__all__ = ["Run"]
 
 RECORDS = ("settings.json", "provenance.json", "state.json")
 FILES = (*RECORDS, "metrics.jsonl", "projector.safetensors", "backbone.safetensors")
@@ -86,15 +87,20 @@ class Run:
         again.
 
         Raises:
-            SfrikError: The folder holds a run with other settings (the message lists the differences), or its finished weights
-                have changed since they were written.
+            SfrikError: The folder holds a run with other settings, or is that of a recipe with other settings (the message lists
+                the differences), or its finished weights have changed since they were written.
         """
+        if (of := recipe_of(self.folder)) and (differences := settings.differences(recipe_settings(*of).what())):
+            raise SfrikError(
+                f"{self.folder} is the folder of recipe {of[0]}, which tables read, but these are other settings "
+                f"({differences}): leave --exp-dir out, or choose another one"
+            )
         for name in (*FILES, *(checkpoint.name for checkpoint in self.checkpoints.paths)):
             if (self.folder / name).is_dir():
                 raise SfrikError(f"{self.folder / name} is a folder, but the run writes a file of that name: move it away")
         path, ours = self.folder / "settings.json", settings.what()
         recorded = self._recorded_settings()
-        differences = settings_differences(recorded, ours) if recorded is not None else ""
+        differences = settings.differences(recorded) if recorded is not None else ""
         errors = {weights: header_error(weights) for weights in (self.backbone, self.projector) if weights.is_file()}
         if recorded is None and errors.get(self.backbone) == "" and (theirs := read_header(self.backbone).get("settings")):
             differences = "" if theirs == settings.hash() else f"hash {theirs} -> {settings.hash()}"
@@ -114,7 +120,7 @@ class Run:
         if recorded is not None and not self.backbone.is_file() and not self.checkpoints.exist:
             # A published run without weights: it is trained again, and its log is rewritten.
             (self.folder / "metrics.jsonl").unlink(missing_ok=True)
-        if recorded != ours or not path.is_file():
+        if not path.is_file() or (recorded != ours and not self.backbone.is_file()):
             write_json(path, {"version": VERSION, "hash": settings.hash(), "settings": ours})
 
     def _recorded_settings(self) -> dict[str, Any] | None:
@@ -277,6 +283,8 @@ class Run:
     def result(self, protocol: str, settings: Settings | None = None) -> dict[str, Any] | None:
         """The score of a protocol if it was measured on the weights in the folder (and with `settings`, if given); else None.
 
+        `sfrik.runs.scores` reads a score for a table, which does not need the weights.
+
         Raises:
             SfrikError: The score's file is broken.
         """
@@ -286,7 +294,7 @@ class Run:
         score = read_record(path, Score)
         if score.get("backbone_sha256") != digest:
             return None
-        return score if settings is None or score.get("settings_hash") == settings.hash() else None
+        return None if settings is not None and score_problem(self.folder, protocol, score, settings, digest) else score
 
     def save_result(
         self, protocol: str, settings: Settings, score: dict[str, Any], backbone_sha256: str | None
@@ -310,9 +318,3 @@ class Run:
         check_numbers(content, path)
         write_json(path, parse_record(content, Score, str(path), "not written; please report it"))
         return content
-
-
-def settings_differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
-    """The settings that differ, as `name theirs -> ours`, separated by semicolons; an empty string if there are none."""
-    names = [name for name in sorted(ours.keys() | theirs.keys()) if theirs.get(name) != ours.get(name)]
-    return "; ".join(f"{name} {theirs.get(name)!r} -> {ours.get(name)!r}" for name in names)

@@ -10,6 +10,7 @@ from sfrik.settings.evaluation import (
     TransferSettings,
 )
 from sfrik.settings.fields import ARCHITECTURES, parse_mlp
+from sfrik.settings.identity import recipe_of, recipe_settings, score_settings
 from sfrik.settings.pretraining import PretrainSettings
 
 __all__ = [
@@ -26,6 +27,9 @@ __all__ = [
     "load_recipe",
     "parse_mlp",
     "recipe_names",
+    "recipe_of",
+    "recipe_settings",
     "results_root",
     "run_folder",
+    "score_settings",
 ]

@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -22,14 +22,16 @@ from sfrik.errors import SfrikError, nearest
 from sfrik.settings.fields import ARCHITECTURES, Architecture, Batch, Count, Datasets, Int, Pixels
 from sfrik.system.files import read_toml
 
-__all__ = ["RECIPES", "SECTIONS", "Settings", "load_recipe", "recipe_names", "results_root", "run_folder"]
+__all__ = ["RECIPES", "SECTIONS", "Settings", "hash_of", "load_recipe", "recipe_names", "results_root", "run_folder"]
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 SECTIONS: dict[str, type[Settings]] = {}  # section of a recipe -> its class; "pretrain" is the top level
 
-# Settings for where and on what a run is computed, which do not change its result: excluded from its hash.
+# Settings for where and on what a run is computed, which do not change its result: excluded from its identity (`Settings.what`).
 PLACE = {"exp_dir", "data_dir", "extraction_dir", "workers", "device", "pretrained", "ckp_path", "label_list", "target_dir"}
 PLACE |= {"checkpoint_minutes", "loggers"}
+# Settings that are part of a score's name (linear_tune, semi1, transfer_voc07): with others it is another score of the same run.
+NAMING = {"weights", "train_percent", "val_dataset", "only_inference", "target"}
 
 
 class Settings(BaseModel):
@@ -51,7 +53,9 @@ class Settings(BaseModel):
     seed: Int = Field(
         0, ge=0, le=2**32 - 1, description="random seed of the initialisation, the order of the images and the augmentations"
     )
-    exp_dir: str = Field("", description="folder of the run; with a recipe, results/<profile>/<recipe>/seed<k> when unset")
+    exp_dir: str = Field(
+        "", description="folder of the run; results/<profile>/<recipe>/seed<k> when unset, or beside it with other settings"
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto, cpu, cuda or mps")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="precision of the network: auto, fp32, bf16 or fp16; losses are computed in fp32"
@@ -86,15 +90,24 @@ class Settings(BaseModel):
     def from_recipe(cls, recipe: str, **overrides: Any) -> Self:
         """Settings of the recipe PROFILE/NAME with overrides; an override of None keeps the recipe's value.
 
+        Without an `exp_dir` the folder is that of the recipe's run, which the tables read. Overrides that change the result lead
+        to another folder beside it, named after them; an evaluation there is still one of the recipe's weights.
+
         >>> from sfrik.settings import PretrainSettings
-        >>> PretrainSettings.from_recipe("digits/sfrik_l3_q512", epochs=3).epochs
-        3
+        >>> settings = PretrainSettings.from_recipe("digits/sfrik_l3_q512", epochs=3)
+        >>> settings.epochs, Path(settings.exp_dir).name
+        (3, 'seed0-epochs_3')
         """
         given = {name: value for name, value in overrides.items() if value is not None}
-        settings = cls.parse(load_recipe(recipe, cls.section(given)) | given, f"recipe {recipe} with overrides")
+        values = load_recipe(recipe, cls.section(given))
+        settings = cls.parse(values | given, f"recipe {recipe} with overrides")
         if settings.exp_dir:
             return settings
-        return settings.model_copy(update={"exp_dir": str(run_folder(recipe, settings.seed))})
+        folder = run_folder(recipe, settings.seed)
+        changed = settings.elsewhere(folder) | settings._changed(values | {"seed": settings.seed})
+        if not changed:
+            return settings.model_copy(update={"exp_dir": str(folder)})
+        return settings.model_copy(update=settings._beside(folder, changed))
 
     @classmethod
     def section(cls, given: Mapping[str, Any]) -> str:
@@ -112,7 +125,51 @@ class Settings(BaseModel):
 
     def hash(self) -> str:
         """Twelve hexadecimal digits that identify `what()`."""
-        return hashlib.sha256(json.dumps(self.what(), sort_keys=True).encode()).hexdigest()[:12]
+        return hash_of(self.what())
+
+    def differences(self, recorded: Mapping[str, Any]) -> str:
+        """What distinguishes recorded settings (those of `what()`) from these, as `name theirs -> ours`; empty if nothing does.
+
+        A setting that is not recorded, since it had no effect or the release did not have it, has its default.
+        """
+        theirs, ours = ({**_defaults(type(self)), **settings} for settings in (recorded, self.what()))
+        names = [name for name in sorted(theirs.keys() & ours.keys()) if theirs[name] != ours[name]]
+        names += sorted(recorded.keys() - ours.keys())  # of another release
+        return "; ".join(f"{name} {theirs[name]!r} -> {ours.get(name)!r}" for name in names if name not in PLACE)
+
+    def elsewhere(self, folder: Path) -> dict[str, Any]:
+        """The settings that take weights, a head or features from outside a run's folder, so that a score is not the run's."""
+        return {}
+
+    def _changed(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings that differ from those of a recipe, except those that only select another score of the run."""
+        naming = {name: getattr(self, name) for name in NAMING & type(self).model_fields.keys()}
+        try:
+            recipe = type(self).parse({**values, **naming}).what()
+        except SfrikError:  # the recipe's settings do not fit that score, such as lr_sweep when fine-tuning
+            recipe = type(self).parse(values).what()
+        ours = self.what()
+        return {name: getattr(self, name) for name in {*ours, *recipe} - NAMING if ours.get(name) != recipe.get(name)}
+
+    def _beside(self, folder: Path, changed: Mapping[str, Any]) -> dict[str, Any]:
+        """The folder of a run with changed settings: named after them, or by their hash where the name would be long."""
+        evaluation = "pretrained" in type(self).model_fields
+        start = f"{folder.name}-evaluation" if evaluation else folder.name
+        name = "-".join([start, *(f"{key}_{value}" for key, value in sorted(changed.items()))])
+        if len(name) > 80 or not re.fullmatch(r"[\w.-]+", name, re.ASCII):
+            name = f"{start}-{hash_of({key: str(value) for key, value in changed.items()})}"
+        weights = {"pretrained": getattr(self, "pretrained", "") or str(folder / "backbone.safetensors")} if evaluation else {}
+        return {"exp_dir": str(folder.with_name(name)), **weights}
+
+
+def hash_of(settings: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits that identify settings, as JSON can represent them."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@cache
+def _defaults(kind: type[Settings]) -> dict[str, Any]:
+    return kind.model_construct().model_dump(mode="json")
 
 
 def results_root() -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -27,6 +28,11 @@ class FrozenSettings(Settings):
 
     def without_effect(self) -> set[str]:
         return set() if self.choice and self.val_dataset == "val" else {"choice"}
+
+    def elsewhere(self, folder: Path) -> dict[str, Any]:
+        given = {name: value for name in ("pretrained", "ckp_path", "extraction_dir") if (value := getattr(self, name, ""))}
+        own = folder.resolve() / "backbone.safetensors"
+        return {name: path for name, path in given.items() if name != "pretrained" or Path(path).resolve() != own}
 
 
 class EvaluateSettings(FrozenSettings, sections=("evaluate", "semi1", "semi10")):
@@ -82,6 +88,10 @@ class FeatureSettings(FrozenSettings, sections=("extract_features",)):
     """`sfrik extract-features`."""
 
     extraction_dir: str = Field("", description="folder of the features; features/ in the run's folder when unset")
+
+    def elsewhere(self, folder: Path) -> dict[str, Any]:
+        written = {"extraction_dir"} if type(self) is FeatureSettings else set()  # `sfrik extract-features` writes it
+        return {name: path for name, path in super().elsewhere(folder).items() if name not in written}
 
 
 class KnnSettings(FeatureSettings, sections=("knn_eval",)):

@@ -1,6 +1,7 @@
 """Collect the scores of a table from the score files of its runs.
 
 A table depends on these files only; `sfrik.tables.definitions` defines its rows and columns, `sfrik.tables.render` its formats.
+A run or a score of other settings than the recipe's is left out, with the reason (`sfrik.runs.scores`).
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from typing import Any
 from sfrik.errors import SfrikError
 from sfrik.runs.folder import Run
 from sfrik.runs.records import Score
-from sfrik.settings import run_folder
+from sfrik.runs.scores import run_problem, score_problem
+from sfrik.settings import PretrainSettings, recipe_settings, run_folder, score_settings
 from sfrik.system.files import path_exists
 from sfrik.system.records import read_record
-from sfrik.tables.cost_rows import read_costs
+from sfrik.tables.cost_rows import cost_problem, read_costs
 from sfrik.tables.definitions import EXPERIMENTS, Experiment, experiment
 from sfrik.tables.rows import IMAGES, Column, Row, paper_figures
 
@@ -27,16 +29,18 @@ __all__ = [
     "build_table",
     "existing_seeds",
     "has_scores",
+    "read_score",
     "tables_with_scores",
 ]
 
 
 @dataclass
 class Measured:
-    """The scores of one row: by column and seed, in the column's unit."""
+    """The scores of one row: by column and seed, in the column's unit; and by seed, why others are left out."""
 
     row: Row
     scores: dict[str, dict[int, float]] = field(default_factory=dict)
+    left_out: dict[int, list[str]] = field(default_factory=dict)
 
     @property
     def seeds(self) -> list[int]:
@@ -83,6 +87,13 @@ class Table:
         return f"Mean ± one standard deviation over n = {n} seeds."
 
     @property
+    def left_out(self) -> list[str]:
+        """A line for each run or score that is not shown: the recipe, the seed, the reason and the remedy."""
+        of_rows = [(m.row.recipe, seed, reasons) for m in self.measured for seed, reasons in m.left_out.items()]
+        lines = [f"{recipe} seed {seed}: {reason}" for recipe, seed, reasons in of_rows for reason in reasons]
+        return list(dict.fromkeys(lines))
+
+    @property
     def source(self) -> str:
         """The source of the paper's figures."""
         return paper_figures()[self.experiment.figures]["source"] if self.experiment.figures else ""
@@ -113,28 +124,31 @@ def existing_seeds(recipe: str, root: str | Path | None = None) -> list[int]:
 
 
 def tables_with_scores(profile: str, root: str | Path | None = None) -> list[str]:
-    """The tables with at least one measured cell."""
+    """The tables with at least one measured cell, or one whose score is left out, which the table then says."""
     names = [name for name, definition in EXPERIMENTS.items() if profile in definition.profiles]
     return [name for name in names if has_scores(name, profile, root)]
 
 
 def has_scores(name: str, profile: str, root: str | Path | None = None) -> bool:
-    """Whether a table has at least one measured cell."""
-    return any(m.seeds for m in build_table(name, profile, root).measured)
+    """Whether a table has at least one measured cell, or one whose score is left out."""
+    return any(m.seeds or m.left_out for m in build_table(name, profile, root).measured)
 
 
 def _measure(row: Row, columns: list[Column], root: str | Path | None, seeds: int | None) -> Measured:
     measured = Measured(row)
     for seed in existing_seeds(row.recipe, root) if seeds is None else range(seeds):
         files: dict[str, dict[str, Any]] = {}
+        folder = run_folder(row.recipe, seed, root)
         for column in columns:
             if column.only is not None and seed not in column.only:
                 continue
             if column.score not in files:
-                files[column.score] = _score(run_folder(row.recipe, seed, root), column.score)
+                files[column.score], problem = read_score(row.recipe, seed, column.score, root)
+                reasons = measured.left_out.setdefault(seed, []) if problem else []
+                reasons += [problem] if problem and problem not in reasons else []
             keys = (row.entry, *column.key) if row.entry else column.key
             name = "metrics.jsonl" if column.score == "metrics" else f"{column.score}.json"
-            value = _number(files[column.score], keys, run_folder(row.recipe, seed, root) / name)
+            value = _number(files[column.score], keys, folder / name)
             if value is not None:
                 measured.scores.setdefault(column.name, {})[seed] = value
     return measured
@@ -157,12 +171,39 @@ def _number(score: dict[str, Any], keys: Sequence[str], path: Path) -> float | N
     return value
 
 
-def _score(folder: Path, name: str) -> dict[str, Any]:
-    """The content of a score file; for "metrics", the last epoch of the training curve."""
-    if name == "metrics":
-        epochs = Run(folder).epochs()
-        return epochs[-1] if epochs else {}
-    path = folder / f"{name}.json"
-    if name in ("table5", "table6"):
-        return read_costs(path)
-    return read_record(path, Score) if path_exists(path) else {}
+def read_score(recipe: str, seed: int, score: str, root: str | Path | None = None) -> tuple[dict[str, Any], str]:
+    """A score of a recipe's run, as a table may print it.
+
+    Args:
+        score: Name of the file without .json; "metrics" is the last epoch of the training curve.
+
+    Returns:
+        The content of the file, or an empty object; and why a score that exists is left out, with the remedy, or an empty string.
+
+    Raises:
+        SfrikError: A file is broken.
+    """
+    run = Run(run_folder(recipe, seed, root))
+    path = run.folder / f"{score}.json"
+    if score in ("table5", "table6"):
+        found = read_costs(path)
+        problem = cost_problem(found, score, recipe.split("/")[0])
+        return ({}, f"{problem}: measure again, with make {score}") if problem else (found, "")
+    found = _last_epoch(run) if score == "metrics" else read_record(path, Score) if path_exists(path) else {}
+    if not found:
+        return {}, ""
+    settings = recipe_settings(recipe, seed)
+    assert isinstance(settings, PretrainSettings)
+    if problem := run_problem(run.folder, settings):
+        return {}, f"{problem}: restore the recipe, or move the folder of the run away and run again"
+    if score == "metrics":
+        done = found["epoch"] + 1
+        problem = f"metrics.jsonl ends after {done} of {settings.epochs} epochs" if done != settings.epochs else ""
+        return ({}, f"{problem}: finish the run") if problem else (found, "")
+    problem = score_problem(run.folder, score, found, score_settings(recipe, seed, score), run.weights_sha256())
+    return ({}, f"{problem}: measure it again, with the make of this table") if problem else (found, "")
+
+
+def _last_epoch(run: Run) -> dict[str, Any]:
+    epochs = run.epochs()
+    return epochs[-1] if epochs else {}

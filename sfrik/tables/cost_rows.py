@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sfrik.errors import SfrikError
 from sfrik.runs.records import Costs
+from sfrik.settings import run_folder
 from sfrik.system.files import path_exists
 from sfrik.system.records import read_record
 from sfrik.tables.rows import Column, Row, paper_figures
 
-__all__ = ["BASELINE", "PLAIN", "STEP_BATCH", "complexity_columns", "read_costs", "table5_rows", "table6_rows"]
+__all__ = [
+    "BASELINE",
+    "PLAIN",
+    "ROUNDS",
+    "STEP_BATCH",
+    "check_cost_folder",
+    "complexity_columns",
+    "cost_folder",
+    "cost_problem",
+    "cost_settings",
+    "read_costs",
+    "table5_rows",
+    "table6_rows",
+]
 
 
 def _rows(profile: str, sizes: dict[str, tuple], with_paper: Callable[[str, int, int], dict]) -> list[Row]:
@@ -35,6 +50,7 @@ def _rows(profile: str, sizes: dict[str, tuple], with_paper: Callable[[str, int,
 
 # Images per step, in profiles where a step with the batch size of the loss takes minutes or more memory than one GPU has.
 STEP_BATCH = {"smoke": 16, "digits": 256, "paper": 256}
+ROUNDS = 5  # timings per method in the tables
 PLAIN = " plain"  # suffix of a method: the formula of its paper with autograd, as in the authors' code
 ENTRY = " q="  # part of the name of every entry
 BASELINE = "VICReg plain"  # ratios are relative to this method
@@ -74,10 +90,40 @@ def read_costs(path: Path) -> dict[str, Any]:
     """
     found = read_record(path, Costs) if path_exists(path) else {}
     for name, value in found.items():
-        expected = str if name in ("hardware", "commit") else dict if ENTRY in name else object
+        expected = str if name in ("hardware", "commit") else dict if ENTRY in name or name == "settings" else object
         if not isinstance(value, expected):
             raise SfrikError(f"{path}: {name} is {str(value)[:60]!r}, not a record of costs: move the file away and run again")
     return found
+
+
+def cost_settings(table: str, profile: str, rounds: int = ROUNDS) -> dict[str, Any]:
+    """The settings of a measurement of costs, which its file records."""
+    return {"table": table, "profile": profile, "rounds": rounds}
+
+
+def cost_problem(found: dict[str, Any], table: str, profile: str, rounds: int = ROUNDS) -> str:
+    """Why measurements are not those of a table of a profile; empty if nothing contradicts it."""
+    ours, theirs = cost_settings(table, profile, rounds), found.get("settings", {})
+    differences = [f"{name} {theirs[name]!r} -> {value!r}" for name, value in ours.items() if theirs.get(name, value) != value]
+    return f"{table}.json was measured with other settings ({'; '.join(differences)})" if differences else ""
+
+
+def cost_folder(profile: str, seed: int, rounds: int = ROUNDS) -> Path:
+    """The folder of a measurement: the one that tables 5 and 6 read, or one beside it for another number of rounds."""
+    folder = run_folder(f"{profile}/complexity", seed)
+    return folder if rounds == ROUNDS else folder.with_name(f"{folder.name}-rounds_{rounds}")
+
+
+def check_cost_folder(folder: Path, table: str, profile: str, rounds: int) -> None:
+    """Refuse to measure another profile, or with other rounds, into a folder <profile>/complexity/seed<k>, which tables read.
+
+    Raises:
+        SfrikError: the settings that differ are named.
+    """
+    of, kind, seed = ("", "", "", *folder.absolute().parts)[-3:]
+    read = of in TABLE6 and kind == "complexity" and re.fullmatch("seed[0-9]+", seed)
+    if read and (problem := cost_problem({"settings": cost_settings(table, profile, rounds)}, table, of)):
+        raise SfrikError(f"{folder} is read by tables 5 and 6, but {problem}: choose another exp_dir")
 
 
 def table5_rows(profile: str) -> list[Row]:

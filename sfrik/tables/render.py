@@ -17,7 +17,7 @@ from sfrik.system.files import write_text
 from sfrik.tables.collect import Measured, Table, build_table
 from sfrik.tables.rows import Column, Row
 
-__all__ = ["MISSING", "as_csv", "as_latex", "as_markdown", "markdown_table", "write_table"]
+__all__ = ["MISSING", "as_csv", "as_latex", "as_markdown", "left_out_lines", "markdown_table", "write_table"]
 
 MISSING = "–"
 
@@ -68,7 +68,15 @@ def as_markdown(table: Table, base: str = "..") -> str:
         cells = [*_identity(m.row, table.labels)]
         cells += [number if number == MISSING else f"[{number}]({base}/{folder}/README.md)" for number in numbers]
         rows.append([*cells, links or MISSING, *_paper(m.row, table)])
-    return "\n".join([f"**{table.title}**", "", *markdown_table(header, rows), "", _note(table), ""])
+    return "\n".join(
+        [f"**{table.title}**", "", *markdown_table(header, rows), "", _note(table), "", *left_out_lines(table.left_out)]
+    )
+
+
+def left_out_lines(left_out: Sequence[str]) -> list[str]:
+    """The lines of Markdown that name the runs and scores that are not shown; none if all are."""
+    lines = [f"- {line.replace('|', '‖')}" for line in left_out]
+    return ["Not shown:", "", *lines, ""] if lines else []
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -83,6 +91,7 @@ def as_latex(table: Table) -> str:
     header = [escape(text) for text in ["method", "$q$", *table.labels, *headings, "$n$", *paper]]
     lines = [
         f"% {_note(table)}",
+        *(f"% Not shown: {line}" for line in table.left_out),
         r"\begin{tabular}{l" + "r" * (len(header) - 1) + "}",
         r"\hline",
         " & ".join(header) + r" \\",

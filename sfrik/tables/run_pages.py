@@ -12,14 +12,14 @@ from sfrik.system.files import path_exists, write_text
 from sfrik.system.records import Provenance, read_record
 from sfrik.tables.collect import build_table, existing_seeds
 from sfrik.tables.definitions import EXPERIMENTS
-from sfrik.tables.render import MISSING, markdown_table
+from sfrik.tables.render import MISSING, left_out_lines, markdown_table
 from sfrik.tables.rows import Column, Row
 
 __all__ = ["write_run_pages"]
 
 
 def write_run_pages(profile: str, root: str | Path | None = None) -> list[Path]:
-    """Write the page of every recipe of the profile that has a score.
+    """Write the page of every recipe of the profile that has a score, or one that is left out.
 
     Args:
         profile: the profile whose recipes are considered.
@@ -33,13 +33,15 @@ def write_run_pages(profile: str, root: str | Path | None = None) -> list[Path]:
     for name, experiment in EXPERIMENTS.items():
         if profile not in experiment.profiles:
             continue
-        for measured in build_table(name, profile, root).measured:
+        table = build_table(name, profile, root)
+        for measured in table.measured:
             page = pages.setdefault(measured.row.recipe, RunPage(measured.row))
             for column in experiment.columns(profile) if measured.seeds else []:
                 if measured.row.entry is None and column.name in measured.scores:
                     page.scores[column.name] = (column, measured.scores[column.name])
-            if measured.seeds:
+            if measured.seeds or measured.left_out:
                 page.tables[name] = None
+            page.left_out |= dict.fromkeys(line for line in table.left_out if line.startswith(f"{measured.row.recipe} seed "))
     written = []
     for recipe, page in pages.items():
         folder = root / recipe
@@ -56,6 +58,7 @@ class RunPage:
         self.row = row
         self.scores: dict[str, tuple[Column, dict[int, float]]] = {}
         self.tables: dict[str, None] = {}  # an ordered set
+        self.left_out: dict[str, None] = {}
 
     def as_markdown(self, folder: Path) -> str:
         about = " · ".join([self.row.method, *([f"q = {self.row.q}"] if self.row.q else []), *self.row.labels.values()])
@@ -73,7 +76,7 @@ class RunPage:
             cells = [f"[{seed}]({run.name})", *(_number(*self.scores[column.name], run.name, seed) for column in columns)]
             rows.append([*cells, origin.get("commit", MISSING)[:12], origin.get("started", MISSING), _files(run)])
         note = "A number links to its score file, which names the weights, the settings and the commit."
-        return "\n".join([*lines, *markdown_table(header, rows), "", note, ""])
+        return "\n".join([*lines, *markdown_table(header, rows), "", note, "", *left_out_lines(list(self.left_out))])
 
 
 def _number(column: Column, by_seed: dict[int, float], run: str, seed: int) -> str:

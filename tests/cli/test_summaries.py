@@ -16,7 +16,8 @@ from sfrik.reproduce import table as table_module
 from sfrik.settings import run_folder
 from sfrik.system.files import write_json
 
-QUICK = ["--device", "cpu", "--precision", "fp32", "--workers", "0"]
+PLACE = ["--device", "cpu", "--workers", "0"]
+QUICK = [*PLACE, "--precision", "fp32"]
 RECIPE = "smoke/sfrik_l2_q64"
 
 
@@ -165,7 +166,7 @@ def test_a_mistake_with_json_leaves_stdout_empty(here, capsys):
 
 
 def test_a_dry_run_of_a_table_prints_what_is_finished_and_writes_nothing(here, capsys):
-    called(capsys, "pretrain", "--recipe", "smoke/random_weights", "--exp-dir", "out/smoke/random_weights/seed0", *QUICK)
+    called(capsys, "pretrain", "--recipe", "smoke/random_weights", "--exp-dir", "out/smoke/random_weights/seed0", *PLACE)
     (here / "out/smoke/random_weights/seed0/02_pretraining.ipynb").write_text("{}", encoding="utf-8")
     before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
     lines = called(capsys, "table", "table1", "--profile", "smoke", "--exp-dir", "out", "--dry-run").out.splitlines()

@@ -19,7 +19,7 @@ from sfrik.reproduce.run_log import error_summary
 from sfrik.reproduce.status import run_status, tables_status
 from sfrik.reproduce.table import write_choices
 from sfrik.runs.folder import Run
-from sfrik.settings import Settings, load_recipe, run_folder
+from sfrik.settings import Settings, identity, load_recipe, run_folder
 from sfrik.system import files
 from sfrik.system.files import write_json
 from sfrik.tables.claims import write_claims
@@ -184,7 +184,7 @@ def test_the_listing_hashes_no_weights_reads_few_files_and_checks_a_recipe_once(
     monkeypatch.setattr(files, "read_bytes", lambda path: read.append(path) or read_bytes(path))
     monkeypatch.setattr(Settings, "parse", classmethod(lambda kind, *given: parsed.append(kind) or parse(kind, *given)))
     monkeypatch.setattr("sfrik.runs.cached.file_hash", lambda path: pytest.fail(f"{path} is hashed"))
-    stages._parsed.cache_clear()
+    identity._parsed.cache_clear()
     load_recipe.cache_clear() if hasattr(load_recipe, "cache_clear") else None
     found, _ = tables_status(["table1"], "smoke", len(seeds), tmp_path)
     assert {status.state for status in found} == {"done"}
@@ -275,7 +275,7 @@ def test_costs_and_epochs_that_are_not_numbers_are_refused_by_the_table(root):
     write_json(path, {entry: {"loss_ms": "fast"}, "hardware": "cpu"})
     with pytest.raises(SfrikError, match=f"table6.json: {entry}.loss_ms is 'fast'"):
         build_table("table6", "smoke", root)
-    Run(run_folder(RECIPE, 0, root)).log({"epoch": 0, "effective_rank": 3.0, "alignment": {}})
+    Run(run_folder(RECIPE, 0, root)).log({"epoch": 1, "effective_rank": 3.0, "alignment": {}})
     with pytest.raises(SfrikError, match=r"metrics\.jsonl: alignment is"):
         build_table("table2", "smoke", root)
 

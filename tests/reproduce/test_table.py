@@ -67,12 +67,12 @@ def test_every_recipe_of_a_grid_refuses_its_test_images_before_the_choice():
 def test_the_test_images_are_scored_after_the_choice_and_only_by_the_chosen_recipe(tmp_path):
     for recipe in ("smoke/tune_sfrik_128", "smoke/tune_sfrik_256"):
         folder = str(run_folder(recipe, 0, tmp_path))
-        small = {"epochs": 1, "device": "cpu", "precision": "fp32", "exp_dir": folder}
+        small = {"device": "cpu", "exp_dir": folder}
         pretrain(PretrainSettings.from_recipe(recipe, **small), progress=False)
         evaluate(EvaluateSettings.from_recipe(recipe, val_dataset="train", **small), progress=False)
 
     def on_test(recipe):
-        given = {"exp_dir": str(run_folder(recipe, 0, tmp_path)), "device": "cpu", "precision": "fp32"}
+        given = {"exp_dir": str(run_folder(recipe, 0, tmp_path)), "device": "cpu"}
         return evaluate(EvaluateSettings.from_recipe(recipe, only_inference=True, **given), progress=False)
 
     with pytest.raises(SfrikError, match="the choice of grid sfrik is not recorded yet"):

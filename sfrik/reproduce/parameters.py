@@ -1,0 +1,68 @@
+"""The parameters of the notebooks as they are committed, so that what was typed into a notebook does not change a table."""
+
+from __future__ import annotations
+
+import ast
+import re
+from typing import Any
+
+from sfrik.settings import SECTIONS
+
+__all__ = ["PARAMETERS", "typed_parameters"]
+
+RUN = {"recipe": "digits/sfrik_l3_q512", "seed": 0, "exp_dir": "", "chapter": True}
+RUN_OPTIONS = ("nproc_per_node", "targets")  # None, though they are not settings
+# The committed value of every parameter that is not None, by notebook; a setting is None, which keeps the recipe's value.
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "01_kernel_theory": {
+        **{"dim": 64, "degrees": 8, "weights": "1.0-40.0-40.0", "scale": 2.5, "heat_time": 0.05, "sphere_heat_time": 0.1},
+        **{"points": 200, "repeats": 20, "steps": 400, "rate": 0.2, "pictures": 40, "seed": 0, "figures": ""},
+    },
+    "02_pretraining": {
+        **RUN,
+        **{"beside": "digits/sfrik_l1_q512", "collapse_recipe": "digits/sfrik_l3_q512", "collapse_epochs": 10},
+        **{"collapse_subset": 103, "ddp_epochs": 2},
+    },
+    "03_linear_probing": RUN,
+    "04_semi_supervised": RUN,
+    "05_knn_and_logistic_regression": RUN,
+    "06_complexity": {"table": "table6", "profile": "digits", "seed": 0, "exp_dir": "", "device": "auto", "rounds": 5},
+    "07_tables": {"tables": [], "profile": "digits", "seeds": 0, "root": ""},
+}
+
+
+def typed_parameters(notebook: str, source: str) -> dict[str, Any]:
+    """The committed values of the parameters that have, or may have, another value in a notebook's file.
+
+    Args:
+        notebook: Its name.
+        source: Its cell of parameters.
+    """
+    if notebook not in PARAMETERS:
+        return {}
+    found, simple = _assigned(source)
+    others = {*RUN_OPTIONS, *(name for kind in SECTIONS.values() for name in kind.model_fields)}
+    committed = {name: PARAMETERS[notebook].get(name) for name in found if name in PARAMETERS[notebook] or name in others}
+    return {name: value for name, value in committed.items() if not simple or found[name] != (type(value), value)}
+
+
+def _assigned(source: str) -> tuple[dict[str, tuple[type, Any]], bool]:
+    """The type (since True equals 1) and the value of each name that is assigned a literal, and whether the cell does only that.
+
+    The value of an expression is an object that equals nothing else.
+    """
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:  # such as a magic command of IPython
+        return {name: (object, object()) for name in re.findall(r"^(\w+) *=", source, re.MULTILINE)}, False
+    found, simple = {}, True
+    for node in body:
+        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+            try:
+                value = ast.literal_eval(node.value)
+            except ValueError:
+                value = object()
+            found[node.targets[0].id] = type(value), value
+        else:
+            simple = False
+    return found, simple
