@@ -128,7 +128,7 @@ def test_a_run_with_other_settings_is_missing_everywhere_and_the_reason_is_given
         assert str(root) not in as_markdown(table)
     assert tables_with_scores("smoke", root)[:2] == ["table1", "table2"], "to be rendered again, without it"
     write_run_pages("smoke", root)
-    page = (root / RECIPE / "README.md").read_text()
+    page = (root / RECIPE / "README.md").read_text(encoding="utf-8")
     assert "61.2" not in page
     assert reason in page
     assert missing_stages(RECIPE, 0, root, STAGES) == list(STAGES)
@@ -230,8 +230,8 @@ def test_a_score_of_a_head_goes_with_the_score_that_the_head_was_saved_with(root
 
 def test_the_metrics_of_an_unfinished_training_are_not_shown(root):
     run = Run(run_folder(RECIPE, 0, root))
-    lines = (run.folder / "metrics.jsonl").read_text().splitlines()
-    (run.folder / "metrics.jsonl").write_text(lines[0] + "\n")
+    lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    (run.folder / "metrics.jsonl").write_text(lines[0] + "\n", encoding="utf-8")
     table = build_table("table2", "smoke", root)
     assert table.measured[0].mean("effective_rank") is None
     assert "metrics.jsonl ends after 1 of 2 epochs" in table.left_out[0]
@@ -357,7 +357,7 @@ def test_costs_with_other_rounds_or_of_another_profile_are_not_shown(tmp_path):
         ({"table": "table5", "profile": "smoke", "rounds": 1}, False),
         ({"table": "table5", "profile": "digits", "rounds": 5}, False),
     ):
-        (folder / "table5.json").write_text(json.dumps({**entries, "settings": settings, "hardware": "cpu"}))
+        (folder / "table5.json").write_text(json.dumps({**entries, "settings": settings, "hardware": "cpu"}), encoding="utf-8")
         table = build_table("table5", "smoke", tmp_path)
         assert all((m.seeds == [0]) == shown for m in table.measured)
         assert len(table.left_out) == (0 if shown else 1)
