@@ -39,25 +39,50 @@ VENV ?= .venv
 COVERAGE =
 LAB =
 
-ifeq ($(strip $(VENV)),)
+# $(call quoted,NAME): the text of a variable as one word for the shell, whatever characters it has; ~/ is the home folder.
+literal = $(subst |<,,$(subst |<~/,$(HOME)/,|<$(value $(1))))
+quoted = '$(subst ','\'',$(call literal,$(1)))'
+
+# A variable that is misspelt would have no effect. Those of the environment are not looked at, nor are names that programs read.
+VARIABLES := PROFILE SEEDS JOBS DATA RESULTS LAUNCH PARTITION NODES GPUS PROCS TIME PYTHON VENV COVERAGE LAB
+OTHERS := -* .% MAKE% SHELL HOME PATH LANG LC_% TMPDIR TERM COLUMNS NO_COLOR FORCE_COLOR DISPLAY HTTP% HTTPS% NO_PROXY http% no_proxy \
+  SFRIK_% PYTHON% PYTEST_% PIP_% VIRTUAL_ENV OMP_% MKL_% OPENBLAS_% CUDA_% NVIDIA_% NCCL_% GLOO_% TORCH% PYTORCH_% WANDB_% HF_% \
+  XDG_% JUPYTER_% SLURM_% SBATCH_% SQUEUE_% MPLBACKEND MPLCONFIGDIR CHROME% LD_LIBRARY_PATH
+given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+PROFILES := $(patsubst sfrik/recipes/%/profile.toml,%,$(wildcard sfrik/recipes/*/profile.toml))
+NEAREST = import difflib, sys; print(*(f" (did you mean {name}?)" for name in difflib.get_close_matches(*sys.argv[1:2], sys.argv[2:], 1, 0.75)), end="")
+unknown := $(firstword $(filter-out $(VARIABLES) $(OTHERS),$(given)))
+ifneq ($(unknown),)
+  near := $(shell $(call quoted,PYTHON) -c '$(NEAREST)' $$(echo '$(unknown)' | tr a-z A-Z) $(VARIABLES))
+  $(error make has no variable $(unknown)$(near): the first lines of the Makefile list them; for a program, write $(unknown)=... before make)
+endif
+ifneq ($(and $(PROFILES),$(filter PROFILE,$(given)),$(filter-out $(PROFILES),$(value PROFILE))),)
+  near := $(shell $(call quoted,PYTHON) -c '$(NEAREST)' $(call quoted,PROFILE) $(PROFILES))
+  $(error unknown PROFILE $(value PROFILE)$(near): choose one of $(sort $(PROFILES)))
+endif
+
+ifeq ($(strip $(value VENV)),)
 BIN :=
 READY :=
 else
-BIN := $(VENV)/bin/
-READY := $(VENV)/ready
+BIN := $(call quoted,VENV)/bin/
+space := $(subst ,, )
+READY := $(subst $(space),\ ,$(call literal,VENV))/ready
 
 # Updated when the project's requirements change; pip then installs only the missing packages.
 $(READY): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' || \
-	  { echo "sfrik needs Python 3.11 to 3.14, $(PYTHON) is $$($(PYTHON) -V): make setup PYTHON=python3.13" >&2; exit 1; }
-	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)/bin/python -m pip install --quiet --editable '.[notebooks,dev,docs]'
-	touch $@
+	@$(call quoted,PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' || \
+	  { echo "sfrik needs Python 3.11 to 3.14, "$(call quoted,PYTHON)" is $$($(call quoted,PYTHON) -V): make setup PYTHON=python3.13" >&2; \
+	    exit 1; }
+	test -x $(BIN)python || $(call quoted,PYTHON) -m venv $(call quoted,VENV)
+	$(BIN)python -m pip install --quiet --upgrade pip
+	$(BIN)python -m pip install --quiet --editable '.[notebooks,dev,docs]'
+	touch $(call quoted,VENV)/ready
 endif
 
+PLACE = --profile=$(call quoted,PROFILE) --exp-dir=$(call quoted,RESULTS)
 # The flags of the variables that are not empty.
-CLUSTER = $(foreach flag,PARTITION NODES GPUS PROCS TIME,$(if $($(flag)),--$(shell echo $(flag) | tr A-Z a-z) '$($(flag))'))
+CLUSTER = $(foreach flag,PARTITION NODES GPUS PROCS TIME,$(if $(value $(flag)),--$(shell echo $(flag) | tr A-Z a-z) $(call quoted,$(flag))))
 
 help:  ## print this list
 	@echo "usage: make TARGET [PROFILE=digits|smoke|cifar10|paper] [SEEDS=1] [JOBS=0] [VENV=.venv]"
@@ -76,17 +101,17 @@ table7: $(READY)  ## two views, OBoW and SwAV multi-crop
 table8: $(READY)  ## random crops, few labels (in the paper: STL10)
 table9: $(READY)  ## tuning: each method's grid on the validation split, then one test score of the chosen setting
 table1 $(TABLES):
-	$(BIN)python -m sfrik table $@ --profile $(PROFILE) --seeds $(SEEDS) --jobs $(JOBS) --exp-dir $(RESULTS) --data-dir '$(DATA)' \
-	  --launch $(LAUNCH) $(CLUSTER)
+	$(BIN)python -m sfrik table $@ $(PLACE) --seeds $(call quoted,SEEDS) --jobs $(call quoted,JOBS) --data-dir=$(call quoted,DATA) \
+	  --launch $(call quoted,LAUNCH) $(CLUSTER)
 
 tables: $(READY)  ## render every table from the existing scores, without training
-	$(BIN)python -m sfrik table all --profile $(PROFILE) --exp-dir $(RESULTS)
+	$(BIN)python -m sfrik table all $(PLACE)
 
 notebooks: $(READY)  ## execute all notebooks, 01 to 07, into results/PROFILE/notebooks
-	$(BIN)python -m sfrik chapters --profile $(PROFILE) --exp-dir $(RESULTS)
+	$(BIN)python -m sfrik chapters $(PLACE)
 
 status: $(READY)  ## state of every run: done, running, queued, preempted, failed, broken or missing
-	$(BIN)python -m sfrik status --profile $(PROFILE) --seeds $(SEEDS) --exp-dir $(RESULTS)
+	$(BIN)python -m sfrik status $(PLACE) --seeds $(call quoted,SEEDS)
 
 test: $(READY)  ## the whole check: ruff, types, all tests (COVERAGE=1: with coverage)
 	$(BIN)python -m ruff check . && $(BIN)python -m ruff format --check .
@@ -99,7 +124,7 @@ types: $(READY)  ## type-check sfrik/
 	$(BIN)python -m pyrefly check --python-interpreter-path "$$($(BIN)python -c 'import sys; print(sys.executable)')"
 
 matrix:  ## the tests with the oldest and the newest versions in pyproject.toml's ranges (PYTHON=python3.11; environments in .matrix)
-	PYTHON=$(PYTHON) tests/matrix.sh oldest && PYTHON=$(PYTHON) tests/matrix.sh newest
+	export PYTHON=$(call quoted,PYTHON) && tests/matrix.sh oldest && tests/matrix.sh newest
 
 test-slurm: $(READY)  ## the SLURM tests, on a two-node cluster on this machine (Debian: slurm-wlm, munge; needs root)
 	$(BIN)python -m pytest -m slurm
@@ -114,13 +139,13 @@ docs: $(READY)  ## build the documentation as a static site, site/index.html (ne
 	@rm -r site/.doctrees jupyter_execute  # left behind by myst-nb
 
 bench: $(READY)  ## repeat every measurement of docs/speed.md (DATA=, a folder of photos); about twenty minutes
-	$(BIN)python benchmarks/bench.py $(if $(DATA),--data '$(DATA)')
+	$(BIN)python benchmarks/bench.py $(if $(value DATA),--data=$(call quoted,DATA))
 
 clean:  ## delete caches, builds, coverage data and unfinished notebooks, but no results
-	@$(PYTHON) tools/clean.py
+	@$(call quoted,PYTHON) tools/clean.py
 
 clean-results:  ## delete the results of PROFILE, after confirmation in a terminal
-	@$(PYTHON) tools/clean.py --results '$(RESULTS)/$(PROFILE)'
+	@$(call quoted,PYTHON) tools/clean.py --results=$(call quoted,RESULTS)/$(call quoted,PROFILE)
 
 # The root is the checkout, so that the notebooks' links to results/ work. Only this environment's kernel is offered, since the
 # notebooks use it. .jupyter/overrides.json disables the question about news, which need a network. Language servers are disabled:

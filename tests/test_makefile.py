@@ -1,0 +1,93 @@
+"""Variables of make: quoted for the shell, and refused when they are misspelt."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "Makefile").read_text(encoding="utf-8")
+TARGETS = re.findall(r"^\.PHONY: (.*)$", TEXT, re.MULTILINE)[0].replace("$(TABLES)", "table2 table5 table9").split()
+ODD = 'it\'s my $x $(y) "results" `id` %h;(z)&'  # as a folder may be called
+
+
+def make(*arguments, **environment):
+    command = ["make", "--no-print-directory", "-n", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", env={**os.environ, **environment})
+
+
+def words(*arguments, **environment):
+    """The words of the shell commands that a target would run."""
+    done = make(*arguments, **environment)
+    assert done.returncode == 0, done.stderr
+    return shlex.split(done.stdout.replace("\\\n", ""))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_can_be_printed_and_quotes_its_variables(target):
+    names = ("RESULTS", "DATA", "SEEDS", "JOBS", "LAUNCH", "PARTITION", "TIME", "PYTHON")
+    given = words(target, "VENV=", *(f"{name}={ODD}" for name in names))
+    takes = set(re.findall(r"--(exp-dir|data-dir|data|seeds|partition)\b", " ".join(given)))
+    for flag in takes:
+        assert f"--{flag}={ODD}" in given or given[given.index(f"--{flag}") + 1] == ODD, flag
+    assert bool(takes) == (target.startswith("table") or target in ("notebooks", "status", "bench"))
+    assert (ODD in given or f"PYTHON={ODD}" in given) or target not in ("matrix", "clean", "clean-results")
+    assert f"--results={ODD}/digits" in given or target != "clean-results"
+
+
+def test_the_environment_and_its_python_may_have_any_name(tmp_path):
+    place = 'it\'s my $x "environment"'
+    given = words("setup", f"VENV={tmp_path}/{place}", "PYTHON=/opt/my python")
+    assert given[0] == "/opt/my python"
+    assert f"{tmp_path}/{place}/bin/python" in given
+    assert given[-2:] == ["touch", f"{tmp_path}/{place}/ready"]
+    (tmp_path / "my $venv").mkdir()
+    (tmp_path / "my $venv" / "ready").touch()  # up to date: it is not made again
+    assert words("types", f"VENV={tmp_path}/my $venv")[0] == f"{tmp_path}/my $venv/bin/python"
+
+
+def test_a_tilde_is_the_home_folder():
+    assert f"--exp-dir={os.environ['HOME']}/my results" in words("status", "VENV=", "RESULTS=~/my results")
+
+
+MISSPELT = {"SEED": "SEEDS", "JOB": "JOBS", "GPU": "GPUS", "NODE": "NODES", "PROFIL": "PROFILE", "results": "RESULTS"}
+
+
+@pytest.mark.parametrize("name", [*MISSPELT, "EPOCHS", "BATCH_SIZE", "DATADIR2"])
+@pytest.mark.parametrize("target", ["table1", "help"])
+def test_a_variable_that_make_does_not_have_is_refused_with_the_nearest_one(target, name):
+    done = make(target, f"{name}=3")
+    assert done.returncode == 2
+    near = f" (did you mean {MISSPELT[name]}?)" if name in MISSPELT else ""
+    assert f"make has no variable {name}{near}: the first lines of the Makefile list them" in done.stderr
+    assert make(target, "VENV=", **{name: "3"}).returncode == 0, "the environment is not refused"
+
+
+def test_a_variable_of_another_program_may_be_given_to_make():
+    assert words("table1", "VENV=", "CUDA_VISIBLE_DEVICES=1", "OMP_NUM_THREADS=2", "SFRIK_GRACE=3", "SHELL=/bin/bash")
+
+
+@pytest.mark.parametrize("target", ["table1", "status", "clean-results", "setup"])
+def test_a_misspelt_profile_is_refused_with_the_nearest_one(target):
+    done = make(target, "PROFILE=smok")
+    assert done.returncode == 2
+    assert "unknown PROFILE smok (did you mean smoke?): choose one of cifar10 digits paper smoke" in done.stderr
+
+
+def test_the_profile_of_the_environment_is_not_looked_at():
+    assert make("types", "VENV=", PROFILE="smok").returncode == 0
+    assert "--profile=smok" in words("status", "VENV=", PROFILE="smok"), "the command refuses it"
+
+
+def test_scripts_have_unix_line_ends_in_every_checkout():
+    names = ["sfrik/launch/job.sh", "Makefile", ".ci/run", "sfrik/cli/main.py", "notebooks/07_tables.ipynb", "pyproject.toml"]
+    command = ["git", "--no-optional-locks", "check-attr", "eol", "--", *names]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
+    if done.returncode:
+        pytest.skip("not in a git checkout")
+    assert done.stdout.splitlines() == [f"{name}: eol: lf" for name in names]
