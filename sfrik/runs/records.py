@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -34,8 +34,9 @@ class RunSettings(Record):
 
 
 class State(Record):
-    """state.json: what an unfinished run is doing, or why it stopped."""
+    """state.json: what an unfinished run is doing, or why it stopped; the loss of a run that diverged is not finite."""
 
+    finite: ClassVar[bool] = False
     state: Literal["running", "preempted", "failed"]
     stage: str = ""
     epoch: int | None = None

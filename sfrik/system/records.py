@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -23,6 +23,7 @@ class Record(BaseModel):
     """Base of the models: a version, and any further keys."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
+    finite: ClassVar[bool] = True  # whether NaN and infinite numbers are refused
 
     version: Literal[1] = 1
 
@@ -93,5 +94,6 @@ def read_record(path: str | Path, kind: type[Record]) -> dict[str, Any]:
         SfrikError: As in `sfrik.system.files.read_json` and `parse_record`, or a number is NaN or infinite.
     """
     content = parse_record(read_json(path), kind, str(path))
-    check_numbers(content, path)
+    if kind.finite:
+        check_numbers(content, path)
     return content
