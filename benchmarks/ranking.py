@@ -78,7 +78,7 @@ def scored_runs(root: Path = ROOT) -> list[Scored]:
     for folder in sorted(root.glob("*/seed*")):
         recipe = folder.parent.name
         lines = Run(folder).epochs()
-        if not lines or recipe.startswith("tune_"):
+        if not lines or recipe.startswith("tune_") or "-" in folder.name:  # seed0-...: other settings
             continue
         scores = {name: read_json(folder / f"{name}.json") for name in PROBES if (folder / f"{name}.json").is_file()}
         values = {name: score["top1_at"]["20"] if name == "knn" else score["top1"] for name, score in scores.items()}

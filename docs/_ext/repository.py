@@ -43,7 +43,8 @@ PICTURES = (".png", ".svg", ".gif", ".mp4")
 
 def folders() -> list[str]:
     """The result folders that become pages, as paths in the repository."""
-    runs = sorted({path.parent for path in (ROOT / "results" / "digits").glob("*/seed*/provenance.json")})
+    found = (ROOT / "results" / "digits").glob("*/seed*/provenance.json")
+    runs = sorted({path.parent for path in found if path.parent.name[4:].isdecimal()})  # not those of other settings
     figures = [ROOT / FIGURES] if (ROOT / FIGURES).is_dir() else []
     return [path.relative_to(ROOT).as_posix() for path in [*figures, *runs]]
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from sfrik.cli.flags import add_command, whole_number
 from sfrik.cli.output import CommandOutput, add_json
 from sfrik.errors import SfrikError, nearest
-from sfrik.settings import recipe_names, run_folder
+from sfrik.runs.scores import run_problem
+from sfrik.settings import recipe_names, recipe_settings, run_folder
 from sfrik.system.terminal import paint
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ def _folder(name: str, seed: int) -> Path:
     folder = run_folder(name, seed)
     if not folder.is_dir():
         raise SfrikError(f"there is no run in {folder}: python -m sfrik pretrain --recipe {name} --seed {seed}")
+    if problem := run_problem(folder, recipe_settings(name, seed)):
+        raise SfrikError(f"{folder} holds another run, {problem}: diagnose {folder} to see that one")
     return folder
 
 

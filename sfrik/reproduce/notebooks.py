@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from functools import cache
@@ -23,7 +23,7 @@ from sfrik.runs.provenance import hide_paths
 from sfrik.system.files import check_text, make_folder, read_json, write_text
 from sfrik.system.signals import KERNEL_GRACE, place_reached, stop, stop_requests
 
-__all__ = ["execute", "notebook_path"]
+__all__ = ["execute", "notebook_path", "print_typed"]
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 LINK = re.compile(r"\]\(([^)#:\s]+)")  # to a file of the checkout, in Markdown
@@ -65,10 +65,9 @@ def execute(name: str, parameters: dict[str, Any], output: Path, kernel: Kernel 
     for parameter in parameters:
         if parameter not in known:
             raise SfrikError(f"notebook {name} has no parameter {parameter}{nearest(parameter, known)}")
-    typed = {key: value for key, value in typed_parameters(name, _parameters_cell(source)).items() if key not in parameters}
-    if typed:
-        print(f"notebook {name}: not used, since they were typed into its file: {', '.join(typed)}", flush=True)
-        parameters = parameters | typed
+    typed = {key: value for key, value in _typed(name).items() if key not in parameters}
+    print_typed(name, typed)
+    parameters = parameters | typed
     make_folder(output.parent)
     partial = output.with_suffix(".partial.ipynb")
     with stop_requests() as requests, nullcontext(kernel) if kernel else Kernel() as kernel:
@@ -155,6 +154,16 @@ def _run(name: str, source: Path, partial: Path, parameters: dict[str, Any], man
             f"notebook {name}: its kernel was killed before it could report an error; unless someone killed it, it "
             f"most likely ran out of memory (see {partial}); the same command resumes from the last checkpoint"
         ) from None
+
+
+def print_typed(name: str, typed: Iterable[str] | None = None) -> None:
+    """Print which parameters of a notebook's file are not used; those that `execute` is not given, or all that were typed."""
+    if names := ", ".join(_typed(name) if typed is None else typed):
+        print(f"notebook {name}: not used, since they were typed into its file: {names}", flush=True)
+
+
+def _typed(name: str) -> dict[str, Any]:
+    return typed_parameters(name, _parameters_cell(notebook_path(name)))
 
 
 def _parameters_cell(source: Path) -> str:

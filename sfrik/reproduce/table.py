@@ -15,8 +15,8 @@ from pathlib import Path
 
 from sfrik.errors import SfrikError
 from sfrik.reproduce.local import default_jobs, run_side_by_side
-from sfrik.reproduce.notebooks import execute, notebook_path
-from sfrik.reproduce.stages import PlannedRun, missing_stages, refusal
+from sfrik.reproduce.notebooks import execute, notebook_path, print_typed
+from sfrik.reproduce.stages import STAGES, PlannedRun, missing_stages, refusal
 from sfrik.runs.provenance import commit
 from sfrik.runs.records import Choice
 from sfrik.settings import results_root, run_folder
@@ -149,6 +149,8 @@ def _compute(name: str, profile: str, seeds: int, root: str | Path, jobs: int, d
         missing = [run for run in runs if missing_stages(run.recipe, run.seed, root, run.stages)]
         print(f"{title}: {len(runs)} runs, {len(runs) - len(missing)} finished here", flush=True)
         allowed = without_refused(missing, root)
+        for notebook in dict.fromkeys(STAGES[stage].notebook for run in allowed for stage in run.stages):
+            print_typed(notebook)  # the runs print it to their logs only
         failed = run_side_by_side(allowed, root, jobs, data_dir)
         for run, reason in failed:
             print(f"failed: {run.recipe} seed {run.seed}: {reason}", file=sys.stderr)
