@@ -127,7 +127,7 @@ matrix:  ## the tests with the oldest and the newest versions in pyproject.toml'
 	export PYTHON=$(call quoted,PYTHON) && tests/matrix.sh oldest && tests/matrix.sh newest
 
 test-slurm: $(READY)  ## the SLURM tests, on a two-node cluster on this machine (Debian: slurm-wlm, munge; needs root)
-	$(BIN)python -m pytest -m slurm
+	$(BIN)python -m pytest -m slurm tests/reproduce/test_slurm_cluster.py
 
 test-lab: $(READY)  ## the tests of the notebooks in JupyterLab, in a headless browser (Debian: chromium)
 	OMP_NUM_THREADS=1 $(BIN)python -m pytest -m browser

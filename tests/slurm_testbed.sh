@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# A SLURM cluster of two nodes on this machine, for the tests marked `slurm`. Everything is below DIR and on free ports of the
-# loopback interface; a cluster that the machine belongs to, and /etc/slurm, are not touched.
+# A SLURM cluster of two nodes on this machine, for the tests marked `slurm`. Its files are below DIR, its ports
+# are free ones; a cluster that the machine belongs to, and /etc/slurm, are not touched.
 #
 #     slurm_testbed.sh start DIR [PID]   start munged, slurmctld and two slurmd; print the line that selects the cluster. With PID,
 #                                        it stops by itself when that process is gone
 #     slurm_testbed.sh stop DIR          cancel the jobs and stop what was started, by its process ids
 #
 # It needs root and Debian's packages: apt-get install slurm-wlm munge. node1 and node2 are names within SLURM that resolve nowhere.
-# Each has 2 CPUs, and 2 GPUs without a device behind them.
+# Each has 3 CPUs, and 2 GPUs without a device behind them.
 set -euo pipefail
 verb=${1:-} dir=${2:-} owner=${3:-}
 [[ $verb =~ ^(start|stop|watch)$ && -n $dir ]] || { sed -n '5,7p' "$0" >&2; exit 2; }
@@ -55,6 +55,7 @@ esac
 for tool in munged slurmctld slurmd sinfo; do
   command -v $tool >/dev/null || { echo "slurm_testbed.sh: there is no $tool: apt-get install slurm-wlm munge" >&2; exit 3; }
 done
+[[ $(id -u) == 0 ]] || { echo "slurm_testbed.sh: munged and slurmd are started as root" >&2; exit 3; }
 stop
 mkdir -p "$dir"/{state,spool-node1,spool-node2,munge,log}
 chmod 700 "$dir/munge"
@@ -73,9 +74,7 @@ SlurmctldHost=$host(127.0.0.1)
 SlurmctldPort=${ports[0]}
 SlurmUser=root
 SlurmdUser=root
-AuthType=auth/munge
 AuthInfo=socket=$dir/munge/munge.socket,cred_expire=10
-CredType=cred/munge
 StateSaveLocation=$dir/state
 SlurmdSpoolDir=$dir/spool-%n
 SlurmctldPidFile=$dir/slurmctld.pid
@@ -83,23 +82,17 @@ SlurmdPidFile=$dir/slurmd-%n.pid
 SlurmctldLogFile=$dir/log/slurmctld.log
 SlurmdLogFile=$dir/log/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0
-MpiDefault=none
-JobRequeue=1
 KillWait=15
 MinJobAge=600
 ReturnToService=2
-SwitchType=switch/none
-JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
 SlurmdParameters=config_overrides
 GresTypes=gpu
-NodeName=node1 NodeHostname=$host NodeAddr=127.0.0.1 Port=${ports[1]} CPUs=2 Gres=gpu:2 RealMemory=$memory State=UNKNOWN
-NodeName=node2 NodeHostname=$host NodeAddr=127.0.0.1 Port=${ports[2]} CPUs=2 Gres=gpu:2 RealMemory=$memory State=UNKNOWN
+NodeName=node1 NodeHostname=$host NodeAddr=127.0.0.1 Port=${ports[1]} CPUs=3 Gres=gpu:2 RealMemory=$memory State=UNKNOWN
+NodeName=node2 NodeHostname=$host NodeAddr=127.0.0.1 Port=${ports[2]} CPUs=3 Gres=gpu:2 RealMemory=$memory State=UNKNOWN
 PartitionName=debug Nodes=node1,node2 Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
 CONF
 echo 'Name=gpu File=/dev/null,/dev/zero' >"$dir/gres.conf"

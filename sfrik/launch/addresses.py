@@ -1,4 +1,4 @@
-"""Under which address the caller's node is reached from the other nodes of a SLURM job.
+"""The addresses of the caller's node in a SLURM job, and the one that another node reaches.
 
 The name of a compute node need not resolve, on the other nodes or even on itself, and may resolve to its loopback interface. So
 the caller sends all its addresses, each worker connects to the first that answers, and gloo uses the interface to it.

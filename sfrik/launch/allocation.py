@@ -35,7 +35,7 @@ def allocated_nodes() -> int:
     if nodes > 1 and not drives_job():
         raise SfrikError(
             f"SLURM job {os.environ['SLURM_JOB_ID']} has {nodes} nodes, but srun, which starts the processes on them, is not on "
-            "PATH: add it (setup or prefix in slurm.toml), or use nodes=1"
+            "PATH: add it (setup or prefix in slurm.toml)"
         )
     return nodes
 
@@ -47,6 +47,8 @@ def check_nodes(nodes: int) -> None:
         SfrikError: there is no SLURM job, or it has fewer nodes.
     """
     if nodes > 1 and not drives_job():
+        if "SLURM_JOB_ID" in os.environ:
+            raise SfrikError(f"launch on {nodes} nodes, but this process is in a step of a SLURM job: start it without srun")
         raise SfrikError(f"launch on {nodes} nodes needs a SLURM job: on this machine leave nodes out")
     if nodes > allocated_nodes():
         raise SfrikError(

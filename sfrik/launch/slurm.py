@@ -30,7 +30,9 @@ __all__ = [
 SCRIPT = Path(__file__).with_name("job.sh")
 SITE = Path(__file__).parents[2] / "slurm.toml"
 # What a job needs of the submitting process's variables, also with --export=NONE.
-JOB_VARIABLES = re.compile(r"SFRIK_(?!BAR|PREFIX|STOP)\w+|OMP_NUM_THREADS|PYTHONPATH|XDG_CACHE_HOME|SLURM_CONF")
+JOB_VARIABLES = re.compile(
+    r"SFRIK_(?!BAR|PREFIX|STOP)\w+|OMP_NUM_THREADS|PYTHONPATH|XDG_CACHE_HOME|WANDB_(MODE|PROJECT|ENTITY)|SLURM_CONF"
+)
 # Options of sbatch that are set for each job, or with which `sbatch` would not just add one job to this cluster's queue.
 OWN_OPTIONS = re.compile(
     r"--(job-name|chdir|output|error|dependency|array|clusters|wrap|wait|test-only|parsable)(=.*)?|-[JDoedaMW].*"

@@ -19,10 +19,10 @@ __all__ = ["CLIENT_SECONDS", "call_client", "client_environment", "ignored_varia
 CLIENT_SECONDS = 60.0  # after which a command counts as failed
 OPTION = re.compile(r"(SLURM|SBATCH|SQUEUE|SINFO|SCONTROL|SCANCEL|SACCT|SACCTMGR|SALLOC|SATTACH|SRUN|SPRIO|SSTAT)_")
 CONNECTION = re.compile(r"SLURM_(CONF|CONF_SERVER|JWT|SACK_SOCKET)")
-# What SLURM itself sets in an allocation, and `srun` needs for a step of it.
+# What SLURM itself sets in an allocation, and `srun` needs for a step of it: the job, its nodes, and what it asked for.
 ALLOCATION = re.compile(
     r"SLURM_(JOB_\w+|JOBID|NNODES|NODELIST|NODE_ALIASES|TASKS_PER_NODE|CPUS_(ON_NODE|PER_\w+)|GPUS\w*|MEM_PER_\w+|SUBMIT_\w+"
-    r"|CLUSTER_NAME|WORKING_CLUSTER|RESTART_COUNT|ARRAY_\w+|HET_\w+|PRIO_PROCESS|TOPOLOGY_\w+|SPANK_\w+)"
+    r"|CLUSTER_NAME|WORKING_CLUSTER|RESTART_COUNT|ARRAY_\w+|HET_\w+|PRIO_PROCESS|HINT|OVERCOMMIT|THREADS_PER_CORE|TOPOLOGY_\w+|SPANK_\w+)"
 )
 
 
@@ -67,7 +67,7 @@ def call_client(tool: str, *arguments: str) -> str:
         raise SfrikError(f"{tool} cannot be started: {error}") from None
     except subprocess.TimeoutExpired:
         raise SfrikError(f"{tool} does not answer within {CLIENT_SECONDS:.0f} s: try again when the cluster responds") from None
-    if done.returncode:
+    if done.returncode or (not done.stdout.strip() and re.search(r"\berror\b", done.stderr)):  # a wrapper may lose the status
         lines = [line.removeprefix(f"{tool}: ").removeprefix("error: ").strip() for line in done.stderr.splitlines()]
         raise SfrikError(f"{tool} refuses: {'; '.join(line for line in lines if line) or f'exit status {done.returncode}'}")
     return done.stdout

@@ -146,7 +146,7 @@ def _run_status(recipe: str, seed: int, stages: Sequence[str], root: str | Path,
         return status("queued", f"{', '.join(stages)}: {first}")
     if refused:
         return status("missing", refused)
-    reason = _reason(run.folder).removeprefix("sfrik: error: ")
+    reason = _reason(run.folder / "slurm.log", run.folder / "run.log")
     if SETUP.match(reason):  # the job ended before it could write the state of the run
         return status("failed", reason)
     if recorded == "failed":
@@ -227,6 +227,8 @@ def _cost_status(recipe: str, seed: int, root: str | Path, jobs: Iterable[Queued
         return RunStatus(recipe, seed, "missing", problem, (name,), ids, {})
     if _entries(name, profile) <= found.keys():
         return RunStatus(recipe, seed, "done", found.get("hardware", ""), (), ids, {})
+    if reason := _reason(Path(root) / profile / "tables" / f"{name}.slurm.log"):
+        return RunStatus(recipe, seed, "failed", reason, (name,), ids, {})
     return RunStatus(recipe, seed, "missing", name, (name,), ids, {})
 
 
@@ -248,9 +250,9 @@ def _reached(facts: dict[str, Any]) -> str:
     return f"{stage}: {', '.join(parts)}" if parts else stage
 
 
-def _reason(folder: Path) -> str:
-    """Why the last attempt ended, from the end of its log; empty if the log has no sign of a failure."""
-    logs = [path for path in (folder / "slurm.log", folder / "run.log") if path.is_file()]
+def _reason(*paths: Path) -> str:
+    """Why the last attempt ended, from the end of the newest log; empty if that has no sign of a failure."""
+    logs = [path for path in paths if path.is_file()]
     if not logs:
         return ""
     with max(logs, key=lambda path: path.stat().st_mtime).open("rb") as file:
@@ -259,5 +261,7 @@ def _reason(folder: Path) -> str:
     ended = bool(lines) and ENDED.fullmatch(lines[-1])
     last = [line for line in lines[-6:] if REASON.match(line)]
     if ended:
-        return last[-1] if last else (lines[-2] if len(lines) > 1 else lines[-1])
-    return last[-1] if last and last[-1] == lines[-1] else ""
+        found = last[-1] if last else (lines[-2] if len(lines) > 1 else lines[-1])
+    else:
+        found = last[-1] if last and last[-1] == lines[-1] else ""
+    return found.removeprefix("sfrik: error: ")

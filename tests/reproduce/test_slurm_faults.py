@@ -63,7 +63,8 @@ def test_no_variable_of_the_user_changes_what_is_seen_or_submitted(cluster, root
     [
         ("echo 'squeue: error: Unable to contact slurm controller' >&2; exit 1", "squeue refuses: Unable to contact"),
         ("exit 3", "squeue refuses: exit status 3"),
-        ("exec sleep 20", "squeue does not answer within 1 s"),
+        ("echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2", "squeue refuses: slurm_load_jobs error"),
+        ("sleep 4; true", "squeue does not answer within 1 s"),
         ("echo Welcome to the cluster", "squeue prints a line that is no job: 'Welcome to the cluster'"),
         ("head -c 100 /dev/urandom | tr -d '|\\n'; echo", "squeue prints a line that is no job"),
         ('cat "$HERE/queue"; echo 8 PENDING', "squeue prints a line that is no job: '8 PENDING'"),
@@ -227,6 +228,10 @@ def test_a_setup_line_that_fails_ends_the_job_and_status_shows_it(tmp_path, setu
     found = run_status(*RUN, tmp_path)
     assert found.state == "failed"
     assert re.match(words if words.startswith("setup") else f"setup line 1 .*{words}", found.detail), found.detail
+    costs = tmp_path / "smoke" / "tables" / "table5.slurm.log"
+    costs.parent.mkdir()
+    costs.write_text(log, encoding="utf-8")
+    assert run_status("smoke/complexity/table5", 0, (), tmp_path).detail == found.detail
 
 
 def test_a_setup_may_use_unset_variables_and_ignore_failures_within_a_script(tmp_path):
@@ -338,6 +343,8 @@ def test_more_nodes_than_the_job_has_and_nodes_without_srun_are_refused(cluster,
         allocated_nodes()
     monkeypatch.setenv("SLURM_STEP_ID", "0")
     assert (drives_job(), allocated_nodes()) == (False, 1)
+    with pytest.raises(SfrikError, match="this process is in a step of a SLURM job: start it without srun"):
+        check_nodes(2)
 
 
 @pytest.mark.parametrize("option", ["--job-name=x", "--output=/dev/null", "-o/dev/null", "--clusters=b", "--array=1-3", "--wait"])
