@@ -118,11 +118,17 @@ def halted_in_training(job: str, root: Path):
     run = Run(run_folder(RECIPE, 0, root))
     lock, metrics = run.folder / "lock", run.folder / "metrics.jsonl"
     pattern = re.compile(rf"pid (\d+) on .*, SLURM job {job}")
-    pid = wait_for(
-        lambda: lock.is_file() and pattern.fullmatch(lock.read_text(encoding="utf-8")), 120, f"the training of job {job}", 0.05
-    )[1]
+
+    def holder() -> psutil.Process | None:
+        """The worker that holds the lock; `sfrik run` takes it before, to wait for others."""
+        found = pattern.fullmatch(lock.read_text(encoding="utf-8")) if lock.is_file() else None
+        with suppress(psutil.Error):
+            if found and "sfrik.launch.worker" in (process := psutil.Process(int(found[1]))).cmdline():
+                return process
+        return None
+
+    worker = wait_for(holder, 120, f"the training of job {job}", 0.05)
     wait_for(lambda: metrics.is_file() and metrics.stat().st_size, 180, "the first step", 0.005)
-    worker = psutil.Process(int(pid))
     worker.suspend()
     wait_for(lambda: worker.status() == psutil.STATUS_STOPPED, 5, "the halt", 0.001)
     assert not run.backbone.exists(), "the training had ended before it could be halted"
