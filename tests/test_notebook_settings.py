@@ -13,7 +13,15 @@ import pytest
 
 from sfrik.reproduce import notebooks
 from sfrik.reproduce.parameters import PARAMETERS, typed_parameters
-from sfrik.settings import EvaluateSettings, KnnSettings, LogisticSettings, PretrainSettings, Settings, TransferSettings
+from sfrik.settings import (
+    EvaluateSettings,
+    FeatureSettings,
+    KnnSettings,
+    LogisticSettings,
+    PretrainSettings,
+    Settings,
+    TransferSettings,
+)
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 RECIPE = "smoke/sfrik_l3_q64"
@@ -21,7 +29,7 @@ CLASSES = {
     "02_pretraining": [PretrainSettings],
     "03_linear_probing": [EvaluateSettings],
     "04_semi_supervised": [EvaluateSettings, TransferSettings],
-    "05_knn_and_logistic_regression": [KnnSettings, LogisticSettings],
+    "05_knn_and_logistic_regression": [FeatureSettings, KnnSettings, LogisticSettings],
 }
 # Settings that notebook 04 chooses itself, or that do not apply to fine-tuning; the recipe has the training settings of the
 # transfer.

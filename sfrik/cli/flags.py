@@ -7,7 +7,7 @@ import re
 from typing import Any, get_origin
 
 from sfrik.errors import SfrikError
-from sfrik.settings import SECTIONS, FeatureSettings, Settings
+from sfrik.settings import SECTIONS, FeatureSettings, KnnSettings, LogisticSettings, Settings
 
 __all__ = [
     "DEFAULT_EXP_DIR",
@@ -94,7 +94,7 @@ def resolve_settings(options: argparse.Namespace) -> Settings:
         return kind.from_recipe(options.recipe, **flags)
     given = kind.parse(flags)
     folders = {}
-    if isinstance(given, FeatureSettings):
+    if isinstance(given, (FeatureSettings, KnnSettings, LogisticSettings)):
         if options.section != "extract_features" and given.extraction_dir:
             folders = {"exp_dir": given.exp_dir or given.extraction_dir}  # scores go next to the features
         elif options.section == "extract_features" and given.pretrained and not given.extraction_dir:

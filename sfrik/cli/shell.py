@@ -17,7 +17,7 @@ __all__ = ["add_completion", "add_env"]
 SHELLS = ("bash", "zsh", "tcsh")
 ENV = "Print versions, processor, GPUs and precision for a bug report, without paths or names."
 COMPLETION = "Print a shell script that completes commands, flags, recipes and tables."
-FOLDERS = ("exp_dir", "data_dir", "extraction_dir", "target_dir")
+FOLDERS = ("exp_dir", "data_dir", "extraction_dir", "image_dir", "target_dir")
 FILES = ("pretrained", "ckp_path", "label_list")
 
 

@@ -77,6 +77,8 @@ def next_command(settings: Settings, recipe: str | None) -> str:
     """
     if getattr(settings, "val_dataset", "val") == "train":
         return ""  # the user, or table 9, decides what follows from a score on the tuning split
+    if getattr(settings, "extraction_dir", "") and (Path(settings.extraction_dir) / "all_features.npy").is_file():
+        return ""  # the features of one folder: there are none to compare them with
     folders = [Path(settings.data_dir) / part for part in ("train", "val")]
     unlabelled = settings.dataset in ("imagenet", "image_folder") and not all(folder.is_dir() for folder in folders)
     only_features = getattr(settings, "extraction_dir", "") and not recipe  # their backbone may be elsewhere

@@ -183,8 +183,8 @@ def _train_images(settings: Settings) -> int | None:
     share = settings.train_percent if isinstance(settings, EvaluateSettings) else 100
     if settings.dataset == "imagenet" and share in LISTED:
         return LISTED[share]
-    if settings.dataset in WHOLE and settings.subset is None:
-        return WHOLE[settings.dataset]
+    if settings.dataset in WHOLE and (settings.subset is None or share < 100):  # the share is one of all images
+        return round(WHOLE[settings.dataset] * share / 100)
     if settings.dataset not in SIZES:
         return None
     per_class, classes, _ = SIZES[settings.dataset]

@@ -1,7 +1,7 @@
 """Images: reading, decoding, listing, subsets and batches."""
 
 from sfrik.datasets.decoding import decode_image, read_image
-from sfrik.datasets.images import Images, class_members, class_subset, image_files, load_images
+from sfrik.datasets.images import Images, class_members, class_subset, image_files, images_of_folder, load_images
 from sfrik.datasets.label_fraction import labelled_share, simclr_list
 from sfrik.datasets.listing import cache_folder, list_images
 from sfrik.datasets.loader import batches, explain_worker_death
@@ -17,6 +17,7 @@ __all__ = [
     "decode_image",
     "explain_worker_death",
     "image_files",
+    "images_of_folder",
     "labelled_share",
     "list_images",
     "load_images",

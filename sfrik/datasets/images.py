@@ -24,7 +24,7 @@ from sfrik.datasets.listing import class_folders, images_below, list_images, pac
 from sfrik.errors import SfrikError
 from sfrik.system.files import check_regular, read_text
 
-__all__ = ["Images", "class_members", "class_subset", "image_files", "load_images"]
+__all__ = ["Images", "class_members", "class_subset", "image_files", "images_of_folder", "load_images"]
 
 MNIST5K_TRAIN, MNIST5K_TUNE = 350, 50  # images per class; the other 100 are the test split
 
@@ -178,6 +178,19 @@ def image_files(
     files = _Files(folder, names if isinstance(names, np.ndarray) else pack_names(names))
     count = len(classes or ()) if num_classes is None else num_classes
     return Images(targets, count, files.name, files.open, classes=classes, decode=files.decode)
+
+
+def images_of_folder(folder: str | Path) -> Images:
+    """All images below a folder, whatever its structure. If each is in a subfolder, the subfolders of the top are the classes.
+
+    Raises:
+        SfrikError: there is no such folder, or it holds no images.
+    """
+    names = images_below(folder)
+    tops = [name.split("/", 1)[0] for name in names]
+    classes = sorted(set(tops)) if all("/" in name for name in names) else None
+    labels = np.unique(tops, return_inverse=True)[1] if classes else np.full(len(names), -1)
+    return image_files(Path(folder), names, labels.astype(np.int64), classes)
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,28 @@
-"""The 1 % and 10 % of the labels that semi-supervised evaluation trains on.
+"""The share of the labels that semi-supervised evaluation trains on.
 
-On ImageNet these are SimCLR's lists of file names (Chen et al. 2020, section 4.2 and appendix B.5), which later
-papers use too; they are roughly class-balanced and cannot be reproduced by sampling. On the other data sets they are the first
-images of each class.
+1 % and 10 % of ImageNet are SimCLR's lists of file names (Chen et al. 2020, section 4.2 and appendix B.5), which later
+papers use too; they are roughly class-balanced and cannot be reproduced by sampling. Other percentages, and those of the other
+data sets, are the first images of each class.
 """
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import hashlib
 import http.client
+import re
+import sys
 import urllib.request
+from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 
 from sfrik.datasets.images import Images, class_members
 from sfrik.datasets.listing import cache_folder
 from sfrik.errors import SfrikError
-from sfrik.system.files import WriteError, atomic_write, read_bytes, read_text
+from sfrik.system.files import WriteError, atomic_write, read_bytes
 
 __all__ = ["labelled_share", "simclr_list"]
 
@@ -29,43 +34,42 @@ SHA256 = {
 TIMEOUT = 60  # seconds without a byte from the server
 
 
-def labelled_share(images: Images, dataset: str, percent: int, label_list: str = "") -> Images:
+def labelled_share(images: Images, dataset: str, percent: float, label_list: str = "") -> Images:
     """Select the images whose labels are used, in the data set's order.
 
     Without a list, the first max(1, round(percent / 100 * m)) of a class's m images are taken, in the data set's order
-    (Python's round: halves are rounded to the even number).
+    (Python's round: halves are rounded to the even number). A larger percentage therefore adds images to those of a smaller one.
 
     Args:
         images: all training images, with their labels.
         dataset: mnist5k, cifar10, stl10, imagenet or image_folder.
         percent: percentage of the labels, above 0; at 100 `images` is returned unchanged.
         label_list: file of image names, one per line: file names (n01440764_10074.JPEG), or paths below the training
-            folder (n01440764/n01440764_10074.JPEG) where several classes have a file of this name. With a list the
-            percentage does not matter. ImageNet without it: SimCLR's list of 1 or 10 %.
+            folder (n01440764/n01440764_10074.JPEG) where several classes have a file of this name. UTF-8 or UTF-16, with any
+            line ends, with "/" or "\\" between the parts of a path. With a list the percentage does not matter, but must be
+            below 100. 1 and 10 % of ImageNet without it: SimCLR's lists.
 
     Raises:
-        SfrikError: a name on the list is the name of no image or of several; there is no list for this percentage, or it
-            cannot be downloaded; the images have no labels, or several each.
+        SfrikError: a name on the list is the name of no image or of several; the list is empty, cannot be read or downloaded, or
+            given with 100 %; the images have no labels, or several each.
     """
     if not 0 < percent <= 100:
         raise SfrikError(f"train_percent must be above 0 and at most 100 %, got {percent}")
+    if percent == 100 and label_list:
+        raise SfrikError(f"the label list {label_list} needs train_percent below 100: at 100 all labels are used")
     if percent == 100:
         return images
     if label_list:
-        try:
-            text = read_text(label_list)
-        except SfrikError as error:
-            raise SfrikError(f"cannot read the label list {label_list}: {error}") from None
-        return images.select(_listed(images, text, label_list))
-    if dataset == "imagenet":
-        return images.select(_listed(images, simclr_list(percent), f"of SimCLR's {percent} %"))
+        return images.select(_listed(images, _read_names(label_list), label_list))
+    if dataset == "imagenet" and percent in SHA256:
+        return images.select(_listed(images, simclr_list(percent).split(), f"of SimCLR's {percent} %"))
     if len(images) == 0 or images.targets.ndim != 1 or images.targets.min() < 0:
         raise SfrikError(f"{dataset}: train_percent below 100 needs images with one label each")
     members = class_members(images.targets).values()
     return images.select(np.sort(np.concatenate([some[: max(1, round(percent / 100 * len(some)))] for some in members])))
 
 
-def simclr_list(percent: int) -> str:
+def simclr_list(percent: float) -> str:
     """SimCLR's list of 1 or 10 % of ImageNet's training images, one file name per line.
 
     Downloaded on first use to label_lists/ in `sfrik.datasets.listing.cache_folder()`; its SHA-256 is checked at each use.
@@ -76,6 +80,7 @@ def simclr_list(percent: int) -> str:
     remedy = "give a list as --label-list FILE"
     if percent not in SHA256:
         raise SfrikError(f"there is no list of {percent} % of ImageNet's labels, only of 1 and 10 %: {remedy}")
+    percent = int(percent)
     url, cached = SIMCLR.format(percent=percent), cache_folder() / "label_lists" / f"imagenet-{percent}percent.txt"
     with contextlib.suppress(SfrikError):
         content = read_bytes(cached)
@@ -95,28 +100,61 @@ def simclr_list(percent: int) -> str:
     return content.decode()
 
 
-def _listed(images: Images, text: str, source: str) -> np.ndarray:
+def _read_names(path: str) -> list[str]:
+    """The lines of a label list that are not empty."""
+    try:
+        content = read_bytes(path)
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            text = content.decode("utf-16")
+        elif b"\0" in content:  # UTF-16 without a byte order mark: every second byte of these names is 0
+            text = content.decode("utf-16-le" if content.index(b"\0") % 2 else "utf-16-be")
+        else:
+            text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise SfrikError(f"cannot read the label list {path}: it is not text: save it as UTF-8, one name per line") from None
+    except SfrikError as error:
+        raise SfrikError(f"cannot read the label list {path}: {error}: check --label-list") from None
+    return [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
+
+
+def _listed(images: Images, names: Sequence[str], source: str) -> np.ndarray:
     """Indices of the images on the list, sorted."""
-    listed = {line.strip() for line in text.splitlines()} - {""}
-    if not listed:
-        raise SfrikError(f"label list {source} is empty")
-    found: dict[str, int] = {}
+    if not names:
+        raise SfrikError(f"label list {source} is empty: write the name of one training image per line")
+    wanted = {spelling: _spellings(name)[-1] for name in names for spelling in _spellings(name)}
+    listed, found = set(wanted.values()), cast("dict[str, int]", {})
     for i in range(len(images)):
-        name = images.name(i)
-        for key in (name, name.rsplit("/", 1)[-1]):
-            if key not in listed or found.get(key) == i:
+        image = images.name(i)
+        for key in (image, image.rsplit("/", 1)[-1]):
+            name = wanted.get(key)
+            if name is None or found.get(name) == i:
                 continue
-            if key in found:
+            if name in found:
                 raise SfrikError(
-                    f"label list {source}: {key} is the name of {images.name(found[key])} and of {name}: "
+                    f"label list {source}: {key} is the name of {images.name(found[name])} and of {image}: "
                     "write the names with their class folder"
                 )
-            found[key] = i
+            found[name] = i
     missing = sorted(listed - found.keys())
     if missing:
         first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise SfrikError(
             f"label list {source}: {len(missing)} of its {len(listed)} names are not among the {len(images)} training images "
-            f"({first}): the list needs the whole training set; check --data-dir and --label-list"
+            f"({first}): the list needs the whole training set, and images of train/ only; check --data-dir and --label-list"
         )
-    return np.unique(np.fromiter(found.values(), np.int64))
+    chosen = np.unique(np.fromiter(found.values(), np.int64))
+    if repeated := len(names) - len(chosen):
+        text = f"label list {source}: {repeated} of its {len(names)} lines repeat an image, which is used once"
+        print(text, file=sys.stderr, flush=True)
+    if left := images.num_classes - len(np.unique(images.targets[chosen])):
+        text = f"label list {source}: it has no image of {left} of the {images.num_classes} classes, which the head cannot learn"
+        print(text, file=sys.stderr, flush=True)
+    return chosen
+
+
+def _spellings(name: str) -> tuple[str, ...]:
+    """The texts that an image on a list may be known by; the last one is the same for all ways to write a path."""
+    plain = name.replace("\\", "/")
+    while plain.startswith("./"):
+        plain = plain[2:]
+    return name, plain, plain.removeprefix("train/")

@@ -49,6 +49,8 @@ class EvaluationCheckpoint:
             "images": hashlib.sha256(images.targets.tobytes()).hexdigest() + (file_hash(Path(label_list)) if label_list else ""),
             "precision": precision,
         }
+        if images.classes is not None:  # checkpoints of earlier releases do not record them
+            self._of["classes"] = hashlib.sha256("\0".join(images.classes).encode("utf-8", "surrogateescape")).hexdigest()
 
     def __enter__(self) -> EvaluationCheckpoint:
         self._lock.enter_context(self.run.lock(f"{self.name}.lock", wait=True))
@@ -73,9 +75,11 @@ class EvaluationCheckpoint:
         state = self._file.load()
         if state is not None:
             parse_record(state, records.EvaluationCheckpoint, str(self.path))
-        if state is None or state["of"] == self._of:
+        if state is None:
+            return None
+        different = ", ".join(name for name, value in self._of.items() if state["of"].get(name, value) != value)
+        if not different:
             return state
-        different = ", ".join(name for name, value in self._of.items() if state["of"].get(name) != value)
         text = f"{self.name}: restarted, since {self.path} belongs to another evaluation (different {different})"
         print(text, file=sys.stderr, flush=True)
         return None

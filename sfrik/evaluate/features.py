@@ -1,121 +1,70 @@
-"""Features of a frozen backbone: extraction on any number of processes, and reading."""
+"""Features of a frozen backbone: extraction on any number of processes, and reading.
+
+The files of an extraction::
+
+    <split>_features.npy    float32 [n, d]
+    <split>_labels.npy      int64 [n]; for the images of one folder only if each is in a subfolder, which is its class
+    <split>_names.txt, <split>_classes.txt    the image of each row and the names of the classes (sfrik.evaluate.name_files)
+    weights.json            the weights, how the images were read, and those that were skipped (skip_broken); written last
+
+The splits are train and val; with `image_dir` all, whose record is all_weights.json.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import closing, nullcontext
-from functools import partial
+import os
+from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sfrik.datasets import Images, batches
+from sfrik.datasets import Images, images_of_folder
 from sfrik.errors import SfrikError
-from sfrik.evaluate.feature_files import load_features, make_empty, naming_the_file, write_rows
+from sfrik.evaluate.broken import note_broken, without_broken
+from sfrik.evaluate.feature_files import drop_rows, load_features, make_empty, naming_the_file, write_rows
+from sfrik.evaluate.forward import feature_batches
 from sfrik.evaluate.inputs import Inputs
+from sfrik.evaluate.name_files import RENAMED, check_same_classes, load_classes, load_names, write_names
 from sfrik.networks import Backbone
-from sfrik.ops.collectives import barrier, broadcast_from_rank_zero, rank, world_size
-from sfrik.ops.finite import check_finite_rows
+from sfrik.ops.collectives import all_gather_json, barrier, broadcast_from_rank_zero, rank, world_size
 from sfrik.runs.records import FeatureOrigin
-from sfrik.settings import FeatureSettings
-from sfrik.system.devices import autocast
+from sfrik.settings import FeatureSettings, KnnSettings, LogisticSettings
 from sfrik.system.files import atomic_write, file_hash, write_json
 from sfrik.system.locks import folder_lock
 from sfrik.system.progress import track
 from sfrik.system.records import read_record
-from sfrik.views.base import Views
 
-__all__ = ["Features", "extract", "extract_features", "features_here", "read_features"]
+__all__ = ["Features", "extract_features", "features_here", "read_features"]
 
-FILES = tuple(f"{split}_{part}.npy" for split in ("train", "val") for part in ("features", "labels"))
+PARTS = ("features.npy", "labels.npy", "names.txt", "classes.txt")
 LOCK = "features.lock"
-REMEDY = "use another --precision (fp32), and check these images and the weights"
+REPORTED = {"train": "train", "val": "test"}  # names of the splits in the files of features, and in scores
 ATTEMPTS = 5  # extractions before a command gives up, where others replace its features before it opens them
 
 
 class Features(NamedTuple):
-    """The features of both splits, each (features [n, d], labels [n]), and the SHA-256 of the weights, None where unknown."""
+    """The features of both splits, each (features [n, d], labels [n]), and where they came from.
+
+    Attributes:
+        weights_sha256: the SHA-256 of the weights; None where unknown.
+        broken: names of the images that the extraction skipped, by split ("train", "test").
+    """
 
     train: tuple[Tensor, Tensor]
     val: tuple[Tensor, Tensor]
     weights_sha256: str | None
-
-
-def extract(
-    backbone: nn.Module,
-    images: Images,
-    views: Views,
-    batch_size: int = 500,
-    device: torch.device | str = "cpu",
-    precision: str = "fp32",
-    workers: int = 0,
-    after_batch: Callable[[], None] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Compute the features of all images, in evaluation mode; the backbone's mode is restored afterwards.
-
-    Args:
-        backbone: images [b, c, h, w] to features [b, d].
-        views: one view of each image, such as `sfrik.views.base.resize_for_test`.
-        precision: "fp32", "bf16" or "fp16", for autocast.
-        workers: processes that decode images.
-        after_batch: called after each batch; it may raise to stop the extraction.
-
-    Returns:
-        Features [n, d], float32, and labels [n], in the order of the data set and on the CPU.
-
-    Raises:
-        SfrikError: features that are NaN or infinite; the message names the images.
-    """
-    features, labels = [], []
-    order = np.arange(len(images))
-    for some, targets in _batches(backbone, images, order, views, batch_size, torch.device(device), precision, workers):
-        features.append(some)
-        labels.append(targets)
-        if after_batch is not None:
-            after_batch()
-    return torch.cat(features), torch.cat(labels)
-
-
-@torch.no_grad()
-def _batches(
-    backbone: nn.Module,
-    images: Images,
-    indices: np.ndarray,
-    views: Views,
-    batch_size: int,
-    device: torch.device,
-    precision: str,
-    workers: int,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Features [b, d] and labels [b] of the images at `indices`, one batch at a time, on the CPU."""
-    training = backbone.training
-    backbone.eval()
-    try:
-        with closing(batches(images, indices, views, batch_size, device=device, workers=workers)) as loader:
-            for (batch,), targets, positions in loader:
-                with autocast(device, precision):
-                    features = backbone(batch.contiguous(memory_format=torch.channels_last))
-                features = features.float().cpu()
-                names = partial(_image_name, images, positions)
-                check_finite_rows(features, "the features of a batch", REMEDY, names, SfrikError)
-                yield features, targets.cpu()
-    finally:
-        backbone.train(training)
-
-
-def _image_name(images: Images, positions: np.ndarray, row: int) -> str:
-    return images.name(int(positions[row]))
+    broken: dict[str, list[str]]
 
 
 def extract_features(settings: FeatureSettings) -> Path:
     """Extract the features of the training images and of the scored split to .npy files, unless they exist.
 
-    The files are train_features, train_labels, val_features and val_labels; "val" is the test images, or the tuning split with
-    `val_dataset` train. weights.json beside them records the SHA-256 of the weights and what was extracted; it is written last,
-    when the features are on disk. Features of the same weights and images are left as they are.
+    "val" is the test images, or the tuning split with `val_dataset` train. With `image_dir`, or with the data set image_folder
+    where `data_dir` has neither train/ nor val/, the images are all below that folder, with or without labels, and the split is
+    called "all". The files are those of the module's docstring. Features of the same weights and images are left as they are.
 
     Under `torch.distributed` (torchrun, or `sfrik.launch`) every process calls this function: each takes a range of consecutive
     batches and writes their features to their rows of the one file. The folder must be visible to all processes. The files are
@@ -129,26 +78,28 @@ def extract_features(settings: FeatureSettings) -> Path:
 
     Raises:
         WriteError: the features cannot be written; no part of them is left.
-        SfrikError: missing weights or images, or test images of a grid whose choice is not recorded.
+        SfrikError: missing weights or images, an image that cannot be read (without `skip_broken`), test images of a grid whose
+            choice is not recorded, or a folder that holds the features of another `image_dir`.
     """
     inputs = Inputs.resolve(settings)
     if type(settings) is FeatureSettings and not settings.extraction_dir:  # those of a score are checked by its name
         inputs.check_folder(inputs.score_name("features"))
     folder = Path(settings.extraction_dir) if settings.extraction_dir else _own_folder(inputs)
-    _extract_if_missing(folder, inputs)
+    _extract_if_missing(folder, inputs, _image_dir(settings), named=True)
     return folder
 
 
-def features_here(settings: FeatureSettings) -> Path:
+def features_here(settings: FeatureSettings | KnnSettings | LogisticSettings) -> Path:
     """The folder with the features: `extraction_dir`, or the run's own, extracted now unless they exist.
 
     Raises:
         SfrikError: as `extract_features`; an `extraction_dir` is not checked here, but by `load_features`.
     """
+    inputs = Inputs.resolve(settings)
     if settings.extraction_dir:
-        Inputs.resolve(settings)
-        return _given_folder(settings)
-    return extract_features(settings)
+        return _given_folder(settings.extraction_dir)
+    _extract_if_missing(_own_folder(inputs), inputs)
+    return _own_folder(inputs)
 
 
 def read_features(inputs: Inputs[Any]) -> Features:
@@ -158,14 +109,16 @@ def read_features(inputs: Inputs[Any]) -> Features:
     replaces the files, and those that are open stay as they are.
 
     Raises:
-        SfrikError: missing or incomplete features, splits of different dimensions, or other commands that keep replacing them.
+        SfrikError: missing or incomplete features, splits of different dimensions or classes, or other commands that keep
+            replacing them.
     """
-    settings: FeatureSettings = inputs.settings
+    settings = inputs.settings
     if settings.extraction_dir:
-        folder = _given_folder(settings)
+        folder = _given_folder(settings.extraction_dir)
         train, val = load_features(folder, "train"), load_features(folder, "val")
-        record = folder / "weights.json"
-        digest = read_record(record, FeatureOrigin)["backbone_sha256"] if record.exists() else None
+        path = folder / "weights.json"
+        record = read_record(path, FeatureOrigin) if path.exists() else {}
+        digest = record.get("backbone_sha256")
     else:
         folder = _own_folder(inputs)
         for _ in range(ATTEMPTS):
@@ -174,6 +127,7 @@ def read_features(inputs: Inputs[Any]) -> Features:
             with folder_lock(folder, LOCK, wait=True, optional=True):
                 if _exist(folder, inputs):
                     train, val = load_features(folder, "train"), load_features(folder, "val")
+                    record = read_record(folder / "weights.json", FeatureOrigin)
                     break
         else:
             raise SfrikError(f"the features in {folder} were replaced or damaged {ATTEMPTS} times: evaluate one split at a time")
@@ -183,86 +137,154 @@ def read_features(inputs: Inputs[Any]) -> Features:
             f"{folder} has train features of {train[0].shape[1]} dimensions and val features of {val[0].shape[1]}: "
             "extract them again, from one backbone"
         )
-    return Features(train, val, digest)
+    of_train, of_val = (load_classes(folder, split) for split in ("train", "val"))
+    both = f"the train features in {folder}", f"the val features in {folder}"
+    check_same_classes(of_train, of_val, *both, "extract both from folders with the same classes")
+    broken = record.get("broken_images", {})
+    return Features(train, val, digest, {name: broken[split] for split, name in REPORTED.items() if split in broken})
 
 
 def _own_folder(inputs: Inputs[Any]) -> Path:
     return inputs.run.folder / "features"
 
 
-def _given_folder(settings: FeatureSettings) -> Path:
+def _given_folder(extraction_dir: str) -> Path:
     """`extraction_dir`, or features/ in it if that is the folder of a run."""
-    folder = Path(settings.extraction_dir)
+    folder = Path(extraction_dir)
     inside = folder / "features"
     return inside if not (folder / "train_features.npy").is_file() and (inside / "train_features.npy").is_file() else folder
 
 
-def _exist(folder: Path, inputs: Inputs[Any]) -> bool:
-    """Whether a folder has the features that would be extracted.
+def _image_dir(settings: FeatureSettings) -> str:
+    """The folder whose images are extracted in place of the splits; "" for the splits."""
+    parts = (Path(settings.data_dir) / part for name in ("train", "val") for part in (name, name.title(), name.upper()))
+    whole = settings.dataset == "image_folder" and Path(settings.data_dir).is_dir() and not any(part.is_dir() for part in parts)
+    return settings.image_dir or (settings.data_dir if whole else "")
+
+
+def _exist(folder: Path, inputs: Inputs[Any], named: bool = False) -> bool:
+    """Whether a folder has the features of both splits that would be extracted, with the names of the images if `named`.
 
     In the run's own folder a broken file counts as missing; in an `extraction_dir` it is an error.
     """
-    if not all((folder / name).is_file() for name in (*FILES, "weights.json")) or not inputs.weights.is_file():
+    parts = [f"{split}_{part}" for split in ("train", "val") for part in (PARTS[:3] if named else PARTS[:2])]
+    if not all((folder / name).is_file() for name in (*parts, "weights.json")) or not inputs.weights.is_file():
         return False
     try:
         for split in ("train", "val"):
             load_features(folder, split)  # checks the files
-        record = read_record(folder / "weights.json", FeatureOrigin)
-        return {name: value for name, value in record.items() if name != "sha256"} == _origin(inputs)
+        return _fits(read_record(folder / "weights.json", FeatureOrigin), inputs, _origin(inputs))
     except SfrikError:
         if inputs.settings.extraction_dir:
             raise
         return False
 
 
-def _origin(inputs: Inputs[Any]) -> dict[str, Any]:
+def _fits(record: dict[str, Any], inputs: Inputs[Any], origin: dict[str, Any]) -> bool:
+    """Whether features with this record are of this origin, and complete unless broken images are skipped."""
+    complete = inputs.settings.skip_broken or not record.get("broken_images")
+    return complete and all(record.get(name) == value for name, value in origin.items())
+
+
+def _origin(inputs: Inputs[Any], image_dir: str = "") -> dict[str, Any]:
     """Everything that features depend on: the weights, the images and how they are read."""
-    names = ("dataset", "subset", "size", "arch", "stem", "precision", "val_dataset", "val_subset")
-    return {"backbone_sha256": inputs.weights_sha256, **{name: getattr(inputs.settings, name) for name in names}}
+    names = ("dataset", "size", "arch", "stem", "precision")
+    names = names if image_dir else (*names, "subset", "val_dataset", "val_subset")
+    origin = {"backbone_sha256": inputs.weights_sha256, **{name: getattr(inputs.settings, name) for name in names}}
+    return {**origin, "image_dir": os.path.realpath(image_dir)} if image_dir else origin
 
 
-def _extract_if_missing(folder: Path, inputs: Inputs[Any]) -> None:
-    """Extract the features of both splits, by all processes, unless rank 0 finds them."""
-    if broadcast_from_rank_zero(_exist(folder, inputs)):
+def _extracted(folder: Path, inputs: Inputs[Any], image_dir: str, images: Images) -> bool:
+    """Whether a folder has the features of the images of `image_dir`; refuses to replace those of another one."""
+    path = folder / "all_weights.json"
+    if not path.is_file():
+        return False
+    record = read_record(path, FeatureOrigin)
+    if record.get("image_dir") != os.path.realpath(image_dir):
+        raise SfrikError(f"{folder} holds the features of {record.get('image_dir')}: choose another --extraction-dir")
+    with suppress(SfrikError, OSError, ValueError):
+        names = load_names(folder, "all")
+        known = without_broken(images, record, "all")
+        rows = len(np.load(folder / "all_features.npy", mmap_mode="r"))
+        same = rows == len(names) == len(known) and all(known.name(row) == name for row, name in enumerate(names))
+        return same and _fits(record, inputs, _origin(inputs, image_dir))
+    return False
+
+
+def _extract_if_missing(folder: Path, inputs: Inputs[Any], image_dir: str = "", named: bool = False) -> None:
+    """Extract the features of both splits, or of `image_dir`, by all processes, unless rank 0 finds them."""
+    splits: dict[str, Images] = {"all": images_of_folder(image_dir)} if image_dir else {}
+
+    def exist() -> bool:
+        return _extracted(folder, inputs, image_dir, splits["all"]) if image_dir else _exist(folder, inputs, named)
+
+    if broadcast_from_rank_zero(exist()):
         return
-    splits = {"val": inputs.scored_images(), "train": inputs.images("train")}
-    backbone = inputs.backbone(splits["train"].channels)
+    if not image_dir:
+        splits = {"val": inputs.scored_images(), "train": inputs.images("train")}
+        check_same_classes(splits["train"].classes, splits["val"].classes, "the training images", "the scored images", RENAMED)
+    backbone = inputs.backbone(next(iter(splits.values())).channels)
     # two extractions into one folder would write to the same files
     with folder_lock(folder, LOCK, wait=True) if rank() == 0 else nullcontext():
-        if not broadcast_from_rank_zero(_exist(folder, inputs)):
+        if not broadcast_from_rank_zero(exist()):
             try:
-                _extract(folder, inputs, splits, backbone)
+                _extract(folder, inputs, splits, backbone, _origin(inputs, image_dir))
             finally:
                 for split in splits:
                     _temporary(folder, split).unlink(missing_ok=True)
 
 
-def _extract(folder: Path, inputs: Inputs[Any], splits: dict[str, Images], backbone: Backbone) -> None:
+def _extract(folder: Path, inputs: Inputs[Any], splits: dict[str, Images], backbone: Backbone, origin: dict[str, Any]) -> None:
     settings = inputs.settings
+    record = folder / ("all_weights.json" if "all" in splits else "weights.json")
     if rank() == 0:
-        (folder / "weights.json").unlink(missing_ok=True)
+        record.unlink(missing_ok=True)
         for split, images in splits.items():
             make_empty(_temporary(folder, split), (len(images), backbone.num_features))
     barrier()
+    broken: dict[str, list[int]] = {}
     for split, images in splits.items():
-        indices = _shard(len(images), settings.batch_size)
-        how = inputs.whole_images, settings.batch_size, inputs.device, inputs.precision, settings.workers
-        parts = _batches(backbone, images, indices, *how)
+        indices, unread = _shard(len(images), settings.batch_size), cast("list[int]", [])
+        how = inputs.whole_images, settings.batch_size, inputs.device, inputs.precision, settings.workers, settings.skip_broken
+        parts = feature_batches(backbone, images, indices, *how)
         parts = track(parts, -(-len(indices) // settings.batch_size), f"features of {split}", show=rank() == 0)
-        write_rows(_temporary(folder, split), int(indices[0]) if len(indices) else 0, (some for some, _ in parts))
+        write_rows(_temporary(folder, split), int(indices[0]) if len(indices) else 0, _rows(parts, unread))
+        broken[split] = sorted(index for some in all_gather_json(unread) for index in some)
     barrier()
     if rank() == 0:
-        for name in FILES:  # a process that is killed here must not leave old and new files side by side
-            (folder / name).unlink(missing_ok=True)
+        for split in splits:  # a process that is killed here must not leave old and new files side by side
+            for part in PARTS:
+                (folder / f"{split}_{part}").unlink(missing_ok=True)
         for split, images in splits.items():
-            target = folder / f"{split}_features.npy"
-            with naming_the_file(target, 0):
-                _temporary(folder, split).replace(target)
-            with atomic_write(folder / f"{split}_labels.npy", images.targets.nbytes) as file:  # flushes the folder too
-                np.save(file, images.targets)
-        digests = {name: file_hash(folder / name) for name in FILES}
-        write_json(folder / "weights.json", {**_origin(inputs), "sha256": digests})
+            _publish(folder, split, images, broken[split])
+        names = {split: [splits[split].name(index) for index in unread] for split, unread in broken.items() if unread}
+        paths = [folder / f"{split}_{part}" for split in splits for part in PARTS]
+        digests = {path.name: file_hash(path) for path in paths if path.exists()}
+        write_json(record, {**origin, **note_broken(names), "sha256": digests})
     barrier()
+
+
+def _rows(parts: Iterator[tuple[Tensor, Tensor, Tensor, np.ndarray]], unread: list[int]) -> Iterator[Tensor]:
+    """The features of each batch; the indices of images that cannot be read are added to `unread`."""
+    for features, _, read, indices in parts:
+        unread += indices[~read.numpy()].tolist()
+        yield features
+
+
+def _publish(folder: Path, split: str, images: Images, broken: list[int]) -> None:
+    """Give the features of a split their final name, and write labels and names, without the rows of broken images."""
+    if broken:
+        drop_rows(_temporary(folder, split), broken)
+        images = images.select(np.delete(np.arange(len(images)), broken))
+    target = folder / f"{split}_features.npy"
+    with naming_the_file(target, 0):
+        _temporary(folder, split).replace(target)
+    if images.num_classes:
+        with atomic_write(folder / f"{split}_labels.npy", images.targets.nbytes) as file:  # flushes the folder too
+            np.save(file, images.targets)
+    write_names(folder / f"{split}_names.txt", map(images.name, range(len(images))))
+    if images.classes is not None:
+        write_names(folder / f"{split}_classes.txt", images.classes)
 
 
 def _temporary(folder: Path, split: str) -> Path:

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from sfrik.datasets import Images
 from sfrik.errors import SfrikError
+from sfrik.evaluate.broken import note_broken
 from sfrik.evaluate.checkpoint import EvaluationCheckpoint
-from sfrik.evaluate.features import extract
+from sfrik.evaluate.forward import extract
 from sfrik.evaluate.linear_head import last_and_best, linear_heads, score_features
+from sfrik.evaluate.name_files import RENAMED, check_same_classes
 from sfrik.evaluate.sgd_loop import Model, Training
 from sfrik.networks import Backbone
 from sfrik.settings import EvaluateSettings
@@ -51,10 +53,11 @@ def finetune(
         checkpoint: saves the training and resumes from it; nothing is saved when None.
 
     Returns:
-        Accuracies in % (`top1` and `top5` of the last epoch, `best_top1` and `best_top5` of the best one), and the head.
+        Accuracies in % (`top1` and `top5` of the last epoch, `best_top1` and `best_top5` of the best one), and the head; with
+        `skip_broken` what `sfrik.evaluate.broken.note_broken` records.
 
     Raises:
-        SfrikError: the loss is not finite, or there is only one labelled image.
+        SfrikError: the loss is not finite, there is only one labelled image, or the two have different classes.
         Preempted: stopped by SIGTERM or SIGUSR1 (KeyboardInterrupt: by SIGINT), after saving; only with a checkpoint.
     """
     if len(train) < 2:
@@ -66,17 +69,20 @@ def finetune(
             features = backbone(batch.contiguous(memory_format=torch.channels_last)).float()
         return [F.cross_entropy(head(features), labels)]
 
+    check_same_classes(train.classes, test.classes, "the training images", "the scored images", RENAMED)
     rates = [settings.lr_backbone, settings.lr_head]
     both = Model([backbone, head], rates, f"lr_backbone {settings.lr_backbone:g} and lr_head {settings.lr_head:g}")
     training = Training([both], train, losses, settings, device, checkpoint, progress, min_batch=2, scaled=precision == "fp16")
     backbone.train()
+    broken = training.broken.setdefault("test", [])
     with training:
         tops = training.fit(
-            lambda index: score_images(backbone, head, test, settings, device, precision, training.stop_if_requested),
+            lambda index: score_images(backbone, head, test, settings, device, precision, training.stop_if_requested, broken),
             lambda tops: f"top-1 {tops[0][0]:.2f} %",
         )
     backbone.eval()
-    return last_and_best([top for (top,) in tops]), head
+    found = note_broken(training.broken, train=len(train), test=len(test))
+    return {**last_and_best([top for (top,) in tops]), **found}, head
 
 
 @torch.no_grad()
@@ -88,13 +94,15 @@ def score_images(
     device: torch.device,
     precision: str,
     after_batch: Callable[[], None] | None = None,
+    skipped: list[str] | None = None,
 ) -> tuple[float, float]:
     """Top-1 and top-5 in % of backbone and head, in evaluation mode, on whole images.
 
     Args:
         after_batch: called after each batch; it may raise to stop the scoring.
+        skipped: a list to which the names of images are added that `settings.skip_broken` leaves out.
     """
     views = resize_for_test(settings.size, settings.dataset)
     how = {"device": device, "precision": precision, "workers": settings.workers, "after_batch": after_batch}
-    features, labels = extract(backbone, images, views, **how)
+    features, labels = extract(backbone, images, views, **how, skip_broken=settings.skip_broken, skipped=skipped)
     return score_features(head, features, labels)

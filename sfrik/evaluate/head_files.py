@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sfrik.errors import SfrikError
+from sfrik.evaluate.name_files import check_same_classes
 from sfrik.networks import Backbone, build_backbone
 from sfrik.system.tensor_files import check_finite, read_pickle, read_safetensors, write_safetensors
 
@@ -26,8 +28,8 @@ class SavedHead:
         path: of the file.
         head: features [n, d] to class scores [n, classes].
         backbone: state dict of the backbone it was trained with; None if the file contains only a head.
-        about: metadata of our files: protocol, arch, num_classes, settings (their hash) and backbone_sha256, the hash of the
-            pretrained weights.
+        about: metadata of our files: protocol, arch, num_classes, classes (their names, if they have any), settings (their hash)
+            and backbone_sha256, the hash of the pretrained weights.
     """
 
     path: Path
@@ -35,8 +37,16 @@ class SavedHead:
     backbone: dict[str, Tensor] | None
     about: dict[str, Any]
 
-    def check(self, num_features: int, num_classes: int) -> None:
-        """Raise SfrikError if the head is for another number of features or of classes."""
+    def check(self, num_features: int, num_classes: int, classes: Sequence[str] | None = None) -> None:
+        """Raise SfrikError if the head is for other features or classes.
+
+        Args:
+            num_features: d, the dimension of the features.
+            num_classes: the number of classes.
+            classes: their names, in the order of the labels; compared if the file has them too.
+        """
+        remedy = "class folders were renamed, added or removed since the head was trained: train it again, or check --ckp-path"
+        check_same_classes(self.about.get("classes"), classes, f"the head {self.path}", "the images", remedy)
         if (self.head.in_features, self.head.out_features) != (num_features, num_classes):
             raise SfrikError(
                 f"{self.path} has a head of {self.head.in_features} features and {self.head.out_features} classes, but "

@@ -171,14 +171,14 @@ def scored_images(settings: FrozenSettings) -> Images:
 def training_images(settings: EvaluateSettings) -> Images:
     """The labelled images that an evaluation trains on.
 
-    A label list refers to the whole training split, so `subset`, on which the backbone was pretrained, does not apply to it:
-    recipes on 20 % of ImageNet are fine-tuned with the same 1 % and 10 % as recipes on all of it.
+    A label list, and any share of ImageNet's labels, refers to the whole training split, so `subset`, on which the backbone was
+    pretrained, does not apply: recipes on 20 % of ImageNet are fine-tuned with the same 1 % and 10 % as recipes on all of it.
 
     Raises:
         SfrikError: missing images, or a label list that does not match them.
     """
-    by_list = settings.train_percent < 100 and (settings.label_list or settings.dataset == "imagenet")
-    images = load_images(settings.dataset, "train", settings.data_dir, None if by_list else settings.subset)
+    of_all = settings.train_percent < 100 and (settings.label_list or settings.dataset == "imagenet")
+    images = load_images(settings.dataset, "train", settings.data_dir, None if of_all else settings.subset)
     return labelled_share(images, settings.dataset, settings.train_percent, settings.label_list)
 
 

@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfrik.datasets import Images
+from sfrik.evaluate.broken import note_broken
 from sfrik.evaluate.checkpoint import EvaluationCheckpoint
-from sfrik.evaluate.features import extract
+from sfrik.evaluate.forward import extract
 from sfrik.evaluate.linear_head import choose_rate, last_and_best, linear_heads, score_features
+from sfrik.evaluate.name_files import RENAMED, check_same_classes
 from sfrik.evaluate.sgd_loop import Model, Training
 from sfrik.networks import Backbone
 from sfrik.settings import EvaluateSettings, TransferSettings
@@ -48,17 +50,20 @@ def linear_probe(
         checkpoint: saves the training and resumes from it; nothing is saved when None.
 
     Returns:
-        Accuracies in % (`top1` and `top5` of the last epoch, `best_top1` and `best_top5` of the best one), and the head.
+        Accuracies in % (`top1` and `top5` of the last epoch, `best_top1` and `best_top5` of the best one), and the head; with
+        `skip_broken` what `sfrik.evaluate.broken.note_broken` records.
 
     Raises:
-        SfrikError: the loss is not finite.
+        SfrikError: the loss is not finite, or the two have different classes.
         Preempted: stopped by SIGTERM or SIGUSR1 (KeyboardInterrupt: by SIGINT), after saving; only with a checkpoint.
     """
     heads, training = _heads(backbone, train, [settings.lr_head], settings, device, precision, checkpoint, progress)
+    check_same_classes(train.classes, test.classes, "the training images", "the scored images", RENAMED)
     with training:
-        scored = _features(backbone, test, settings, device, precision, training)
+        scored = _features(backbone, test, settings, device, precision, training, "test")
         tops = training.fit(lambda index: score_features(heads[index], *scored), lambda tops: f"top-1 {tops[0][0]:.2f} %")
-    return last_and_best([top for (top,) in tops]), heads[0]
+    found = note_broken(training.broken, train=len(train), test=len(test))
+    return {**last_and_best([top for (top,) in tops]), **found}, heads[0]
 
 
 def linear_sweep(
@@ -94,18 +99,21 @@ def linear_sweep(
     """
     rates = settings.lr_sweep
     heads, training = _heads(backbone, train, rates, settings, device, precision, checkpoint, progress)
+    for images in (tune, tune if test is None else test):
+        check_same_classes(train.classes, images.classes, "the training images", "the scored images", RENAMED)
 
     def best(tops: list[tuple[float, float]]) -> str:
         index, _ = choose_rate(rates, tops)
         return f"top-1 on the tuning split {tops[index][0]:.2f} % at rate {rates[index]:g}"
 
     with training:
-        tuning = _features(backbone, tune, settings, device, precision, training)
+        tuning = _features(backbone, tune, settings, device, precision, training, "test" if test is None else "tune")
         tops = training.fit(lambda index: score_features(heads[index], *tuning), best)[-1]
         index, choice = choose_rate(rates, tops)
-        scored = None if test is None else _features(backbone, test, settings, device, precision, training)
+        scored = None if test is None else _features(backbone, test, settings, device, precision, training, "test")
     top1, top5 = tops[index] if scored is None else score_features(heads[index], *scored)
-    return {"top1": top1, "top5": top5, **choice}, heads[index]
+    found = note_broken(training.broken, train=len(train), test=len(tune if test is None else test))
+    return {"top1": top1, "top5": top5, **choice, **found}, heads[index]
 
 
 def _heads(
@@ -138,8 +146,10 @@ def _features(
     device: torch.device,
     precision: str,
     training: Training,
+    split: str,
 ) -> tuple[Tensor, Tensor]:
     views = resize_for_test(settings.size, settings.dataset)
     how = {"device": device, "precision": precision, "workers": settings.workers, "after_batch": training.stop_if_requested}
-    features, labels = extract(backbone, images, views, **how)
+    broken = training.broken.setdefault(split, [])
+    features, labels = extract(backbone, images, views, **how, skip_broken=settings.skip_broken, skipped=broken)
     return features.to(device), labels.to(device)

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from sfrik.datasets import Images
 from sfrik.errors import SfrikError
+from sfrik.evaluate.broken import note_broken
 from sfrik.evaluate.checkpoint import EvaluationCheckpoint
-from sfrik.evaluate.features import extract, read_features
+from sfrik.evaluate.features import read_features
 from sfrik.evaluate.finetune import finetune, score_images
+from sfrik.evaluate.forward import extract
 from sfrik.evaluate.head_files import SavedHead, load_head, save_head
 from sfrik.evaluate.inputs import Inputs, training_images
 from sfrik.evaluate.knn import scores_by_k
@@ -36,7 +38,7 @@ Split = tuple[Tensor, Tensor]  # features [n, d] and labels [n]
 def evaluate(settings: EvaluateSettings, progress: bool = True) -> dict[str, Any]:
     """Linear probing or fine-tuning: writes <protocol>.json, or <protocol>_tune.json for the tuning split.
 
-    The protocol is linear, finetune, or with part of the labels semi1, semi10 (fine-tuned), linear1, linear10 (frozen). The
+    The protocol is linear or finetune; with a share of the labels such as 10 %, linear10 (frozen) or semi10 (fine-tuned). The
     head, after fine-tuning with the backbone's weights, is saved beside the score as head_<protocol>[_tune].safetensors;
     `only_inference` reads it.
 
@@ -71,6 +73,7 @@ def evaluate(settings: EvaluateSettings, progress: bool = True) -> dict[str, Any
         if score := inputs.finished_score(name):  # by the process that this one waited for
             return score
         score, head = method(backbone, *images, settings, inputs.device, inputs.precision, progress, checkpoint)
+        classes = {} if train.classes is None else {"classes": list(train.classes)}
         saved = save_head(
             inputs.run.folder / f"head_{name}.safetensors",
             head,
@@ -78,6 +81,7 @@ def evaluate(settings: EvaluateSettings, progress: bool = True) -> dict[str, Any
             protocol=settings.protocol,
             arch=settings.arch,
             num_classes=train.num_classes,
+            **classes,
             settings=settings.hash(),
             backbone_sha256=inputs.weights_sha256,
         )
@@ -97,14 +101,16 @@ def _inference(inputs: Inputs[EvaluateSettings]) -> dict[str, Any]:
         return score
     images = inputs.scored_images()
     saved, backbone, digest = _saved_model(inputs, images)
-    top1, top5 = score_images(backbone, saved.head.to(inputs.device), images, settings, inputs.device, inputs.precision)
+    head, broken = saved.head.to(inputs.device), cast("list[str]", [])
+    top1, top5 = score_images(backbone, head, images, settings, inputs.device, inputs.precision, skipped=broken)
     score = {"images": len(images), "head": saved.path.name, "head_sha256": file_hash(saved.path), "top1": top1, "top5": top5}
+    score |= note_broken({"test": broken}, test=len(images))
     return inputs.run.save_result(name, settings, score, digest)
 
 
 @torch.no_grad()
 def class_scores(settings: EvaluateSettings) -> Split:
-    """The class scores of a head that `evaluate` saved, for each scored image.
+    """The class scores of a head that `evaluate` saved, for each scored image; with `skip_broken` for those that can be read.
 
     The head is `ckp_path`, or the run's head of this protocol and split; after fine-tuning the backbone is the one saved with it.
 
@@ -118,7 +124,7 @@ def class_scores(settings: EvaluateSettings) -> Split:
     images = inputs.scored_images()
     saved, backbone, _ = _saved_model(inputs, images)
     how = {"device": inputs.device, "precision": inputs.precision, "workers": settings.workers}
-    features, labels = extract(backbone, images, inputs.whole_images, **how)
+    features, labels = extract(backbone, images, inputs.whole_images, **how, skip_broken=settings.skip_broken)
     return saved.head(features), labels
 
 
@@ -142,7 +148,7 @@ def _saved_model(inputs: Inputs[EvaluateSettings], images: Images) -> tuple[Save
         raise SfrikError(
             f"{saved.path} was trained on other weights than {inputs.weights}: evaluate again, without --only-inference"
         )
-    saved.check(backbone.num_features, images.num_classes)
+    saved.check(backbone.num_features, images.num_classes, images.classes)
     return saved, backbone, digest
 
 
@@ -178,7 +184,7 @@ def knn_eval(settings: KnnSettings) -> dict[str, Any]:
     name = inputs.score_name("knn")
     if score := inputs.finished_score(name):
         return score
-    (train, train_labels), (test, test_labels), digest = read_features(inputs)
+    (train, train_labels), (test, test_labels), digest, broken = read_features(inputs)
     num_classes = int(max(train_labels.max(), test_labels.max())) + 1
     if large := [k for k in settings.nb_knn if k > len(train)]:
         text = f"nb_knn {', '.join(map(str, large))}: there are only {len(train)} training images, and all of them vote"
@@ -188,7 +194,7 @@ def knn_eval(settings: KnnSettings) -> dict[str, Any]:
     top1, top5 = {}, {}
     for k, scores in scores_by_k(train, train_labels, test, settings.nb_knn, settings.temperature, num_classes):
         top1[str(k)], top5[str(k)] = top_accuracies(scores, test_labels, voted=True)
-    score = {"images": len(test), "train_images": len(train), "top1_at": top1, "top5_at": top5}
+    score = {"images": len(test), "train_images": len(train), "top1_at": top1, "top5_at": top5, **note_broken(broken)}
     return inputs.run.save_result(name, settings, score, digest)
 
 
@@ -208,30 +214,34 @@ def logistic_regression(settings: LogisticSettings) -> dict[str, Any]:
     name = inputs.score_name("logistic")
     if score := inputs.finished_score(name):
         return score
-    train, test, digest = read_features(inputs)
+    train, test, digest, broken = read_features(inputs)
     if settings.solver == "lbfgs":
-        score = logistic_lbfgs(train, _tuning_features(inputs), test, settings.inverse_penalties)
+        score = logistic_lbfgs(train, _tuning_features(inputs, broken), test, settings.inverse_penalties)
     else:
-        score = _logistic_sgd(inputs, train, test)
-    score = {"images": len(test[0]), "train_images": len(train[0]), **score}
+        score = _logistic_sgd(inputs, train, test, broken)
+    score = {"images": len(test[0]), "train_images": len(train[0]), **score, **note_broken(broken)}
     return inputs.run.save_result(name, settings, score, digest)
 
 
-def _logistic_sgd(inputs: Inputs[LogisticSettings], train: Split, test: Split) -> dict[str, Any]:
+def _logistic_sgd(inputs: Inputs[LogisticSettings], train: Split, test: Split, broken: dict[str, list[str]]) -> dict[str, Any]:
     num_classes = int(max(train[1].max(), test[1].max())) + 1
     s, device = inputs.settings, inputs.device
     if not s.lr_sweep:
         return logistic_sgd(train, test, num_classes, s.epochs, s.batch_size, s.lr_head, s.weight_decay, s.seed, device)
-    splits = (_tuning_features(inputs), test) if inputs.split == "test" else (test, None)
+    splits = (_tuning_features(inputs, broken), test) if inputs.split == "test" else (test, None)
     return logistic_sweep(train, *splits, num_classes, s.lr_sweep, s.epochs, s.batch_size, s.weight_decay, s.seed, device)
 
 
-def _tuning_features(inputs: Inputs[LogisticSettings]) -> Split:
-    """Features of the tuning split, extracted now: an extraction folder has only one split besides the training images."""
+def _tuning_features(inputs: Inputs[LogisticSettings], broken: dict[str, list[str]]) -> Split:
+    """Features of the tuning split, extracted now: an extraction folder has only one split besides the training images.
+
+    The names of skipped images are added to `broken`.
+    """
     s = inputs.settings
     if s.extraction_dir:
         what, remedy = ("solver lbfgs chooses C", "--solver sgd") if s.solver == "lbfgs" else ("lr_sweep chooses", "--lr-head")
         raise SfrikError(f"{what} on the tuning split, which an extraction folder lacks: use {remedy}")
     images = inputs.images("tune")
     backbone = inputs.backbone(images.channels)
-    return extract(backbone, images, inputs.whole_images, s.batch_size, inputs.device, inputs.precision, s.workers)
+    how = inputs.whole_images, s.batch_size, inputs.device, inputs.precision, s.workers, None, s.skip_broken
+    return extract(backbone, images, *how, broken.setdefault("tune", []))

@@ -106,6 +106,7 @@ class Training:
         self.images_per_epoch = len(images) - (rest if rest < min_batch else 0)
         self.steps = -(-self.images_per_epoch // settings.batch_size)
         self.position, self.tops = _Position(), []
+        self.broken: dict[str, list[str]] = {"train": []}  # names of images that could not be read, by split
         self.diverged: dict[int, str] = {}  # by index of the model: epoch, step and what was not finite
         self.unsaved = False  # whether anything changed since the last checkpoint
         self.saved_at = time.monotonic()
@@ -181,10 +182,13 @@ class Training:
             device=self.device,
             workers=settings.workers,
             first=position.step,
+            skip_broken=settings.skip_broken,
         )
         # closed here, so that its processes end at once and not when a traceback that refers to it is released
         with explain_worker_death(settings.workers, settings.batch_size), closing(loader):
-            for (batch,), labels, _ in loader:
+            for (batch,), labels, shown in loader:
+                expected = order[position.step * settings.batch_size :][: len(shown)]
+                self.broken["train"] += [self.images.name(int(index)) for index in expected[expected != shown]]
                 losses = self._step(batch, labels)
                 if position.step == self.steps:
                     position.loss = losses[torch.isfinite(losses)].mean().item()
@@ -257,6 +261,7 @@ class Training:
             "place": asdict(self.position),
             "tops": self.tops,
             "diverged": self.diverged,
+            "broken": sorted(set(self.broken["train"])),
             "random": random_state(self.device),
         }
         self.checkpoint.save({**state, **place})
@@ -271,6 +276,7 @@ class Training:
                 part.load_state_dict(state[name])
             restore_random_state(state["random"], self.device)
         self.position, self.tops, self.diverged = _Position(**state["place"]), state["tops"], state["diverged"]
+        self.broken["train"] = list(state.get("broken", []))
         self._reset_losses()
         if self.progress:
             print(

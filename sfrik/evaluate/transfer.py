@@ -25,8 +25,9 @@ from sfrik.datasets import Images
 from sfrik.datasets.transfer import load_target
 from sfrik.errors import SfrikError
 from sfrik.evaluate.arguments import as_split
+from sfrik.evaluate.broken import note_broken
 from sfrik.evaluate.checkpoint import EvaluationCheckpoint
-from sfrik.evaluate.features import extract
+from sfrik.evaluate.forward import extract
 from sfrik.evaluate.inputs import Inputs
 from sfrik.evaluate.linear import linear_probe
 from sfrik.evaluate.svm import mean_average_precision
@@ -91,22 +92,25 @@ def _places205(
 
 
 def _voc07(backbone, train, test, settings, device, precision, progress, checkpoint) -> dict[str, Any]:
-    of_train, of_test = _features(backbone, (train, test), settings, device, precision)
-    return mean_average_precision(of_train, of_test, settings.svm_costs, settings.seed, train.classes)
+    of_train, of_test, found = _features(backbone, {"train": train, "test": test}, settings, device, precision)
+    return {**mean_average_precision(of_train, of_test, settings.svm_costs, settings.seed, train.classes), **found}
 
 
 def _digits8x8(backbone, train, test, settings, device, precision, progress, checkpoint) -> dict[str, Any]:
-    of_train, of_test = _features(backbone, (train, test), settings, device, precision)
-    return logistic_by_cross_validation(of_train, of_test, settings.seed)
+    of_train, of_test, found = _features(backbone, {"train": train, "test": test}, settings, device, precision)
+    return {**logistic_by_cross_validation(of_train, of_test, settings.seed), **found}
 
 
 METHODS = {"places205": _places205, "voc07": _voc07, "digits8x8": _digits8x8}
 
 
-def _features(backbone, splits, settings, device, precision) -> list[tuple[Tensor, Tensor]]:
-    """(features [n, d], labels) of the whole images, per split."""
+def _features(backbone, splits, settings, device, precision) -> tuple[Any, ...]:
+    """(features [n, d], labels) of the whole images, per split; and what the score records of skipped images."""
     views = resize_for_test(settings.size, AS[settings.target])
-    return [extract(backbone, images, views, settings.batch_size, device, precision, settings.workers) for images in splits]
+    broken: dict[str, list[str]] = {split: [] for split in splits}
+    how = views, settings.batch_size, device, precision, settings.workers, None, settings.skip_broken
+    features = [extract(backbone, images, *how, broken[split]) for split, images in splits.items()]
+    return *features, note_broken(broken, **{split: len(images) for split, images in splits.items()})
 
 
 def logistic_by_cross_validation(

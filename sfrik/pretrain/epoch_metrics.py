@@ -43,7 +43,7 @@ def describe_epoch(
         embeddings: The embeddings of the last batch, [n_local, q] for each view.
         loss: The loss of the last step.
         seconds: Duration of the epoch.
-        broken: Names of the images that were skipped so far.
+        broken: Names of the images that were skipped so far; those of the kNN score are added.
         backbone: The backbone, for the kNN score.
         images: The training images, for the kNN score.
         device: The device of this process.
@@ -51,15 +51,18 @@ def describe_epoch(
     """
     gathered = all_gather_rows([view.detach().float() for view in embeddings[:2]])
     line: dict[str, Any] = {"epoch": epoch, "loss": loss, **diagnostics.summary(gathered), "seconds": round(seconds, 3)}
+    if settings.knn_every and (epoch + 1) % settings.knn_every == 0 and (images.targets >= 0).all():
+        line["knn"] = _knn_score(settings, images, backbone, device, precision, broken)
     if broken:
         line["broken_images"] = broken
-    if settings.knn_every and (epoch + 1) % settings.knn_every == 0 and (images.targets >= 0).all():
-        line["knn"] = _knn_score(settings, images, backbone, device, precision)
     return line
 
 
-def _knn_score(settings: PretrainSettings, images: Images, backbone: nn.Module, device: torch.device, precision: str) -> float:
+def _knn_score(
+    settings: PretrainSettings, images: Images, backbone: nn.Module, device: torch.device, precision: str, broken: list[str]
+) -> float:
     """20-NN accuracy in % on training images: one half of a fixed sample is classified by the other half."""
+    skipped: list[str] = []
     sample = np.random.default_rng(derived_seed("monitor", settings.seed)).permutation(len(images))[:MONITOR_IMAGES]
     features, labels = extract(
         backbone,
@@ -68,8 +71,11 @@ def _knn_score(settings: PretrainSettings, images: Images, backbone: nn.Module, 
         device=device,
         precision=precision,
         workers=settings.workers,
+        skip_broken=settings.skip_broken,
+        skipped=skipped,
     )
-    half = len(sample) // 2
+    broken[:] = sorted({*broken, *skipped})
+    half = len(labels) // 2
     return knn_accuracy(features[:half], labels[:half], features[half:], labels[half:], 20, images.num_classes)
 
 

@@ -128,7 +128,7 @@ class _Training:
         self.optimizer = LARS(encoder.parameters(), lr=0.0, weight_decay=settings.wd)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.parts: dict[str, Any] = {"model": encoder, "optimizer": self.optimizer, "scaler": self.scaler}
-        self.position = restore(run, settings, self.parts, steps_per_epoch, device, progress)
+        self.position = restore(run, settings, self.parts, images, steps_per_epoch, device, progress)
         total = settings.epochs * steps_per_epoch
         self.progress = Progress(total, self._global_step(), self._update_status, progress and rank() == 0)
         self.saved = time.monotonic()
@@ -286,6 +286,7 @@ class _Training:
         if rank() == 0:
             self.run.sync_log()  # a run resumed from this checkpoint does not write these lines again
             about = {"version": VERSION, "settings": self.settings.what()}
+            about |= {"images": len(self.images), "classes": self.images.num_classes}
             progress = {"place": asdict(self.position), "processes": world_size(), "random": random_states}
             self.run.checkpoints.save({**about, **self._states(), **progress})
         self.saved = time.monotonic()

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from sfrik.datasets import Images
 from sfrik.errors import SfrikError
 from sfrik.ops.collectives import broadcast_from_rank_zero, rank, world_size
 from sfrik.runs.checkpoints import explain_mismatch, restore_random_state
@@ -36,7 +37,13 @@ class Position:
 
 
 def restore(
-    run: Run, settings: PretrainSettings, parts: dict[str, Any], steps_per_epoch: int, device: torch.device, progress: bool
+    run: Run,
+    settings: PretrainSettings,
+    parts: dict[str, Any],
+    images: Images,
+    steps_per_epoch: int,
+    device: torch.device,
+    progress: bool,
 ) -> Position:
     """Load the newest checkpoint, if there is one. Rank 0 chooses the file.
 
@@ -44,6 +51,7 @@ def restore(
         run: The folder of the run.
         settings: The settings of the training.
         parts: Model, optimizer and scaler by their names in the checkpoint.
+        images: The training images.
         steps_per_epoch: The number of steps per epoch.
         device: The device of this process.
         progress: Whether to print.
@@ -52,7 +60,8 @@ def restore(
         The position from which to continue; the first one if there is no checkpoint.
 
     Raises:
-        SfrikError: The checkpoint is broken, has other settings, or does not fit the model or optimizer.
+        SfrikError: The checkpoint is broken, has other settings or another number of images or classes, or does not fit the model
+            or optimizer.
     """
     checkpoint = run.checkpoints.load() if rank() == 0 else None
     if not broadcast_from_rank_zero(checkpoint is not None):
@@ -64,6 +73,7 @@ def restore(
     assert checkpoint is not None  # parse_record refuses None
     if differences := settings.differences(checkpoint["settings"]):
         raise SfrikError(f"{path} is of a run with other settings ({differences}): move it away, or choose another --exp-dir")
+    _check_images(checkpoint, settings, images, steps_per_epoch)
     with explain_mismatch(path):
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
@@ -81,6 +91,23 @@ def restore(
             "CPU so will the sizes of BatchNorm's shards",
         )
     return position
+
+
+def _check_images(checkpoint: dict[str, Any], settings: PretrainSettings, images: Images, steps_per_epoch: int) -> None:
+    """Refuse a checkpoint of other images: an epoch would have other steps, in another order and at other learning rates.
+
+    Checkpoints of earlier releases do not record the numbers; theirs is only refused if its step is beyond the epoch's last one.
+    """
+    ours = {"images": len(images), "classes": images.num_classes}
+    theirs = {name: checkpoint.get(name, number) for name, number in ours.items()}
+    changed = [f"{theirs[name]} {name} -> {number} {name}" for name, number in ours.items() if theirs[name] != number]
+    if not changed and checkpoint["place"]["step"] >= steps_per_epoch:
+        changed = [f"step {checkpoint['place']['step']} of an epoch that now has {steps_per_epoch}, of {len(images)} images"]
+    if changed:
+        raise SfrikError(
+            f"the training images have changed since the checkpoint in {settings.exp_dir} ({', '.join(changed)}): restore them "
+            f"in {settings.data_dir}, or train on the present ones in another --exp-dir"
+        )
 
 
 def print_from_rank_zero(progress: bool, text: str) -> None:

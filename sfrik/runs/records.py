@@ -81,9 +81,13 @@ class TrainingCheckpoint(Checkpoint):
 
     Attributes:
         random: For each process the states of its random number generators.
+        images: Number of training images; checkpoints of earlier releases do not record it.
+        classes: Number of their classes, 0 without labels.
     """
 
     settings: dict[str, Any]
+    images: int | None = None
+    classes: int | None = None
     model: dict[str, Any]
     place: TrainingPosition
     processes: int
@@ -107,6 +111,7 @@ class EvaluationCheckpoint(Checkpoint):
         of: Hashes of the settings, weights and images, and the precision: another evaluation does not resume from it.
         tops: For each epoch, the top-1 and top-5 accuracy of each head.
         diverged: For each diverged head, by its index, the epoch, the step, and whether the loss or a weight was not finite.
+        broken: Names of the training images that were skipped; checkpoints of earlier releases have none.
     """
 
     of: dict[str, str]
@@ -114,6 +119,7 @@ class EvaluationCheckpoint(Checkpoint):
     place: EvaluationPosition
     tops: list[list[tuple[float, float]]]
     diverged: dict[int, str]
+    broken: list[str] = Field(default_factory=list)
     random: dict[str, Any]
 
 

@@ -29,7 +29,7 @@ SECTIONS: dict[str, type[Settings]] = {}  # section of a recipe -> its class; "p
 
 # Settings for where and on what a run is computed, which do not change its result: excluded from its identity (`Settings.what`).
 PLACE = {"exp_dir", "data_dir", "extraction_dir", "workers", "device", "pretrained", "ckp_path", "label_list", "target_dir"}
-PLACE |= {"checkpoint_minutes", "loggers"}
+PLACE |= {"checkpoint_minutes", "loggers", "image_dir"}
 # Settings that are part of a score's name (linear_tune, semi1, transfer_voc07): with others it is another score of the same run.
 NAMING = {"weights", "train_percent", "val_dataset", "only_inference", "target"}
 
@@ -61,6 +61,10 @@ class Settings(BaseModel):
         "auto", description="precision of the network: auto, fp32, bf16 or fp16; losses are computed in fp32"
     )
     workers: Int = Field(4, ge=0, le=1024, description="processes that decode images, per training process")
+    skip_broken: bool = Field(
+        False,
+        description="skip images that cannot be read, and name them: training takes the next one, features leave them out",
+    )
 
     def __init_subclass__(cls, sections: tuple[str, ...] = (), **kwargs: Any) -> None:
         """Register the sections of a recipe whose settings are of this class."""
@@ -121,7 +125,7 @@ class Settings(BaseModel):
 
     def without_effect(self) -> set[str]:
         """Names of the settings that the others make irrelevant, such as SwAV's crops with other augmentations."""
-        return set()
+        return set() if self.skip_broken else {"skip_broken"}
 
     def hash(self) -> str:
         """Twelve hexadecimal digits that identify `what()`."""

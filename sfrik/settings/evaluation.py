@@ -9,9 +9,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from sfrik.settings.base import Settings
-from sfrik.settings.fields import Count, Epochs, Int, LowerCase, NotNegative, Penalties, Rate, Rates, Temperature
+from sfrik.settings.fields import Count, Epochs, LowerCase, NotNegative, Penalties, Percent, Rate, Rates, Temperature
 
 __all__ = ["EvaluateSettings", "FeatureSettings", "FrozenSettings", "KnnSettings", "LogisticSettings", "TransferSettings"]
+
+LIST_WITHOUT_SHARE = "label_list names a part of the training images: give train_percent (below 100) too, which names the score"
 
 
 class FrozenSettings(Settings):
@@ -27,7 +29,7 @@ class FrozenSettings(Settings):
     )
 
     def without_effect(self) -> set[str]:
-        return set() if self.choice and self.val_dataset == "val" else {"choice"}
+        return super().without_effect() | (set() if self.choice and self.val_dataset == "val" else {"choice"})
 
     def elsewhere(self, folder: Path) -> dict[str, Any]:
         given = {name: value for name in ("pretrained", "ckp_path", "extraction_dir") if (value := getattr(self, name, ""))}
@@ -41,8 +43,8 @@ class EvaluateSettings(FrozenSettings, sections=("evaluate", "semi1", "semi10"))
     weights: Literal["freeze", "finetune"] = Field(
         "freeze", description="freeze: train only the linear head; finetune: train the backbone too"
     )
-    train_percent: Int = Field(100, ge=1, le=100, description="percentage of the training labels: 1, 10 or 100")
-    label_list: str = Field("", description="list of the 1 or 10 % of ImageNet, one file name per line; downloaded when unset")
+    train_percent: Percent = Field(100, description="percentage of the training labels, above 0; 100 uses all")
+    label_list: str = Field("", description="list of the labelled images, one file name per line; needs train_percent")
     epochs: Epochs = Field(100, ge=1, description="passes over the labelled images")
     lr_head: Rate = Field(0.4, description="learning rate of the linear head")
     lr_sweep: Rates = Field(
@@ -55,8 +57,8 @@ class EvaluateSettings(FrozenSettings, sections=("evaluate", "semi1", "semi10"))
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.train_percent not in (1, 10, 100):
-            raise ValueError(f"train_percent must be 1, 10 or 100, got {self.train_percent}")
+        if self.label_list and self.train_percent == 100:
+            raise ValueError(LIST_WITHOUT_SHARE)
         if self.lr_sweep and self.weights == "finetune":
             raise ValueError("lr_sweep trains several heads on a frozen backbone: use it with weights freeze")
         if self.arch == "pixels" and self.weights == "finetune":
@@ -65,13 +67,18 @@ class EvaluateSettings(FrozenSettings, sections=("evaluate", "semi1", "semi10"))
 
     @classmethod
     def section(cls, given: Mapping[str, Any]) -> str:
-        """[semi1] or [semi10] for 1 or 10 % of the labels, unless the backbone is frozen; else [evaluate]."""
-        share = str(given.get("train_percent"))
-        return f"semi{share}" if share in ("1", "10") and given.get("weights") != "freeze" else "evaluate"
+        """[semi1] for up to 3 % of the labels, [semi10] for more, unless the backbone is frozen; [evaluate] for all of them."""
+        try:
+            share = float(given.get("train_percent", 100))
+        except (TypeError, ValueError):  # refused later
+            share = 100
+        if given.get("weights") == "freeze" or not 0 < share < 100:
+            return "evaluate"
+        return "semi1" if share <= 3 else "semi10"
 
     @property
     def protocol(self) -> str:
-        """Name of the score, one of linear, linear1, linear10 (frozen), finetune, semi1, semi10 (fine-tuned)."""
+        """Name of the score: linear (frozen) or finetune; with a share of the labels such as linear10 or semi2.5."""
         part = "" if self.train_percent == 100 else str(self.train_percent)
         if self.weights == "freeze":
             return f"linear{part}"
@@ -84,9 +91,7 @@ class EvaluateSettings(FrozenSettings, sections=("evaluate", "semi1", "semi10"))
         return idle | ({"only_inference"} if not self.only_inference else set())
 
 
-class FeatureSettings(FrozenSettings, sections=("extract_features",)):
-    """`sfrik extract-features`."""
-
+class _OnFeatures(FrozenSettings):
     extraction_dir: str = Field("", description="folder of the features; features/ in the run's folder when unset")
 
     def elsewhere(self, folder: Path) -> dict[str, Any]:
@@ -94,14 +99,26 @@ class FeatureSettings(FrozenSettings, sections=("extract_features",)):
         return {name: path for name, path in super().elsewhere(folder).items() if name not in written}
 
 
-class KnnSettings(FeatureSettings, sections=("knn_eval",)):
+class FeatureSettings(_OnFeatures, sections=("extract_features",)):
+    """`sfrik extract-features`."""
+
+    image_dir: str = Field("", description="folder of any images to extract, with or without labels, in place of the splits")
+
+    @model_validator(mode="after")
+    def _photos(self) -> Self:
+        if self.image_dir and self.dataset == "mnist5k":
+            raise ValueError("image_dir is for image files, but mnist5k's backbones take grey digits: use another dataset's")
+        return self
+
+
+class KnnSettings(_OnFeatures, sections=("knn_eval",)):
     """`sfrik knn-eval`: the weighted kNN of DINO."""
 
     nb_knn: tuple[Count, ...] = Field((10, 20, 100, 200), min_length=1, max_length=100, description="numbers of neighbours")
     temperature: Temperature = Field(0.07, description="temperature of the votes, exp(similarity / temperature)")
 
 
-class LogisticSettings(FeatureSettings, sections=("logistic_regression",)):
+class LogisticSettings(_OnFeatures, sections=("logistic_regression",)):
     """`sfrik logistic-regression` on frozen features."""
 
     solver: Literal["lbfgs", "sgd"] = Field(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
 from sfrik.errors import nearest
 
@@ -26,6 +26,7 @@ __all__ = [
     "Mlp",
     "NotNegative",
     "Penalties",
+    "Percent",
     "Pixels",
     "Rate",
     "Rates",
@@ -67,6 +68,8 @@ NotNegative = Annotated[Real, Field(ge=0, le=LARGEST)]
 Rate = Annotated[Real, Field(gt=0, le=3.4e38)]  # the range of float32
 Temperature = Annotated[Real, Field(ge=1e-6, le=1e6)]  # of similarities, which float32 resolves to 1e-7
 Penalty = Annotated[Real, Field(ge=1e-12, le=1e12)]
+# 10, 10.0 and "10" are one share: one name of the score and one hash
+Percent = Annotated[Real, Field(gt=0, le=100), AfterValidator(_number), PlainSerializer(_number)]
 Rates = Annotated[tuple[Rate, ...], Field(max_length=100)]
 Penalties = Annotated[tuple[Penalty, ...], Field(min_length=1, max_length=100)]
 

@@ -108,7 +108,6 @@ class PretrainSettings(Settings, sections=("pretrain",)):
     checkpoint_minutes: Real = Field(
         10.0, gt=0, le=366 * 24 * 60, description="longest time between checkpoints, in minutes; every epoch ends with one"
     )
-    skip_broken: bool = Field(False, description="replace an image that cannot be read by the next one, and count it")
     loggers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
         (), max_length=2, description="loggers in addition to metrics.jsonl: tensorboard, wandb (Weights & Biases), or both"
     )
@@ -152,9 +151,10 @@ class PretrainSettings(Settings, sections=("pretrain",)):
             raise ValueError(f"general_indices must be views from 0 to {views - 1}, got {self.general_indices}")
 
     def without_effect(self) -> set[str]:
-        idle = {name for augmentations, names in CROPS.items() if augmentations != self.augmentations for name in names}
+        idle = super().without_effect()
+        idle |= {name for augmentations, names in CROPS.items() if augmentations != self.augmentations for name in names}
         idle |= set() if self.multi_crop else {"reg_small"}
-        idle |= {name for name in ("skip_broken", "micro_batch", "compile", "sfrik_slices") if not getattr(self, name)}
+        idle |= {name for name in ("micro_batch", "compile", "sfrik_slices") if not getattr(self, name)}
         idle |= set() if self.ssl_method == "sigreg" else {"sigreg_weight", "sigreg_slices"}
         idle |= {"input_pipeline"} if self.dataset == "mnist5k" else set()
         series = {"sfrik_kernel", "sfrik_kernel_scale", "sfrik_kernel_degree"}

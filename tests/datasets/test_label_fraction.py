@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import itertools
 import threading
 from pathlib import Path
 
@@ -65,7 +66,8 @@ def test_the_fraction_of_mnist5k_is_the_same_number_of_first_images_of_each_clas
 def test_at_100_percent_the_images_are_returned_unchanged():
     images = named_images(NAMES)
     assert labelled_share(images, "imagenet", 100) is images
-    assert labelled_share(images, "mnist5k", 100, "a list that is not there") is images
+    with pytest.raises(SfrikError, match=r"label list .* needs train_percent below 100"):  # not ignored
+        labelled_share(images, "mnist5k", 100, "list.txt")
 
 
 @pytest.mark.parametrize("dataset", ["mnist5k", "cifar10", "stl10", "image_folder"])
@@ -74,6 +76,14 @@ def test_each_class_contributes_its_fraction_and_at_least_one_image_in_the_data_
     share = labelled_share(named_images([str(k) for k in range(70)], targets), dataset, 10)
     assert chosen(share) == [0, 1, 2, 3, 4, 26, 54, 55]  # of 50, 5 and 15 images: 5, 0.5 and 1.5
     assert share.targets.tolist() == [3] * 5 + [0] + [7] * 2
+
+
+def test_any_percentage_is_drawn_per_class_and_contains_every_smaller_one():
+    images = load_images("mnist5k", "train")  # 350 images per class
+    shares = {percent: labelled_share(images, "mnist5k", percent) for percent in (0.001, 0.5, 2.5, 33.3, 99.9)}
+    assert [np.bincount(share.targets).tolist() for share in shares.values()] == [[n] * 10 for n in (1, 2, 9, 117, 350)]
+    names = [{share.name(i) for i in range(len(share))} for share in shares.values()]
+    assert all(smaller < larger for smaller, larger in itertools.pairwise(names))
 
 
 def test_a_fraction_needs_one_label_per_image_and_a_valid_percentage():
@@ -90,15 +100,40 @@ def test_a_fraction_needs_one_label_per_image_and_a_valid_percentage():
 
 
 @pytest.mark.parametrize("dataset", ["imagenet", "image_folder"])
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n", " \n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n", " \n", "\r"])
 def test_the_images_on_a_list_are_taken_in_the_data_sets_order(listed, dataset, end):
     path = listed("n03_1.JPEG", "n01_2.JPEG", "n01/n01_0.JPEG", end=end)
     assert chosen(labelled_share(named_images(NAMES), dataset, 10, path)) == [0, 2, 9]
 
 
-def test_a_name_that_is_listed_twice_selects_its_image_once(listed):
-    path = listed("n03_1.JPEG", "n03_1.JPEG", "n03/n03_1.JPEG", "n01_0.JPEG")
-    assert chosen(labelled_share(named_images(NAMES), "imagenet", 1, path)) == [0, 9]
+@pytest.mark.parametrize(
+    "encode",
+    [
+        lambda text: text.encode("utf-8-sig"),
+        lambda text: text.encode("utf-16"),
+        lambda text: text.encode("utf-16-le"),
+        lambda text: text.encode("utf-16-be"),
+        lambda text: text.replace("/", "\\").encode(),
+        lambda text: ("./" + text.replace("\r\n", "\r\n./")).removesuffix("./").encode(),
+        lambda text: ("train/" + text.replace("\r\n", "\r\ntrain/")).removesuffix("train/").encode(),
+    ],
+)
+def test_a_list_is_read_in_any_encoding_and_spelling_of_paths(encode, tmp_path, capsys):
+    path = tmp_path / "list.txt"
+    path.write_bytes(encode("katze/ä 1.jpg\r\nhund/1.jpg\r\n"))
+    names = ["hund/1.jpg", "hund/2.jpg", "katze/1.jpg", "katze/ä 1.jpg"]
+    images = Images(np.array([0, 0, 1, 1]), 2, lambda i: names[i], tensor=torch.arange(4).reshape(-1, 1, 1, 1))
+    assert chosen(labelled_share(images, "image_folder", 10, str(path))) == [0, 3]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_name_that_is_listed_twice_selects_its_image_once_and_is_reported(listed, capsys):
+    path = listed("n03_1.JPEG", "n03_1.JPEG", "n03/n03_1.JPEG", "n03\\n03_1.JPEG", "n01_0.JPEG")
+    assert chosen(labelled_share(named_images(NAMES, [0] * 8 + [9] * 4), "imagenet", 1, path)) == [0, 9]
+    assert capsys.readouterr().err.splitlines() == [
+        f"label list {path}: 3 of its 5 lines repeat an image, which is used once",
+        f"label list {path}: it has no image of 8 of the 10 classes, which the head cannot learn",
+    ]
 
 
 def test_names_that_are_not_among_the_images_are_counted_and_named(listed):
@@ -122,7 +157,7 @@ def test_a_file_name_that_several_images_have_is_rejected(listed):
 def test_a_list_that_is_empty_missing_or_not_text_is_rejected(listed, tmp_path):
     with pytest.raises(SfrikError, match=r"label list .*list\.txt is empty"):
         labelled_share(named_images(NAMES), "imagenet", 10, listed("", " "))
-    with pytest.raises(SfrikError, match=r"cannot read the label list .*gone\.txt"):
+    with pytest.raises(SfrikError, match=r"cannot read the label list .*gone\.txt: there is no file .*: check --label-list$"):
         labelled_share(named_images(NAMES), "imagenet", 10, str(tmp_path / "gone.txt"))
     (tmp_path / "image").write_bytes(b"\xff\xd8\xff")
     with pytest.raises(SfrikError, match=r"cannot read the label list .*image"):
@@ -229,9 +264,10 @@ def test_without_a_network_the_error_names_the_flag_for_a_list(server, monkeypat
     assert "could not be downloaded ([Errno 111] Connection refused)" in refusal().replace("Errno 61", "Errno 111")
 
 
-def test_other_percentages_of_imagenet_than_1_and_10_are_rejected():
+def test_other_percentages_of_imagenet_than_1_and_10_are_the_first_images_of_each_class():
+    assert chosen(labelled_share(named_images(NAMES, [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]), "imagenet", 50)) == [0, 1, 4, 5, 8, 9]
     with pytest.raises(SfrikError, match=r"there is no list of 5 % of ImageNet's labels, only of 1 and 10 %: give a list"):
-        labelled_share(named_images(NAMES), "imagenet", 5)
+        simclr_list(5)
 
 
 @pytest.mark.parametrize(("percent", "lines"), [(1, 12811), (10, 128116)])

@@ -28,6 +28,7 @@ from sfrik.evaluate import (
 )
 from sfrik.evaluate import features as features_module
 from sfrik.evaluate.features import read_features
+from sfrik.evaluate.forward import feature_batches
 from sfrik.evaluate.inputs import Inputs
 from sfrik.networks import build_backbone, save_weights
 from sfrik.settings import FeatureSettings, KnnSettings, LogisticSettings
@@ -126,7 +127,7 @@ def test_a_process_without_images_writes_nothing():
     pictures = Images(np.zeros(3, np.int64), 2, str, open=lambda i: pytest.fail("an image was read"))
     backbone, views = build_backbone("resnet8", "small", 3), resize_for_test(16, "imagenet")
     no_indices = np.arange(0)
-    assert list(features_module._batches(backbone, pictures, no_indices, views, 4, torch.device("cpu"), "fp32", workers=0)) == []
+    assert list(feature_batches(backbone, pictures, no_indices, views, 4, torch.device("cpu"), "fp32", workers=0)) == []
 
 
 def test_weights_json_is_written_last(folder, tmp_path, monkeypatch):
@@ -255,8 +256,8 @@ def test_features_that_another_command_replaces_before_they_are_read_are_extract
     other = Inputs.resolve(settings_of(folder, tmp_path, "few"))
     extract_if_missing, calls = features_module._extract_if_missing, []
 
-    def replaced(target, of):
-        extract_if_missing(target, of)
+    def replaced(target, of, *more):
+        extract_if_missing(target, of, *more)
         calls.append(of)
         if len(calls) == 1:
             extract_if_missing(target, other)
