@@ -48,8 +48,8 @@ def extract(
         Features [n, d], float32, and labels [n], in the order of the data set and on the CPU.
 
     Raises:
-        SfrikError: an image cannot be read (with `skip_broken`, 100 consecutive ones), or features are NaN or infinite; the message
-            names the images.
+        SfrikError: an image cannot be read (with `skip_broken`, 100 consecutive ones), or features are NaN or infinite; the
+            message names the images.
     """
     features, labels = [], []
     how = views, batch_size, torch.device(device), precision, workers, skip_broken

@@ -100,6 +100,7 @@ def test_features_of_two_splits_of_different_classes_are_refused(place):
     other = extract_features(FeatureSettings(**given(place, extraction_dir=str(place / "two"))))
     for path in other.glob("val_*"):
         shutil.copy(path, folder)
+    (folder / "weights.json").unlink()  # it records the files of the extraction
     settings = KnnSettings(nb_knn=(1,), extraction_dir=str(folder), exp_dir=str(place / "scores"), device="cpu")
     with pytest.raises(SfrikError, match=r"the train features in .* and the val features in .*: cat only in .* hamster only in"):
         knn_eval(settings)

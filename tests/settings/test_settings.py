@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 PLACES = {
     *("checkpoint_minutes", "loggers"),
     *("exp_dir", "data_dir", "extraction_dir", "workers", "device", "pretrained", "ckp_path"),
-    *("label_list", "target_dir"),
+    *("label_list", "target_dir", "image_dir"),
 }
 
 
@@ -426,6 +426,7 @@ BELONGS = [
     (("reg_small",), {"augmentations": "swav"}),
     (("sigreg_weight", "sigreg_slices"), {"ssl_method": "sigreg"}),
     (("lr_backbone",), {"weights": "finetune"}),
+    (("label_list",), {"train_percent": 10}),
 ]
 
 CASES = [(kind, name) for kind in SECTIONS.values() for name in kind.model_fields]
@@ -441,8 +442,47 @@ def test_the_hash_ignores_places_and_changes_with_any_other_setting(kind, name):
         assert len(choices) == 1, f"no other value found for {name}: add one to the pool"
         pytest.skip(f"{name} has one value only")
     assert (changed.hash() == kind.parse(choice).hash()) == (name in PLACES)
-    if choice:
+    if name == "label_list":
+        with pytest.raises(SfrikError, match="label_list names a part of the training images: give train_percent"):
+            kind.parse({name: changed.label_list})
+    elif choice:
         assert kind.parse({name: getattr(changed, name)}).hash() == kind().hash()
+
+
+@pytest.mark.parametrize(
+    ("given", "kept", "protocol"),
+    [(1, 1, "semi1"), ("10.0", 10, "semi10"), (2.5, 2.5, "semi2.5"), ("0.5", 0.5, "semi0.5"), ("100", 100, "finetune")],
+)
+def test_a_share_of_the_labels_has_one_name_and_one_hash_however_it_is_written(given, kept, protocol):
+    settings, same = (EvaluateSettings.parse({"train_percent": value, "weights": "finetune"}) for value in (given, kept))
+    assert settings.protocol == protocol
+    assert repr(settings.what().get("train_percent", 100)) == repr(kept)
+    assert settings.hash() == same.hash()
+    # the published scores of 10 % have this hash
+    assert EvaluateSettings(train_percent="10", weights="freeze").hash() == "231d76ef2f92"
+
+
+@pytest.mark.parametrize("value", [0, -1, 100.1, "nan", "inf", "10%", True, [1]])
+def test_a_share_outside_0_to_100_is_refused(value):
+    with pytest.raises(SfrikError, match=r"^train_percent: "):
+        EvaluateSettings.parse({"train_percent": value})
+
+
+@pytest.mark.parametrize(
+    ("given", "weights"),
+    [
+        ({"train_percent": "2.5"}, "finetune"),
+        ({"train_percent": 30}, "finetune"),
+        ({}, "freeze"),
+        ({"train_percent": 100}, "freeze"),
+    ],
+)
+def test_a_share_takes_the_settings_of_the_nearer_section_of_1_or_10_percent(given, weights):
+    settings = EvaluateSettings.from_recipe("digits/sfrik_l3_q512", **given)
+    assert settings.weights == weights
+    if weights == "finetune":
+        near = EvaluateSettings.from_recipe("digits/sfrik_l3_q512", train_percent=1 if given["train_percent"] == "2.5" else 10)
+        assert settings.lr_head == near.lr_head
 
 
 def test_the_weights_of_the_truncated_kernel_do_not_count_under_another_kernel():
