@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sfrik.datasets.decoding import as_tensor, decode_image, read_image
 from sfrik.datasets.listing import class_folders, images_below, list_images, pack_names
+from sfrik.datasets.sizes import check_subset
 from sfrik.errors import SfrikError
 from sfrik.system.files import check_regular, read_text
 
@@ -147,14 +148,15 @@ def load_images(
     """
     if split not in ("pretrain", "train", "tune", "test"):
         raise SfrikError(f"unknown split {split!r}: choose pretrain, train, tune or test")
+    check_subset(dataset, split, subset, val_subset)
     if dataset == "mnist5k":
         return _mnist5k(split, subset, val_subset)
     images = _all_images(dataset, split, Path(data_dir))
     if split == "test" or (dataset, split) == ("stl10", "pretrain"):
         return images
     if split == "tune":
-        if subset is None or val_subset is None:
-            raise SfrikError("the tuning split needs subset (images per class for training) and val_subset (for tuning)")
+        assert subset is not None  # as is val_subset, by check_subset
+        assert val_subset is not None
         return images.select(class_subset(images.targets, val_subset, subset + 1, images.classes))
     return images if subset is None else images.select(class_subset(images.targets, subset, classes=images.classes))
 
@@ -239,8 +241,6 @@ def _mnist5k(split: str, subset: int | None, val_subset: int | None) -> Images:
         split, (0, MNIST5K_TRAIN)
     )
     per_class = {"tune": val_subset, "test": None}.get(split, subset) or most
-    if per_class > most:
-        raise SfrikError(f"mnist5k has {most} images per class in its {split} split, but {per_class} are required")
     chosen = class_subset(targets, per_class, start)
     digits = torch.from_numpy(table[:, :-1].reshape(-1, 1, 28, 28).copy())
     return Images(targets, 10, "MNIST5k image {}".format, tensor=digits).select(chosen)

@@ -10,12 +10,21 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 
 from sfrik.datasets import Images, labelled_share, load_images
+from sfrik.datasets.sizes import check_subset
 from sfrik.errors import SfrikError
 from sfrik.networks import Backbone, build_pixels, load_backbone
 from sfrik.runs.checkpoints import Checkpoints
 from sfrik.runs.folder import Run
 from sfrik.runs.records import Choice, Score
-from sfrik.settings import EvaluateSettings, FrozenSettings, recipe_of, score_settings
+from sfrik.settings import (
+    EvaluateSettings,
+    FrozenSettings,
+    KnnSettings,
+    LogisticSettings,
+    TransferSettings,
+    recipe_of,
+    score_settings,
+)
 from sfrik.system.devices import channels_last, pick_device, pick_precision
 from sfrik.system.files import UnreadableError, file_hash, rename_broken
 from sfrik.system.records import read_record
@@ -53,10 +62,11 @@ class Inputs(Generic[AnySettings]):
 
         Raises:
             SfrikError: the run belongs to a grid (`choice`), and the choice on the tuning split is not recorded yet, or is
-                another recipe: the test images are scored once, by the chosen one.
+                another recipe: the test images are scored once, by the chosen one. Or the data set does not have the splits.
         """
         if settings.val_dataset == "val" and settings.choice:
             _check_choice(settings)
+        _check_splits(settings)
         run = Run(settings.exp_dir)
         weights = Path(settings.pretrained) if settings.pretrained else run.backbone
         return cls(settings, run, "tune" if settings.val_dataset == "train" else "test", weights)
@@ -180,6 +190,32 @@ def training_images(settings: EvaluateSettings) -> Images:
     of_all = settings.train_percent < 100 and (settings.label_list or settings.dataset == "imagenet")
     images = load_images(settings.dataset, "train", settings.data_dir, None if of_all else settings.subset)
     return labelled_share(images, settings.dataset, settings.train_percent, settings.label_list)
+
+
+def _check_splits(settings: FrozenSettings) -> None:
+    """Refuse splits that are read and do not exist, from the settings only; `--dry-run` ends with the same errors."""
+    if isinstance(settings, TransferSettings):
+        if settings.val_dataset == "train":
+            raise SfrikError(
+                f"{settings.target} has no tuning split: hyperparameters are chosen on its training images; use --val-dataset val"
+            )
+        return
+    tuned = settings.val_dataset == "train"
+    chooses = not tuned and bool(getattr(settings, "lr_sweep", ()))
+    if isinstance(settings, LogisticSettings):
+        lbfgs = settings.solver == "lbfgs"
+        chooses = lbfgs or chooses
+        if settings.extraction_dir and chooses:
+            what, remedy = ("solver lbfgs chooses C", "--solver sgd") if lbfgs else ("lr_sweep chooses", "--lr-head")
+            raise SfrikError(f"{what} on the tuning split, which an extraction folder lacks: use {remedy}")
+    read = not getattr(settings, "image_dir", "")
+    if isinstance(settings, (KnnSettings, LogisticSettings)):
+        read = not settings.extraction_dir
+    if isinstance(settings, EvaluateSettings):
+        chooses = chooses and not settings.only_inference
+    splits = [*(["train"] if read else []), *(["tune"] if (read and tuned) or chooses else [])]
+    for split in splits:
+        check_subset(settings.dataset, split, settings.subset, settings.val_subset)
 
 
 def _check_choice(settings: FrozenSettings) -> None:

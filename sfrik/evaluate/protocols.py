@@ -233,14 +233,11 @@ def _logistic_sgd(inputs: Inputs[LogisticSettings], train: Split, test: Split, b
 
 
 def _tuning_features(inputs: Inputs[LogisticSettings], broken: dict[str, list[str]]) -> Split:
-    """Features of the tuning split, extracted now: an extraction folder has only one split besides the training images.
+    """Features of the tuning split, extracted now: the folder of features has only one split besides the training images.
 
     The names of skipped images are added to `broken`.
     """
     s = inputs.settings
-    if s.extraction_dir:
-        what, remedy = ("solver lbfgs chooses C", "--solver sgd") if s.solver == "lbfgs" else ("lr_sweep chooses", "--lr-head")
-        raise SfrikError(f"{what} on the tuning split, which an extraction folder lacks: use {remedy}")
     images = inputs.images("tune")
     backbone = inputs.backbone(images.channels)
     how = inputs.whole_images, s.batch_size, inputs.device, inputs.precision, s.workers, None, s.skip_broken

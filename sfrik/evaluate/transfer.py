@@ -23,7 +23,6 @@ from torch import Tensor
 
 from sfrik.datasets import Images
 from sfrik.datasets.transfer import load_target
-from sfrik.errors import SfrikError
 from sfrik.evaluate.arguments import as_split
 from sfrik.evaluate.broken import note_broken
 from sfrik.evaluate.checkpoint import EvaluationCheckpoint
@@ -57,10 +56,6 @@ def transfer(settings: TransferSettings, progress: bool = True) -> dict[str, Any
         SfrikError: missing images or weights, or `val_dataset` train: the targets have no tuning split.
         Preempted: a linear probe was stopped by SIGTERM or SIGUSR1 (KeyboardInterrupt: by SIGINT), after saving.
     """
-    if settings.val_dataset == "train":
-        raise SfrikError(
-            f"{settings.target} has no tuning split: hyperparameters are chosen on its training images; use --val-dataset val"
-        )
     inputs = Inputs.resolve(settings)
     name = inputs.score_name(f"transfer_{settings.target}")
     if score := inputs.finished_score(name):

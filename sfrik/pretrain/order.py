@@ -14,24 +14,31 @@ from sfrik.settings import PretrainSettings
 __all__ = ["check_batch_size", "epoch_order"]
 
 
-def check_batch_size(settings: PretrainSettings, images: Images) -> int:
+def check_batch_size(settings: PretrainSettings, images: Images | int, processes: int | None = None) -> int:
     """The number of steps per epoch. The images that do not fill a batch are left out, different ones in each epoch.
+
+    Args:
+        settings: The settings of the training.
+        images: The training images, or their number.
+        processes: The number of processes; those of the process group when None.
 
     Raises:
         SfrikError: The batch size is not divisible by the number of processes, is larger than the data set, or leaves a
             micro-batch of one image.
     """
-    if settings.batch_size % world_size():
-        raise SfrikError(f"batch_size {settings.batch_size} is over all processes and is not divisible by {world_size()}")
-    if len(images) < settings.batch_size and settings.ssl_method != "none":
-        raise SfrikError(f"batch_size {settings.batch_size} is larger than the data set of {len(images)} images: lower it")
-    shard, size = settings.batch_size // world_size(), settings.micro_batch
+    processes = processes or world_size()
+    count = images if isinstance(images, int) else len(images)
+    if settings.batch_size % processes:
+        raise SfrikError(f"batch_size {settings.batch_size} is over all processes and is not divisible by {processes}")
+    if count < settings.batch_size and settings.ssl_method != "none":
+        raise SfrikError(f"batch_size {settings.batch_size} is larger than the data set of {count} images: lower it")
+    shard, size = settings.batch_size // processes, settings.micro_batch
     if size and shard // micro_batches(shard, size) < 2:
         raise SfrikError(
             f"BatchNorm needs at least two images, but micro_batch {size} splits the {shard} images per process into batches of "
             "one: raise it"
         )
-    return len(images) // settings.batch_size
+    return count // settings.batch_size
 
 
 def epoch_order(n: int, settings: PretrainSettings, epoch: int, steps_per_epoch: int) -> np.ndarray:

@@ -332,7 +332,7 @@ def test_a_flag_after_a_boolean_is_not_its_value(here, capsys):
 
 @pytest.mark.parametrize("flag", ["--lr-sweep", "--lr_sweep"])
 def test_a_flag_takes_several_values_separated_by_spaces(here, capsys, flag):
-    assert main(["evaluate", flag, "0.1", "0.4", "--exp-dir", "run", "--dry-run"]) == 0
+    assert main(["evaluate", flag, "0.1", "0.4", "--subset", "9", "--val-subset", "9", "--exp-dir", "run", "--dry-run"]) == 0
     assert re.search(r"^lr_sweep +\(0\.1, 0\.4\)$", capsys.readouterr().out, re.MULTILINE)
 
 
@@ -443,6 +443,27 @@ def test_a_dry_run_prints_the_settings_and_touches_nothing(here, capsys, command
 def test_a_dry_run_needs_no_data(here, capsys, command):
     assert main([command, "--exp-dir", "run", "--data-dir", "nowhere", "--dry-run"]) == 0
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "words"),
+    [
+        ("transfer", "--target voc07 --val-dataset train", "voc07 has no tuning split"),
+        ("evaluate", "--val-dataset train", "the tuning split needs subset"),
+        ("evaluate", "--lr-sweep 0.1 0.4", "the tuning split needs subset"),
+        ("logistic-regression", "--solver lbfgs --extraction-dir d", "an extraction folder lacks: use --solver sgd"),
+        ("knn-eval", "--dataset stl10 --subset 501", "stl10 has 500 images per class in its train split, but 501"),
+        ("extract-features", "--dataset cifar10 --subset 4990 --val-subset 10 --val-dataset train", "but 5001 are required"),
+        ("extract-features", "--dataset mnist5k --image-dir photos", "image_dir is for image files"),
+        ("evaluate", "--label-list list.txt", "give train_percent"),
+        ("evaluate", "--train-percent 0", "train_percent"),
+        ("pretrain", "--dataset mnist5k --augmentations digits --subset 351", "mnist5k has 350 images per class"),
+        ("pretrain", "--dataset mnist5k --augmentations digits --subset 2 --batch-size 64", "the data set of 20 images"),
+        ("pretrain", "--batch-size 6 --micro-batch 2 --nproc-per-node 2", "BatchNorm needs at least two images"),
+    ],
+)
+def test_a_dry_run_refuses_the_images_and_labels_that_the_run_would_refuse(here, capsys, command, flags, words):
+    fails_in_one_line(capsys, [command, "--exp-dir", "run", *flags.split(), "--dry-run"], words)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
