@@ -94,10 +94,6 @@ class EvaluateSettings(FrozenSettings, sections=("evaluate", "semi1", "semi10"))
 class _OnFeatures(FrozenSettings):
     extraction_dir: str = Field("", description="folder of the features; features/ in the run's folder when unset")
 
-    def elsewhere(self, folder: Path) -> dict[str, Any]:
-        written = {"extraction_dir"} if type(self) is FeatureSettings else set()  # `sfrik extract-features` writes it
-        return {name: path for name, path in super().elsewhere(folder).items() if name not in written}
-
 
 class FeatureSettings(_OnFeatures, sections=("extract_features",)):
     """`sfrik extract-features`."""
@@ -109,6 +105,10 @@ class FeatureSettings(_OnFeatures, sections=("extract_features",)):
         if self.image_dir and self.dataset == "mnist5k":
             raise ValueError("image_dir is for image files, but mnist5k's backbones take grey digits: use another dataset's")
         return self
+
+    def elsewhere(self, folder: Path) -> dict[str, Any]:
+        # `sfrik extract-features` writes extraction_dir
+        return {name: path for name, path in super().elsewhere(folder).items() if name != "extraction_dir"}
 
 
 class KnnSettings(_OnFeatures, sections=("knn_eval",)):

@@ -20,12 +20,8 @@ __all__ = ["recipe_of", "recipe_settings", "score_settings"]
 # The section of a recipe with the settings of a score, by the start of the score's name.
 SECTION_OF = {"linear": "evaluate", "semi1": "semi1", "semi10": "semi10", "knn": "knn_eval", "logistic": "logistic_regression"}
 SECTION_OF |= {"transfer": "transfer", "features": "extract_features"}
-# Scores of [evaluate] that a recipe has no section for.
-OTHERS: dict[str, dict[str, Any]] = {
-    "linear1": {"train_percent": 1, "weights": "freeze"},
-    "linear10": {"train_percent": 10, "weights": "freeze"},
-    "finetune": {"weights": "finetune"},
-}
+# Scores that a recipe has no section for: all labels, or a share of them such as linear10, semi2.5.
+OTHERS = {"finetune": "finetune", "linear": "freeze", "semi": "finetune"}
 
 
 def recipe_of(folder: str | Path) -> tuple[str, int] | None:
@@ -61,9 +57,15 @@ def score_settings(recipe: str, seed: int, score: str) -> Settings:
         name, given = name.removesuffix("_tune"), {**given, "val_dataset": "train"}
     if name.startswith("transfer_"):
         name, given = "transfer", {**given, "target": name.removeprefix("transfer_")}
-    if name not in SECTION_OF and name not in OTHERS:
-        raise SfrikError(f"there is no score {score!r}: the scores are {', '.join((*SECTION_OF, *OTHERS))}")
-    return recipe_settings(recipe, seed, SECTION_OF.get(name, "evaluate"), **OTHERS.get(name, {}), **given)
+    if name in SECTION_OF:
+        return recipe_settings(recipe, seed, SECTION_OF[name], **given)
+    share = re.fullmatch(r"(finetune|(?:linear|semi)(?=[0-9]))([0-9.e-]*)", name)
+    if share is None:
+        raise SfrikError(
+            f"there is no score {score!r}: the scores are {', '.join((*SECTION_OF, 'linear<p>, semi<p>, finetune'))}"
+        )
+    given |= {"weights": OTHERS[share[1]], **({"train_percent": share[2]} if share[2] else {})}
+    return recipe_settings(recipe, seed, SECTIONS["evaluate"].section(given), **given)
 
 
 @lru_cache(maxsize=1024)

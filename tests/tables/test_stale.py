@@ -268,6 +268,8 @@ def test_the_published_results_are_all_shown():
         (EvaluateSettings.from_recipe(RECIPE, only_inference=True), "seed0", "linear_inference"),
         (EvaluateSettings.from_recipe(RECIPE, train_percent=1), "seed0", "semi1"),
         (EvaluateSettings.from_recipe(RECIPE, train_percent=10, weights="freeze"), "seed0", "linear10"),
+        (EvaluateSettings.from_recipe(RECIPE, train_percent="2.5"), "seed0", "semi2.5"),
+        (EvaluateSettings.from_recipe(RECIPE, train_percent=33.3, weights="freeze"), "seed0", "linear33.3"),
         (EvaluateSettings.from_recipe(RECIPE, weights="finetune"), "seed0", "finetune"),
     ],
 )
@@ -286,7 +288,7 @@ OTHERS = {
     "a head from elsewhere": (evaluate, EvaluateSettings, {"only_inference": True, "ckp_path": "head"}, "ckp_path head"),
     "neighbours": (knn_eval, KnnSettings, {"nb_knn": (3,)}, "nb_knn "),
     "weights from elsewhere": (knn_eval, KnnSettings, {"pretrained": "other.pth"}, "pretrained other.pth"),
-    "features from elsewhere": (logistic_regression, LogisticSettings, {"extraction_dir": "features"}, "extraction_dir features"),
+    "features from elsewhere": (knn_eval, KnnSettings, {"extraction_dir": "features"}, "extraction_dir features"),
     "penalties": (logistic_regression, LogisticSettings, {"inverse_penalties": (1.0,)}, "inverse_penalties "),
     "another size": (transfer, TransferSettings, {"target": "digits8x8", "size": 14}, "size 28 -> 14"),
     "features of another size": (extract_features, FeatureSettings, {"size": 14}, "size 28 -> 14"),
