@@ -79,8 +79,10 @@ def next_command(settings: Settings, recipe: str | None) -> str:
         return ""  # the user, or table 9, decides what follows from a score on the tuning split
     if getattr(settings, "extraction_dir", "") and (Path(settings.extraction_dir) / "all_features.npy").is_file():
         return ""  # the features of one folder: there are none to compare them with
-    folders = [Path(settings.data_dir) / part for part in ("train", "val")]
-    unlabelled = settings.dataset in ("imagenet", "image_folder") and not all(folder.is_dir() for folder in folders)
+    from sfrik.datasets.entries import split_folder  # imports torch, as the command that has just ended did
+
+    folders = settings.dataset in ("imagenet", "image_folder")
+    unlabelled = folders and not all(split_folder(Path(settings.data_dir), part) for part in ("train", "val"))
     only_features = getattr(settings, "extraction_dir", "") and not recipe  # their backbone may be elsewhere
     for score, section in SCORES.items():
         impossible = section == "evaluate" if only_features else unlabelled

@@ -6,7 +6,9 @@ ImageNet has 22 files in CMYK, a PNG and several broken EXIF blocks, all under n
 from __future__ import annotations
 
 import io
+import os
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -14,38 +16,73 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
+from sfrik.datasets.depth import eight_bits
 from sfrik.errors import SfrikError
+from sfrik.ops.collectives import rank
 from sfrik.system.files import check_regular
+from sfrik.system.terminal import warn_once
 
-__all__ = ["as_tensor", "decode_image", "read_image"]
+__all__ = ["MOST_PIXELS", "as_tensor", "decode_image", "read_image", "take_guesses", "warn_of_guess"]
+
+# Photos of more than 178,956,970 pixels, Pillow's limit, exist. This many take 1 GiB in memory. A limit that is not Pillow's
+# default was set by the user, and stays.
+MOST_PIXELS = 2**28
+if Image.MAX_IMAGE_PIXELS == 89478485:
+    Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # Pillow refuses twice this number
 
 # The formats of sfrik.datasets.listing.EXTENSIONS. PIL's other parsers are never used, whatever a file's name.
 FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP")
 PLAIN = ("RGB", "L")  # modes of a JPEG that libjpeg itself converts to RGB as PIL does
+UNMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}  # modes whose colours were multiplied by alpha
+
+_guesses: list[str] = []  # in a process that reads for a data loader: a text for the process that trains
 
 
 def read_image(path: str | Path) -> Image.Image:
     """Read an image file in RGB with 8 bits per channel. Its content, not its name, decides which of `FORMATS` it is.
 
-    Grey becomes three equal channels; CMYK is converted as PIL does, without a colour profile; transparency is dropped;
-    of 16 bits the upper 8 are kept, where PIL's conversion would turn all values above 255 white. An EXIF orientation is
-    not applied: the image is as it is stored, as in torchvision's ImageFolder and so in the published results.
+    Grey becomes three equal channels; CMYK, YCbCr and Lab are converted as PIL does, without a colour profile; transparency is
+    dropped; of several pictures the first is read. More than 8 bits are reduced by `sfrik.datasets.depth.eight_bits`, where PIL
+    would turn all values above 255 white; a line on stderr reports the first image whose range had to be guessed. An EXIF
+    orientation is not applied: the image is as it is stored, as in torchvision's ImageFolder and so in the published results.
 
     Raises:
-        SfrikError: the file is missing, empty, truncated, not an image, not a regular file, or of a mode that has no
-            conversion. The message names the file.
+        SfrikError: the file is missing, empty, truncated, not an image, not a regular file, has more than 2^28 pixels or is of a
+            mode that has no conversion. The message names the file.
     """
     try:
         check_regular(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # broken EXIF data beside sound pixels
-            with Image.open(path, formats=FORMATS) as image:
-                return _eight_bits(image).convert("RGB")
+            reopen = partial(Image.open, path, formats=FORMATS)
+            with reopen() as image:
+                shallow, guess = eight_bits(image, reopen)
+                rgb = shallow.convert(UNMULTIPLIED.get(shallow.mode, "RGB")).convert("RGB")
     except MemoryError:
         raise
     except Exception as error:  # PIL's readers of broken files raise anything from OSError to struct.error
         raise SfrikError(f"cannot read image {path}: {_why_unreadable(Path(path), error)}") from None
+    if guess is not None and not _guesses:
+        text = f"{path} does not state which of its values is white: {guess:g} is used, which its largest value suggests; "
+        _guesses.append(text + "further images like it are not reported")
+        if get_worker_info() is None:
+            warn_of_guess(take_guesses())
+    return rgb
+
+
+def take_guesses() -> list[str]:
+    """What `read_image` has to report of this process since the last call: a line, or nothing."""
+    taken = _guesses.copy()
+    _guesses.clear()
+    return taken
+
+
+def warn_of_guess(lines: list[str]) -> None:
+    """Print, on rank 0, the first line that reports an image whose white was guessed."""
+    for line in lines[:1] if rank() == 0 else []:
+        warn_once(line, kind="white")
 
 
 def decode_image(path: str | Path) -> Tensor:
@@ -82,27 +119,24 @@ def _plain_jpeg(path: Path) -> Tensor | None:
         return None
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """The image, reduced to its upper 8 bits where it has 16."""
-    image.load()
-    if image.mode.startswith("I"):  # I;16 and its byte orders; some formats give 16 bits as I
-        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError("floating-point values without a known range")
-    return image
-
-
 def _why_unreadable(path: Path, error: Exception) -> str:
+    again = "copy it again from the data set's archive, or delete it"
+    if isinstance(error, FileNotFoundError) and path.is_symlink():
+        return f"it is a link to {os.readlink(path)}, which does not exist: restore that file, or delete the link"
     if isinstance(error, FileNotFoundError):
-        return "the file was removed after its folder was listed; start again, and if that fails delete ~/.cache/sfrik/listings"
+        return "the file was removed after its folder was listed; start again"
     if isinstance(error, SfrikError):
         return f"it {str(error).removeprefix(f'{path} ')}"
+    if isinstance(error, Image.DecompressionBombError):  # "Image size (... pixels) exceeds limit of ... pixels, could be ..."
+        return f"{str(error).split(', ')[0]} (1 GiB of memory by default): scale the image down, or delete it"
     if isinstance(error, OSError) and error.strerror:  # from the file system, not from the content
         return error.strerror
     if path.stat().st_size == 0:
-        what = "the file is empty"
-    elif isinstance(error, UnidentifiedImageError):
-        what = f"not an image file ({', '.join(FORMATS[:-1])} and {FORMATS[-1]} are read)"
-    else:
-        what = str(error) or type(error).__name__
-    return f"{what}; copy it again from the data set's archive, or delete it"
+        return f"the file is empty; {again}"
+    if isinstance(error, UnidentifiedImageError):
+        head = path.read_bytes()[:16]
+        kinds = [name for name in FORMATS if (accept := Image.OPEN[name][1]) and accept(head)]
+        if kinds:
+            return f"a {kinds[0]} file that is damaged, or of a kind that Pillow does not read (convert it); {again}"
+        return f"not an image file ({', '.join(FORMATS[:-1])} and {FORMATS[-1]} are read); {again}"
+    return f"{str(error) or type(error).__name__}; {again}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -20,7 +21,8 @@ from PIL import Image
 from torch import Tensor
 
 from sfrik.datasets.decoding import as_tensor, decode_image, read_image
-from sfrik.datasets.listing import class_folders, images_below, list_images, pack_names
+from sfrik.datasets.entries import class_folders, held_out_folders, refuse_held_out, split_folder
+from sfrik.datasets.listing import images_below, list_images, pack_names
 from sfrik.datasets.sizes import check_subset
 from sfrik.errors import SfrikError
 from sfrik.system.files import check_regular, read_text
@@ -107,6 +109,8 @@ def class_subset(
     """
     chosen = []
     for label, members in class_members(targets).items():
+        if len(members) < start + per_class and label < 0:
+            raise SfrikError(f"there are {len(members)} images, without labels, but subset asks for {per_class}: lower subset")
         if len(members) < start + per_class:
             name = classes[label] if classes else label
             raise SfrikError(
@@ -138,13 +142,14 @@ def load_images(
             imagenet or image_folder (both as torchvision's ImageFolder).
         split: "pretrain", "train", "tune" or "test".
         data_dir: folder of the images; for imagenet and image_folder with train/<class>/ and val/<class>/. For pretraining on
-            an image_folder without train/, all images below the folder are used, without labels.
-        subset: training images per class, the first ones; all by default.
+            an image_folder without train/ and val/, all images below the folder are used, without labels. Upper and lower
+            case of train and val do not matter.
+        subset: training images per class, the first ones; of images without labels the first ones in all. None: all.
         val_subset: images per class of the tuning split.
 
     Raises:
         SfrikError: the split is unknown; files are missing or cannot be read; a class has too few images; the tuning split
-            without `subset` or `val_subset`.
+            without `subset` or `val_subset`; pretraining on an image_folder with val/ and without train/.
     """
     if split not in ("pretrain", "train", "tune", "test"):
         raise SfrikError(f"unknown split {split!r}: choose pretrain, train, tune or test")
@@ -152,7 +157,7 @@ def load_images(
     if dataset == "mnist5k":
         return _mnist5k(split, subset, val_subset)
     images = _all_images(dataset, split, Path(data_dir))
-    if split == "test" or (dataset, split) == ("stl10", "pretrain"):
+    if split == "test":
         return images
     if split == "tune":
         assert subset is not None  # as is val_subset, by check_subset
@@ -167,6 +172,7 @@ def image_files(
     targets: np.ndarray,
     classes: Sequence[str] | None = None,
     num_classes: int | None = None,
+    cached: Path | None = None,
 ) -> Images:
     """Images on disk, each read when it is accessed.
 
@@ -176,8 +182,9 @@ def image_files(
         targets: class of each image, int64 [n], or its labels, int64 [n, classes].
         classes: class names.
         num_classes: number of classes; that of `classes` by default.
+        cached: file in which the names are cached. It is deleted when an image is missing, and the next start lists the folder.
     """
-    files = _Files(folder, names if isinstance(names, np.ndarray) else pack_names(names))
+    files = _Files(folder, names if isinstance(names, np.ndarray) else pack_names(names), cached)
     count = len(classes or ()) if num_classes is None else num_classes
     return Images(targets, count, files.name, files.open, classes=classes, decode=files.decode)
 
@@ -201,15 +208,27 @@ class _Files:
 
     folder: Path
     names: np.ndarray
+    cached: Path | None = None
 
     def name(self, index: int) -> str:
         return os.fsdecode(self.names[index])
 
     def open(self, index: int) -> Image.Image:
-        return read_image(self.folder / self.name(index))
+        return self._read(read_image, index)
 
     def decode(self, index: int) -> Tensor:
-        return decode_image(self.folder / self.name(index))
+        return self._read(decode_image, index)
+
+    def _read(self, read: Callable[[Path], Any], index: int) -> Any:
+        path = self.folder / self.name(index)
+        try:
+            return read(path)
+        except SfrikError as error:
+            if self.cached is None or os.path.lexists(path):
+                raise
+            with suppress(OSError):
+                self.cached.unlink()
+            raise SfrikError(f"{error} (the cached listing {self.cached} is deleted)") from None
 
 
 def _at_position(function: Callable[[int], Any], indices: np.ndarray, position: int) -> Any:
@@ -224,8 +243,9 @@ def _all_images(dataset: str, split: str, data_dir: Path) -> Images:
         return _from_torchvision("CIFAR10", data_dir, train=not test, download=True)
     if dataset == "stl10":
         return _from_torchvision("STL10", data_dir, split="unlabeled" if pretrain else "test" if test else "train")
-    if dataset == "image_folder" and pretrain and data_dir.is_dir() and not (data_dir / "train").is_dir():
+    if dataset == "image_folder" and pretrain and data_dir.is_dir() and split_folder(data_dir, "train") is None:
         names = images_below(data_dir)
+        refuse_held_out(data_dir, names)
         return image_files(data_dir, names, np.full(len(names), -1, dtype=np.int64), num_classes=0)
     return _image_folder(data_dir, "val" if test else "train")
 
@@ -256,15 +276,19 @@ def _read_table(path: str) -> np.ndarray:
 
 def _image_folder(data_dir: Path, part: str) -> Images:
     """Classes and files sorted by name, as in torchvision's ImageFolder."""
-    folder, train = data_dir / part, data_dir / "train"
-    if not folder.is_dir():
-        raise SfrikError(f"there is no image folder {folder}: --data-dir must hold train/ and val/, with one folder per class")
+    folder, train = split_folder(data_dir, part), split_folder(data_dir, "train")
+    if folder is None:
+        others = held_out_folders(data_dir) if part == "val" else []
+        hint = f" (there is {others[0]}/: rename it to val, or link to it)" if others else ""
+        raise SfrikError(
+            f"there is no image folder {data_dir / part}: --data-dir must hold train/ and val/, with one folder per class{hint}"
+        )
     listing = list_images(folder)
     # a class is the position of its name among the sorted ones: an added or missing folder shifts all classes after it
-    others = set(listing.classes) ^ set(class_folders(train)) if part == "val" and train.is_dir() else None
+    others = set(listing.classes) ^ set(class_folders(train)) if part == "val" and train else None
     if others:
         raise SfrikError(f"{folder} and {train} must have the same class folders, but only one of them has {min(others)}")
-    return image_files(folder, listing.names, listing.labels, listing.classes)
+    return image_files(folder, listing.names, listing.labels, listing.classes, cached=listing.cached)
 
 
 def _from_torchvision(name: str, data_dir: Path, **arguments: Any) -> Images:

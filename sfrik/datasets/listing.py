@@ -1,8 +1,8 @@
 """The image files of a folder of classes, listed once and cached.
 
 A network file system takes minutes to list ImageNet's 1,281,167 files. The listing is therefore cached in a file of the user's
-cache folder. At the next start it is compared with the modification times of the class folders, which change when a file is
-added or removed: 1,000 calls instead of a million. The content of the files is not checked.
+cache folder. At the next start it is compared with the times of the class folders, which change when a file is added or removed,
+and with the sizes of a sample of the files: about 1,000 calls instead of a million.
 """
 
 from __future__ import annotations
@@ -11,25 +11,35 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from sfrik.datasets.entries import (
+    EXTENSIONS,
+    Identity,
+    class_folders,
+    identity,
+    image_kind,
+    is_ignored,
+    leads_to_folder,
+    report,
+)
 from sfrik.errors import SfrikError
 from sfrik.system.files import WriteError, atomic_write, check_regular
 
-__all__ = ["EXTENSIONS", "Listing", "cache_folder", "class_folders", "images_below", "list_images", "pack_names"]
+__all__ = ["Listing", "cache_folder", "images_below", "list_images", "pack_names"]
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # those of torchvision's ImageFolder
-
-FORMAT = 2  # of the cache file; files with another number are replaced
+FORMAT = 3  # of the cache file; files with another number are replaced
 THREADS = 16  # they wait for the file server, not for a core
 # A file may be added within one tick of the file system's clock, which leaves the folder's time unchanged. A folder
 # modified this shortly before it was listed is not cached; the coarsest clock ticks every 2 s (FAT).
 SETTLED_NS = 2_000_000_000
+SAMPLE = 64  # files whose size is compared
 
 
 @dataclass(frozen=True)
@@ -40,11 +50,13 @@ class Listing:
         classes: names of the class folders, sorted.
         names: path of each image below the folder, with "/" between its parts; packed, see `pack_names`.
         labels: class of each image, int64 [n].
+        cached: file in which the listing is cached.
     """
 
     classes: list[str]
     names: np.ndarray
     labels: np.ndarray
+    cached: Path | None = None
 
 
 def pack_names(names: Iterable[str]) -> np.ndarray:
@@ -59,62 +71,51 @@ def pack_names(names: Iterable[str]) -> np.ndarray:
 def list_images(folder: str | Path) -> Listing:
     """List the images below the class folders of `folder`, in the order of torchvision's ImageFolder.
 
-    Folders inside a class folder belong to that class. The listing comes from the cache if no folder has changed since,
-    else from the folder. A cache that cannot be read or written only costs time.
+    Folders inside a class folder belong to that class. Hidden entries and those that systems and tools leave behind are ignored.
+    A folder that several links lead to is listed once. Image files of formats that are not read are reported on stderr.
+    The listing comes from the cache if nothing has changed since, else from the folder. A cache that cannot be read or written
+    only costs time.
 
     Raises:
-        SfrikError: there are no class folders, or one of them holds no images. The message names it.
+        SfrikError: there are no class folders, one of them holds no images, or a link leads nowhere. The message names it.
     """
     folder = Path(folder)
     classes = class_folders(folder)
     cached = cache_folder() / "listings" / f"{folder.name}-{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]}.npz"
-    listing = _cached_listing(cached, folder, classes)
-    if listing is not None:
-        return listing
-    started = time.time_ns()
-    with ThreadPoolExecutor(THREADS) as pool:
-        parts = list(pool.map(lambda name: _walk(folder, name), classes))
-    empty = [name for name, (files, _) in zip(classes, parts, strict=True) if not files]
-    if empty:
-        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-        raise SfrikError(
-            f"{folder}: no images in the class folders {', '.join(empty[:5])}{more} (looked for {' '.join(EXTENSIONS)}): "
-            "fill or remove them"
-        )
-    counts = np.array([len(files) for files, _ in parts], dtype=np.int64)
-    names = pack_names(name for files, _ in parts for name in files)
-    times = {name: modified for _, walked in parts for name, modified in walked.items()}
-    if max(times.values()) < started - SETTLED_NS:
-        _cache(cached, classes, counts, names, times)
-    return _listing(classes, counts, names)
+    found = _cached_listing(cached, folder, classes)
+    if found is None:
+        started = time.time_ns()
+        parts = _walk_all(folder, classes)
+        _check_filled(folder, classes, parts)
+        names = pack_names(name for part in parts for name in part.names())
+        times = {below: changed for part in parts for below, changed in part.times.items()}
+        unread = _format_unread(sum((part.unread for part in parts), Counter()))
+        counts = np.array([sum(map(len, part.images.values())) for part in parts], dtype=np.int64)
+        found = Listing(classes, names, np.repeat(np.arange(len(classes), dtype=np.int64), counts), cached), unread
+        if max(modified for modified, _ in times.values()) < started - SETTLED_NS:
+            _cache(cached, folder, classes, counts, names, times, unread)
+    if found[1]:
+        report(f"{folder}: left out {found[1]}: convert them to a format that is read, such as PNG")
+    return found[0]
 
 
 def images_below(folder: str | Path) -> list[str]:
-    """Paths of the image files anywhere below `folder`, sorted: images without labels.
+    """Paths of the image files anywhere below `folder`, sorted: images without labels. The rules are those of `list_images`.
 
     Raises:
-        SfrikError: there are none.
+        SfrikError: there are none, or a link leads nowhere.
     """
-    names = sorted(name.removeprefix("./") for name in _walk(Path(folder), ".")[0])
+    (part,) = _walk_all(Path(folder), ["."])
+    names = sorted(name.removeprefix("./") for name in part.names())
+    unread = _format_unread(part.unread)
     if not names:
-        raise SfrikError(f"{folder} holds no images (looked for {' '.join(EXTENSIONS)}): is it the right folder for --data-dir?")
+        seen = f"; it has {unread}" if unread else ""
+        raise SfrikError(
+            f"{folder} holds no images (looked for {' '.join(EXTENSIONS)}{seen}): is it the right folder for --data-dir?"
+        )
+    if unread:
+        report(f"{folder}: left out {unread}: convert them to a format that is read, such as PNG")
     return names
-
-
-def class_folders(folder: Path) -> list[str]:
-    """Names of the folders in `folder`, sorted.
-
-    Raises:
-        SfrikError: there are none, or `folder` cannot be listed.
-    """
-    try:
-        with os.scandir(folder) as entries:
-            classes = sorted(entry.name for entry in entries if entry.is_dir())
-    except OSError as error:
-        raise SfrikError(f"cannot list the folder {folder}: {error.strerror}") from None
-    if not classes:
-        raise SfrikError(f"{folder} holds no class folders: put the images of each class into a separate folder")
-    return classes
 
 
 def cache_folder() -> Path:
@@ -124,49 +125,140 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sfrik"
 
 
-def _walk(folder: Path, name: str) -> tuple[list[str], dict[str, int]]:
-    """Images below the class folder `name`, in ImageFolder's order, and the modification time of each folder visited."""
-    images, times = {}, {}
+@dataclass
+class _Part:
+    """The folders of one class.
+
+    Attributes:
+        images: image files of each folder, sorted; folders are named by their path below the data folder.
+        times: times of modification and of the last change of each folder, in nanoseconds.
+        identities: device and inode of each folder.
+        links: links to folders, which have not been followed.
+        unread: number of image files of each suffix that is not read.
+    """
+
+    images: dict[str, list[str]] = field(default_factory=dict)
+    times: dict[str, tuple[int, int]] = field(default_factory=dict)
+    identities: dict[str, Identity] = field(default_factory=dict)
+    links: list[str] = field(default_factory=list)
+    unread: Counter[str] = field(default_factory=Counter)
+
+    def names(self) -> Iterator[str]:
+        """Paths of the images, in ImageFolder's order."""
+        return (f"{below}/{file}" for below in sorted(self.images) for file in self.images[below])
+
+
+def _walk_all(folder: Path, classes: list[str]) -> list[_Part]:
+    """The parts of all classes. Links are followed last, sorted by name, and never to a folder that is listed already."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        parts = list(pool.map(lambda name: _walk(folder, name), classes))
+    _drop_repeated(folder, classes, parts)
+    if any(part.links for part in parts):
+        seen = {identity(os.stat(place)) for place in (folder, *folder.resolve().parents)}
+        seen = seen.union(*(part.identities.values() for part in parts))
+        for part in parts:
+            while part.links:
+                part.links.sort(reverse=True)
+                more = _walk(folder, part.links.pop(), seen)
+                seen |= set(more.identities.values())
+                part.images |= more.images
+                part.times |= more.times
+                part.links += more.links
+                part.unread += more.unread
+    return parts
+
+
+def _drop_repeated(folder: Path, classes: list[str], parts: list[_Part]) -> None:
+    """Drop from each class that is a link the folders that belong to another class too."""
+    found = [each for part in parts for each in part.identities.values()]
+    if len(found) == len(set(found)):
+        return
+    kept: set[Identity] = set()
+    for name, part in sorted(zip(classes, parts, strict=True), key=lambda pair: (folder / pair[0]).is_symlink()):
+        if (folder / name).is_symlink():
+            for below in [below for below, each in part.identities.items() if each in kept]:
+                for record in (part.images, part.times, part.identities):
+                    del record[below]
+        kept |= set(part.identities.values())
+
+
+def _walk(folder: Path, name: str, seen: Collection[Identity] = ()) -> _Part:
+    """What is below the folder `name`, without the folders in `seen` and without what links lead to."""
+    part = _Part()
     waiting = [name]
     while waiting:
         below = waiting.pop()
-        place = os.path.join(folder, below)
+        place = os.path.join(folder, below.removeprefix("./"))
         try:
             # before its files are listed: a file added meanwhile makes the folder newer than this
-            times[below] = os.stat(place).st_mtime_ns
+            status = os.stat(place)
+            if identity(status) in seen:
+                continue
+            part.times[below] = status.st_mtime_ns, status.st_ctime_ns
+            part.identities[below] = identity(status)
+            files = []
             with os.scandir(place) as entries:
-                files = []
                 for entry in entries:
-                    if entry.is_dir():
+                    if is_ignored(entry.name):
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
                         waiting.append(f"{below}/{entry.name}")
-                    elif entry.name.lower().endswith(EXTENSIONS):
+                    elif entry.is_symlink() and leads_to_folder(entry):
+                        part.links.append(f"{below}/{entry.name}")
+                    elif (kind := image_kind(entry.name)) == "read":
                         files.append(entry.name)
+                    elif kind:
+                        part.unread[kind] += 1
         except OSError as error:
             raise SfrikError(f"cannot list the folder {place}: {error.strerror}") from None
-        images[below] = sorted(files)
-    return [f"{below}/{file}" for below in sorted(images) for file in images[below]], times
+        part.images[below] = sorted(files)
+    return part
 
 
-def _listing(classes: list[str], counts: np.ndarray, names: np.ndarray) -> Listing:
-    return Listing(classes, names, np.repeat(np.arange(len(classes), dtype=np.int64), counts))
+def _check_filled(folder: Path, classes: list[str], parts: list[_Part]) -> None:
+    empty = [name for name, part in zip(classes, parts, strict=True) if not any(part.images.values())]
+    if empty:
+        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
+        unread = sum((part.unread for name, part in zip(classes, parts, strict=True) if name in empty), Counter())
+        seen = f"; they have {_format_unread(unread)}" if unread else ""
+        raise SfrikError(
+            f"{folder}: no images in the class folders {', '.join(empty[:5])}{more} (looked for {' '.join(EXTENSIONS)}{seen}): "
+            "fill or remove them"
+        )
 
 
-def _cache(path: Path, classes: list[str], counts: np.ndarray, names: np.ndarray, times: dict[str, int]) -> None:
-    arrays = {
-        "format": np.int64(FORMAT),
-        "classes": pack_names(classes),
-        "counts": counts,
-        "names": names,
-        "folders": pack_names(times),
-        "times": np.array(list(times.values()), dtype=np.int64),
-    }
-    # a home folder that is full or read-only: the images are listed again next time
-    with contextlib.suppress(WriteError), atomic_write(path) as file:
-        np.savez_compressed(file, **arrays)
+def _format_unread(unread: Counter[str]) -> str:
+    """Such as "2 .gif, 1 .heic"; "" if there are none."""
+    return ", ".join(f"{count} {suffix}" for suffix, count in sorted(unread.items()))
 
 
-def _cached_listing(path: Path, folder: Path, classes: list[str]) -> Listing | None:
-    """The cached listing, or None if there is none, it is damaged, or a folder has changed since."""
+def _cache(
+    path: Path,
+    folder: Path,
+    classes: list[str],
+    counts: np.ndarray,
+    names: np.ndarray,
+    times: dict[str, tuple[int, int]],
+    unread: str,
+) -> None:
+    # a file that is gone already, or a home folder that is full or read-only: the images are listed again next time
+    with contextlib.suppress(WriteError, OSError):
+        arrays = {
+            "format": np.int64(FORMAT),
+            "classes": pack_names(classes),
+            "counts": counts,
+            "names": names,
+            "folders": pack_names(times),
+            "times": np.array(list(times.values()), dtype=np.int64),
+            "sizes": np.array(_sample_sizes(folder, names), dtype=np.int64),
+            "unread": pack_names([unread]),
+        }
+        with atomic_write(path) as file:
+            np.savez_compressed(file, **arrays)
+
+
+def _cached_listing(path: Path, folder: Path, classes: list[str]) -> tuple[Listing, str] | None:
+    """The cached listing and what it leaves out; None if there is none, it is damaged, or something has changed since."""
     try:
         check_regular(path)
         with np.load(path, allow_pickle=False) as file:
@@ -175,18 +267,28 @@ def _cached_listing(path: Path, folder: Path, classes: list[str]) -> Listing | N
         current = record["format"] == FORMAT and [os.fsdecode(name) for name in record["classes"]] == classes
         if not current or len(counts) != len(classes) or counts.sum() != len(names):
             return None
-        return _listing(classes, counts, names) if _modified(folder, folders) == record["times"].tolist() else None
-    except Exception:  # damaged bytes raise anything from BadZipFile to KeyError, and a folder may be gone
+        if _times(folder, folders) != record["times"].tolist() or _sample_sizes(folder, names) != record["sizes"].tolist():
+            return None
+        unread = os.fsdecode(record["unread"][0])
+        return Listing(classes, names, np.repeat(np.arange(len(classes), dtype=np.int64), counts), path), unread
+    except Exception:  # damaged bytes raise anything from BadZipFile to KeyError, and a folder or a file may be gone
         return None
 
 
-def _modified(folder: Path, names: list[str]) -> list[int]:
-    """Modification time of each folder, in nanoseconds."""
+def _times(folder: Path, names: list[str]) -> list[list[int]]:
+    """Times of modification and of the last change of each folder, in nanoseconds; unpacking an archive keeps only the first."""
 
-    def of_some(some: list[str]) -> list[int]:
-        return [os.stat(os.path.join(folder, name)).st_mtime_ns for name in some]
+    def of_some(some: list[str]) -> list[list[int]]:
+        states = [os.stat(os.path.join(folder, name)) for name in some]
+        return [[status.st_mtime_ns, status.st_ctime_ns] for status in states]
 
     share = -(-len(names) // THREADS) or 1
     with ThreadPoolExecutor(THREADS) as pool:
         parts = pool.map(of_some, [names[lo : lo + share] for lo in range(0, len(names), share)])
-        return [modified for part in parts for modified in part]
+        return [times for part in parts for times in part]
+
+
+def _sample_sizes(folder: Path, names: np.ndarray) -> list[int]:
+    """Sizes in bytes of at most `SAMPLE` files, evenly spaced in the listing."""
+    chosen = np.linspace(0, len(names) - 1, min(len(names), SAMPLE)).astype(np.int64)
+    return [os.lstat(os.path.join(folder, os.fsdecode(names[k]))).st_size for k in chosen]

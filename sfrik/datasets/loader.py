@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from sfrik.datasets.decoding import take_guesses, warn_of_guess
 from sfrik.datasets.images import Images
 from sfrik.errors import SfrikError
 from sfrik.ops.random import derived_seed
@@ -77,7 +78,7 @@ def batches(
             pin_memory=torch.device(device).type == "cuda",
             worker_init_fn=_leave_signals_to_parent,
         )
-        pieces = ((list(tensors), shown.numpy()) for *tensors, shown in _with_plain_errors(loader, batch_size))
+        pieces = _pieces(loader, batch_size)
     targets = torch.from_numpy(images.targets)
     for step, (tensors, shown) in enumerate(pieces, first):
         tensors = [tensor.to(device, non_blocking=True) for tensor in tensors]
@@ -85,7 +86,13 @@ def batches(
         yield views.per_batch(tensors, generator), targets[torch.from_numpy(shown)].to(device, non_blocking=True), shown
 
 
-def _with_plain_errors(loader: DataLoader, batch_size: int) -> Iterator[list[Tensor]]:
+def _pieces(loader: DataLoader, batch_size: int) -> Iterator[tuple[list[Tensor], np.ndarray]]:
+    for *tensors, shown, guesses in _with_plain_errors(loader, batch_size):
+        warn_of_guess(guesses)
+        yield tensors, shown.numpy()
+
+
+def _with_plain_errors(loader: DataLoader, batch_size: int) -> Iterator[list[Any]]:
     """The loader's batches; a worker's SfrikError is raised with its message only, without the worker's traceback."""
     with explain_worker_death(loader.num_workers, batch_size):
         try:
@@ -145,15 +152,18 @@ def _leave_signals_to_parent(worker: int) -> None:
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(max(1, round(GRACE))))
 
 
-def _stack(items: list[tuple]) -> list[Tensor]:
+def _stack(items: list[tuple]) -> list[Any]:
     """Stack the views of several images, [n, c, h, w] each, then their indices, [n], as PyTorch's default_collate does.
+
+    The last element is what the process that read them has to report, a list of strings.
 
     Byte images with channels last in memory stay so in the batch, which is then a plain copy of the memory. Bytes take a
     quarter of the memory of floats on the way through shared and pinned memory to the device.
     """
     last = [torch.is_tensor(v) and v.dtype == torch.uint8 and not v.is_contiguous() for v in items[0]]
     turned = [[v.permute(1, 2, 0) if turn else v for v, turn in zip(item, last, strict=True)] for item in items]
-    return [v.permute(0, 3, 1, 2) if turn else v for v, turn in zip(default_collate(turned), last, strict=True)]
+    stacked = [v.permute(0, 3, 1, 2) if turn else v for v, turn in zip(default_collate(turned), last, strict=True)]
+    return [*stacked, take_guesses()]
 
 
 class _SeededItems(Dataset):

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from sfrik.datasets.entries import split_folder
 from sfrik.datasets.images import Images, class_members, image_files, load_images
 from sfrik.errors import SfrikError, nearest
 from sfrik.system.files import read_text
@@ -115,7 +116,7 @@ def _voc07(split: str, data_dir: Path) -> Images:
 def _places205(split: str, data_dir: Path) -> Images:
     lists = data_dir / "trainvalsplit_places205"
     if not lists.is_dir():
-        if not (data_dir / "train").is_dir():
+        if split_folder(data_dir, "train") is None:
             raise SfrikError(
                 f"places205: {data_dir} holds neither trainvalsplit_places205/ nor train/ and val/: unpack "
                 "trainvalsplit_places205.tar.gz and imagesPlaces205_resize.tar.gz there, or check --target-dir"

@@ -22,6 +22,7 @@ import numpy as np
 from torch import Tensor
 
 from sfrik.datasets import Images, images_of_folder
+from sfrik.datasets.entries import split_folder
 from sfrik.errors import SfrikError
 from sfrik.evaluate.broken import note_broken, without_broken
 from sfrik.evaluate.feature_files import drop_rows, load_features, make_empty, naming_the_file, write_rows
@@ -157,8 +158,8 @@ def _given_folder(extraction_dir: str) -> Path:
 
 def _image_dir(settings: FeatureSettings) -> str:
     """The folder whose images are extracted in place of the splits; "" for the splits."""
-    parts = (Path(settings.data_dir) / part for name in ("train", "val") for part in (name, name.title(), name.upper()))
-    whole = settings.dataset == "image_folder" and Path(settings.data_dir).is_dir() and not any(part.is_dir() for part in parts)
+    place = Path(settings.data_dir)
+    whole = settings.dataset == "image_folder" and place.is_dir() and not any(split_folder(place, p) for p in ("train", "val"))
     return settings.image_dir or (settings.data_dir if whole else "")
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from sfrik.system.files import UnreadableError, file_hash
 from sfrik.system.records import Provenance, read_record
 from sfrik.system.tensor_files import read_header
 
-__all__ = ["cached_hash", "cached_header", "cached_provenance", "header_error", "warn_once"]
+__all__ = ["cached_hash", "cached_header", "cached_provenance", "header_error"]
 
 
 def header_error(path: Path) -> str:
@@ -54,12 +53,6 @@ def cached_hash(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal digits."""
     status = path.stat()
     return _hash(str(path), status.st_mtime_ns, status.st_size)
-
-
-@cache
-def warn_once(text: str) -> None:
-    """Print a line to stderr, once per process."""
-    print(text, file=sys.stderr, flush=True)
 
 
 @cache

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfrik.errors import SfrikError
-from sfrik.runs.cached import cached_hash, cached_provenance, header_error, warn_once
+from sfrik.runs.cached import cached_hash, cached_provenance, header_error
 from sfrik.runs.provenance import commit, now
 from sfrik.runs.records import LogLine, RunSettings, Score, State
 from sfrik.runs.scores import score_problem
@@ -46,6 +46,7 @@ from sfrik.system.files import (
 from sfrik.system.locks import folder_lock, is_locked
 from sfrik.system.records import VERSION, check_numbers, parse_record, read_record
 from sfrik.system.tensor_files import check_weights, read_header
+from sfrik.system.terminal import warn_once
 
 if TYPE_CHECKING:
     from sfrik.runs.checkpoints import Checkpoints

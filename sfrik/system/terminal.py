@@ -7,9 +7,10 @@ import os
 import sys
 from typing import TextIO
 
-__all__ = ["paint", "replace_unprintable", "wants_colour"]
+__all__ = ["paint", "replace_unprintable", "wants_colour", "warn_once"]
 
 CODES = {"red": "31", "green": "32", "yellow": "33", "blue": "34", "bold": "1", "dim": "2"}
+_printed: set[str] = set()
 
 
 def wants_colour(stream: TextIO) -> bool:
@@ -35,3 +36,10 @@ def replace_unprintable(encoding: str | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not in a Jupyter kernel, whose streams are UTF-8
             stream.reconfigure(encoding=encoding, errors="replace")
+
+
+def warn_once(text: str, kind: str = "") -> None:
+    """Print a line to stderr, once per process; with `kind`, only the first line of this kind."""
+    if (kind or text) not in _printed:
+        _printed.add(kind or text)
+        print(text, file=sys.stderr, flush=True)

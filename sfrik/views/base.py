@@ -53,7 +53,7 @@ from torch import Generator, Tensor
 
 from sfrik.errors import SfrikError
 from sfrik.views.digits import affine_views, digit_pipeline, whole_digits
-from sfrik.views.photos import SMALL, PilPipeline, TensorPipeline, normalise, policies
+from sfrik.views.photos import SMALL, PilPipeline, TensorPipeline, bounded, normalise, policies
 
 __all__ = ["Views", "build_views", "probe_views", "resize_for_test"]
 
@@ -124,7 +124,8 @@ def resize_for_test(size: int, dataset: str) -> Views:
     """The whole image without augmentation, normalised.
 
     The shorter side is resized to 256/224 of `size` by bicubic interpolation, then the centre is cropped (torchvision's Resize
-    and CenterCrop). Digits, STL10 and CIFAR-10 keep their size.
+    and CenterCrop). Digits, STL10 and CIFAR-10 keep their size. Of an image whose sides differ by more than a factor of 32,
+    only the centre is resized.
 
     Args:
         size: side of the view in pixels.
@@ -136,7 +137,7 @@ def resize_for_test(size: int, dataset: str) -> Views:
 
     steps = []
     if dataset not in SMALL:
-        steps = [v2.Resize(round(size * 256 / 224), v2.InterpolationMode.BICUBIC), v2.CenterCrop(size)]
+        steps = [bounded, v2.Resize(round(size * 256 / 224), v2.InterpolationMode.BICUBIC), v2.CenterCrop(size)]
     return Views(partial(_one_view, v2.Compose([*steps, normalise(dataset)])), _unchanged)
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "PilPipeline",
     "TensorPipeline",
     "Whole",
+    "bounded",
     "drawing_order",
     "normalise",
     "policies",
@@ -46,6 +47,7 @@ SMALL = ("stl10", "cifar10")  # used at their own size; in OBoW and SwAV with th
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # the defaults of torchvision's RandomResizedCrop
 OBOW_CROP_SCALE = (0.08, 0.6)
 OBOW_PATCH_SCALE = (0.6, 1.0)
+MOST_RATIO = 32  # of the sides of an image that is resized as a whole
 EQUAL, STRONG = (0.4, 0.4, 0.4, 0.4), (0.8, 0.8, 0.8, 0.2)  # jitters of brightness, contrast, saturation, hue
 
 
@@ -143,6 +145,23 @@ def normalise(dataset: str) -> v2.Transform:
     return v2.Compose([v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
 
 
+def bounded(image: Any) -> Any:
+    """The centre of an image whose sides differ by more than a factor of 32; any other image unchanged.
+
+    A view shows the centre only, but an image of 20000 x 2 pixels would first be resized to 2.5 million x 256, which takes 2 GB.
+
+    Args:
+        image: a PIL image, or a tensor [c, h, w].
+    """
+    from torchvision.transforms.v2 import functional
+
+    height, width = functional.get_size(image)
+    most = MOST_RATIO * min(height, width)
+    if max(height, width) <= most:
+        return image
+    return functional.center_crop(image, [min(height, most), min(width, most)])
+
+
 # --- on PIL images
 
 
@@ -171,7 +190,7 @@ def _pil_transform(view: Crop | Whole, dataset: str) -> v2.Transform:
 
     interpolation, flip, to_tensor = v2.InterpolationMode(view.interpolation), v2.RandomHorizontalFlip(), normalise(dataset)
     if isinstance(view, Whole):
-        return v2.Compose([v2.Resize(view.side, interpolation), v2.CenterCrop(view.size), flip, to_tensor])
+        return v2.Compose([bounded, v2.Resize(view.side, interpolation), v2.CenterCrop(view.size), flip, to_tensor])
     crop = v2.RandomResizedCrop(view.side, view.scale, RATIO, interpolation, antialias=True)
     colour = view.colour
     steps = [v2.RandomApply([v2.ColorJitter(*colour.jitter)], p=colour.jitter_p), v2.RandomGrayscale(p=colour.grey_p)]
@@ -229,7 +248,7 @@ def _cut(image: Tensor, view: Crop | Whole, interpolation: InterpolationMode) ->
     from torchvision.transforms.v2 import functional
 
     if isinstance(view, Whole):
-        resized = functional.resize(_channels_last(image), [view.side], interpolation, antialias=True)
+        resized = functional.resize(_channels_last(bounded(image)), [view.side], interpolation, antialias=True)
         pixels = functional.center_crop(resized, [view.size, view.size])
     else:
         top, left, height, width = RandomResizedCrop.get_params(image, list(view.scale), list(RATIO))

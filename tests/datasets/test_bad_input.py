@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from sfrik.datasets import decoding
 from sfrik.datasets.decoding import FORMATS, decode_image, read_image
+from sfrik.datasets.entries import EXTENSIONS, UNREAD
 from sfrik.datasets.images import Images, load_images
 from sfrik.datasets.label_fraction import labelled_share
-from sfrik.datasets.listing import EXTENSIONS, list_images
+from sfrik.datasets.listing import list_images
 from sfrik.datasets.loader import batches
 from sfrik.datasets.transfer import VOC_CLASSES, load_target
 from sfrik.errors import SfrikError
@@ -197,9 +199,11 @@ def test_a_cached_listing_that_is_not_a_regular_file_is_replaced(folder, tmp_pat
     assert cached.is_file()
 
 
-def test_the_formats_are_those_of_the_extensions():
+def test_the_extensions_are_all_those_of_the_formats_that_are_read():
     Image.init()
-    assert {Image.registered_extensions()[extension] for extension in EXTENSIONS} == set(FORMATS)
+    assert {extension for extension, kind in Image.registered_extensions().items() if kind in FORMATS} == set(EXTENSIONS)
+    assert set(IMG_EXTENSIONS) <= set(EXTENSIONS)
+    assert not UNREAD & set(EXTENSIONS)
 
 
 OTHERS = ["GIF", "TGA", "PCX", "ICO", "SGI", "EPS", "DDS", "ICNS", "PDF", "TXT", "PSD", "FITS"]

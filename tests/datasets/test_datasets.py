@@ -176,6 +176,48 @@ def test_train_and_val_with_different_class_folders_are_rejected(folder):
     assert len(load_images("imagenet", "train", folder)) == 15
 
 
+def test_train_and_val_are_found_in_capitals_and_two_of_them_are_rejected(folder):
+    expected = {split: names(load_images("image_folder", split, folder)) for split in ("pretrain", "train", "test")}
+    (folder / "train").rename(folder / "Train")
+    (folder / "val").rename(folder / "VAL")
+    assert {split: names(load_images("image_folder", split, folder)) for split in expected} == expected
+    (folder / "TRAIN").mkdir()
+    with pytest.raises(SfrikError, match=r"holds TRAIN/, Train/: keep one of them, as train/"):
+        load_images("image_folder", "pretrain", folder)
+    shutil.rmtree(folder / "Train")
+    (folder / "TRAIN").rmdir()
+    (folder / "train").symlink_to("unmounted")
+    with pytest.raises(SfrikError, match=r"train is a link to unmounted, which does not exist"):
+        load_images("image_folder", "pretrain", folder)
+
+
+@pytest.mark.parametrize("held_out", ["val", "Validation", "test"])
+def test_test_images_are_never_pretrained_on_as_a_folder_without_labels(tmp_path, folder, held_out):
+    folder = tmp_path / "own" / "photos"
+    folder.mkdir(parents=True)
+    (tmp_path / "train").rename(folder / "train")
+    (tmp_path / "val").rename(folder / held_out)
+    with pytest.raises(SfrikError, match=rf"{folder} holds train/ and {held_out}/: set --data-dir to it"):
+        load_images("image_folder", "pretrain", folder.parent)
+    shutil.rmtree(folder / "train")
+    with pytest.raises(SfrikError, match=rf"{folder} holds {held_out}/ and no train/: put the training images into train/"):
+        load_images("image_folder", "pretrain", folder)
+    if held_out != "val":
+        with pytest.raises(SfrikError, match=rf"must hold train/ and val/.* \(there is {held_out}/: rename it to val"):
+            load_images("image_folder", "test", folder)
+    assert len(load_images("image_folder", "pretrain", folder / held_out)) == 6, "asked for by name"
+
+
+def test_images_in_train_without_class_folders_are_pretrained_on_by_naming_that_folder(folder):
+    for path in [*folder.glob("train/*/*")]:
+        path.rename(folder / "train" / path.name)
+    for place in ("n01", "n02", "n03"):
+        (folder / "train" / place).rmdir()
+    with pytest.raises(SfrikError, match=rf"no class folders: .*; to pretrain .* --data-dir {folder}/train$"):
+        load_images("image_folder", "pretrain", folder)
+    assert len(load_images("image_folder", "pretrain", folder / "train")) == 15
+
+
 def test_a_test_folder_can_be_read_without_the_training_images(folder):
     shutil.rmtree(folder / "train")
     assert len(load_images("imagenet", "test", folder)) == 6
@@ -335,6 +377,7 @@ def test_stl10_is_read_as_torchvision_reads_it_and_its_unlabelled_part_is_for_pr
         for i in range(len(images)):
             assert np.array_equal(np.asarray(images.open(i)), np.asarray(reference[i][0]))
             assert images.targets[i] == reference[i][1]
+    assert names(load_images("stl10", "pretrain", tmp_path, subset=2)) == ["STL10 image 0", "STL10 image 1"]
 
 
 # --- real photos
@@ -365,6 +408,9 @@ def test_a_folder_of_photos_without_classes_is_for_pretraining_only(tmp_path):
     images = load_images("image_folder", "pretrain", tmp_path)
     assert [images.name(i) for i in range(len(images))] == ["a.PNG", "b.jpg", "holiday/c.jpg"]
     assert images.targets.tolist() == [-1, -1, -1]
+    assert names(load_images("image_folder", "pretrain", tmp_path, subset=2)) == ["a.PNG", "b.jpg"]
+    with pytest.raises(SfrikError, match=r"there are 3 images, without labels, but subset asks for 4: lower subset"):
+        load_images("image_folder", "pretrain", tmp_path, subset=4)
     with pytest.raises(SfrikError, match=r"there is no image folder .*train: --data-dir must hold train/ and val/"):
         load_images("image_folder", "train", tmp_path)
     (tmp_path / "empty").mkdir()

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import sfrik.datasets.decoding
-from sfrik.datasets.decoding import decode_image, read_image
+from sfrik.datasets.decoding import MOST_PIXELS, decode_image, read_image
 from sfrik.errors import SfrikError
 
 SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "imagenet-sample"
@@ -86,13 +86,6 @@ def test_black_and_white_become_0_and_255(tmp_path):
     assert np.array_equal(pixels(tmp_path / "a.png")[:, :, 0], 255 * np.eye(8, dtype=int))
 
 
-@pytest.mark.parametrize("kind", ["png", "tiff", "ppm"])
-def test_of_16_bits_the_upper_8_are_kept(tmp_path, kind):
-    values = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
-    Image.fromarray(values).save(tmp_path / f"a.{kind}")
-    assert np.array_equal(pixels(tmp_path / f"a.{kind}"), np.repeat((values >> 8)[:, :, None], 3, axis=2))
-
-
 def test_an_exif_orientation_is_not_applied_as_imagefolder_does_not(tmp_path, smooth):
     from torchvision.datasets.folder import pil_loader
 
@@ -149,13 +142,33 @@ def test_a_truncated_file_is_reported_wherever_it_is_cut(tmp_path, kind):
         assert reason(path).endswith("; copy it again from the data set's archive, or delete it")
 
 
-def test_an_image_of_too_many_pixels_and_floating_point_values_are_reported(tmp_path, monkeypatch):
+def test_an_image_above_the_limit_of_pixels_is_reported_and_photos_of_200_megapixels_are_below_it(tmp_path, monkeypatch):
+    assert 200_000_000 < MOST_PIXELS <= 2 * Image.MAX_IMAGE_PIXELS
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    assert "exceeds limit of 2000 pixels" in reason(tmp_path / "a.png")
-    monkeypatch.undo()
-    Image.fromarray(np.ones((8, 8), dtype=np.float32)).save(tmp_path / "b.tiff")
-    assert reason(tmp_path / "b.tiff").startswith("floating-point values without a known range")
+    for read in (read_image, decode_image):
+        with pytest.raises(SfrikError, match=r"a\.png: Image size \(4096 pixels\) exceeds limit of 2000 pixels .*: scale"):
+            read(tmp_path / "a.png")
+
+
+def test_a_dangling_link_and_a_kind_of_tiff_that_pillow_does_not_read_are_reported_as_such(tmp_path):
+    (tmp_path / "a.JPEG").symlink_to("gone.JPEG")
+    assert reason(tmp_path / "a.JPEG") == "it is a link to gone.JPEG, which does not exist: restore that file, or delete the link"
+    Image.new("L", (4, 4)).save(tmp_path / "b.tiff", tiffinfo={339: 5})  # complex numbers
+    assert reason(tmp_path / "b.tiff").startswith(
+        "a TIFF file that is damaged, or of a kind that Pillow does not read (convert it)"
+    )
+
+
+def test_colours_multiplied_by_alpha_are_divided_and_lab_is_converted(tmp_path):
+    Image.new("LAB", (4, 4), (113, 192, 158)).save(tmp_path / "lab.tiff")
+    Image.new("LA", (4, 4), (100, 128)).save(tmp_path / "la.tiff")
+    kind_of_alpha = struct.pack("<HHI", 338, 3, 1)
+    content = (tmp_path / "la.tiff").read_bytes().replace(kind_of_alpha + b"\2", kind_of_alpha + b"\1")
+    (tmp_path / "la.tiff").write_bytes(content)
+    assert Image.open(tmp_path / "la.tiff").mode == "La"
+    for name, colour in (("la", (199, 199, 199)), ("lab", (199, 31, 60))):
+        assert np.abs(pixels(tmp_path / f"{name}.tiff")[0, 0] - colour).max() <= 2
 
 
 # --- real photos

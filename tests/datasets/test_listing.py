@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from sfrik.datasets import listing
+from sfrik.datasets.entries import EXTENSIONS
 from sfrik.datasets.images import image_files, load_images
-from sfrik.datasets.listing import EXTENSIONS, cache_folder, list_images, pack_names
+from sfrik.datasets.listing import cache_folder, images_below, list_images, pack_names
 from sfrik.errors import SfrikError
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 # nested folders: "deep-er" sorts between "deep" and "deep/er" in some orders and not in others.
 FILES = [
     *(f"n02/{k}{extension}" for k, extension in enumerate(EXTENSIONS)),
-    *("n02/B.JPEG", "n02/a.JPEG", "n02/10.JPEG", "n02/9.JPEG", "n02/notes.txt", "n02/list.csv", "n02/.JPEG", "n02/ä ö.jpg"),
+    *("n02/B.JPEG", "n02/a.JPEG", "n02/10.JPEG", "n02/9.JPEG", "n02/notes.txt", "n02/list.csv", "n02/ä ö.jpg"),
     *("n01/deep/er/1.png", "n01/deep/2.png", "n01/deep-er/3.png", "n01/z.png", "n01/deep/er/no.md"),
     "N03/x.Jpg",
 ]
@@ -55,10 +56,10 @@ def content(folder):
 
 
 def image_folder(folder):
-    """The listing of torchvision's ImageFolder, in the form of `content`."""
+    """The listing of torchvision's ImageFolder with our suffixes, in the form of `content`."""
     from torchvision.datasets import ImageFolder
 
-    found = ImageFolder(str(folder))
+    found = ImageFolder(str(folder), is_valid_file=lambda path: path.lower().endswith(EXTENSIONS))
     return found.classes, [(Path(path).relative_to(folder).as_posix(), label) for path, label in found.samples]
 
 
@@ -78,12 +79,6 @@ def test_classes_files_and_their_order_are_those_of_imagefolder(folder, monkeypa
     assert content(folder) == expected
     forbid_walk(monkeypatch)
     assert content(folder) == expected, "from the cache too"
-
-
-def test_the_extensions_are_torchvisions():
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
-    assert EXTENSIONS == IMG_EXTENSIONS
 
 
 def test_linked_class_folders_are_followed(folder, tmp_path):
@@ -108,6 +103,81 @@ def test_a_folder_without_class_folders_and_one_that_cannot_be_listed_are_reject
         list_images(tmp_path / "val")
     with pytest.raises(SfrikError, match=r"cannot list the folder .*gone: No such file"):
         list_images(tmp_path / "gone")
+
+
+# --- what is no image and no class
+
+LEFTOVERS = [
+    *("n01/._1.png", "n01/.DS_Store.jpg", "n01/Thumbs.db", "n01/desktop.ini", "n01/.hidden.jpg"),
+    *("n01/.ipynb_checkpoints/1-checkpoint.png", "n01/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg", "n02/__MACOSX/n02/._0.jpg"),
+    *(".Trash-1000/files/1.jpg", "__MACOSX/n01/1.png", ".ipynb_checkpoints/1.png", "lost+found/1.png", "@eaDir/1.png"),
+    *("System Volume Information/1.png", "$RECYCLE.BIN/1.png", ".git/1.png"),
+]
+
+
+def test_hidden_entries_and_what_systems_leave_behind_are_neither_images_nor_classes(folder):
+    expected, unlabelled = content(folder), images_below(folder)
+    for name in LEFTOVERS:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    assert content(folder) == expected
+    assert images_below(folder) == unlabelled
+
+
+def test_a_folder_that_several_links_lead_to_counts_once(folder, tmp_path, capsys):
+    for name, target in (
+        *(("n01/again", "n01/deep"), ("n01/a_first", "n01/deep-er"), ("n01/loop", "n01"), ("n02/up", "."), ("n02/out", "..")),
+        *(("n02/other", "n01/deep/er"), ("alias", "n02"), ("self", "."), ("whole", ".."), ("under", "n01/deep")),
+    ):
+        (folder / name).symlink_to(folder / target, target_is_directory=True)
+    (tmp_path / "val" / "n01").mkdir(parents=True)
+    (tmp_path / "val" / "n01" / "1.png").touch()
+    (folder / "under" / "more").symlink_to(tmp_path / "val")  # not listed elsewhere
+    names = [name for name in FILES if not name.endswith(("txt", "csv", "md"))]
+    assert images_below(folder) == sorted([*names, "n01/deep/more/n01/1.png"])
+    with pytest.raises(SfrikError, match="no images in the class folders under"):
+        content(folder)
+    (folder / "under").unlink()
+    classes, images = content(folder)
+    assert classes == ["N03", "n01", "n02"]
+    assert sorted(name for name, _ in images) == sorted([*names, "n01/deep/more/n01/1.png"])
+    assert f"{folder / 'alias'} is a link to a folder that is counted already: left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["n00", "n01/deep/part"])
+def test_a_dangling_link_that_may_be_a_folder_is_an_error_and_one_to_an_image_is_not(folder, name):
+    (folder / "n02" / "gone.jpg").symlink_to("nowhere.jpg")
+    (folder / "n02" / "notes").with_suffix(".txt").unlink()
+    (folder / "n02" / "notes.txt").symlink_to("nowhere.txt")
+    assert ("n02/gone.jpg", 2) in content(folder)[1]
+    for target in ("/unmounted/data", name.rsplit("/", 1)[-1]):  # the second is a link to itself
+        (folder / name).symlink_to(target)
+        with pytest.raises(SfrikError, match=rf"{name} is a link to {target}, which cannot be reached"):
+            content(folder)
+        (folder / name).unlink()
+
+
+def test_images_that_are_left_out_are_reported_also_from_the_cache(folder, capsys, monkeypatch):
+    (folder / "cover.jpg").touch()
+    for name in ("n01/a.gif", "n01/b.GIF", "n02/c.heic"):
+        (folder / name).touch()
+    settle(folder)
+    for _ in range(2):
+        monkeypatch.setattr("sfrik.system.terminal._printed", set())
+        content(folder)
+        err = capsys.readouterr().err
+        assert f"{folder}: left out 1 images that are in no class folder, such as cover.jpg" in err
+        assert f"{folder}: left out 2 .gif, 1 .heic: convert them" in err
+        forbid_walk(monkeypatch)
+    monkeypatch.undo()
+    assert images_below(folder)
+    assert "left out 2 .gif, 1 .heic" in capsys.readouterr().err
+    (folder / "n03").mkdir()
+    (folder / "n03" / "a.gif").touch()
+    with pytest.raises(SfrikError, match=r"class folders n03 \(looked for .*; they have 1 \.gif\): fill or remove"):
+        content(folder)
+    with pytest.raises(SfrikError, match=r"n03 holds no images \(looked for .*; it has 1 \.gif\)"):
+        images_below(folder / "n03")
 
 
 # --- cache
@@ -168,6 +238,41 @@ def test_every_change_of_the_folder_is_noticed(folder, change):
     settle(folder)
     assert content(folder) == after
     assert content(folder) == after
+
+
+def test_another_version_with_the_same_times_is_noticed(folder, monkeypatch):
+    """Archives keep the times of folders."""
+    before = content(folder)
+    (folder / "n02" / "a.JPEG").rename(folder / "n02" / "b.JPEG")
+    settle(folder)
+    assert content(folder) == image_folder(folder) != before
+    monkeypatch.setattr(listing, "_times", lambda folder, names: recorded[tuple(names)])  # as of an image of a disk
+    recorded = {}
+    with np.load(next((cache_folder() / "listings").iterdir())) as file:
+        recorded[tuple(map(os.fsdecode, file["folders"]))] = file["times"].tolist()
+    forbidden, walk = [], listing._walk
+    monkeypatch.setattr(listing, "_walk", lambda *arguments: forbidden.append(1) or walk(*arguments))
+    content(folder)
+    assert not forbidden, "nothing has changed"
+    (folder / "n01" / "z.png").write_bytes(b"longer")
+    content(folder)
+    assert forbidden, "the size of a file"
+    settle(folder)
+    (folder / "n01" / "z.png").rename(folder / "n01" / "y.png")
+    assert content(folder) == image_folder(folder), "the name of a file"
+
+
+def test_a_missing_image_deletes_the_cached_listing_and_its_message_names_it(folder, cache, monkeypatch):
+    content(folder)
+    (cached,) = (cache / "listings").iterdir()
+    images = load_images("image_folder", "train", folder.parent)
+    (folder / "n01" / "z.png").unlink()
+    place = next(i for i in range(len(images)) if images.name(i) == "n01/z.png")
+    for read in (images.open, images.pixels):
+        cached.touch()
+        with pytest.raises(SfrikError, match=r"z\.png: the file was removed .* \(the cached listing .*npz is deleted"):
+            read(place)
+        assert not cached.exists()
 
 
 def test_a_folder_that_was_modified_just_now_is_not_cached(folder, cache):

@@ -13,10 +13,11 @@ import pytest
 import torch
 from PIL import Image
 from torch import Generator
+from torchvision.transforms.v2.functional import _geometry as geometry
 
 from sfrik.views.base import build_views, probe_views, resize_for_test
 from sfrik.views.digits import digit_views
-from sfrik.views.photos import STATISTICS, normalise
+from sfrik.views.photos import STATISTICS, bounded, normalise
 
 DRAWS = 500
 METHODS = ["vicreg", "simclr", "auh"]
@@ -84,6 +85,44 @@ def test_the_view_of_a_probe_is_one_float_tensor_of_the_given_size(dataset):
 def test_test_images_are_cropped_at_the_centre_or_unchanged_when_small(dataset, shape):
     (view,) = resize_for_test(28, dataset).per_image(ramp(0))
     assert view.shape == shape
+
+
+CROPS = {
+    "obow": {"num_img_crops": 1, "image_crop_size": 32, "num_img_patches": 1, "img_patch_size": 16},
+    "swav": {"nmb_crops": [1], "size_crops": [32], "min_scale_crops": [0.05], "max_scale_crops": [1.0]},
+}
+
+
+@pytest.mark.parametrize("pipeline", ["pil", "tensor"])
+def test_an_extreme_aspect_ratio_takes_no_memory(pipeline, monkeypatch):
+    """Resized to a shorter side of 256 pixels, 20000 x 2 pixels are 2.5 million x 256."""
+    pixels = []
+
+    def limited(resize):
+        def with_limit(image, size, *arguments, **keywords):
+            pixels.append(math.prod(size))
+            assert pixels[-1] < 1e6
+            return resize(image, size, *arguments, **keywords)
+
+        return with_limit
+
+    monkeypatch.setattr(Image.Image, "resize", limited(Image.Image.resize))
+    monkeypatch.setattr(geometry, "interpolate", limited(geometry.interpolate))
+    views = [build_views(kind, 64, "imagenet", pipeline, **CROPS.get(kind, {})) for kind in ("vicreg", "obow", "swav")]
+    views += [probe_views(64, "imagenet"), resize_for_test(64, "imagenet")] if pipeline == "pil" else []
+    for shape in ((20000, 2), (1, 20000)):
+        image = Image.new("RGB", shape, (200, 30, 60))
+        for drawn in views:
+            pixels.clear()
+            drawn.per_image(torch.from_numpy(np.array(image)).permute(2, 0, 1) if drawn.of_tensors else image)
+            assert pixels
+
+
+def test_other_images_are_resized_as_they_are():
+    wide = Image.new("RGB", (320, 10))
+    assert bounded(wide) is wide
+    ramps = torch.arange(400).expand(3, 10, 400)
+    assert bounded(ramps)[0, 0].tolist() == list(range(40, 360)), "the centre"
 
 
 def test_the_centre_crop_of_a_test_image_is_seven_eighths_of_its_shorter_side():

@@ -1,0 +1,173 @@
+"""What the entries of a data folder are: splits, classes, images, or neither."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from sfrik.errors import SfrikError
+from sfrik.ops.collectives import rank
+from sfrik.system.terminal import warn_once
+
+__all__ = [
+    "EXTENSIONS",
+    "HELD_OUT",
+    "Identity",
+    "class_folders",
+    "held_out_folders",
+    "identity",
+    "image_kind",
+    "is_ignored",
+    "leads_to_folder",
+    "refuse_held_out",
+    "report",
+    "split_folder",
+]
+
+# All suffixes of the formats that are read (`sfrik.datasets.decoding.FORMATS`), those of torchvision's ImageFolder first.
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+EXTENSIONS += (".jfif", ".jpe", ".apng", ".pbm", ".pnm", ".pfm")
+# Suffixes of images that are not read, so that a file is not left out without a word.
+UNREAD = {".gif", ".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".jpf", ".jpx", ".jxr", ".svg", ".ico", ".tga"}
+UNREAD |= {".exr", ".psd", ".xcf", ".hdr", ".dib", ".pcx", ".fits", ".dcm", ".npy", ".dng", ".nef", ".cr2", ".cr3", ".arw"}
+UNREAD |= {".raf", ".orf", ".rw2", ".raw"}
+# Names, in lower case, of what systems and tools leave behind; hidden entries (.DS_Store, ._x.jpg, .Trash-1000,
+# .ipynb_checkpoints) start with a dot.
+LEFT_BEHIND = {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information", "lost+found"}
+LEFT_BEHIND |= {"~snapshot", "network trash folder", "temporary items", "__pycache__", "thumbs.db", "desktop.ini"}
+# Names, in lower case, of folders with images that are not for training.
+HELD_OUT = {"val", "valid", "validation", "test", "testing"}
+
+Identity = tuple[int, int]  # device and inode: the same for all paths to a folder
+
+
+def is_ignored(name: str) -> bool:
+    """Whether an entry of this name is neither an image nor a folder of images: hidden, or left behind by a system or a tool."""
+    return name.startswith(".") or name.lower() in LEFT_BEHIND
+
+
+def image_kind(name: str) -> str:
+    """ "read" for the name of an image that is read, its suffix for one of another image format, else ""."""
+    suffix = os.path.splitext(name)[1].lower()
+    return "read" if suffix in EXTENSIONS else suffix if suffix in UNREAD else ""
+
+
+def identity(status: os.stat_result) -> Identity:
+    """What all paths to one folder have in common."""
+    return status.st_dev, status.st_ino
+
+
+def leads_to_folder(link: os.DirEntry[str]) -> bool:
+    """Whether a link leads to a folder.
+
+    Raises:
+        SfrikError: it leads nowhere and may have led to a folder. A dangling link to an image is an error when it is read.
+    """
+    try:
+        if link.is_dir():
+            return True
+        dangling = not image_kind(link.name) and not os.path.splitext(link.name)[1] and not os.path.exists(link.path)
+    except OSError:  # a loop, or a folder without permission
+        dangling = not image_kind(link.name)
+    if dangling:
+        raise SfrikError(
+            f"{link.path} is a link to {os.readlink(link.path)}, which cannot be reached: is its disk mounted? "
+            "restore it, or delete the link"
+        )
+    return False
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Names of the class folders in `folder`, sorted. A link to a folder that is counted already is left out and reported.
+
+    Raises:
+        SfrikError: there are none, a link leads nowhere, or `folder` cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as scanned:
+            entries = sorted((entry for entry in scanned if not is_ignored(entry.name)), key=lambda entry: entry.name)
+        classes = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        links = [entry for entry in entries if entry.is_symlink() and leads_to_folder(entry)]
+        known = [folder, *folder.resolve().parents, *(folder / name for name in classes)] if links else []
+        counted = {identity(os.stat(place)) for place in known}
+    except OSError as error:
+        raise SfrikError(f"cannot list the folder {folder}: {error.strerror}") from None
+    for link in links:
+        if identity(link.stat()) in counted:
+            report(f"{link.path} is a link to a folder that is counted already: left out")
+        else:
+            counted.add(identity(link.stat()))
+            classes.append(link.name)
+    linked = {link.name for link in links}
+    loose = [entry.name for entry in entries if image_kind(entry.name) and entry.name not in linked.union(classes)]
+    if not classes:
+        unlabelled = f"; to pretrain without labels: --dataset image_folder --data-dir {folder}" if loose else ""
+        raise SfrikError(f"{folder} holds no class folders: put the images of each class into a separate folder{unlabelled}")
+    if loose:
+        report(f"{folder}: left out {len(loose)} images that are in no class folder, such as {loose[0]}")
+    return sorted(classes)
+
+
+def split_folder(data_dir: Path, part: str) -> Path | None:
+    """The folder "train" or "val" of a data folder, also in capitals; None if there is none.
+
+    Raises:
+        SfrikError: several differ in capitals only, it is a link that leads nowhere, or `data_dir` cannot be listed.
+    """
+    if (data_dir / part).is_dir():
+        return data_dir / part
+    named = [name for name in _names(data_dir) if name.lower() == part]
+    folders = [name for name in named if (data_dir / name).is_dir()]
+    if len(folders) > 1:
+        raise SfrikError(f"{data_dir} holds {'/, '.join(folders)}/: keep one of them, as {part}/")
+    for name in named:
+        if (path := data_dir / name).is_symlink() and not path.exists():
+            raise SfrikError(f"{path} is a link to {os.readlink(path)}, which does not exist: restore it, or delete the link")
+    return data_dir / folders[0] if folders else None
+
+
+def held_out_folders(data_dir: Path) -> list[str]:
+    """Names of the folders in `data_dir` that a test or validation split usually has."""
+    return [name for name in _names(data_dir) if name.lower() in HELD_OUT and (data_dir / name).is_dir()]
+
+
+def refuse_held_out(data_dir: Path, names: list[str]) -> None:
+    """Refuse to pretrain on images without labels if some of them are for validation or testing.
+
+    Args:
+        data_dir: folder without train/.
+        names: paths of the images below it.
+
+    Raises:
+        SfrikError: it holds val/ or the like, or a folder below it holds both train/ and that.
+    """
+    inside: dict[str, dict[str, str]] = {}  # of each folder the names of its folders, by their lower case
+    for folder in {os.path.dirname(name) for name in names}:
+        while folder:
+            parent, child = os.path.split(folder)
+            inside.setdefault(parent, {})[child.lower()] = child
+            folder = parent
+    for parent, children in sorted(inside.items()):
+        held_out = min((children[name] for name in HELD_OUT & children.keys()), default=None)
+        if held_out and not parent:
+            raise SfrikError(
+                f"{data_dir} holds {held_out}/ and no train/: put the training images into train/, or set --data-dir to the "
+                "folder of the images to pretrain on"
+            )
+        if held_out and "train" in children:
+            raise SfrikError(f"{data_dir / parent} holds train/ and {held_out}/: set --data-dir to it, to use train/ only")
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise SfrikError(f"cannot list the folder {folder}: {error.strerror}") from None
+
+
+def report(text: str) -> None:
+    """Print a line about the data on stderr, once per process and on rank 0 only."""
+    if rank() == 0:
+        warn_once(text)
