@@ -230,8 +230,7 @@ class Run:
     def update_status(self, state: str, **facts: Any) -> None:
         """Write state.json for `sfrik status`.
 
-        On a full disk the existing file is overwritten in place, which needs no space. A status that cannot be written does not
-        stop the run.
+        On a full disk the file is overwritten in place, which needs no space. A run continues without a status that fails.
 
         Args:
             state: "running", "preempted" or "failed".
