@@ -14,13 +14,13 @@ __all__ = [
     "HELD_OUT",
     "Identity",
     "class_folders",
-    "held_out_folders",
     "identity",
     "image_kind",
     "is_ignored",
     "leads_to_folder",
     "refuse_held_out",
     "report",
+    "required_split",
     "split_folder",
 ]
 
@@ -126,9 +126,20 @@ def split_folder(data_dir: Path, part: str) -> Path | None:
     return data_dir / folders[0] if folders else None
 
 
-def held_out_folders(data_dir: Path) -> list[str]:
-    """Names of the folders in `data_dir` that a test or validation split usually has."""
-    return [name for name in _names(data_dir) if name.lower() in HELD_OUT and (data_dir / name).is_dir()]
+def required_split(data_dir: Path, part: str) -> Path:
+    """As `split_folder`.
+
+    Raises:
+        SfrikError: also if there is no such folder.
+    """
+    folder = split_folder(data_dir, part)
+    if folder is None:
+        others = [name for name in _names(data_dir) if part == "val" and name.lower() in HELD_OUT and (data_dir / name).is_dir()]
+        hint = f" (there is {others[0]}/: rename it to val, or link to it)" if others else ""
+        raise SfrikError(
+            f"there is no image folder {data_dir / part}: --data-dir must hold train/ and val/, with one folder per class{hint}"
+        )
+    return folder
 
 
 def refuse_held_out(data_dir: Path, names: list[str]) -> None:

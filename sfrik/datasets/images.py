@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from sfrik.datasets.decoding import as_tensor, decode_image, read_image
-from sfrik.datasets.entries import class_folders, held_out_folders, refuse_held_out, split_folder
+from sfrik.datasets.entries import class_folders, refuse_held_out, required_split, split_folder
 from sfrik.datasets.listing import images_below, list_images, pack_names
 from sfrik.datasets.sizes import check_subset
 from sfrik.errors import SfrikError
@@ -276,13 +276,7 @@ def _read_table(path: str) -> np.ndarray:
 
 def _image_folder(data_dir: Path, part: str) -> Images:
     """Classes and files sorted by name, as in torchvision's ImageFolder."""
-    folder, train = split_folder(data_dir, part), split_folder(data_dir, "train")
-    if folder is None:
-        others = held_out_folders(data_dir) if part == "val" else []
-        hint = f" (there is {others[0]}/: rename it to val, or link to it)" if others else ""
-        raise SfrikError(
-            f"there is no image folder {data_dir / part}: --data-dir must hold train/ and val/, with one folder per class{hint}"
-        )
+    folder, train = required_split(data_dir, part), split_folder(data_dir, "train")
     listing = list_images(folder)
     # a class is the position of its name among the sorted ones: an added or missing folder shifts all classes after it
     others = set(listing.classes) ^ set(class_folders(train)) if part == "val" and train else None
