@@ -67,10 +67,10 @@ class LARS(_Eager):
 
     def __init__(self, params, lr, weight_decay=0.0, momentum=0.9, trust_coefficient=1e-3):
         for name, value in [("lr", lr), ("weight_decay", weight_decay), ("momentum", momentum)]:
-            if not value >= 0:
-                raise ValueError(f"{name} of LARS must be >= 0, got {value}")
-        if not trust_coefficient > 0:
-            raise ValueError(f"trust_coefficient of LARS must be above 0, got {trust_coefficient}")
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} of LARS must be >= 0 and finite, got {value}")
+        if not 0 < trust_coefficient < math.inf:
+            raise ValueError(f"trust_coefficient of LARS must be above 0 and finite, got {trust_coefficient}")
         defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "trust_coefficient": trust_coefficient}
         super().__init__(params, defaults)
 
@@ -116,7 +116,8 @@ def learning_rate(
 ) -> float:
     """Learning rate at a step: linear from 0 to the peak during the warm-up, then a cosine down to 0.001 of the peak.
 
-    The peak is `base_lr * batch_size / 256`.
+    The peak is `base_lr * batch_size / 256`. A warm-up longer than the training ends below it, at `epochs / warmup_epochs` of the
+    peak.
 
     Args:
         step: number of the step, from 0.
@@ -126,9 +127,17 @@ def learning_rate(
         batch_size: number of images per step over all processes.
         warmup_epochs: length of the warm-up.
 
+    Raises:
+        ValueError: a number that is negative, NaN or infinite, or steps_per_epoch below 1.
+
     >>> [round(learning_rate(100 * epoch, 100, 50, base_lr=1.2, batch_size=512), 4) for epoch in (0, 5, 10, 30, 50)]
     [0.0, 1.2, 2.4, 1.2012, 0.0024]
     """
+    given = {"step": step, "epochs": epochs, "base_lr": base_lr, "batch_size": batch_size, "warmup_epochs": warmup_epochs}
+    if wrong := [f"{name}={value}" for name, value in given.items() if not 0 <= value < math.inf]:
+        raise ValueError(f"the learning rate needs finite numbers >= 0, got {', '.join(wrong)}")
+    if steps_per_epoch < 1:
+        raise ValueError(f"steps_per_epoch must be >= 1, got {steps_per_epoch}")
     peak = base_lr * batch_size / 256
     warmup_steps = warmup_epochs * steps_per_epoch
     if step < warmup_steps:

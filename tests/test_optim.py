@@ -105,14 +105,18 @@ def test_lars_calls_a_closure_with_gradients_enabled():
     assert p.item() == pytest.approx(2.4)
 
 
+NAN, INF = math.nan, math.inf
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lr": -1.0}, "lr of LARS must be >= 0, got -1"),
-        ({"lr": math.nan}, "lr of LARS must be >= 0, got nan"),
-        ({"lr": 1.0, "weight_decay": -0.1}, "weight_decay of LARS must be >= 0, got -0.1"),
-        ({"lr": 1.0, "momentum": -0.9}, "momentum of LARS must be >= 0, got -0.9"),
-        ({"lr": 1.0, "trust_coefficient": 0.0}, "trust_coefficient of LARS must be above 0, got 0"),
+        ({"lr": -1.0}, "lr of LARS must be >= 0 and finite, got -1"),
+        ({"lr": math.nan}, "lr of LARS must be >= 0 and finite, got nan"),
+        ({"lr": INF}, "lr of LARS must be >= 0 and finite, got inf"),
+        ({"lr": 1.0, "weight_decay": -0.1}, "weight_decay of LARS must be >= 0 and finite, got -0.1"),
+        ({"lr": 1.0, "momentum": -0.9}, "momentum of LARS must be >= 0 and finite, got -0.9"),
+        ({"lr": 1.0, "trust_coefficient": 0.0}, "trust_coefficient of LARS must be above 0 and finite, got 0"),
     ],
 )
 def test_lars_rejects_settings_out_of_range(options, message):
@@ -144,3 +148,24 @@ def test_learning_rate_rises_over_the_warm_up_and_falls_after_it():
 
 def test_learning_rate_without_warm_up_starts_at_the_peak():
     assert learning_rate(0, 10, 20, 0.4, 256, warmup_epochs=0) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        *(
+            ({name: value}, f"finite numbers >= 0, got {name}=")
+            for name in ("warmup_epochs", "base_lr")
+            for value in (NAN, INF, -1)
+        ),
+        ({"step": -1}, "got step=-1"),
+        ({"steps_per_epoch": 0}, "steps_per_epoch must be >= 1, got 0"),
+    ],
+)
+def test_learning_rate_rejects_what_has_no_rate(change, words):
+    with pytest.raises(ValueError, match=words):
+        learning_rate(**{"step": 1, "steps_per_epoch": 10, "epochs": 20, "base_lr": 0.4, "batch_size": 256, **change})
+
+
+def test_a_warm_up_longer_than_the_training_ends_below_the_peak():
+    assert learning_rate(30, 10, 3, 0.4, 256, warmup_epochs=10) == pytest.approx(0.3 * 0.4)

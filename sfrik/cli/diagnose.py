@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sfrik.cli.flags import add_command, whole_number
+from sfrik.cli.flags import add_command, path, whole_number
 from sfrik.cli.output import CommandOutput, add_json
 from sfrik.errors import SfrikError, nearest
 from sfrik.runs.scores import run_problem
@@ -34,13 +34,13 @@ COLOURS = {"healthy": "green", "dimensional collapse": "red", "full collapse": "
 
 def add_diagnose(commands) -> None:
     parser = add_command(commands, "diagnose", DESCRIPTION)
-    parser.add_argument("name", metavar="RUN", help="a run's folder, or a recipe PROFILE/NAME")
+    parser.add_argument("name", metavar="RUN", type=path, help="a run's folder, or a recipe PROFILE/NAME")
     parser.add_argument("--seed", default="0", help="seed of the recipe's run, and of the views")
     parser.add_argument("--images", default="2048", help="number of training images; below q, it limits every rank")
-    parser.add_argument("--figure", metavar="FILE", help="also draw the diagnosis to this .png, .svg or .pdf file")
+    parser.add_argument("--figure", metavar="FILE", type=path, help="also draw the diagnosis to this .png, .svg or .pdf file")
     add_json(parser)
     parser.add_argument("--device", default="auto", help=f"one of {', '.join(DEVICES)}")
-    parser.add_argument("--data-dir", "--data_dir", metavar="DIR", help="folder of the images (default: data)")
+    parser.add_argument("--data-dir", "--data_dir", metavar="DIR", type=path, help="folder of the images (default: data)")
     parser.set_defaults(run=_diagnose)
 
 
@@ -75,7 +75,7 @@ def _folder(name: str, seed: int) -> Path:
     return folder
 
 
-def _draw(found: Diagnosis, path: Path) -> None:
+def _draw(found: Diagnosis, file: Path) -> None:
     import matplotlib
 
     matplotlib.use("agg")  # draws to a file, without a display
@@ -83,7 +83,7 @@ def _draw(found: Diagnosis, path: Path) -> None:
     from sfrik.plots.tables import style, write_figure
 
     style()
-    write_figure(draw_diagnosis(found), path)
+    write_figure(draw_diagnosis(found), file)
 
 
 def _format(found: Diagnosis, folder: Path) -> list[str]:

@@ -7,7 +7,7 @@ import re
 from typing import Any, get_origin
 
 from sfrik.errors import SfrikError
-from sfrik.settings import SECTIONS, FeatureSettings, KnnSettings, LogisticSettings, Settings
+from sfrik.settings import SECTIONS, FeatureSettings, KnnSettings, LogisticSettings, Settings, as_path
 
 __all__ = [
     "DEFAULT_EXP_DIR",
@@ -19,6 +19,7 @@ __all__ = [
     "add_root",
     "add_settings",
     "nproc_per_node",
+    "path",
     "resolve_settings",
     "whole_number",
 ]
@@ -55,7 +56,15 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
 
 
 def add_root(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--exp-dir", "--exp_dir", metavar="DIR", help="root folder of the results (default: results)")
+    parser.add_argument("--exp-dir", "--exp_dir", metavar="DIR", type=path, help="root folder of the results (default: results)")
+
+
+def path(text: str) -> str:
+    """The type of a flag that is a path but not a setting: `~` is the home folder."""
+    try:
+        return as_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_nproc_per_node(parser: argparse.ArgumentParser, text: str) -> None:

@@ -16,6 +16,7 @@ from sfrik.cli.flags import (
     add_recipe,
     add_root,
     nproc_per_node,
+    path,
     whole_number,
 )
 from sfrik.cli.output import CommandOutput, add_json
@@ -49,7 +50,7 @@ def add_table(commands) -> None:
     table.add_argument("--dry-run", "--dry_run", action="store_true", help=DRY_RUN)
     add_json(table)
     add_root(table)
-    table.add_argument("--data-dir", "--data_dir", metavar="DIR", default="", help=DATA_DIR)
+    table.add_argument("--data-dir", "--data_dir", metavar="DIR", default="", type=path, help=DATA_DIR)
     table.add_argument("--launch", metavar="WHERE", default="local", help="local; or slurm: submit jobs and return (slurm.toml)")
     table.add_argument("--partition", metavar="NAME", help="slurm: partition (default: slurm.toml's)")
     table.add_argument("--nodes", metavar="M", help="slurm: nodes per pretraining (default: 1)")
@@ -81,7 +82,7 @@ def add_run(commands) -> None:
     add_json(run)
     add_nproc_per_node(run, "pretrain on N processes on each node of the SLURM allocation, or on this machine")
     add_root(run)
-    run.add_argument("--data-dir", "--data_dir", metavar="DIR", default="", help=DATA_DIR)
+    run.add_argument("--data-dir", "--data_dir", metavar="DIR", default="", type=path, help=DATA_DIR)
     run.set_defaults(run=_run)
 
 

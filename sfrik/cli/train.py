@@ -13,6 +13,7 @@ from sfrik.cli.summaries import summary
 from sfrik.errors import SfrikError, WorkerError
 from sfrik.launch.allocation import check_one_task
 from sfrik.settings import SECTIONS, FrozenSettings, PretrainSettings, Settings, recipe_of
+from sfrik.system.devices import explain_out_of_memory
 
 __all__ = ["COMMANDS", "add_memory", "add_training"]
 
@@ -96,6 +97,7 @@ def _on_processes(work: Callable[[Any], dict[str, Any]], settings: Settings, npr
         raise
 
 
+@explain_out_of_memory()
 def _pretrain(settings):
     from sfrik.pretrain.loop import pretrain
 
@@ -103,30 +105,35 @@ def _pretrain(settings):
     return {"weights": f"{settings.exp_dir}/backbone.safetensors", "last_epoch": last}
 
 
+@explain_out_of_memory()
 def _evaluate(settings):
     from sfrik.evaluate import evaluate
 
     return evaluate(settings)
 
 
+@explain_out_of_memory()
 def _extract(settings) -> dict[str, Any]:
     from sfrik.evaluate import extract_features
 
     return {"features": str(extract_features(settings))}
 
 
+@explain_out_of_memory()
 def _knn(settings):
     from sfrik.evaluate import knn_eval
 
     return knn_eval(settings)
 
 
+@explain_out_of_memory()
 def _logistic(settings):
     from sfrik.evaluate import logistic_regression
 
     return logistic_regression(settings)
 
 
+@explain_out_of_memory()
 def _transfer(settings):
     from sfrik.evaluate.transfer import transfer
 

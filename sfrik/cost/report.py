@@ -37,6 +37,7 @@ def format_plan(settings: Settings, processes: int | None, multi_process: bool) 
         lines.append(f"images: {images}")
     else:
         lines.append(f"steps: one per {settings.batch_size} images in {settings.data_dir}, per epoch")
+    lines += [settings.warmup_note] if isinstance(settings, PretrainSettings) and settings.warmup_note else []
     for count, parts in memory_by_processes(settings, processes or (None if multi_process else 1)).items():
         detail = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
         each = "1 process" if count == 1 else f"each of {count} processes"

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfrik.errors import SfrikError
 from sfrik.evaluate.arguments import as_features, as_split, check_widths
 from sfrik.evaluate.linear_head import top_accuracies
 from sfrik.ops.finite import format_rows
@@ -128,13 +129,13 @@ def _directed(features: Tensor, name: str) -> Tensor:
     """Whether the rows have a direction, that is a length above `F.normalize`'s bound, bool [n].
 
     Raises:
-        ValueError: the length of a row is above the range of float32.
+        SfrikError: the length of a row is above the range of float32.
     """
     step = block_rows(features.device)
     lengths = torch.cat([torch.linalg.vector_norm(block.float(), dim=1) for block in features.split(step)])
     if not bool(torch.isfinite(lengths).all()):
         rows = (~torch.isfinite(lengths)).nonzero().flatten().tolist()
-        raise ValueError(f"{name} are too large for float32 in {format_rows(rows)}: divide them by a constant")
+        raise SfrikError(f"{name} are too large for float32 in {format_rows(rows)}: divide them by a constant")
     return lengths >= 1e-12
 
 

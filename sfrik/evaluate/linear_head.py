@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sfrik.errors import SfrikError
 from sfrik.evaluate.arguments import as_labels
 from sfrik.ops.finite import check_finite_rows
 from sfrik.ops.random import derived_seed
@@ -101,7 +102,7 @@ def _hits(scores: Tensor, labels: Tensor, voted: bool = False) -> tuple[int, int
     labels = as_labels(labels, "labels").to(scores.device)
     if scores.ndim != 2 or len(scores) != len(labels):
         raise ValueError(f"scores of shape {tuple(scores.shape)} do not fit {len(labels)} labels: they are [n, classes]")
-    check_finite_rows(scores, "class scores")
+    check_finite_rows(scores, "class scores", "the head has diverged, or the features are too large", error=SfrikError)
     within = labels < scores.shape[1]  # a class that the scores do not have is no hit
     own = scores.gather(1, labels.where(within, 0)[:, None])
     classes = torch.arange(scores.shape[1], device=scores.device)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
+from sfrik.errors import SfrikError
 from sfrik.networks.backbones import build_backbone, build_pixels, build_projector
-from sfrik.settings import PretrainSettings
+from sfrik.settings import PretrainSettings, parse_mlp
+from sfrik.system.devices import physical_memory, pick_device
+from sfrik.system.files import format_bytes
 
 __all__ = ["Encoder", "build_encoder"]
 
@@ -40,12 +45,29 @@ class Encoder(nn.Module):
 
 
 def build_encoder(settings: PretrainSettings, channels: int) -> Encoder:
-    """The encoder that the settings describe, for images with this number of channels."""
+    """The encoder that the settings describe, for images with this number of channels.
+
+    Raises:
+        SfrikError: the projector cannot fit in the memory of this machine.
+    """
     if settings.arch == "pixels":
         return Encoder(build_pixels(settings.size, channels), nn.Identity())
+    _check_memory(settings)
     backbone = build_backbone(settings.arch, settings.stem, channels)
     encoder = Encoder(backbone, build_projector(backbone.num_features, settings.mlp), settings.multi_crop)
     if settings.compile:
         # compiles in place, at the first call: parameter names do not change, and calling the backbone itself runs uncompiled
         encoder.compile()
     return encoder
+
+
+def _check_memory(settings: PretrainSettings) -> None:
+    """Refuse a projector before a part of its weights fills the memory, after which the system would kill the process."""
+    weights = 4 * sum(a * b for a, b in pairwise(parse_mlp(settings.mlp)))
+    # the weights are initialised on the host; on a CPU gradients and momentum are there too
+    needed = weights if pick_device(settings.device).type == "cuda" else 3 * weights
+    if needed > physical_memory():
+        raise SfrikError(
+            f"mlp {settings.mlp:.60} needs {format_bytes(needed)} for the projector's weights, and this machine has "
+            f"{format_bytes(physical_memory())} of memory: use smaller widths"
+        )

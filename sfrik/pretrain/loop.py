@@ -123,6 +123,8 @@ class _Training:
         if left := len(images) % settings.batch_size:
             text = f"{left} of {len(images)} images do not fill a batch: each epoch leaves out different ones"
             print_from_rank_zero(progress, text)
+        if settings.warmup_note:
+            print_from_rank_zero(progress, settings.warmup_note)
         self.model = distribute(encoder, device, precision, settings.view_sizes, images.channels)
         self.objective = build_objective(settings)
         self.optimizer = LARS(encoder.parameters(), lr=0.0, weight_decay=settings.wd)

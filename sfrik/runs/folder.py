@@ -30,7 +30,7 @@ from sfrik.runs.cached import cached_hash, cached_provenance, header_error
 from sfrik.runs.provenance import commit, now
 from sfrik.runs.records import LogLine, RunSettings, Score, State
 from sfrik.runs.scores import score_problem
-from sfrik.settings import Settings, recipe_of, recipe_settings
+from sfrik.settings import Settings, as_path, recipe_of, recipe_settings
 from sfrik.system.files import (
     UnreadableError,
     WriteError,
@@ -65,7 +65,7 @@ class Run:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(as_path(folder))
 
     @property
     def backbone(self) -> Path:

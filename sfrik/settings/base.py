@@ -14,12 +14,24 @@ import re
 from collections.abc import Mapping
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sfrik.errors import SfrikError, nearest
-from sfrik.settings.fields import ARCHITECTURES, Architecture, Batch, Count, Datasets, Int, Pixels
+from sfrik.settings.fields import (
+    ARCHITECTURES,
+    Architecture,
+    Batch,
+    Count,
+    Datasets,
+    Int,
+    OptionalPath,
+    Pixels,
+    RequiredPath,
+    Unset,
+    as_path,
+)
 from sfrik.system.files import read_toml
 
 __all__ = ["RECIPES", "SECTIONS", "Settings", "hash_of", "load_recipe", "recipe_names", "results_root", "run_folder"]
@@ -42,8 +54,8 @@ class Settings(BaseModel):
     dataset: Datasets = Field(
         "imagenet", description="data set: mnist5k, cifar10, stl10, imagenet, or image_folder (your images)"
     )
-    data_dir: str = Field("data", description="folder of the images; for ImageNet it contains train/ and val/")
-    subset: Count | None = Field(None, description="training images per class, the first ones; all when unset")
+    data_dir: RequiredPath = Field("data", description="folder of the images; for ImageNet it contains train/ and val/")
+    subset: Annotated[Count | None, Unset] = Field(None, description="training images per class, the first ones; all when unset")
     size: Pixels = Field(224, description="side of the views and the test images, in pixels")
     arch: Architecture = Field("resnet18", description=f"backbone: {', '.join(ARCHITECTURES)}, or pixels (no network)")
     stem: Literal["imagenet", "small"] = Field(
@@ -53,7 +65,7 @@ class Settings(BaseModel):
     seed: Int = Field(
         0, ge=0, le=2**32 - 1, description="random seed of the initialisation, the order of the images and the augmentations"
     )
-    exp_dir: str = Field(
+    exp_dir: OptionalPath = Field(
         "", description="folder of the run; results/<profile>/<recipe>/seed<k> when unset, or beside it with other settings"
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto, cpu, cuda or mps")
@@ -184,7 +196,7 @@ def results_root() -> Path:
 
 def run_folder(recipe: str, seed: int, root: str | Path | None = None) -> Path:
     """<root>/<profile>/<recipe>/seed<k>; a root of None is `results_root()`."""
-    return Path(root or results_root()) / recipe / f"seed{seed}"
+    return Path(as_path(root) or results_root()) / recipe / f"seed{seed}"
 
 
 def recipe_names(profile: str | None = None) -> list[str]:

@@ -9,7 +9,21 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from sfrik.settings.base import Settings
-from sfrik.settings.fields import Count, Epochs, LowerCase, NotNegative, Penalties, Percent, Rate, Rates, Temperature
+from sfrik.settings.fields import (
+    Count,
+    Epochs,
+    LowerCase,
+    Name,
+    NotNegative,
+    OptionalPath,
+    Penalties,
+    Percent,
+    Rate,
+    Rates,
+    Several,
+    Temperature,
+    Unset,
+)
 
 __all__ = ["EvaluateSettings", "FeatureSettings", "FrozenSettings", "KnnSettings", "LogisticSettings", "TransferSettings"]
 
@@ -19,12 +33,14 @@ LIST_WITHOUT_SHARE = "label_list names a part of the training images: give train
 class FrozenSettings(Settings):
     """The settings that all evaluations share: the weights, and the images they are evaluated on."""
 
-    pretrained: str = Field("", description="file of the backbone's weights; backbone.safetensors in the run's folder when unset")
+    pretrained: OptionalPath = Field(
+        "", description="file of the backbone's weights; backbone.safetensors in the run's folder when unset"
+    )
     val_dataset: Literal["val", "train"] = Field(
         "val", description="images to score: val for the test images, train for the tuning split"
     )
-    val_subset: Count | None = Field(None, description="images per class in the tuning split")
-    choice: str = Field(
+    val_subset: Annotated[Count | None, Unset] = Field(None, description="images per class in the tuning split")
+    choice: Name = Field(
         "", description="name of a grid of settings; the test images cannot be scored before the choice is recorded"
     )
 
@@ -44,7 +60,7 @@ class EvaluateSettings(FrozenSettings, sections=("evaluate", "semi1", "semi10"))
         "freeze", description="freeze: train only the linear head; finetune: train the backbone too"
     )
     train_percent: Percent = Field(100, description="percentage of the training labels, above 0; 100 uses all")
-    label_list: str = Field("", description="list of the labelled images, one file name per line; needs train_percent")
+    label_list: OptionalPath = Field("", description="list of the labelled images, one file name per line; needs train_percent")
     epochs: Epochs = Field(100, ge=1, description="passes over the labelled images")
     lr_head: Rate = Field(0.4, description="learning rate of the linear head")
     lr_sweep: Rates = Field(
@@ -53,7 +69,9 @@ class EvaluateSettings(FrozenSettings, sections=("evaluate", "semi1", "semi10"))
     lr_backbone: Rate = Field(0.01, description="learning rate of the backbone; only with finetune")
     weight_decay: NotNegative = Field(1e-6, description="weight decay")
     only_inference: bool = Field(False, description="only score the saved head (ckp_path), without training")
-    ckp_path: str = Field("", description="file of a head saved by an evaluation; the one in the run's folder when unset")
+    ckp_path: OptionalPath = Field(
+        "", description="file of a head saved by an evaluation; the one in the run's folder when unset"
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -92,13 +110,15 @@ class EvaluateSettings(FrozenSettings, sections=("evaluate", "semi1", "semi10"))
 
 
 class _OnFeatures(FrozenSettings):
-    extraction_dir: str = Field("", description="folder of the features; features/ in the run's folder when unset")
+    extraction_dir: OptionalPath = Field("", description="folder of the features; features/ in the run's folder when unset")
 
 
 class FeatureSettings(_OnFeatures, sections=("extract_features",)):
     """`sfrik extract-features`."""
 
-    image_dir: str = Field("", description="folder of any images to extract, with or without labels, in place of the splits")
+    image_dir: OptionalPath = Field(
+        "", description="folder of any images to extract, with or without labels, in place of the splits"
+    )
 
     @model_validator(mode="after")
     def _photos(self) -> Self:
@@ -114,7 +134,9 @@ class FeatureSettings(_OnFeatures, sections=("extract_features",)):
 class KnnSettings(_OnFeatures, sections=("knn_eval",)):
     """`sfrik knn-eval`: the weighted kNN of DINO."""
 
-    nb_knn: tuple[Count, ...] = Field((10, 20, 100, 200), min_length=1, max_length=100, description="numbers of neighbours")
+    nb_knn: Annotated[tuple[Count, ...], Several] = Field(
+        (10, 20, 100, 200), min_length=1, max_length=100, description="numbers of neighbours"
+    )
     temperature: Temperature = Field(0.07, description="temperature of the votes, exp(similarity / temperature)")
 
 
@@ -140,7 +162,7 @@ class TransferSettings(FrozenSettings, sections=("transfer",)):
     target: Annotated[Literal["places205", "voc07", "digits8x8"], LowerCase] = Field(
         "places205", description="data set: places205, voc07, or digits8x8 (scikit-learn's digits of 8 x 8 pixels)"
     )
-    target_dir: str = Field("", description="folder of the target's images; data_dir when unset")
+    target_dir: OptionalPath = Field("", description="folder of the target's images; data_dir when unset")
     svm_costs: Penalties = Field(
         (0.001, 0.01, 0.1, 1.0, 10.0),
         description="costs C of the linear SVMs, chosen per class by cross-validation on training images",

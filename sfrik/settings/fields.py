@@ -1,13 +1,21 @@
-"""The types of settings, with their bounds: numbers, kernel weights, networks. Checking them does not need PyTorch."""
+"""The types of settings, with their bounds: numbers, lists, paths, kernel weights, networks. Checking them does not need PyTorch.
+
+A value may come from a recipe, the command line, a notebook or papermill. papermill makes numbers of `-p mlp 64` and
+`-p sfrik_weights 1.0`, and one text of `-p loggers tensorboard` and `-p nb_knn "10 20"`: each type accepts in every form what the
+command line accepts. "none" unsets.
+"""
 
 from __future__ import annotations
 
+import os
 import re
+from decimal import Decimal
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, TypeAdapter, ValidationError
 
-from sfrik.errors import nearest
+from sfrik.errors import SfrikError, nearest
 
 __all__ = [
     "ARCHITECTURES",
@@ -24,25 +32,101 @@ __all__ = [
     "KernelWeights",
     "LowerCase",
     "Mlp",
+    "Name",
     "NotNegative",
+    "OptionalPath",
     "Penalties",
     "Percent",
     "Pixels",
     "Rate",
     "Rates",
     "Real",
+    "RequiredPath",
+    "Several",
     "Slices",
     "Temperature",
+    "Unset",
+    "as_bool",
+    "as_list",
+    "as_path",
     "parse_mlp",
 ]
 
 ARCHITECTURES = ("resnet8", "resnet18", "resnet34", "resnet50")
 LARGEST_WIDTH = 65536  # of the projector: twice the paper's; the last layer would have 17 GB of weights
 MOST_LAYERS = 16
+PARTS = re.compile(r"[^\s,\[\]()'\"]+")  # of a list that was written as a text
 
 # The authors' commands write ImageNet, VICReg, SFRIK.
 LowerCase = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
 Datasets = Annotated[Literal["mnist5k", "cifar10", "stl10", "imagenet", "image_folder"], LowerCase]
+
+
+def _unset(empty: Any) -> BeforeValidator:
+    """Replace the text "none" by `empty`, the value of a setting that is not set."""
+    return BeforeValidator(lambda value: empty if isinstance(value, str) and value.strip().lower() == "none" else value)
+
+
+def as_path(value: Any, optional: bool = True) -> Any:
+    """The text of a path, with `~` and `~user` replaced by the home folder; other values are returned unchanged.
+
+    Args:
+        value: A text, a number (a folder named 2024) or a `Path`.
+        optional: Whether "none" gives "", no path.
+
+    Raises:
+        ValueError: There is no such home folder, or the path has a null byte.
+    """
+    if isinstance(value, os.PathLike) or type(value) is int:
+        value = str(value)
+    if not isinstance(value, str):
+        return value
+    if optional and value.strip().lower() == "none":
+        return ""
+    expanded = os.path.expanduser(value)
+    if expanded.startswith("~") or "\0" in value:
+        problem = "has a null byte" if "\0" in value else "names no home folder (write ./~ for a folder of that name)"
+        raise ValueError(f"the path {value!r:.100} {problem}")
+    return expanded
+
+
+def as_list(value: Any) -> Any:
+    """A list from one value, or from a text of several with commas or spaces between them; "none" and "" give an empty list.
+
+    >>> as_list("10, 20"), as_list(20), as_list(["table1"]), as_list("none")
+    (['10', '20'], [20], ['table1'], [])
+    """
+    if isinstance(value, list | tuple) and len(value) == 1 and isinstance(value[0], str):  # of the command line
+        value = value[0]
+    if isinstance(value, str):
+        return [] if value.strip().lower() == "none" else PARTS.findall(value)
+    if isinstance(value, list | tuple):
+        return [part for item in value for part in (isinstance(item, str) and PARTS.findall(item)) or [item]]
+    return [value] if isinstance(value, int | float) else value
+
+
+def as_bool(value: Any) -> bool:
+    """A truth value from true, false, yes, no, on, off, 1 or 0, in any case.
+
+    Raises:
+        SfrikError: It is none of these.
+
+    >>> as_bool("false"), as_bool(True)
+    (False, True)
+    """
+    try:
+        return TypeAdapter(bool).validate_python(value)
+    except ValidationError:
+        raise SfrikError(f"expected true or false, got {value!r:.100}") from None
+
+
+def _joined(value: Any) -> Any:
+    """The text of kernel weights or widths from a number, or from a list of numbers."""
+    if isinstance(value, list | tuple):
+        return "-".join(str(_joined(part)) for part in value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    return f"{Decimal(repr(value)):f}"  # 0.00001, not 1e-05, whose hyphen would separate two weights
 
 
 def _number(value: Any) -> Any:
@@ -70,8 +154,13 @@ Temperature = Annotated[Real, Field(ge=1e-6, le=1e6)]  # of similarities, which 
 Penalty = Annotated[Real, Field(ge=1e-12, le=1e12)]
 # 10, 10.0 and "10" are one share: one name of the score and one hash
 Percent = Annotated[Real, Field(gt=0, le=100), AfterValidator(_number), PlainSerializer(_number)]
-Rates = Annotated[tuple[Rate, ...], Field(max_length=100)]
-Penalties = Annotated[tuple[Penalty, ...], Field(min_length=1, max_length=100)]
+Several = BeforeValidator(as_list)  # for tuples
+Rates = Annotated[tuple[Rate, ...], Field(max_length=100), Several]
+Penalties = Annotated[tuple[Penalty, ...], Field(min_length=1, max_length=100), Several]
+Unset = _unset(None)  # for settings that are None when unset
+Name = Annotated[str, _unset("")]
+OptionalPath = Annotated[str, BeforeValidator(as_path)]
+RequiredPath = Annotated[str, BeforeValidator(partial(as_path, optional=False))]
 
 
 def parse_mlp(mlp: str) -> list[int]:
@@ -120,6 +209,6 @@ def _arch(name: str) -> str:
     return name
 
 
-KernelWeights = Annotated[str, AfterValidator(_weights)]
-Mlp = Annotated[str, AfterValidator(_mlp)]
+KernelWeights = Annotated[str, BeforeValidator(_joined), AfterValidator(_weights)]
+Mlp = Annotated[str, BeforeValidator(_joined), AfterValidator(_mlp)]
 Architecture = Annotated[str, AfterValidator(_arch)]

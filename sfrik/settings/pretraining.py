@@ -22,8 +22,10 @@ from sfrik.settings.fields import (
     Pixels,
     Rate,
     Real,
+    Several,
     Slices,
     Temperature,
+    Unset,
     parse_mlp,
 )
 
@@ -50,17 +52,19 @@ class PretrainSettings(Settings, sections=("pretrain",)):
     image_crop_size: Pixels = Field(160, description="OBoW: side of a crop, in pixels")
     num_img_patches: Int = Field(5, ge=0, le=9, description="OBoW: patches from a 3 x 3 grid")
     img_patch_size: Pixels = Field(96, description="OBoW: side of a patch, in pixels")
-    nmb_crops: tuple[Annotated[Int, Field(ge=1, le=100)], ...] = Field(
+    nmb_crops: Annotated[tuple[Annotated[Int, Field(ge=1, le=100)], ...], Several] = Field(
         (2, 6), max_length=10, description="SwAV: crops of each size"
     )
-    size_crops: tuple[Pixels, ...] = Field((224, 96), max_length=10, description="SwAV: sides of the crops, in pixels")
-    min_scale_crops: tuple[Fraction, ...] = Field(
+    size_crops: Annotated[tuple[Pixels, ...], Several] = Field(
+        (224, 96), max_length=10, description="SwAV: sides of the crops, in pixels"
+    )
+    min_scale_crops: Annotated[tuple[Fraction, ...], Several] = Field(
         (0.14, 0.05), max_length=10, description="SwAV: smallest fraction of the image's area, per size"
     )
-    max_scale_crops: tuple[Fraction, ...] = Field(
+    max_scale_crops: Annotated[tuple[Fraction, ...], Several] = Field(
         (1.0, 0.14), max_length=10, description="SwAV: largest fraction of the image's area, per size"
     )
-    general_indices: tuple[Annotated[Int, Field(ge=0, le=999)], ...] = Field(
+    general_indices: Annotated[tuple[Annotated[Int, Field(ge=0, le=999)], ...], Several] = Field(
         (0, 1), max_length=1000, description="SwAV: indices of the views that the others are aligned to"
     )
     reg_small: bool = Field(False, description="multi-crop: regularise all views, not only those that the others are aligned to")
@@ -89,7 +93,7 @@ class PretrainSettings(Settings, sections=("pretrain",)):
     sfrik_kernel_degree: Int = Field(
         4, ge=1, le=MOST_DEGREES, description="SFRIK: number of degrees in the series of rbf, heat and power"
     )
-    sfrik_slices: Slices | None = Field(
+    sfrik_slices: Annotated[Slices | None, Unset] = Field(
         None, description="SFRIK: random directions per step to estimate the MMD with; exact when unset"
     )
     auh_sim_coeff: NotNegative = Field(3000.0, description="AUH: weight of the alignment")
@@ -99,7 +103,7 @@ class PretrainSettings(Settings, sections=("pretrain",)):
     vicreg_sim_coeff: NotNegative = Field(10.0, description="VICReg: weight of the invariance")
     vicreg_std_coeff: NotNegative = Field(10.0, description="VICReg: weight of the variance")
     vicreg_cov_coeff: NotNegative = Field(1.0, description="VICReg: weight of the covariance")
-    micro_batch: Batch | None = Field(
+    micro_batch: Annotated[Batch | None, Unset] = Field(
         None, description="largest number of images per forward pass and process; the loss is still that of the whole batch"
     )
     compile: bool = Field(False, description="compile the network with torch.compile, which needs a C++ compiler")
@@ -108,7 +112,7 @@ class PretrainSettings(Settings, sections=("pretrain",)):
     checkpoint_minutes: Real = Field(
         10.0, gt=0, le=366 * 24 * 60, description="longest time between checkpoints, in minutes; every epoch ends with one"
     )
-    loggers: tuple[Literal["tensorboard", "wandb"], ...] = Field(
+    loggers: Annotated[tuple[Literal["tensorboard", "wandb"], ...], Several] = Field(
         (), max_length=2, description="loggers in addition to metrics.jsonl: tensorboard, wandb (Weights & Biases), or both"
     )
     log_every: Count = Field(10, description="steps between lines in metrics.jsonl")
@@ -159,6 +163,16 @@ class PretrainSettings(Settings, sections=("pretrain",)):
         idle |= {"input_pipeline"} if self.dataset == "mnist5k" else set()
         series = {"sfrik_kernel", "sfrik_kernel_scale", "sfrik_kernel_degree"}
         return idle | (series if self.sfrik_kernel == "truncated" else {"sfrik_weights"})
+
+    @property
+    def warmup_note(self) -> str:
+        """A sentence on a warm-up that is longer than the training; empty otherwise."""
+        if self.ssl_method == "none" or not self.epochs or self.warmup_epochs <= self.epochs:
+            return ""
+        return (
+            f"warmup_epochs {self.warmup_epochs:g} is longer than the training of {self.epochs} epochs: the learning rate ends "
+            f"at {100 * self.epochs / self.warmup_epochs:.2g} % of its peak, without decay; lower --warmup-epochs"
+        )
 
     @property
     def anchors(self) -> tuple[int, ...]:

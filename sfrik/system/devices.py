@@ -3,23 +3,54 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from sfrik.errors import SfrikError
+from sfrik.errors import SfrikError, WorkerError
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["autocast", "channels_last", "cores", "pick_device", "pick_precision"]
+__all__ = ["autocast", "channels_last", "cores", "explain_out_of_memory", "physical_memory", "pick_device", "pick_precision"]
 
 Network = TypeVar("Network", bound="torch.nn.Module")
+OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory|bad_alloc")  # as PyTorch writes it
 PRECISIONS = {"bf16": "bfloat16", "fp16": "float16"}  # PyTorch's names
 
 
 def cores() -> int:
     """Number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def physical_memory() -> int:
+    """Bytes of memory of this machine, or of the container that the process runs in."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # ValueError: "max"
+            limits.append(int(Path(path).read_text(encoding="utf-8")))
+    return min(limits)
+
+
+@contextmanager
+def explain_out_of_memory() -> Iterator[None]:
+    """Turn the error of an allocation that does not fit, by Python, NumPy or PyTorch, into one line with the remedy.
+
+    Raises:
+        SfrikError: The memory of the machine or of the GPU does not suffice.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = (str(error).strip().splitlines() or ["Python could not allocate memory"])[0]
+        if isinstance(error, WorkerError) or not (isinstance(error, MemoryError) or OUT_OF_MEMORY.search(text)):
+            raise
+        raise SfrikError(
+            f"out of memory ({text}): lower --batch-size, --size or --mlp; python -m sfrik memory shows what takes it"
+        ) from error
 
 
 def pick_device(name: str) -> torch.device:

@@ -19,12 +19,16 @@ from packaging.version import Version
 
 from sfrik.cli.flags import whole_number
 from sfrik.errors import SfrikError
+from sfrik.runs.folder import Run
 from sfrik.settings import (
     SECTIONS,
     EvaluateSettings,
     KnnSettings,
     LogisticSettings,
     PretrainSettings,
+    as_bool,
+    as_list,
+    as_path,
     load_recipe,
     recipe_names,
     run_folder,
@@ -376,6 +380,101 @@ def test_text_from_the_command_line_becomes_the_settings_type():
     assert settings.nb_knn == (10, 20)
     assert settings.temperature == 0.1
     assert settings.seed == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "text", "expected"),
+    [
+        (PretrainSettings, "sfrik_weights", "1.0", "1.0"),
+        (PretrainSettings, "sfrik_weights", "1", "1"),
+        (PretrainSettings, "sfrik_weights", "0.00001", "0.00001"),
+        (PretrainSettings, "mlp", "64", "64"),
+        (PretrainSettings, "mlp", "64-32", "64-32"),
+        (PretrainSettings, "loggers", "tensorboard", ("tensorboard",)),
+        (PretrainSettings, "loggers", "none", ()),
+        (PretrainSettings, "nmb_crops", "2", (2,)),
+        (PretrainSettings, "subset", "none", None),
+        (PretrainSettings, "subset", "None", None),
+        (PretrainSettings, "micro_batch", "NONE", None),
+        (PretrainSettings, "sfrik_slices", "64", 64),
+        (PretrainSettings, "skip_broken", "True", True),
+        (PretrainSettings, "skip_broken", "false", False),
+        (PretrainSettings, "reg_small", "1", True),
+        (PretrainSettings, "epochs", "3", 3),
+        (PretrainSettings, "base_lr", "1e-3", 1e-3),
+        (PretrainSettings, "exp_dir", "2024", "2024"),
+        (PretrainSettings, "exp_dir", "none", ""),
+        (PretrainSettings, "data_dir", "none", "none"),
+        (KnnSettings, "nb_knn", "20", (20,)),
+        (KnnSettings, "nb_knn", "10 20", (10, 20)),
+        (KnnSettings, "nb_knn", "10,20", (10, 20)),
+        (KnnSettings, "nb_knn", "[10, 20]", (10, 20)),
+        (KnnSettings, "choice", "none", ""),
+        (EvaluateSettings, "lr_sweep", "0.1", (0.1,)),
+        (EvaluateSettings, "lr_sweep", "none", ()),
+        (EvaluateSettings, "only_inference", "yes", True),
+    ],
+)
+def test_a_value_is_the_same_from_papermill_the_command_line_and_a_list(kind, name, text, expected):
+    """papermill makes numbers, booleans and None of texts; the command line gives lists of texts to settings that are lists."""
+    cli = pytest.importorskip("papermill.cli", reason="comes with the extra notebooks")
+    forms = [text, cli._resolve_type(text)]
+    if isinstance(expected, tuple):
+        forms += [text.replace("[", "").replace(",", " ").replace("]", "").split(), expected, list(expected)]
+    for form in forms:
+        if form is not None or expected is None:  # None keeps a recipe's value, so papermill's None is not parsed
+            found = getattr(kind.parse({name: form}), name)
+            assert (found, type(found)) == (expected, type(expected)), form
+    first, second = (kind.parse({name: form}).hash() for form in (text, expected))
+    assert first == second
+
+
+def test_none_unsets_what_a_recipe_sets():
+    assert PretrainSettings.from_recipe("smoke/sfrik_l3_q64").subset == 30
+    assert PretrainSettings.from_recipe("smoke/sfrik_l3_q64", subset="none").subset is None
+    assert EvaluateSettings.from_recipe("digits/sfrik_l3_q512", lr_sweep="none").lr_sweep == ()
+
+
+PATHS = {"exp_dir", "data_dir", "image_dir", "extraction_dir", "pretrained", "ckp_path", "label_list", "target_dir"}
+
+
+@pytest.mark.parametrize("kind", sorted(set(SECTIONS.values()), key=lambda kind: kind.__name__))
+def test_the_home_folder_is_expanded_in_every_path(kind, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = PATHS & kind.model_fields.keys()
+    assert {name for name in kind.model_fields if re.search(r"_(dir|path|list)$|pretrained", name)} == names
+    base = {"train_percent": 10} if "train_percent" in kind.model_fields else {}  # a label list needs it
+    for name in names:
+        for given in ("~/x", Path("~/x"), f"{tmp_path}/x"):
+            assert getattr(kind.parse({**base, name: given}), name) == f"{tmp_path}/x"
+        assert getattr(kind.parse({**base, name: "a/~x"}), name) == "a/~x"
+        assert refusal(kind, {name: "~no_such_user/x"}).startswith(
+            f"{name} in recipe toy/one: the path '~no_such_user/x' names no"
+        )
+        assert "null byte" in refusal(kind, {name: "a\0b"})
+    assert run_folder("smoke/a", 0, "~/r") == tmp_path / "r" / "smoke" / "a" / "seed0"
+    assert Run("~/r").folder == tmp_path / "r"
+    assert as_path("none") == ""
+
+
+def test_parameters_of_notebooks_that_are_not_settings_are_read_alike():
+    assert [as_bool(value) for value in (True, "True", "true", 1, "no", "False", 0, "off")] == [True] * 4 + [False] * 4
+    assert [as_list(value) for value in ("table1", "table1, table2", [], "none", ["voc07"])] == [
+        *(["table1"], ["table1", "table2"], [], [], ["voc07"])
+    ]
+    with pytest.raises(SfrikError, match="expected true or false, got 'maybe'"):
+        as_bool("maybe")
+
+
+@pytest.mark.parametrize(("epochs", "warmup", "words"), [(3, 10, "ends at 30 % of its peak"), (1, 1e7, "ends at 1e-05 % of")])
+def test_a_warm_up_longer_than_the_training_is_reported_in_the_plan(epochs, warmup, words):
+    from sfrik.cost.report import format_plan
+
+    settings = PretrainSettings(epochs=epochs, warmup_epochs=warmup)
+    (line,) = [line for line in format_plan(settings, 1, True) if "is longer than the training" in line]
+    assert words in line
+    for sound in ({"epochs": 10}, {"epochs": 0}, {"epochs": 3, "ssl_method": "none"}, {"epochs": 3, "warmup_epochs": 3}):
+        assert PretrainSettings(**{"warmup_epochs": 10, **sound}).warmup_note == ""
 
 
 def test_settings_cannot_be_changed_once_checked():
