@@ -1,5 +1,7 @@
 """Self-supervised learning with rotation-invariant kernels."""
 
+from sfrik.system.home import provide_home as provide_home
+
 __all__ = ["AUH", "SFRIK", "SIGReg", "SimCLR", "VICReg", "__version__"]
 
 __version__ = "0.1.0"

@@ -15,7 +15,7 @@ class SfrikError(ValueError):
 
 
 class Preempted(SfrikError):
-    """The work was stopped by SIGTERM or SIGUSR1 and has saved a checkpoint, from which the same command resumes."""
+    """The work was stopped by SIGTERM, SIGUSR1 or SIGHUP and has saved a checkpoint, from which the same command resumes."""
 
 
 class WorkerError(RuntimeError):

@@ -9,7 +9,7 @@ Exit status:
 0     success
 1     a negative answer: a run has collapsed, a table is incomplete
 2     failure
-75    stopped by SIGTERM or SIGUSR1
+75    stopped by SIGTERM, SIGUSR1 or SIGHUP
 130   stopped by Ctrl-C
 ====  ==========================================================
 
@@ -21,7 +21,6 @@ report it. `--debug` prints the traceback of every error.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -32,46 +31,67 @@ from sfrik.cli.diagnose import add_diagnose
 from sfrik.cli.output import run_and_print
 from sfrik.cli.shell import add_completion, add_env
 from sfrik.cli.tables import add_chapters, add_run, add_status, add_table
-from sfrik.cli.train import add_memory, add_training
+from sfrik.cli.train import MULTI_PROCESS, add_memory, add_training
 from sfrik.errors import STOPPED, Preempted, SfrikError, WorkerError, nearest
-from sfrik.system.terminal import paint, replace_unprintable
+from sfrik.system.processes import process_place, refuse_other_launchers
+from sfrik.system.terminal import open_standard_streams, paint, print_line, replace_unprintable, tolerate_output_errors
 
 __all__ = ["REPORT", "build_parser", "main"]
 
 # before the traceback, so that the last line of a log is still the error
 REPORT = "this is a bug in sfrik: please report it, with these lines and the output of python -m sfrik env"
 
+ANYWHERE = ("completion", "diagnose", "env", "memory", "status")  # commands that only read
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
+    open_standard_streams()
     replace_unprintable()
-    first = os.environ.get("RANK", "0") == "0"
+    first = process_place().rank == 0
     try:
         parser = build_parser()
         options = parser.parse_args([argument for argument in arguments if argument != "--debug"])
         if options.command is None:
             parser.print_help()
             return 0
+        _check_processes(options.command)
         return run_and_print(options.run, options)
     except KeyboardInterrupt as error:
-        print(f"sfrik: {error if str(error) else 'interrupted; run the same command again to resume'}", file=sys.stderr)
+        print_line(f"sfrik: {error if str(error) else 'interrupted; run the same command again to resume'}", error=True)
         return 130
     except Preempted as error:
         if first:
-            print(f"sfrik: {error}", file=sys.stderr)
+            print_line(f"sfrik: {error}", error=True)
         return STOPPED
     except Exception as error:
         known = isinstance(error, SfrikError | WorkerError) or (isinstance(error, OSError) and error.errno is not None)
         bug = not known or (isinstance(error, WorkerError) and "Traceback" in str(error))
         if bug and not isinstance(error, MemoryError) and "OutOfMemoryError" not in repr(error):
-            print(REPORT, file=sys.stderr)
+            print_line(REPORT, error=True)
         if debug or not known:
-            traceback.print_exc()
+            print_line(traceback.format_exc(), error=True, end="")
         elif first:
-            print(f"{paint('sfrik: error:', 'red', sys.stderr)} {error}", file=sys.stderr)
+            print_line(f"{paint('sfrik: error:', 'red', sys.stderr)} {error}", error=True)
         return 2
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with tolerate_output_errors(stream):
+                stream.flush()
+
+
+def _check_processes(command: str) -> None:
+    """Refuse several processes where the work is one process's, and variables that only announce several processes.
+
+    Raises:
+        SfrikError: the message says what to do.
+    """
+    if process_place().size > 1 and command.replace("-", "_") not in MULTI_PROCESS:
+        raise SfrikError(f"{command} runs in one process: start it without torchrun")
+    if command not in ANYWHERE:
+        refuse_other_launchers()
 
 
 class _HelpFormatter(argparse.HelpFormatter):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sfrik.errors import SfrikError
+from sfrik.system.processes import process_place
+from sfrik.system.terminal import discard_output
 
 __all__ = ["CommandOutput", "add_json", "run_and_print"]
 
@@ -44,12 +46,11 @@ def run_and_print(run: Callable[[argparse.Namespace], CommandOutput], options: a
     else:
         output = run(options)
         text = "\n".join(output.lines)
-    if text and os.environ.get("RANK", "0") == "0":
+    if text and process_place().rank == 0:
         try:
-            print(text, flush=True)
+            print(text, flush=True)  # noqa: T201  the answer, which must not get lost unnoticed
         except OSError as error:
-            # Python flushes stdout again when it exits; a second failure there would change the exit status
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            if not isinstance(error, BrokenPipeError):  # `| head` has read enough
+            discard_output(sys.stdout)
+            if error.errno not in (errno.EPIPE, errno.EIO):  # `| head` has read enough, or the terminal is gone
                 raise SfrikError(f"the output could not be printed: {error.strerror or error}") from None
     return output.status

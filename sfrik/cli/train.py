@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +13,10 @@ from sfrik.errors import SfrikError, WorkerError
 from sfrik.launch.allocation import check_one_task
 from sfrik.settings import SECTIONS, FrozenSettings, PretrainSettings, Settings, recipe_of
 from sfrik.system.devices import explain_out_of_memory
+from sfrik.system.processes import process_place
+from sfrik.system.terminal import print_line
 
-__all__ = ["COMMANDS", "add_memory", "add_training"]
+__all__ = ["COMMANDS", "MULTI_PROCESS", "add_memory", "add_training"]
 
 MULTI_PROCESS = ("pretrain", "extract_features")  # commands that can split their work over processes
 DESCRIPTIONS = {
@@ -59,21 +60,18 @@ def _command(section: str, work: Callable[[Any], dict[str, Any]]) -> Callable[[a
         check_one_task()
         multi_process = section in MULTI_PROCESS
         nproc = nproc_per_node(options)
-        by_torchrun = int(os.environ.get("WORLD_SIZE", "1"))  # number of processes that torchrun has started
-        if by_torchrun > 1 and not multi_process:
-            raise SfrikError("evaluations run in one process: start them without torchrun")
+        by_torchrun = process_place().size
         if by_torchrun > 1 and nproc is not None:
             raise SfrikError("--nproc-per-node starts processes, but torchrun has already done so: use only one of them")
         if options.dry_run:
             return _plan(settings, multi_process, nproc or (by_torchrun if by_torchrun > 1 else None))
         _check_divisible(settings, nproc)
-        if not hasattr(options, "exp_dir") and os.environ.get("RANK", "0") == "0":
+        if not hasattr(options, "exp_dir") and process_place().rank == 0:
             if not options.recipe:
-                print(f"results go to {settings.exp_dir}; choose another folder with --exp-dir", flush=True)
+                print_line(f"results go to {settings.exp_dir}; choose another folder with --exp-dir")
             elif recipe_of(settings.exp_dir) is None:
-                print(
-                    f"not the settings of recipe {options.recipe}: results go to {settings.exp_dir}, which tables do not read",
-                    flush=True,
+                print_line(
+                    f"not the settings of recipe {options.recipe}: results go to {settings.exp_dir}, which tables do not read"
                 )
         outcome = _on_processes(work, settings, nproc)
         return CommandOutput(outcome, summary(section, settings, options.recipe, outcome))

@@ -39,6 +39,7 @@ from sfrik.runs.provenance import commit, now, processor, provenance
 from sfrik.system.devices import autocast, channels_last, pick_device, pick_precision
 from sfrik.system.files import write_json
 from sfrik.system.records import VERSION
+from sfrik.system.terminal import print_line
 from sfrik.tables.cost_rows import BASELINE, PLAIN, ROUNDS, STEP_BATCH, check_cost_folder, cost_problem, cost_settings, read_costs
 from sfrik.tables.definitions import experiment
 
@@ -103,7 +104,7 @@ def measure(table: str, profile: str, device: str = "auto", rounds: int = 5, pro
         out |= {entry: found[method] for method, entry in entries.items()}
         if progress:
             costs = [f"{m} {v['loss_ms']:.0f} ms, {v['loss_mib']:.0f} MiB" for m, v in found.items() if "loss_ms" in v]
-            print(f"q {q}, batch {n}: {'; '.join(costs)}", flush=True)
+            print_line(f"q {q}, batch {n}: {'; '.join(costs)}")
     return out
 
 
@@ -304,7 +305,7 @@ def _print_peaks(tasks: list[list]) -> None:
     """Print a line for each task, measured in a fork of this process, which has imported everything and computed nothing."""
     for task in tasks:
         if not os.fork():
-            print(json.dumps(_resident_peak(*task)), flush=True)
+            print(json.dumps(_resident_peak(*task)), flush=True)  # noqa: T201  the parent reads it
             os._exit(0)
         if os.wait()[1]:
             sys.exit(1)

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import http.client
 import re
-import sys
 import urllib.request
 from collections.abc import Sequence
 from typing import cast
@@ -23,6 +22,7 @@ from sfrik.datasets.images import Images, class_members
 from sfrik.datasets.listing import cache_folder
 from sfrik.errors import SfrikError
 from sfrik.system.files import WriteError, atomic_write, read_bytes
+from sfrik.system.terminal import print_line
 
 __all__ = ["labelled_share", "simclr_list"]
 
@@ -145,10 +145,10 @@ def _listed(images: Images, names: Sequence[str], source: str) -> np.ndarray:
     chosen = np.unique(np.fromiter(found.values(), np.int64))
     if repeated := len(names) - len(chosen):
         text = f"label list {source}: {repeated} of its {len(names)} lines repeat an image, which is used once"
-        print(text, file=sys.stderr, flush=True)
+        print_line(text, error=True)
     if left := images.num_classes - len(np.unique(images.targets[chosen])):
         text = f"label list {source}: it has no image of {left} of the {images.num_classes} classes, which the head cannot learn"
-        print(text, file=sys.stderr, flush=True)
+        print_line(text, error=True)
     return chosen
 
 

@@ -20,6 +20,7 @@ from sfrik.errors import SfrikError
 from sfrik.ops.random import derived_seed
 from sfrik.system.devices import cores
 from sfrik.system.signals import GRACE, SIGNALS
+from sfrik.system.temporary import short_socket_folder
 from sfrik.views.base import Views
 
 __all__ = ["batches", "explain_worker_death"]
@@ -69,6 +70,8 @@ def batches(
             for lo in range(0, len(indices), batch_size)
         )
     else:
+        if workers:
+            short_socket_folder()
         loader = DataLoader(
             _SeededItems(images, views, seeds, skip_broken),
             batch_size=batch_size,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from sfrik.datasets import Images
+from sfrik.system.terminal import print_line
 
 __all__ = ["note_broken", "without_broken"]
 
@@ -27,7 +27,7 @@ def note_broken(broken: Mapping[str, Collection[str]], **sizes: int) -> dict[str
     named = {split: sorted(set(names)) for split, names in broken.items() if names}
     for split, names in named.items():
         shown = ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
-        print(f"broken images skipped in the {split} split: {len(names)} ({shown})", file=sys.stderr, flush=True)
+        print_line(f"broken images skipped in the {split} split: {len(names)} ({shown})", error=True)
     if not named:
         return {}
     counts = {"train": "train_images", "test": "images"}

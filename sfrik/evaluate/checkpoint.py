@@ -7,7 +7,6 @@ another evaluation is ignored, with a line on stderr.
 from __future__ import annotations
 
 import hashlib
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from sfrik.runs.folder import Run
 from sfrik.settings import FrozenSettings
 from sfrik.system.files import file_hash
 from sfrik.system.records import VERSION, parse_record
+from sfrik.system.terminal import print_line
 
 __all__ = ["EvaluationCheckpoint"]
 
@@ -81,5 +81,5 @@ class EvaluationCheckpoint:
         if not different:
             return state
         text = f"{self.name}: restarted, since {self.path} belongs to another evaluation (different {different})"
-        print(text, file=sys.stderr, flush=True)
+        print_line(text, error=True)
         return None

@@ -58,7 +58,7 @@ def finetune(
 
     Raises:
         SfrikError: the loss is not finite, there is only one labelled image, or the two have different classes.
-        Preempted: stopped by SIGTERM or SIGUSR1 (KeyboardInterrupt: by SIGINT), after saving; only with a checkpoint.
+        Preempted: stopped by SIGTERM, SIGUSR1 or SIGHUP (KeyboardInterrupt: by SIGINT), after saving; only with a checkpoint.
     """
     if len(train) < 2:
         raise SfrikError(f"fine-tuning needs at least 2 labelled images for BatchNorm, got {len(train)}: raise --train-percent")

@@ -55,7 +55,7 @@ def linear_probe(
 
     Raises:
         SfrikError: the loss is not finite, or the two have different classes.
-        Preempted: stopped by SIGTERM or SIGUSR1 (KeyboardInterrupt: by SIGINT), after saving; only with a checkpoint.
+        Preempted: stopped by SIGTERM, SIGUSR1 or SIGHUP (KeyboardInterrupt: by SIGINT), after saving; only with a checkpoint.
     """
     heads, training = _heads(backbone, train, [settings.lr_head], settings, device, precision, checkpoint, progress)
     check_same_classes(train.classes, test.classes, "the training images", "the scored images", RENAMED)
@@ -95,7 +95,7 @@ def linear_sweep(
 
     Raises:
         SfrikError: every rate's loss is infinite or NaN.
-        Preempted: stopped by SIGTERM or SIGUSR1 (KeyboardInterrupt: by SIGINT), after saving; only with a checkpoint.
+        Preempted: stopped by SIGTERM, SIGUSR1 or SIGHUP (KeyboardInterrupt: by SIGINT), after saving; only with a checkpoint.
     """
     rates = settings.lr_sweep
     heads, training = _heads(backbone, train, rates, settings, device, precision, checkpoint, progress)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from sfrik.evaluate.linear_head import choose_rate, last_and_best, linear_heads,
 from sfrik.ops.finite import not_finite
 from sfrik.ops.random import derived_seed
 from sfrik.system.progress import track
+from sfrik.system.terminal import print_line
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
@@ -168,7 +168,7 @@ def logistic_sweep(
     if len(diverged) == len(rates):
         raise SfrikError(f"logistic regression diverged at every lr_head, {', '.join(f'{r:g}' for r in rates)}: lower them")
     for rate in diverged:
-        print(f"logistic: lr_head {rate:g} diverged and scores 0; the other rates continue", file=sys.stderr, flush=True)
+        print_line(f"logistic: lr_head {rate:g} diverged and scores 0; the other rates continue", error=True)
     index, choice = choose_rate(rates, tops)
     top1, top5 = tops[index] if test is None else score_features(heads[index], *test)
     return {"top1": top1, "top5": top5, **choice}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -29,6 +28,7 @@ from sfrik.settings import EvaluateSettings, KnnSettings, LogisticSettings
 from sfrik.system.devices import channels_last
 from sfrik.system.files import file_hash
 from sfrik.system.records import read_record
+from sfrik.system.terminal import print_line
 
 __all__ = ["class_scores", "evaluate", "knn_eval", "logistic_regression"]
 
@@ -42,9 +42,8 @@ def evaluate(settings: EvaluateSettings, progress: bool = True) -> dict[str, Any
     head, after fine-tuning with the backbone's weights, is saved beside the score as head_<protocol>[_tune].safetensors;
     `only_inference` reads it.
 
-    SIGINT, SIGTERM and SIGUSR1 stop it with a checkpoint, checkpoint_<protocol>[_tune].pt, from which the same call resumes; it
-    is removed after the score is written. A second process that evaluates the same protocol of the same run waits for the first
-    and returns its score.
+    A stop signal saves a checkpoint, checkpoint_<protocol>[_tune].pt, from which the same call resumes; it is removed after the
+    score is written. A second process that evaluates the same protocol of the same run waits for the first and returns its score.
 
     Args:
         progress: whether to print a line per epoch.
@@ -54,7 +53,7 @@ def evaluate(settings: EvaluateSettings, progress: bool = True) -> dict[str, Any
 
     Raises:
         SfrikError: wrong settings or data, or a loss that is not finite.
-        Preempted: stopped by SIGTERM or SIGUSR1 (KeyboardInterrupt: by SIGINT), after saving.
+        Preempted: stopped by SIGTERM, SIGUSR1 or SIGHUP (KeyboardInterrupt: by SIGINT), after saving.
     """
     inputs = Inputs.resolve(settings)
     if settings.only_inference:
@@ -188,7 +187,7 @@ def knn_eval(settings: KnnSettings) -> dict[str, Any]:
     num_classes = int(max(train_labels.max(), test_labels.max())) + 1
     if large := [k for k in settings.nb_knn if k > len(train)]:
         text = f"nb_knn {', '.join(map(str, large))}: there are only {len(train)} training images, and all of them vote"
-        print(f"{text}; use --nb-knn of at most {len(train)}", file=sys.stderr, flush=True)
+        print_line(f"{text}; use --nb-knn of at most {len(train)}", error=True)
     if inputs.device.type == "cuda":  # the training features follow, one block at a time
         test, test_labels = test.to(inputs.device), test_labels.to(inputs.device)
     top1, top5 = {}, {}

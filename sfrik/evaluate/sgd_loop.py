@@ -7,7 +7,6 @@ was interrupted ends with the same weights and score, to the last bit, as one th
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
@@ -29,6 +28,7 @@ from sfrik.runs.checkpoints import explain_mismatch, random_state, restore_rando
 from sfrik.settings import EvaluateSettings, TransferSettings
 from sfrik.system.progress import Progress
 from sfrik.system.signals import StopRequests, stop, stop_requests
+from sfrik.system.terminal import print_line
 from sfrik.views.base import probe_views
 
 __all__ = ["Model", "Training"]
@@ -67,7 +67,7 @@ class _Position:
 class Training:
     """The joint training of several models on the same batches.
 
-    A context manager: within it SIGINT, SIGTERM and SIGUSR1 are deferred to the end of the step, or to `stop_if_requested`; then
+    A context manager: within it `SIGNALS` are deferred to the end of the step, or to `stop_if_requested`; then
     a checkpoint is written, and KeyboardInterrupt or Preempted raised. Without a checkpoint signal handlers are not changed, and
     nothing is saved.
 
@@ -134,7 +134,7 @@ class Training:
 
         Raises:
             SfrikError: the loss of every model has become infinite or NaN.
-            Preempted: stopped by SIGTERM or SIGUSR1 (KeyboardInterrupt: by SIGINT), after saving.
+            Preempted: stopped by SIGTERM, SIGUSR1 or SIGHUP (KeyboardInterrupt: by SIGINT), after saving.
         """
         self.saved_at = time.monotonic()
         self.bar = Progress(
@@ -247,7 +247,7 @@ class Training:
             text = (
                 f"{self._name}: {self.models[index].text} diverged ({where} is not finite) and scores 0; the other rates continue"
             )
-            print(text, file=sys.stderr, flush=True)
+            print_line(text, error=True)
         self._reset_losses()
 
     def _save_if_due(self, seconds: float) -> None:
@@ -279,9 +279,7 @@ class Training:
         self.broken["train"] = list(state.get("broken", []))
         self._reset_losses()
         if self.progress:
-            print(
-                f"{self._name}: resumed after epoch {self.position.epoch}, step {self.position.step} of {self.steps}", flush=True
-            )
+            print_line(f"{self._name}: resumed after epoch {self.position.epoch}, step {self.position.step} of {self.steps}")
 
     @property
     def _name(self) -> str:

@@ -54,7 +54,7 @@ def transfer(settings: TransferSettings, progress: bool = True) -> dict[str, Any
 
     Raises:
         SfrikError: missing images or weights, or `val_dataset` train: the targets have no tuning split.
-        Preempted: a linear probe was stopped by SIGTERM or SIGUSR1 (KeyboardInterrupt: by SIGINT), after saving.
+        Preempted: a linear probe was stopped by SIGTERM, SIGUSR1 or SIGHUP (KeyboardInterrupt: by SIGINT), after saving.
     """
     inputs = Inputs.resolve(settings)
     name = inputs.score_name(f"transfer_{settings.target}")

@@ -6,9 +6,9 @@ The processes are fresh (never forks, so a kernel that has used CUDA is fine): p
 over the whole allocation inside a SLURM job. The call, the result, the progress and the first traceback travel through the
 workers' pipes (`sfrik.launch.remote_call`). The function must be importable by name.
 
-How a launch ends: a worker that fails ends all of them, and its traceback is the caller's error. A signal to the caller (SIGINT,
-SIGTERM, SIGUSR1), or its death, asks the workers to stop (SIGTERM); SLURM signals them directly (SIGUSR1 before the limit,
-SIGTERM). `pretrain` then saves a checkpoint; a worker that has not ended after `GRACE` seconds is killed.
+How a launch ends: a worker that fails ends all of them, and its traceback is the caller's error. A signal to the caller (one of
+`sfrik.system.signals.SIGNALS`), or its death, asks the workers to stop (SIGTERM); SLURM signals them directly (SIGUSR1 before the
+limit, SIGTERM). `pretrain` then saves a checkpoint; a worker that has not ended after `GRACE` seconds is killed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -36,10 +35,12 @@ from sfrik.launch.rendezvous import open_rendezvous
 from sfrik.launch.slurm import read_site
 from sfrik.launch.slurm_client import step_environment
 from sfrik.system.devices import cores
+from sfrik.system.processes import LAUNCHER_VARIABLES
 from sfrik.system.progress import wants_bar
 from sfrik.system.signals import (
     FAILURE_GRACE,
     GRACE,
+    KILL_GRACE,
     REPORT_GRACE,
     SIGNALS,
     StopRequests,
@@ -47,6 +48,8 @@ from sfrik.system.signals import (
     stop,
     stop_requests,
 )
+from sfrik.system.temporary import temporary_folder
+from sfrik.system.terminal import open_standard_streams
 
 __all__ = ["launch"]
 
@@ -70,7 +73,7 @@ def launch(
     Raises:
         WorkerError: a worker raised or died.
         SfrikError: the function cannot be imported, or an argument cannot be sent.
-        Preempted: this process or the workers were asked to stop by SIGTERM or SIGUSR1; the workers have ended.
+        Preempted: this process or the workers were asked to stop by SIGTERM, SIGUSR1 or SIGHUP; the workers have ended.
         KeyboardInterrupt: the same for SIGINT.
 
     >>> launch("math:comb", 5, 2, nproc_per_node=1)
@@ -89,7 +92,7 @@ def launch(
     call = pack_call(name, args, kwargs)
     token = secrets.token_hex(16)
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES},
         "WORLD_SIZE": str(nproc * nodes),
         "LOCAL_WORLD_SIZE": str(nproc),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(_threads(nproc))),
@@ -99,9 +102,9 @@ def launch(
         environment["SFRIK_BAR"] = "1"  # the workers send their progress, and it is drawn here
     if nodes == 1 and (loopback := _loopback()):  # nothing listens beyond this machine, whatever the user's variables say
         environment |= {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
+    open_standard_streams()  # else a pipe to the workers could get the number of a closed one
     reports = Reports(token)
-    # a folder of mode 0700
-    with tempfile.TemporaryDirectory(prefix="sfrik-") as folder, stop_requests() as requests:
+    with temporary_folder() as folder, stop_requests() as requests:
         rendezvous, _store = open_rendezvous(nodes, folder)
         call |= {"token": token, "rendezvous": rendezvous}
         reading, writing = os.pipe()
@@ -231,7 +234,9 @@ def _stop(workers: list[subprocess.Popen], grace: float, output: WorkerOutput) -
     finally:
         for worker in workers:
             _signal_group(worker, signal.SIGKILL)  # its decoding processes too, even if the worker has ended
-            worker.wait()
+        for worker in workers:
+            with suppress(subprocess.TimeoutExpired):
+                worker.wait(KILL_GRACE)
 
 
 def _signal_group(worker: subprocess.Popen, number: int) -> None:

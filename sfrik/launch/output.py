@@ -12,6 +12,7 @@ from typing import Any
 from sfrik.launch.remote_call import Reports
 from sfrik.system.progress import BAR_SECONDS, Bar, wants_bar
 from sfrik.system.signals import OUTPUT_GRACE
+from sfrik.system.terminal import print_line
 
 __all__ = ["WorkerOutput"]
 
@@ -105,6 +106,6 @@ class WorkerOutput:
             self.killed = self.killed or KILLED.match(line)
             self._errors = [*self._errors, line.strip()][:5]
         if self._bar is None:
-            print(line, end="", flush=True)
+            print_line(line, end="")
         else:
             self._bar.write(line.rstrip("\r\n"))

@@ -26,8 +26,9 @@ from sfrik.launch.remote_call import Reporter, unpack_call
 from sfrik.launch.rendezvous import join_rendezvous, remove_rendezvous
 from sfrik.ops.collectives import all_gather_json
 from sfrik.system.devices import pick_device
-from sfrik.system.signals import GRACE, SIGNALS, stop_at_end_of_stdin
-from sfrik.system.terminal import replace_unprintable
+from sfrik.system.processes import ProcessPlace, process_place, set_process_place
+from sfrik.system.signals import GRACE, SIGNALS, handle_signals, stop_at_end_of_stdin
+from sfrik.system.terminal import open_standard_streams, replace_unprintable, tolerate_output_errors
 
 __all__ = ["process_group"]
 
@@ -43,7 +44,8 @@ def process_group(device: str = "auto", store: dist.Store | None = None, token: 
         store: where the processes meet; torchrun's variables name the place when None.
         token: of the call. With a store, the processes prove to each other that they know it.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+    place = process_place()
+    if place.size == 1 or dist.is_initialized():
         yield
         return
     chosen = pick_device(device)
@@ -53,8 +55,8 @@ def process_group(device: str = "auto", store: dist.Store | None = None, token: 
     if store is None:
         dist.init_process_group(backend)
     else:
-        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        dist.init_process_group(backend, store=dist.PrefixStore(_proof(token, "group"), store), rank=rank, world_size=size)
+        group = dist.PrefixStore(_proof(token, "group"), store)
+        dist.init_process_group(backend, store=group, rank=place.rank, world_size=place.size)
         _check_proofs(token, chosen)
     if backend == "gloo":  # a process that finishes at once would leave while others still connect to it
         dist.barrier()
@@ -87,29 +89,29 @@ class _Stopped(KeyboardInterrupt):
 
 def _work() -> int:
     """Read the call, join the group, call the function and report; returns the exit status."""
+    open_standard_streams()
     reports = os.dup(1)  # stdout is for reports: everything printed goes to stderr
     os.dup2(2, 1)
     replace_unprintable("utf-8")  # as the caller reads it
-    os.environ.setdefault("RANK", os.environ.get("SLURM_PROCID", "0"))
+    os.environ.setdefault("RANK", os.environ.get("SLURM_PROCID", "0"))  # `launch` sets it for processes that it starts itself
     os.environ.setdefault("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller stops its workers; `pretrain` sets its own handlers
+    place = ProcessPlace(*(int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
+    set_process_place(place)
     line = _first_line()
     if not line:  # the caller is gone
         return 1
     call = json.loads(line)
     stop_at_end_of_stdin(GRACE, lambda: _clean_up_for_caller(call["rendezvous"]))
-    rank = int(os.environ["RANK"])
+    rank = place.rank
     reporter = Reporter(reports, call["token"], rank)
     if rank == 0 and "SFRIK_BAR" in os.environ:
         sfrik.system.progress.progress_callback = lambda facts: reporter.send("progress", facts)
     try:
         function, args, kwargs = unpack_call(call)
         device = getattr(args[0], "device", "auto") if args else "auto"
-        with process_group(device, join_rendezvous(call["rendezvous"], int(os.environ["WORLD_SIZE"])), call["token"]):
+        with process_group(device, join_rendezvous(call["rendezvous"], place.size), call["token"]):
             # until here a signal ends the process at once: while it waits for the others no handler would run
-            for number in SIGNALS:
-                if number != signal.SIGINT:
-                    signal.signal(number, _leave)
+            handle_signals(_leave)
             try:
                 result = function(*args, **kwargs)
             except BaseException as end:
@@ -161,5 +163,6 @@ def _leave(number: int, frame) -> None:
 if __name__ == "__main__":
     # Run by -m, this file is the module __main__; importing it by its name avoids a second copy of its state.
     status = importlib.import_module("sfrik.launch.worker")._work()
-    sys.stdout.flush()
+    with tolerate_output_errors(sys.stdout):
+        sys.stdout.flush()
     os._exit(status)  # a thread of the store or of gloo must not turn a clean exit into an abort

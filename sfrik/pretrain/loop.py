@@ -51,8 +51,8 @@ STOP_CHECK_STEPS = 10  # steps between two checks for stop requests on several G
 def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any]:
     """Pretrain, or resume an interrupted run. A finished run is not trained again.
 
-    Under `torch.distributed` (torchrun or `sfrik.launch`) every process calls this. SIGINT, SIGTERM or SIGUSR1 to any process
-    stops all of them after the current step (on several GPUs after at most `STOP_CHECK_STEPS` steps), with a checkpoint.
+    Under `torch.distributed` (torchrun or `sfrik.launch`) every process calls this. One of `sfrik.system.signals.SIGNALS` to any
+    process stops all of them after the current step (on several GPUs after at most `STOP_CHECK_STEPS` steps), with a checkpoint.
 
     Args:
         settings: The settings; `exp_dir` is the folder of the run.
@@ -63,7 +63,7 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any
 
     Raises:
         SfrikError: Invalid settings or data, or a loss that is infinite or NaN.
-        Preempted: Stopped by SIGTERM or SIGUSR1, after a checkpoint was saved.
+        Preempted: Stopped by SIGTERM, SIGUSR1 or SIGHUP, after a checkpoint was saved.
         KeyboardInterrupt: Stopped by SIGINT, after a checkpoint was saved.
     """
     run = Run(settings.exp_dir)

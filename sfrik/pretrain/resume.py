@@ -15,6 +15,7 @@ from sfrik.runs.folder import Run
 from sfrik.runs.records import TrainingCheckpoint
 from sfrik.settings import PretrainSettings
 from sfrik.system.records import parse_record
+from sfrik.system.terminal import print_line
 
 __all__ = ["Position", "print_from_rank_zero", "restore"]
 
@@ -113,4 +114,4 @@ def _check_images(checkpoint: dict[str, Any], settings: PretrainSettings, images
 def print_from_rank_zero(progress: bool, text: str) -> None:
     """Print a line on rank 0 if `progress` is set."""
     if progress and rank() == 0:
-        print(text, flush=True)
+        print_line(text)

@@ -17,6 +17,7 @@ from sfrik.reproduce.table import render_lock
 from sfrik.settings import load_recipe, results_root
 from sfrik.system.locks import folder_lock
 from sfrik.system.signals import stop_at_once
+from sfrik.system.terminal import print_line
 from sfrik.tables.rows import DIMS
 
 __all__ = ["execute_chapters"]
@@ -57,5 +58,5 @@ def execute_chapters(profile: str = "digits", root: str | Path | None = None) ->
                 started = time.monotonic()
                 execute(name, values, folder / "notebooks" / f"{name}.ipynb", kernel)
             seconds[name] = time.monotonic() - started
-            print(f"{name}: {seconds[name]:.0f} s", flush=True)
+            print_line(f"{name}: {seconds[name]:.0f} s")
     return seconds

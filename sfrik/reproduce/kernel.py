@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import secrets
+import signal
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sfrik.errors import SfrikError
 from sfrik.system.signals import KERNEL_REPLY
+from sfrik.system.temporary import user_folder
 
 __all__ = ["RESET", "Kernel"]
 
@@ -26,11 +32,15 @@ class Kernel:
 
     A kernel whose parent is killed ends within a second: ipykernel polls the parent's pid, which it gets as JPY_PARENT_PID. The
     end of stdin, as elsewhere (`sfrik.system.signals`), cannot be used here: jupyter_client closes a kernel's stdin at its start.
+
+    The kernel is that of the running Python, whichever kernels are installed for the user. It does not read the user's IPython
+    profile, whose startup files could change a result, and needs no writable home folder.
     """
 
     def __init__(self) -> None:
         self._manager: Any = None
         self._clients: list[Any] = []
+        self._answers = False  # whether it has started, and executes what it is sent
 
     def __enter__(self) -> Kernel:
         return self
@@ -46,8 +56,12 @@ class Kernel:
         if self._manager is not None and not asyncio.run(self._reset()):
             self._close()
         if self._manager is None:
-            self._manager = _manager(self._clients)
+            self._manager = self._new_manager()
         return self._manager
+
+    def interrupt(self) -> bool:
+        """Interrupt the running cell; return whether there was one. A kernel that is still starting is killed."""
+        return self.send_signal(signal.SIGINT if self._answers else signal.SIGKILL)
 
     def send_signal(self, number: int) -> bool:
         """Send a signal to the kernel's process, not to its children; return whether it is there and does not ignore it.
@@ -80,19 +94,34 @@ class Kernel:
         self._stop_clients()
         if self._manager is not None and self._manager.has_kernel:
             asyncio.run(self._manager.shutdown_kernel(now=True))
-        self._manager = None
+        self._manager, self._answers = None, False
 
+    def _new_manager(self) -> Any:
+        """A manager of kernels of this Python. Its clients are kept, and record when the kernel answers."""
+        try:
+            from ipykernel.kernelspec import get_kernel_dict
+        except ImportError:
+            raise SfrikError(f"ipykernel is not installed for {sys.executable}: python -m pip install ipykernel") from None
+        from jupyter_client.asynchronous import AsyncKernelClient
+        from jupyter_client.kernelspec import KernelSpec
+        from jupyter_client.manager import AsyncKernelManager
 
-def _manager(clients: list[Any]) -> Any:
-    """A kernel manager that adds the clients it creates to a list."""
-    from jupyter_client.manager import AsyncKernelManager
+        kernel, folder = self, user_folder()
 
-    class Manager(AsyncKernelManager):
-        def client(self, **arguments: Any) -> Any:
-            clients.append(super().client(**arguments))
-            return clients[-1]
+        class Client(AsyncKernelClient):
+            async def wait_for_ready(self, timeout: float | None = None) -> None:
+                await super().wait_for_ready(timeout)
+                kernel._answers = True
 
-    return Manager(kernel_name="python3")
+        class Manager(AsyncKernelManager):
+            kernel_spec = KernelSpec(**get_kernel_dict(), env={"IPYTHONDIR": str(folder / "ipython")})
+
+            def client(self, **arguments: Any) -> Any:
+                kernel._clients.append(super().client(**arguments))
+                return kernel._clients[-1]
+
+        connection = folder / f"kernel-{os.getpid()}-{secrets.token_hex(4)}.json"  # not in the home folder, as by default
+        return Manager(client_factory=Client, connection_file=str(connection))
 
 
 def _ignores(pid: int, number: int) -> bool:

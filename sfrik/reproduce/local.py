@@ -26,6 +26,7 @@ from sfrik.system.devices import cores
 from sfrik.system.files import check_regular, make_folder, write_error
 from sfrik.system.progress import duration
 from sfrik.system.signals import RUN_GRACE
+from sfrik.system.terminal import print_line
 
 __all__ = ["default_jobs", "run_side_by_side"]
 
@@ -83,13 +84,13 @@ def run_side_by_side(runs: Sequence[PlannedRun], root: str | Path, jobs: int, da
                 scores, reason = _outcome(ended, root)
                 if reason:
                     failed.append((ended.run, reason))
-                    print(f"{title}: failed", flush=True)
+                    print_line(f"{title}: failed")
                     continue
                 durations.append(time.monotonic() - ended.started)
                 # those that run are half done on average
                 ahead = (len(waiting) + len(running) / 2) / max(1, min(jobs, len(runs) - done))
                 left = sum(durations) / len(durations) * ahead
-                print(f"{title}: {scores}, {duration(durations[-1])}; about {duration(left)} left", flush=True)
+                print_line(f"{title}: {scores}, {duration(durations[-1])}; about {duration(left)} left")
     finally:
         _stop(running)
     return failed
@@ -111,7 +112,7 @@ def _start(run: PlannedRun, root: str | Path, jobs: int, data_dir: str) -> RunPr
     }
     try:
         if Run(folder).is_locked():
-            print(f"{run.recipe} seed {run.seed}: waiting for another process that works on it", flush=True)
+            print_line(f"{run.recipe} seed {run.seed}: waiting for another process that works on it")
         if log.exists():
             check_regular(log)
         with log.open("a", encoding="utf-8") as file:  # what an earlier attempt, or another process, wrote is kept

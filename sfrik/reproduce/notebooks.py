@@ -21,7 +21,8 @@ from sfrik.reproduce.kernel import Kernel
 from sfrik.reproduce.parameters import typed_parameters
 from sfrik.runs.provenance import hide_paths
 from sfrik.system.files import check_text, make_folder, read_json, write_text
-from sfrik.system.signals import KERNEL_GRACE, place_reached, stop, stop_requests
+from sfrik.system.signals import KERNEL_GRACE, KERNEL_SIGTERM, place_reached, stop, stop_requests
+from sfrik.system.terminal import print_line
 
 __all__ = ["execute", "notebook_path", "print_typed"]
 
@@ -47,7 +48,7 @@ def execute(name: str, parameters: dict[str, Any], output: Path, kernel: Kernel 
 
     papermill lets a misspelt parameter pass, so the names are checked first. A parameter that is not given has the value that is
     committed, not one that was typed into the notebook's file. The copy of a notebook that did not reach its end is
-    kept beside `output` with the suffix .partial.ipynb; its last cell holds the traceback. SIGINT, SIGTERM and SIGUSR1 interrupt
+    kept beside `output` with the suffix .partial.ipynb; its last cell holds the traceback. A signal that asks to stop interrupts
     the running cell, which may save first; a kernel that has not ended `KERNEL_GRACE` seconds later is killed.
 
     Args:
@@ -55,7 +56,7 @@ def execute(name: str, parameters: dict[str, Any], output: Path, kernel: Kernel 
 
     Raises:
         SfrikError: an unknown parameter, a path that is not text, or a cell failed.
-        Preempted: SIGTERM or SIGUSR1 asked this process to stop, or SLURM its workers.
+        Preempted: SIGTERM, SIGUSR1 or SIGHUP asked this process to stop, or SLURM its workers.
         KeyboardInterrupt: SIGINT asked it to stop.
     """
     papermill = _papermill()
@@ -75,14 +76,16 @@ def execute(name: str, parameters: dict[str, Any], output: Path, kernel: Kernel 
         # not in the main thread, where nbclient would handle the signals and end the kernel at once
         thread = ThreadPoolExecutor(1)
         running = thread.submit(_run, name, source, partial, parameters, manager)
-        asked: float | None = None
-        interrupted = False
+        asked, interrupted, terminated = 0.0, False, False
         try:
             while not wait([running], timeout=0.1).done:
-                if requests.number and not interrupted:  # again and again: a kernel between two cells would miss it
-                    asked = asked or time.monotonic()
-                    interrupted = kernel.send_signal(signal.SIGINT)
-                if asked is not None and time.monotonic() - asked > KERNEL_GRACE:
+                asked = asked or (time.monotonic() if requests.number else 0.0)
+                waited = time.monotonic() - asked if asked else 0.0
+                if asked and not interrupted:  # again and again: a kernel between two cells would miss it
+                    interrupted = kernel.interrupt()
+                elif waited > KERNEL_SIGTERM and not terminated:  # an import may swallow the interrupt; what saves goes on saving
+                    terminated = kernel.send_signal(signal.SIGTERM)
+                if waited > KERNEL_GRACE:
                     kernel.send_signal(signal.SIGKILL)
         except KeyboardInterrupt:  # a second one
             kernel.send_signal(signal.SIGKILL)
@@ -159,7 +162,7 @@ def _run(name: str, source: Path, partial: Path, parameters: dict[str, Any], man
 def print_typed(name: str, typed: Iterable[str] | None = None) -> None:
     """Print which parameters of a notebook's file are not used; those that `execute` is not given, or all that were typed."""
     if names := ", ".join(_typed(name) if typed is None else typed):
-        print(f"notebook {name}: not used, since they were typed into its file: {names}", flush=True)
+        print_line(f"notebook {name}: not used, since they were typed into its file: {names}")
 
 
 def _typed(name: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from sfrik.reproduce.stages import DEFAULT_STAGES, STAGES, check_run, missing_st
 from sfrik.runs.folder import Run
 from sfrik.settings import results_root, run_folder
 from sfrik.system.signals import RUN_GRACE, stop, stop_at_end_of_stdin, stop_at_once, stop_requests
+from sfrik.system.terminal import print_line
 
 __all__ = ["STOP_AT_END_OF_STDIN", "run_recipe"]
 
@@ -39,7 +40,7 @@ def run_recipe(
 
     Raises:
         SfrikError: an unknown recipe or stage, a folder that holds another run, or a notebook failed.
-        Preempted: SIGTERM or SIGUSR1 asked this process to stop, or SLURM its workers.
+        Preempted: SIGTERM, SIGUSR1 or SIGHUP asked this process to stop, or SLURM its workers.
         KeyboardInterrupt: SIGINT asked it to stop.
     """
     root = root or results_root()
@@ -56,7 +57,7 @@ def run_recipe(
             try:
                 for name in missing_stages(recipe, seed, root, stages):
                     stage = STAGES[name]
-                    print(f"{recipe} seed {seed}: {stage.notebook}", flush=True)
+                    print_line(f"{recipe} seed {seed}: {stage.notebook}")
                     parameters = {"recipe": recipe, "seed": seed, "exp_dir": str(run.folder), "chapter": False}
                     parameters |= stage.parameters | ({"data_dir": data_dir} if data_dir else {})
                     parameters |= {"nproc_per_node": nproc_per_node} if nproc_per_node and name == "pretrain" else {}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from sfrik.runs.records import RunSettings, Score, State
 from sfrik.settings import results_root, run_folder
 from sfrik.system.progress import duration
 from sfrik.system.records import Provenance, read_record
-from sfrik.system.terminal import paint
+from sfrik.system.terminal import paint, print_line
 from sfrik.tables.cost_rows import cost_problem, read_costs
 from sfrik.tables.definitions import EXPERIMENTS, experiment, grids, read_choice, rows_of
 
@@ -171,7 +170,7 @@ def tables_status(
     try:
         jobs = queued_jobs(root)
     except SfrikError as error:  # the cluster does not answer; the folders can still be read
-        print(f"sfrik: the queue is left out: {error}", file=sys.stderr)
+        print_line(f"sfrik: the queue is left out: {error}", error=True)
         jobs = []
     return [run_status(recipe, seed, stages, root, jobs) for (recipe, seed), stages in needed.items()], jobs
 

@@ -9,7 +9,6 @@ time; a repeated `make` does.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ from sfrik.reproduce.table import make_table, table_runs, without_refused
 from sfrik.settings import PretrainSettings, results_root, run_folder
 from sfrik.system.locks import folder_lock
 from sfrik.system.signals import stop_at_once
+from sfrik.system.terminal import print_line
 from sfrik.tables.definitions import experiment
 
 __all__ = ["submit_table"]
@@ -61,13 +61,13 @@ def submit_table(
             if missing and number < part:
                 return _render_incomplete(name, profile, title, missing, root)
             if missing:
-                print(f"{title}: {len(runs)} runs, {len(runs) - len(missing)} finished here", flush=True)
+                print_line(f"{title}: {len(runs)} runs, {len(runs) - len(missing)} finished here")
                 jobs = submission.submit_runs(missing)
                 submission.submit_table(name, profile, seeds, number + 1, jobs)
                 return 0
         waiting = [] if part else submission.queued(_table_prefix(name, profile, seeds))
     if waiting:
-        print(f"{name} is complete; job {waiting[0].id} renders it")
+        print_line(f"{name} is complete; job {waiting[0].id} renders it")
         return 0
     return make_table(name, profile, seeds, root=root, data_dir=data_dir)
 
@@ -135,7 +135,7 @@ class _Submission:
     def _submit(self, job: Job) -> str:
         """Submit a job, and return its id; a refusal says how many were accepted before it."""
         if not self.submitted and (names := ignored_variables()):
-            print(f"sfrik: {', '.join(names)} of the environment: ignored; set it in slurm.toml", file=sys.stderr)
+            print_line(f"sfrik: {', '.join(names)} of the environment: ignored; set it in slurm.toml", error=True)
         try:
             identity = submit(job, self.site, self.root)
         except SfrikError as error:
@@ -193,8 +193,10 @@ def _render_incomplete(name: str, profile: str, title: str, missing: Sequence[Pl
     """In the last job of a table of which runs are missing: print which and why, and render the others."""
     for recipe, seed, stages in missing:
         status = run_status(recipe, seed, stages, root)
-        print(f"{status.state}: {recipe} seed {seed}: {status.detail}", file=sys.stderr)
-    print(f"{title}: {len(missing)} runs are not complete; the table is rendered without them, the same make submits them again")
+        print_line(f"{status.state}: {recipe} seed {seed}: {status.detail}", error=True)
+    print_line(
+        f"{title}: {len(missing)} runs are not complete; the table is rendered without them, the same make submits them again"
+    )
     make_table(name, profile, render_only=True, root=root)
     return 1
 
@@ -214,4 +216,4 @@ def _state(job: QueuedJob) -> str:
 
 
 def _print_job(identity: str, what: str) -> None:
-    print(f"{identity:>8}  {what}", flush=True)
+    print_line(f"{identity:>8}  {what}")

@@ -8,7 +8,6 @@ and `render.lock` in a profile's folder lets one render; the others wait, then c
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from sfrik.system.files import path_exists, read_text, write_json
 from sfrik.system.locks import folder_lock
 from sfrik.system.records import VERSION, read_record
 from sfrik.system.signals import stop_at_once
+from sfrik.system.terminal import print_line
 from sfrik.tables.claims import write_claims
 from sfrik.tables.collect import build_table, read_score, tables_with_scores
 from sfrik.tables.cost_rows import ROUNDS
@@ -66,7 +66,7 @@ def make_table(
             if not render_only and "pretrain" in stages and not theory.is_file():
                 execute("01_kernel_theory", {}, theory)
             _render(name, profile, root, None if render_only else seeds)
-            print(read_text(Path(root) / profile / "tables" / f"{name}.md"))
+            print_line(read_text(Path(root) / profile / "tables" / f"{name}.md"))
     return int(not complete)
 
 
@@ -82,8 +82,8 @@ def render_all(profile: str, root: str | Path | None = None) -> int:
         if profile == "digits":
             write_claims(profile, root)
     left_out = dict.fromkeys(line for name in names for line in build_table(name, profile, root).left_out)
-    print("".join(f"not shown: {line}\n" for line in left_out), file=sys.stderr, end="")
-    print(f"{len(names)} tables in {root / profile / 'tables'}: {', '.join(names)}")
+    print_line("".join(f"not shown: {line}\n" for line in left_out), error=True, end="")
+    print_line(f"{len(names)} tables in {root / profile / 'tables'}: {', '.join(names)}")
     return 0
 
 
@@ -147,13 +147,13 @@ def _compute(name: str, profile: str, seeds: int, root: str | Path, jobs: int, d
         return False, True
     for title, runs in table_runs(name, profile, seeds, root):
         missing = [run for run in runs if missing_stages(run.recipe, run.seed, root, run.stages)]
-        print(f"{title}: {len(runs)} runs, {len(runs) - len(missing)} finished here", flush=True)
+        print_line(f"{title}: {len(runs)} runs, {len(runs) - len(missing)} finished here")
         allowed = without_refused(missing, root)
         for notebook in dict.fromkeys(STAGES[stage].notebook for run in allowed for stage in run.stages):
             print_typed(notebook)  # the runs print it to their logs only
         failed = run_side_by_side(allowed, root, jobs, data_dir)
         for run, reason in failed:
-            print(f"failed: {run.recipe} seed {run.seed}: {reason}", file=sys.stderr)
+            print_line(f"failed: {run.recipe} seed {run.seed}: {reason}", error=True)
         if failed or len(allowed) < len(missing):  # then table 9 has no choice yet
             return bool(failed), False
     return False, True
@@ -163,7 +163,7 @@ def without_refused(runs: Sequence[PlannedRun], root: str | Path) -> list[Planne
     """The runs except those whose folder holds another run; these are named, with what to do."""
     refused = {run: reason for run in runs if (reason := refusal(run.recipe, run.seed, root))}
     for run, reason in refused.items():
-        print(f"refused: {run.recipe} seed {run.seed}: {reason}", file=sys.stderr, flush=True)
+        print_line(f"refused: {run.recipe} seed {run.seed}: {reason}", error=True)
     return [run for run in runs if run not in refused]
 
 
@@ -175,7 +175,7 @@ def _measure_costs(name: str, profile: str, seed: int, root: str | Path) -> None
     path, executed = folder / f"{name}.json", folder / f"06_complexity_{name}.ipynb"
     with folder_lock(folder, "run.lock", wait=True, optional=True):
         if not (measured_here(path, name, profile) and executed.is_file()):
-            print(f"{name}, profile {profile}: measuring, repetition {seed}", flush=True)
+            print_line(f"{name}, profile {profile}: measuring, repetition {seed}")
             parameters = {"table": name, "profile": profile, "seed": seed, "exp_dir": str(folder), "rounds": ROUNDS}
             execute("06_complexity", parameters, executed)
 

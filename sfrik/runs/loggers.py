@@ -15,7 +15,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import secrets
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from sfrik.errors import SfrikError
 from sfrik.runs.records import WandbRun
 from sfrik.system.files import write_json
 from sfrik.system.records import read_record
+from sfrik.system.terminal import print_line
 
 __all__ = ["Loggers", "check_loggers"]
 
@@ -86,7 +86,7 @@ class Loggers:
         except Exception as error:  # of any type: a failing logger must not end the training
             self._loggers.pop(name, None)
             text = f"logger {name} failed and is disabled ({type(error).__name__}: {error}); the training continues"
-            print(text, file=sys.stderr, flush=True)
+            print_line(text, error=True)
 
 
 class _TensorBoard:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from sfrik.errors import SfrikError, WorkerError
+from sfrik.system.processes import process_place
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +57,7 @@ def explain_out_of_memory() -> Iterator[None]:
 def pick_device(name: str) -> torch.device:
     """The device named "cpu", "cuda" or "mps", or the fastest available one for "auto".
 
-    Under a launcher, "cuda" is the GPU of the environment variable LOCAL_RANK.
+    Among several processes, "cuda" is the GPU of this process's rank on its machine.
 
     Raises:
         SfrikError: The machine has no such device.
@@ -69,7 +70,10 @@ def pick_device(name: str) -> torch.device:
     if not available[name]:
         raise SfrikError(f"device {name} is not available on this machine: use --device auto or --device cpu")
     if name == "cuda":
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        local_rank = process_place().local_rank
+        if torch.distributed.is_available() and torch.distributed.is_initialized():  # perhaps by another launcher
+            local_rank = int(os.environ.get("LOCAL_RANK", local_rank))
+        return torch.device("cuda", local_rank % torch.cuda.device_count())
     return torch.device(name)
 
 

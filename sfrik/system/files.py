@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, cast
 
 from sfrik.errors import SfrikError
 from sfrik.system.temporary import remove_abandoned, sync_folder, temporary_path
+from sfrik.system.terminal import print_line
 
 __all__ = [
     "UnreadableError",
@@ -162,7 +163,7 @@ def rename_broken(path: Path, reason: str) -> Path:
     """Replace the suffix of an unusable file by `.broken` and print a line on stderr. Returns the new path."""
     broken = path.with_suffix(".broken")
     os.replace(path, broken)
-    print(f"{path} is broken ({reason}); renamed to {broken.name}", file=sys.stderr, flush=True)
+    print_line(f"{path} is broken ({reason}); renamed to {broken.name}", error=True)
     return broken
 
 

@@ -19,6 +19,7 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from sfrik.errors import SfrikError
 from sfrik.system.files import check_regular, make_folder, write_error
 from sfrik.system.temporary import is_alive
+from sfrik.system.terminal import print_line
 
 try:
     import fcntl
@@ -104,7 +105,7 @@ def _acquire(path: Path, folder: str | Path, wait: bool) -> BaseFileLock:
             raise SfrikError(
                 f"{folder} is being written by another process ({holder}): wait for it, or stop it{remedy and f', or {remedy}'}"
             ) from None
-        print(f"waiting for {holder}, which writes {folder}{remedy and f'; {remedy}'}", flush=True)
+        print_line(f"waiting for {holder}, which writes {folder}{remedy and f'; {remedy}'}")
         lock.acquire(timeout=-1, poll_interval=POLL_SECONDS)
     except OSError as error:
         raise write_error(path, error) from None

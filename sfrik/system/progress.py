@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+from sfrik.system.terminal import is_terminal, print_line, tolerate_output_errors
+
 __all__ = ["Bar", "Progress", "duration", "track", "wants_bar"]
 
 Part = TypeVar("Part")
@@ -24,7 +26,7 @@ progress_callback: Callable[[dict[str, Any]], None] | None = None  # set in a wo
 
 def wants_bar() -> bool:
     """Whether to draw a bar: on a terminal, in JupyterLab, or in a worker whose caller is in one of them."""
-    return "JPY_SESSION_NAME" in os.environ or "SFRIK_BAR" in os.environ or sys.stderr.isatty()
+    return "JPY_SESSION_NAME" in os.environ or "SFRIK_BAR" in os.environ or is_terminal(sys.stderr)
 
 
 class Bar:
@@ -34,23 +36,26 @@ class Bar:
         self._bar: Any = None
 
     def show(self, done: int, total: int, text: str) -> None:
-        if self._bar is None:
-            from tqdm.auto import tqdm
+        with tolerate_output_errors(sys.stderr):
+            if self._bar is None:
+                from tqdm.auto import tqdm
 
-            self._bar = tqdm(total=total, initial=done, unit="step", leave=False)
-        self._bar.set_postfix_str(text, refresh=False)
-        self._bar.update(done - self._bar.n)
+                self._bar = tqdm(total=total, initial=done, unit="step", leave=False)
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(done - self._bar.n)
 
     def write(self, text: str) -> None:
         """Print a line above the bar."""
         if self._bar is None:
-            print(text, flush=True)
+            print_line(text)
         else:
-            self._bar.write(text)
+            with tolerate_output_errors(sys.stdout):
+                self._bar.write(text)
 
     def close(self) -> None:
         if self._bar is not None:
-            self._bar.close()
+            with tolerate_output_errors(sys.stderr):
+                self._bar.close()
 
 
 class Progress:
@@ -87,14 +92,14 @@ class Progress:
             progress_callback({"done": done, "total": self.total, "text": text})
         self._drawn |= self.show and BAR_SECONDS in due
         if self.show and LINE_SECONDS in due and not wants_bar():
-            print(f"{text}, step {done} of {self.total}, {duration(facts['seconds_left'])} left", flush=True)
+            print_line(f"{text}, step {done} of {self.total}, {duration(facts['seconds_left'])} left")
 
     def write(self, text: str) -> None:
         """Print a line, above the bar if there is one."""
         if self.show and self._bar is not None:
             self._bar.write(text)
         elif self.show:
-            print(text, flush=True)
+            print_line(text)
 
     def close(self) -> None:
         if self._bar is not None:

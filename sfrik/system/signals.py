@@ -1,7 +1,12 @@
 """Graceful shutdown on signals, and how long processes wait for each other.
 
 A signal sets a flag, and the work checks the flag where it can save. SLURM sends SIGUSR1 some time before a job's limit, and
-SIGTERM when it preempts or cancels a job; Jupyter's stop button and Ctrl-C send SIGINT. All three mean: save, then stop.
+SIGTERM when it preempts or cancels a job; Jupyter's stop button and Ctrl-C send SIGINT; a terminal or an ssh session that closes
+sends SIGHUP. All four mean: save, then stop.
+
+A signal that is ignored stays ignored: `nohup` starts a command with SIGHUP ignored, a script's `command &` with SIGINT ignored,
+and so do all processes that the command starts. The exceptions are the signals by which these processes ask each other to stop:
+SIGTERM of a run or worker whose stdin is a pipe of its caller, and SIGINT of a kernel.
 
 A process whose caller is gone, even by kill -9, stops in the same way: its stdin is a pipe of the caller, and the end of the pipe
 is a SIGTERM (`stop_at_end_of_stdin`). This needs no polling, and works on Linux, on macOS and through `srun`.
@@ -12,10 +17,12 @@ from __future__ import annotations
 import os
 import re
 import signal
+import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from sfrik.errors import Preempted
 
@@ -24,11 +31,14 @@ __all__ = [
     "GRACE",
     "KERNEL_GRACE",
     "KERNEL_REPLY",
+    "KERNEL_SIGTERM",
+    "KILL_GRACE",
     "OUTPUT_GRACE",
     "REPORT_GRACE",
     "RUN_GRACE",
     "SIGNALS",
     "StopRequests",
+    "handle_signals",
     "place_reached",
     "stop",
     "stop_at_end_of_stdin",
@@ -36,7 +46,9 @@ __all__ = [
     "stop_requests",
 ]
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]  # Windows has no USR1
+SIGNALS = [
+    getattr(signal, f"SIG{name}") for name in ("INT", "TERM", "USR1", "HUP") if hasattr(signal, f"SIG{name}")
+]  # Windows: two
 
 # Seconds that one process waits for another: each wait is longer than the waits nested in it. The table in docs/faults.md lists
 # who waits, for what, and what happens then.
@@ -47,6 +59,8 @@ REPORT_GRACE = 2.0  # for the report of a worker that failed
 FAILURE_GRACE = 3.0  # for the other workers, once one has failed: without it they cannot save
 OUTPUT_GRACE = 2.0  # for the output of processes that the workers left behind
 KERNEL_REPLY = 20.0  # for a kernel that clears its namespace between two notebooks
+KERNEL_SIGTERM = 15.0  # for an interrupted cell, until SIGTERM ends a kernel that missed the interrupt and saves nothing
+KILL_GRACE = 2.0  # for a process that was killed and waits for a disk or a driver that does not answer
 
 
 class StopRequests:
@@ -82,26 +96,37 @@ def place_reached(text: str) -> str:
     return found.group(1) if found else text
 
 
+_current: list[StopRequests] = []  # of the contexts of `stop_requests` that this process is in: one object
+
+
 @contextmanager
 def stop_requests() -> Iterator[StopRequests]:
-    """Within it SIGINT, SIGTERM and SIGUSR1 only set a flag; a second SIGINT interrupts at once.
+    """Within it the `SIGNALS` only set a flag; a second SIGINT interrupts at once.
 
-    Outside the main thread, the only one that receives signals, the flag stays unset.
+    Nested contexts share the flag, so that a request between the start of the outer and of the inner one is not lost. Outside the
+    main thread, the only one that receives signals, the flag stays unset.
     """
-    requests = StopRequests()
+    if threading.current_thread() is not threading.main_thread():
+        yield StopRequests()
+        return
+    requests = _current[-1] if _current else StopRequests()
 
     def request(number: int, frame) -> None:
         if number == requests.number == signal.SIGINT:
             raise KeyboardInterrupt
         requests.number = requests.number or number
 
-    with _handlers(request, SIGNALS):
-        yield requests
+    _current.append(requests)
+    try:
+        with _handlers(request, SIGNALS):
+            yield requests
+    finally:
+        _current.pop()
 
 
 @contextmanager
 def stop_at_once() -> Iterator[None]:
-    """Within it SIGTERM and SIGUSR1 raise `Preempted`, as SIGINT raises KeyboardInterrupt: for work that has nothing to save."""
+    """Within it the `SIGNALS` but SIGINT raise `Preempted`, as SIGINT raises KeyboardInterrupt: for work with nothing to save."""
 
     def leave(number: int, frame) -> None:
         stop(number, "nothing new to save")
@@ -116,7 +141,7 @@ def _handlers(handler: Callable, numbers: list[int]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {number: signal.signal(number, handler) for number in numbers}
+    previous = handle_signals(handler, numbers)
     try:
         yield
     finally:
@@ -124,14 +149,28 @@ def _handlers(handler: Callable, numbers: list[int]) -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL if before is None else before)  # None: not installed from Python
 
 
+def handle_signals(handler: Callable, numbers: Sequence[int] = SIGNALS) -> dict[int, Any]:
+    """Set the handler of signals, except of those that are ignored. Returns the handlers before, by signal."""
+    return {number: signal.signal(number, handler) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
+
+
 def stop_at_end_of_stdin(grace: float, prepare: Callable[[], None] | None = None) -> None:
     """Send SIGTERM to this process when the caller, which holds the other end of stdin, is gone; end it `grace` seconds later.
 
-    A daemon thread reads stdin, so nothing else may.
+    A daemon thread reads stdin, so nothing else may. The caller's SIGTERM is accepted, even if it was ignored. A stdin that is no
+    pipe or socket, such as /dev/null, ends without meaning anything and is not watched.
 
     Args:
         prepare: called before the signal.
     """
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        mode = os.fstat(0).st_mode
+    except OSError:  # stdin is closed
+        return
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+        return
 
     def watch() -> None:
         with suppress(OSError):

@@ -1,16 +1,98 @@
-"""What is printed: colours only on a terminal, and `?` for a character that the terminal's encoding lacks."""
+"""Text for people: printed so that no work ends because of it, and coloured only on a terminal.
+
+A stream may be closed (`>&-`), without a reader (`| head`), on a full disk, or a terminal that is gone. What `print_line` prints
+accompanies the work, whose results are in files: it is lost, and the work goes on. The result that a command was asked for is
+different (`sfrik.cli.output`). So nothing else in the package prints; ruff's rule T201 checks this.
+"""
 
 from __future__ import annotations
 
 import io
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
-__all__ = ["paint", "replace_unprintable", "wants_colour", "warn_once"]
+__all__ = [
+    "discard_output",
+    "is_terminal",
+    "open_standard_streams",
+    "paint",
+    "print_line",
+    "replace_unprintable",
+    "tolerate_output_errors",
+    "wants_colour",
+    "warn_once",
+]
 
 CODES = {"red": "31", "green": "32", "yellow": "33", "blue": "34", "bold": "1", "dim": "2"}
 _printed: set[str] = set()
+
+
+def print_line(text: str, error: bool = False, end: str = "\n") -> None:
+    """Print a line on stdout, or on stderr for an `error`. A stream that cannot be written is no error."""
+    stream = sys.stderr if error else sys.stdout
+    with tolerate_output_errors(stream):
+        try:
+            print(text, end=end, file=stream, flush=True)  # nothing where the stream is None
+        except UnicodeEncodeError as failure:
+            text = text.encode(failure.encoding, "replace").decode(failure.encoding)
+            print(text, end=end, file=stream, flush=True)
+
+
+@contextmanager
+def tolerate_output_errors(stream: TextIO | None) -> Iterator[None]:
+    """Within it, an error while writing to a stream ends the block and is no error; what the stream still holds is discarded.
+
+    Otherwise Python would write it when the process exits, fail again, and change the exit status.
+    """
+    try:
+        yield
+    except (OSError, ValueError):  # ValueError: the stream is closed
+        discard_output(stream)
+
+
+def discard_output(stream: TextIO | None) -> None:
+    """Empty the buffer of a stream that could not be written."""
+    if stream is None:
+        return
+    with suppress(OSError, ValueError, AttributeError):  # a stream without a file descriptor has no such buffer
+        descriptor = stream.fileno()
+        kept, nowhere = os.dup(descriptor), os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, descriptor)
+            stream.flush()
+        finally:
+            os.dup2(kept, descriptor)
+            os.close(kept)
+            os.close(nowhere)
+
+
+def open_standard_streams() -> None:
+    """Open stdin, stdout and stderr on the null device where they are closed.
+
+    A file or pipe that is opened later would otherwise get the number of the closed stream, and whatever is printed by a library
+    or a child process.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != descriptor:
+                os.dup2(opened, descriptor)
+                os.close(opened)
+            os.set_inheritable(descriptor, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if descriptor else "r", encoding="utf-8"))  # noqa: SIM115
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a stream is a terminal; False for a closed one."""
+    with suppress(OSError, ValueError):
+        return stream is not None and stream.isatty()
+    return False
 
 
 def wants_colour(stream: TextIO) -> bool:
@@ -19,7 +101,7 @@ def wants_colour(stream: TextIO) -> bool:
         return False
     if os.environ.get("FORCE_COLOR"):
         return True
-    return os.environ.get("TERM") != "dumb" and stream.isatty()
+    return os.environ.get("TERM") != "dumb" and is_terminal(stream)
 
 
 def paint(text: str, colour: str, stream: TextIO | None = None) -> str:
@@ -35,11 +117,12 @@ def replace_unprintable(encoding: str | None = None) -> None:
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not in a Jupyter kernel, whose streams are UTF-8
-            stream.reconfigure(encoding=encoding, errors="replace")
+            with tolerate_output_errors(stream):
+                stream.reconfigure(encoding=encoding, errors="replace")
 
 
 def warn_once(text: str, kind: str = "") -> None:
     """Print a line to stderr, once per process; with `kind`, only the first line of this kind."""
     if (kind or text) not in _printed:
         _printed.add(kind or text)
-        print(text, file=sys.stderr, flush=True)
+        print_line(text, error=True)

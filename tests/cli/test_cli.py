@@ -384,7 +384,8 @@ def test_scores_find_the_features_in_the_folder_they_were_extracted_to(here, cap
 
 
 def test_the_evaluations_refuse_several_processes_and_extraction_does_not(here, capsys, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"}.items():
+        monkeypatch.setenv(name, value)
     for command in COMMANDS:
         arguments = [command, "--exp-dir", "run", "--dry-run"]
         if command in ("pretrain", "extract-features"):
@@ -392,7 +393,21 @@ def test_the_evaluations_refuse_several_processes_and_extraction_does_not(here, 
             assert "memory of each of 2 processes" in capsys.readouterr().out
         else:
             fails_in_one_line(capsys, arguments, "one process", "torchrun")
+    fails_in_one_line(capsys, ["table", "table1", "--profile", "smoke"], "one process", "torchrun")
     fails_in_one_line(capsys, ["pretrain", "--nproc-per-node", "2", "--exp-dir", "run"], "torchrun", "only one")
+
+
+def test_variables_of_another_launcher_are_reported_or_have_no_effect(here, capsys, monkeypatch):
+    command = ["pretrain", "--recipe", "smoke/sfrik_l2_q64", "--exp-dir", "run", "--dry-run"]
+    for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
+    for size in (None, "1", "many", ""):
+        monkeypatch.setenv("WORLD_SIZE", size) if size is not None else monkeypatch.delenv("WORLD_SIZE", raising=False)
+        assert main(command) == 0
+        assert "1 process" in capsys.readouterr().out, "nothing is printed on another rank than 0"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    fails_in_one_line(capsys, command, "WORLD_SIZE is 2", "torchrun did not start this process", "unset WORLD_SIZE")
+    assert main(["status", "table8", "--profile", "smoke", "--exp-dir", "run"]) == 0
 
 
 def test_a_mistake_on_several_processes_ends_in_one_line_too(here, capsys, monkeypatch):

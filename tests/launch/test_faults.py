@@ -162,7 +162,7 @@ def test_a_stop_request_before_the_kernel_has_started_is_not_lost(tmp_path, monk
     started = time.monotonic()
     with pytest.raises(Preempted, match=r"stopped by SIGTERM \(in notebook calls\)"):
         run_cell(tmp_path, monkeypatch, "import time\ntime.sleep(100)", lambda: True)
-    assert time.monotonic() - started < 20, "the kernel is ended by force after 35 s"
+    assert time.monotonic() - started < 10, "a cell is interrupted when the kernel has started, and ended by force after 35 s"
     assert not (tmp_path / "out.ipynb").exists()
 
 

@@ -24,6 +24,7 @@ from sfrik.pretrain.loop import pretrain
 from sfrik.runs.folder import Run
 from sfrik.settings import PretrainSettings
 from sfrik.system.files import read_json
+from sfrik.system.signals import SIGNALS
 from sfrik.views.base import Views, build_views
 
 # --- a loss that is not finite
@@ -190,7 +191,7 @@ def test_a_killed_decoding_process_is_an_error_that_says_what_to_lower():
         read_all(loader)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_decoding_processes_ignore_signals(number):
     # SLURM and a terminal signal every process
     images = Images(np.zeros(8, dtype=np.int64), 1, str, open=partial(open_or_signal, number, 3))

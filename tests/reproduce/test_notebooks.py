@@ -138,6 +138,21 @@ def test_notebooks_of_one_kernel_share_no_names_and_a_kernel_that_is_gone_is_rep
         os.kill(other, 0)
 
 
+def test_the_kernel_is_that_of_this_python_and_reads_no_profile_of_the_user(cells, tmp_path, monkeypatch):
+    spec, startup = tmp_path / "jupyter/kernels/python3", tmp_path / "ipython/profile_default/startup"
+    spec.mkdir(parents=True)
+    startup.mkdir(parents=True)
+    (spec / "kernel.json").write_text(
+        '{"argv": ["false"], "display_name": "another environment", "language": "python"}', encoding="utf-8"
+    )
+    (startup / "mine.py").write_text("mine = 1", encoding="utf-8")
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    with Kernel() as kernel:
+        _, _, *known = cells(kernel)
+    assert known == [False, False]
+
+
 def test_the_default_type_that_a_notebook_sets_is_not_that_of_the_next():
     code = (
         "from IPython.core.interactiveshell import InteractiveShell; from sfrik.reproduce.kernel import RESET\n"

@@ -1,4 +1,4 @@
-"""The grace times: an inner process has less time than the one that waits for it, and docs/faults.md has the same numbers."""
+"""Requests to stop, signals that stay ignored, and the grace times: shorter for inner processes, and as in docs/faults.md."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sfrik.errors import Preempted
 from sfrik.launch.slurm import Site
 from sfrik.system import signals
 
@@ -38,16 +39,16 @@ def test_every_grace_time_is_shorter_than_that_of_the_process_outside_it_and_the
 
 
 def test_a_kernel_has_time_to_wait_for_its_workers_and_their_output():
-    assert signals.GRACE + signals.OUTPUT_GRACE < signals.KERNEL_GRACE
+    assert signals.GRACE + signals.KILL_GRACE + signals.OUTPUT_GRACE < signals.KERNEL_GRACE
     assert signals.REPORT_GRACE + signals.FAILURE_GRACE + signals.OUTPUT_GRACE < signals.KERNEL_GRACE
 
 
 WATCHED = """
 import signal, sys, time
 from sfrik.system.signals import stop_at_end_of_stdin
+stop_at_end_of_stdin(0.5, lambda: print("prepared", flush=True))
 if sys.argv[1] == "ignores":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-stop_at_end_of_stdin(0.5, lambda: print("prepared", flush=True))
 print("started", flush=True)
 time.sleep(60)
 """
@@ -68,3 +69,59 @@ def test_a_process_stops_when_its_stdin_ends_and_is_ended_when_it_does_not(behav
         assert process.wait(30) == status
     finally:
         process.kill()
+
+
+@pytest.mark.parametrize("number", signals.SIGNALS)
+def test_a_signal_that_is_ignored_stays_ignored_and_the_others_are_requests_to_stop(number):
+    others = [other for other in signals.SIGNALS if other != number]
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with signals.stop_at_once(), signals.stop_requests() as requests:
+            assert signal.getsignal(number) == signal.SIG_IGN
+            os.kill(os.getpid(), number)
+            assert not requests.number
+            assert all(callable(signal.getsignal(other)) for other in others)
+            os.kill(os.getpid(), others[0])
+            assert requests.number == others[0]
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_closed_terminal_stops_work_that_has_nothing_to_save():
+    with pytest.raises(Preempted, match="stopped by SIGHUP"), signals.stop_at_once():
+        os.kill(os.getpid(), signal.SIGHUP)
+
+
+def test_a_request_between_two_nested_parts_of_the_work_is_not_lost():
+    with signals.stop_requests() as outer:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with signals.stop_requests() as inner:
+            assert inner.number == signal.SIGTERM
+            inner.number = signal.SIGHUP
+        assert outer.number == signal.SIGHUP
+    with signals.stop_requests() as later:
+        assert later.number == 0
+
+
+def test_a_process_accepts_the_request_of_its_caller_even_if_its_caller_ignores_the_signal():
+    process = subprocess.Popen(
+        ["sh", "-c", f"trap '' TERM; exec '{sys.executable}' -c '{WATCHED}' stops"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert process.stdout.readline() == b"started\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == -signal.SIGTERM
+    finally:
+        process.kill()
+
+
+def test_the_end_of_a_stdin_that_is_no_pipe_is_no_request_to_stop():
+    code = WATCHED.replace("time.sleep(60)", "time.sleep(0.5)")
+    for stdin in ("< /dev/null", "<&-", f"< '{__file__}'"):
+        command = f"""exec '{sys.executable}' -c '{code}' stops {stdin}"""
+        done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, encoding="utf-8", timeout=30)
+        assert (done.returncode, done.stdout) == (0, "started\n"), done
