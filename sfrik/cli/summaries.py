@@ -67,6 +67,8 @@ def format_score(score: dict[str, Any]) -> str:
         figures.append(f"learning rate {score['lr_head']:g}")
     if score.get("images") is not None:
         figures.append(f"{score['images']} images")
+    if score.get("broken_images"):
+        figures.append(f"broken images skipped: {sum(map(len, score['broken_images'].values()))}")
     return ", ".join(figures)
 
 

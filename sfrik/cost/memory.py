@@ -178,6 +178,8 @@ def _train_images(settings: Settings) -> int | None:
     """Number of training images; None if it depends on the folder."""
     if isinstance(settings, TransferSettings):
         return TARGETS[settings.target][1]
+    if getattr(settings, "image_dir", "") or (getattr(settings, "label_list", "") and settings.dataset != "imagenet"):
+        return None
     if isinstance(settings, PretrainSettings) and settings.dataset in UNLABELLED:
         return UNLABELLED[settings.dataset]
     share = settings.train_percent if isinstance(settings, EvaluateSettings) else 100

@@ -309,7 +309,9 @@ def _from_torchvision(name: str, data_dir: Path, **arguments: Any) -> Images:
     # a tensor, which spawned workers share, and not an array, which would be copied into each: STL10 takes 2.8 GB
     pixels = torch.from_numpy(array)  # uint8 [n, h, w, 3]
     targets = np.asarray(targets, dtype=np.int64)
-    return Images(targets, 10, (name + " image {}").format, open=partial(_image_of_tensor, pixels))
+    name_of = (name + " image {}").format
+    classes = getattr(content, "classes", None)  # STL10 has them in a file of its own
+    return Images(targets, 10, name_of, open=partial(_image_of_tensor, pixels), classes=classes)
 
 
 def _image_of_tensor(pixels: Tensor, index: int) -> Image.Image:

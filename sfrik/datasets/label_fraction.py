@@ -60,7 +60,12 @@ def labelled_share(images: Images, dataset: str, percent: float, label_list: str
     if percent == 100:
         return images
     if label_list:
-        return images.select(_listed(images, _read_names(label_list), label_list))
+        chosen = _listed(images, _read_names(label_list), label_list)
+        share = 100 * len(chosen) / len(images)
+        if not percent / 2 < share < 2 * percent:  # the list of another share, perhaps
+            text = f"label list {label_list}: it has {share:.3g} % of the training images, but train_percent is {percent}"
+            print_line(text, error=True)
+        return images.select(chosen)
     if dataset == "imagenet" and percent in SHA256:
         return images.select(_listed(images, simclr_list(percent).split(), f"of SimCLR's {percent} %"))
     if len(images) == 0 or images.targets.ndim != 1 or images.targets.min() < 0:

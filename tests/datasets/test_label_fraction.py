@@ -123,7 +123,7 @@ def test_a_list_is_read_in_any_encoding_and_spelling_of_paths(encode, tmp_path, 
     path.write_bytes(encode("katze/ä 1.jpg\r\nhund/1.jpg\r\n"))
     names = ["hund/1.jpg", "hund/2.jpg", "katze/1.jpg", "katze/ä 1.jpg"]
     images = Images(np.array([0, 0, 1, 1]), 2, lambda i: names[i], tensor=torch.arange(4).reshape(-1, 1, 1, 1))
-    assert chosen(labelled_share(images, "image_folder", 10, str(path))) == [0, 3]
+    assert chosen(labelled_share(images, "image_folder", 50, str(path))) == [0, 3]
     assert capsys.readouterr().err == ""
 
 
@@ -133,6 +133,7 @@ def test_a_name_that_is_listed_twice_selects_its_image_once_and_is_reported(list
     assert capsys.readouterr().err.splitlines() == [
         f"label list {path}: 3 of its 5 lines repeat an image, which is used once",
         f"label list {path}: it has no image of 8 of the 10 classes, which the head cannot learn",
+        f"label list {path}: it has 16.7 % of the training images, but train_percent is 1",
     ]
 
 
