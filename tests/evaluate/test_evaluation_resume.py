@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,7 @@ from PIL import Image
 from toys import squares
 
 from sfrik.errors import Preempted
-from sfrik.evaluate import evaluate, linear_probe, sgd_loop
-from sfrik.evaluate import features as features_module
+from sfrik.evaluate import evaluate, forward, linear_probe, sgd_loop
 from sfrik.evaluate.checkpoint import EvaluationCheckpoint
 from sfrik.networks import build_backbone, save_weights
 from sfrik.runs.checkpoints import Checkpoints
@@ -156,7 +156,7 @@ def test_an_evaluation_that_is_stopped_and_killed_several_times_ends_with_the_sa
 def test_a_signal_during_scoring_stops_there_and_no_step_is_repeated(place, whole, tmp_path, protocol, monkeypatch):
     """With a frozen backbone the signal arrives during extraction, before the first step; with fine-tuning after an epoch."""
     settings, scored, steps = settings_of(place, tmp_path, protocol), [], []
-    batches, step = features_module.batches, torch.optim.SGD.step
+    batches, step = forward.batches, torch.optim.SGD.step
 
     def signal_during_scoring(*arguments, **keywords):
         scored.append(len(steps))
@@ -165,7 +165,7 @@ def test_a_signal_during_scoring_stops_there_and_no_step_is_repeated(place, whol
 
     monkeypatch.setattr(torch.optim.SGD, "step", lambda self: steps.append(0) or step(self))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(features_module, "batches", signal_during_scoring)
+        patch.setattr(forward, "batches", signal_during_scoring)
         where = f"finetune: saved at epoch 0, step {STEPS} of {STEPS}" if protocol == "finetune" else "nothing was trained yet"
         with pytest.raises(Preempted, match=where):
             evaluate(settings, progress=False)
@@ -177,7 +177,7 @@ def test_a_signal_during_scoring_stops_there_and_no_step_is_repeated(place, whol
 
 def test_the_chosen_head_of_a_sweep_is_not_trained_again_after_a_signal_during_its_last_scoring(place, tmp_path, monkeypatch):
     settings, steps = settings_of(place, tmp_path, "linear_tune", val_dataset="val"), []
-    batches, step, calls = features_module.batches, torch.optim.SGD.step, []
+    batches, step, calls = forward.batches, torch.optim.SGD.step, []
 
     def signal_at_second_extraction(*arguments, **keywords):  # the first extracts the tuning split
         calls.append(0)
@@ -185,7 +185,7 @@ def test_the_chosen_head_of_a_sweep_is_not_trained_again_after_a_signal_during_i
             os.kill(os.getpid(), signal.SIGUSR1)
         yield from batches(*arguments, **keywords)
 
-    monkeypatch.setattr(features_module, "batches", signal_at_second_extraction)
+    monkeypatch.setattr(forward, "batches", signal_at_second_extraction)
     monkeypatch.setattr(torch.optim.SGD, "step", lambda self: steps.append(0) or step(self))
     with pytest.raises(Preempted, match=f"saved at epoch {EPOCHS}"):
         evaluate(settings, progress=False)
@@ -288,7 +288,7 @@ def test_a_checkpoint_of_another_evaluation_is_ignored(place, whole, tmp_path, c
 
 
 def test_a_checkpoint_of_other_labels_or_another_precision_is_ignored(place, tmp_path):
-    settings = settings_of(place, tmp_path, "linear", label_list=str(tmp_path / "list.txt"))
+    settings = settings_of(place, tmp_path, "linear", label_list=str(tmp_path / "list.txt"), train_percent=10)
     images, run = squares(8, 0), Run(tmp_path)
     (tmp_path / "list.txt").write_text("one", encoding="utf-8")
     parts = {"models": {}, "optimizer": {}, "scaler": {}, "tops": [], "diverged": {}, "random": {}}
@@ -297,6 +297,13 @@ def test_a_checkpoint_of_other_labels_or_another_precision_is_ignored(place, tmp
     assert EvaluationCheckpoint(run, "linear", settings, "digest", images, "fp32").load()["place"] == place
     assert EvaluationCheckpoint(run, "linear", settings, "digest", images, "bf16").load() is None
     assert EvaluationCheckpoint(run, "linear", settings, "digest", squares(9, 0), "fp32").load() is None
+    named = replace(images, classes=("cat", "dog"))
+    assert EvaluationCheckpoint(run, "linear", settings, "digest", named, "fp32").load()["place"] == place, (
+        "of an earlier release"
+    )
+    EvaluationCheckpoint(run, "linear", settings, "digest", named, "fp32").save({**parts, "place": place})
+    renamed = replace(images, classes=("dog", "hamster"))
+    assert EvaluationCheckpoint(run, "linear", settings, "digest", renamed, "fp32").load() is None
     (tmp_path / "list.txt").write_text("another", encoding="utf-8")
     assert EvaluationCheckpoint(run, "linear", settings, "digest", images, "fp32").load() is None
 
@@ -340,7 +347,7 @@ def test_notebooks_launch_long_computations_as_steps_that_receive_the_signals_of
     cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
     trees = [ast.parse("".join(cell["source"])) for cell in cells if cell["cell_type"] == "code"]
     calls = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
-    long = {"evaluate", "transfer", "knn_eval", "logistic_regression", "features_here"}
+    long = {"evaluate", "transfer", "knn_eval", "logistic_regression", "features_here", "extract_features"}
     assert not {call.func.id for call in calls} & long
     launched = [call for call in calls if call.func.id == "launch"]
     assert {call.args[0].id for call in launched} <= long
