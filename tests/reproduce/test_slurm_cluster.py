@@ -254,12 +254,12 @@ def test_a_job_that_nears_its_limit_saves_requeues_itself_and_resumes_without_en
     """The job has no variable of the submitting process (--export=NONE), and its nodes have names that do not resolve."""
     unnamed = not subprocess.run(["unshare", "--uts", "true"]).returncode  # not allowed in each container
     prefix = "unshare --uts bash -c 'hostname no-such-host && exec \"$@\"' -" if unnamed else ""
-    job = pretraining(tmp_path, time="60", signal_seconds=120, sbatch=("--export=NONE",), prefix=prefix)
+    job = pretraining(tmp_path, time="60", signal_seconds=150, sbatch=("--export=NONE",), prefix=prefix)
     first = halted_in_training(job, tmp_path)
     assert not unnamed or "on no-such-host" in (run_folder(RECIPE, 0, tmp_path) / "lock").read_text(encoding="utf-8")
     assert "SFRIK_SLURM" in first.environ()
-    # 90 to 150 s from now: SLURM then sends the signal as soon as it looks, every 30 s
-    limit = math.ceil((seconds(facts(job)["RunTime"]) + 90) / 60)
+    # 120 to 180 s from now: SLURM then sends the signal as soon as it looks, every 30 s
+    limit = math.ceil((seconds(facts(job)["RunTime"]) + 120) / 60)
     subprocess.run(["scontrol", "update", f"JobId={job}", f"TimeLimit={limit}"], check=True)
 
     def signalled() -> bool:
