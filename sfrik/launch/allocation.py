@@ -6,6 +6,7 @@ import os
 import shutil
 
 from sfrik.errors import SfrikError
+from sfrik.system.processes import process_place
 
 __all__ = ["allocated_nodes", "check_nodes", "check_one_task", "drives_job"]
 
@@ -58,13 +59,13 @@ def check_nodes(nodes: int) -> None:
 
 
 def check_one_task() -> None:
-    """Refuse to do the same work in each of several tasks that `srun` or `mpirun` has started. Their WORLD_SIZE is not set.
+    """Refuse to do the same work in each of several tasks that `srun` or `mpirun` has started, unless they have a WORLD_SIZE.
 
     Raises:
         SfrikError: this is the first of several tasks.
         SystemExit: it is another one; the first reports the error.
     """
-    if "WORLD_SIZE" in os.environ:  # of torchrun, of `launch`, or of a user who starts several runs at once
+    if process_place().size > 1 or os.environ.get("WORLD_SIZE") == "1":  # or several runs that a user starts at once
         return
     for starter, (size, rank) in STARTERS.items():
         tasks = "1" if starter == "srun" and drives_job() else os.environ.get(size, "1")

@@ -144,7 +144,7 @@ def read_site(path: str | Path | None = None, **overrides: str) -> Site:
         SfrikError: the file cannot be read, or a setting is unknown or has the wrong type.
     """
     named = path or os.environ.get("SFRIK_SLURM")
-    path = Path(named or SITE)
+    path = Path(os.path.expanduser(named or SITE))
     if named and not path.exists():
         raise SfrikError(f"the settings of SLURM cannot be read: there is no file {path}")
     content = read_toml(path) if path.exists() else {}
@@ -168,7 +168,7 @@ def submit(job: Job, site: Site, root: str | Path) -> str:
     """
     log = job.log.absolute()
     log.parent.mkdir(parents=True, exist_ok=True)
-    python = site.python or sys.executable
+    python = os.path.expanduser(site.python) or sys.executable
     command = [str(log), _exports(), "\n".join(site.setup), site.prefix, python, "-m", "sfrik", *job.command]
     try:
         printed = call_client("sbatch", "--parsable", *_options(job, site, root, log), str(SCRIPT), *command)

@@ -347,6 +347,14 @@ def test_more_nodes_than_the_job_has_and_nodes_without_srun_are_refused(cluster,
         check_nodes(2)
 
 
+def test_the_home_folder_is_expanded_in_the_path_of_the_settings_and_of_python(cluster, root, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SFRIK_SLURM", "~/site.toml")
+    (tmp_path / "site.toml").write_text('python = "~/venv/bin/python"', encoding="utf-8")
+    submit_runs([RUN], Layout(), read_site(), root)
+    assert str(tmp_path / "venv" / "bin" / "python") in cluster.jobs[0]
+
+
 @pytest.mark.parametrize("option", ["--job-name=x", "--output=/dev/null", "-o/dev/null", "--clusters=b", "--array=1-3", "--wait"])
 def test_options_of_sbatch_that_are_set_for_each_job_are_refused(tmp_path, option):
     (tmp_path / "slurm.toml").write_text(f'sbatch = ["{option}"]\n', encoding="utf-8")
