@@ -70,6 +70,43 @@ def test_every_parameter_of_a_setting_overrides_the_recipe(name, monkeypatch):
         assert {setting for setting, value in overrides.items() if value == f"of {setting}"} == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "found", "expected"),
+    [
+        (
+            "02_pretraining",
+            {"sfrik_weights": 1.0, "mlp": 64, "loggers": "tensorboard", "sfrik_slices": "none"},
+            lambda cell: cell["settings"],
+            {"sfrik_weights": "1.0", "mlp": "64", "loggers": ("tensorboard",), "sfrik_slices": None},
+        ),
+        ("03_linear_probing", {"lr_sweep": 0.1, "epochs": "3"}, lambda cell: cell["settings"], {"lr_sweep": (0.1,), "epochs": 3}),
+        (
+            "04_semi_supervised",
+            {"targets": "digits8x8", "svm_costs": 1},
+            lambda cell: cell["moves"]["digits8x8"],
+            {"svm_costs": (1.0,)},
+        ),
+        ("05_knn_and_logistic_regression", {"nb_knn": 5}, lambda cell: cell["knn_settings"], {"nb_knn": (5,)}),
+        (
+            "05_knn_and_logistic_regression",
+            {"inverse_penalties": "1 10"},
+            lambda cell: cell["logistic_settings"],
+            {"inverse_penalties": (1.0, 10.0)},
+        ),
+    ],
+)
+def test_papermill_takes_what_the_command_line_takes(name, given, found, expected):
+    """`papermill -p name value` gives a number or a string."""
+    pytest.importorskip("pandas", reason="comes with the extra notebooks")
+    parameters, cell = first_cells(name)
+    namespace = {}
+    exec(parameters, namespace)
+    namespace |= {"recipe": RECIPE, **given}
+    with matplotlib.rc_context():
+        exec(cell, namespace)
+    assert {setting: getattr(found(namespace), setting) for setting in expected} == expected
+
+
 # --- what was typed into a notebook's file
 
 
