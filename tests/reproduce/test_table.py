@@ -8,7 +8,9 @@ import threading
 import time
 
 import pytest
+from finished import finished_run
 
+from sfrik.cli.main import main
 from sfrik.cost.measure import hardware
 from sfrik.errors import Preempted, SfrikError
 from sfrik.evaluate import evaluate
@@ -17,14 +19,15 @@ from sfrik.reproduce import run as run_module
 from sfrik.reproduce import table as table_module
 from sfrik.reproduce.local import run_side_by_side
 from sfrik.reproduce.run import run_recipe
-from sfrik.reproduce.stages import PlannedRun, missing_stages
-from sfrik.reproduce.table import render_all, write_choices
+from sfrik.reproduce.stages import PlannedRun, missing_stages, refusal
+from sfrik.reproduce.table import make_table, render_all, write_choices
 from sfrik.runs.folder import Run
-from sfrik.settings import EvaluateSettings, PretrainSettings, run_folder
+from sfrik.settings import EvaluateSettings, PretrainSettings, recipe_settings, run_folder
 from sfrik.system.devices import pick_device
 from sfrik.system.files import WriteError, write_json
 from sfrik.system.locks import folder_lock
-from sfrik.tables.definitions import experiment, grids
+from sfrik.tables.definitions import experiment, grids, rows_of
+from sfrik.tables.render import write_table
 
 
 def tuned(root, scores):
@@ -90,6 +93,32 @@ def test_the_test_images_are_scored_after_the_choice_and_only_by_the_chosen_reci
 def test_rendering_all_tables_without_a_score_names_the_command_to_run(tmp_path):
     with pytest.raises(SfrikError, match=r"nothing has been measured .*make table1 PROFILE=smoke"):
         render_all("smoke", tmp_path)
+
+
+def test_a_table_with_a_run_of_other_settings_computes_the_others_and_is_rendered_without_it(tmp_path, monkeypatch, capsys):
+    recipes = [row.recipe for row in rows_of("table2", "smoke")]
+    for recipe in recipes[:3]:
+        run = finished_run(tmp_path, recipe)
+    other = recipe_settings(recipes[2], 0).model_copy(update={"epochs": 1})
+    write_json(run.folder / "settings.json", {"hash": other.hash(), "settings": other.what()})
+    before = {path: path.read_bytes() for path in run.folder.iterdir()}
+    executed = []
+    monkeypatch.setattr(table_module, "run_side_by_side", lambda runs, *given: executed.extend(runs) or [])
+    monkeypatch.setattr(table_module, "execute", lambda *given: None)
+    monkeypatch.setattr(table_module, "_render", lambda name, profile, root, seeds: write_table(name, profile, root, seeds))
+    assert make_table("table2", "smoke", jobs=1, root=tmp_path) == 1
+    assert [run.recipe for run in executed] == recipes[3:]
+    printed = capsys.readouterr()
+    assert "table2: 4 runs, 2 finished here" in printed.out
+    assert f"- {recipes[2]} seed 0: its settings are not the recipe's (epochs 1 -> 2): restore the recipe, or move" in printed.out
+    assert printed.err == f"refused: {recipes[2]} seed 0: {refusal(recipes[2], 0, tmp_path)}\n"
+    assert {path: path.read_bytes() for path in run.folder.iterdir()} == before
+    with pytest.raises(SfrikError, match=r"holds another run, .*epochs 1 -> 2.*: move that folder away, or restore the recipe"):
+        run_recipe(recipes[2], 0, tmp_path)
+    assert main(["table", "table2", "--profile", "smoke", "--exp-dir", str(tmp_path), "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{recipes[2]} seed 0: refused: {refusal(recipes[2], 0, tmp_path)}" in lines
+    assert lines[-1] == f"4 runs in {tmp_path}: 2 finished, 1 to run, 1 refused"
 
 
 def test_a_cost_that_was_measured_on_other_hardware_is_measured_again(tmp_path, monkeypatch):
