@@ -5,19 +5,30 @@ from __future__ import annotations
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sfrik.errors import SfrikError, nearest
 from sfrik.networks.backbones import Backbone, build_backbone
+from sfrik.networks.state_dicts import Match, match, unusable
+from sfrik.ops.finite import named_tensors
+from sfrik.settings import ARCHITECTURES
 from sfrik.system.files import WriteError, check_regular, file_hash, read_text, write_text
-from sfrik.system.tensor_files import check_finite, check_weights, read_pickle, read_safetensors, write_safetensors
+from sfrik.system.tensor_files import (
+    check_finite,
+    check_weights,
+    is_safetensors,
+    read_pickle,
+    read_safetensors,
+    write_safetensors,
+)
 
-__all__ = ["backbone_state", "load_backbone", "pretrained", "save_weights"]
+__all__ = ["load_backbone", "pretrained", "save_weights"]
 
 # The authors' release: name -> (file, architecture). Its backbone scores 70.3 % by linear probing on ImageNet (their README).
 RELEASE = "https://github.com/valeoai/sfrik/releases/download/v0.1.0"
@@ -38,38 +49,57 @@ def save_weights(module: nn.Module, path: str | Path, **about: str) -> str:
 def load_backbone(path: str | Path, arch: str, stem: str = "imagenet", channels: int = 3) -> Backbone:
     """A backbone with the weights of a file, in evaluation mode.
 
+    The file is in safetensors format or a PyTorch file, from this library or from other code: torchvision, timm, MoCo, SimSiam,
+    SwAV, DINO, VICReg, Barlow Twins, lightly, solo-learn, and other code that uses torchvision's names. The backbone may be below
+    any keys and prefixes (``model``, ``state_dict``, ``module.``, ``encoder_q.``, ``_orig_mod.``, ...). Heads, projectors,
+    prototypes, queues and optimisers are left out, and a missing ``num_batches_tracked`` is 0. Of two networks in one file, that
+    which its authors evaluate is loaded: DINO's teacher, the moving average (``ema``) of timm, I-JEPA's target_encoder beside
+    encoder; otherwise the one that is trained, and not its momentum copy (MoCo's encoder_k, BYOL's target).
+
+    Weights in float16, bfloat16 or float64 are converted to float32. Pickles are read with `weights_only`: they run no code.
+
     Args:
-        path: a file of this library (`backbone.safetensors`, `checkpoint.pt`) or of the authors (`.pth`): the state dict of a
-            backbone, a full checkpoint `{epoch, model, optimizer}` whose keys start with `module.backbone.`, the first part of a
-            split checkpoint (`..._ckpaa`, with `..._ckpab` etc. in the same folder), or the archive that the parts form.
+        path: the file. Also the first part of the authors' split checkpoint (`..._ckpaa`, with `..._ckpab` etc. in the same
+            folder), or the archive that the parts form.
         arch: the architecture of the weights, one of `ARCHITECTURES`.
         stem: "imagenet" or "small". channels: channels of the images.
 
     Raises:
-        SfrikError: the file is missing, is not a weights file, is truncated, is for another architecture, or has NaN or infinite
-            values.
+        SfrikError: the file is missing, is not a weights file, is truncated, is for another architecture, has NaN or infinite
+            values, or holds several networks that differ and none of which is known to be the one to take.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     digest = save_weights(build_backbone("resnet8"), f"{folder}/backbone.safetensors", of="an untrained network")
     ...     load_backbone(f"{folder}/backbone.safetensors", "resnet8").training
     False
     """
-    state = backbone_state(Path(path))
+    content = _read(Path(path))
     backbone = build_backbone(arch, stem, channels)
-    own = backbone.state_dict()
-    # Files of torchvision also contain a classifier.
-    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
-    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    shapes = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
-    if missing or unknown or shapes:
-        about = "; ".join(
-            f"{len(keys)} {what} (such as {keys[0]})"
-            for what, keys in [("missing", missing), ("unknown", unknown), ("of another shape", shapes)]
-            if keys
+    try:
+        tensors = dict(named_tensors(content))
+    except RecursionError:
+        raise SfrikError(f"{path} holds dicts that contain themselves: get the state dict of its network") from None
+    found = match(tensors, backbone)
+    if not found.state:
+        raise SfrikError(
+            f"{path} holds no state dict of tensors of a {arch}: its top-level keys are {_keys(content)}; looked for "
+            f"{_listed(backbone.state_dict())} below any keys and prefixes{_guess(tensors, arch, stem, channels)}"
         )
-        raise SfrikError(f"{path} does not hold the weights of a {arch}: tensors {about}; give the --arch it was made with")
-    check_finite(state, path)
-    backbone.load_state_dict(state)
+    if not found.complete:
+        raise SfrikError(
+            f"{path} does not hold the weights of a {arch}: tensors {_differences(found)}; its top-level keys are "
+            f"{_keys(content)}{_guess(tensors, arch, stem, channels) or '; give the --arch it was made with'}"
+        )
+    if found.rivals:
+        raise SfrikError(
+            f"{path} holds several networks that are a {arch} and differ, below {_listed(found.rivals)}: save the state dict of "
+            "one of them to a file of its own"
+        )
+    if problem := unusable(found.state):
+        raise SfrikError(f"{path} cannot be used: {problem}, expected a dense tensor of floating-point numbers")
+    check_finite(found.state, path)
+    own = backbone.state_dict()
+    backbone.load_state_dict({**own, **{key: value.reshape(own[key].shape) for key, value in found.state.items()}})
     return backbone.eval()
 
 
@@ -102,30 +132,53 @@ def pretrained(name: str = "resnet50-sfrik-200ep", progress: bool = True) -> nn.
     return backbone
 
 
-def backbone_state(path: Path) -> dict[str, Tensor]:
-    """The backbone's state dict in any file that `load_backbone` accepts. Pickles are read with `weights_only`."""
+def _read(path: Path) -> Any:
+    """The content of a weights file, as it is."""
     if not path.exists():
         raise SfrikError(f"there is no weights file {path}: check --pretrained, or pretrain first")
-    if path.suffix == ".safetensors":
-        state, _ = read_safetensors(path)
-        check_weights(path)
-        return state
     try:
         check_regular(path)
+        if is_safetensors(path):
+            state, _ = read_safetensors(path)
+            check_weights(path)
+            return state
         with _whole_file(path) as whole:
-            content = read_pickle(whole, path)
+            return read_pickle(whole, path)
     except (OSError, EOFError, tarfile.TarError) as error:
         raise SfrikError(f"{path} cannot be read ({error}): copy or download it again") from None
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):
-        content = content["model"]
-    if not isinstance(content, dict) or not all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
-    ):
-        raise SfrikError(f"{path} holds no state dict of tensors: expected a backbone or a full checkpoint")
-    keys = {key.removeprefix("module."): value for key, value in content.items()}
-    if any(key.startswith("backbone.") for key in keys):
-        keys = {key.removeprefix("backbone."): value for key, value in keys.items() if key.startswith("backbone.")}
-    return keys
+
+
+def _keys(content: Any) -> str:
+    """The top-level keys of a file, for a message."""
+    return _listed(content) if isinstance(content, Mapping) else f"none (the file holds a {type(content).__name__})"
+
+
+def _listed(names: Iterable[Any], most: int = 5) -> str:
+    """The first names, each shortened and on one line."""
+    texts = [str(name)[:60] for name in names]
+    shown = ", ".join(text if text.isprintable() else repr(text) for text in texts[:most])
+    return f"{shown or 'none'}{f', ... ({len(texts)} in all)' if len(texts) > most else ''}"
+
+
+def _differences(found: Match) -> str:
+    kinds = [("missing", found.missing), ("unknown", found.unknown), ("of another shape", found.shapes)]
+    return "; ".join(f"{len(keys)} {what} (such as {keys[0]})" for what, keys in kinds if keys)
+
+
+def _guess(tensors: Mapping[str, Tensor], arch: str, stem: str, channels: int) -> str:
+    """The architecture of this library that a file's tensors are for, in words and as flags; empty if there is none."""
+    for name in ARCHITECTURES:
+        with torch.device("meta"):
+            found = match(tensors, build_backbone(name))
+        if found.missing or found.unknown or found.shapes not in ([], ["conv1.weight"]):
+            continue
+        first = found.state["conv1.weight"].shape
+        theirs = stem if name == "resnet8" else {7: "imagenet", 3: "small"}.get(first[-1] if len(first) == 4 else 0, "")
+        flags = ([f"--arch {name}"] if name != arch else []) + ([f"--stem {theirs}"] if theirs and theirs != stem else [])
+        images = "" if len(first) != 4 or first[1] == channels else f" for {first[1]}-channel images, not {channels}"
+        if flags or images:
+            return f"; these are weights of {name}{images}{': ' if flags else ''}{' '.join(flags)}"
+    return ""
 
 
 @contextmanager

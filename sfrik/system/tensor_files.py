@@ -8,12 +8,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import pickle
 import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from sfrik.errors import SfrikError
@@ -23,7 +25,15 @@ from sfrik.system.records import Provenance, read_record
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["check_finite", "check_weights", "read_header", "read_pickle", "read_safetensors", "write_safetensors"]
+__all__ = [
+    "check_finite",
+    "check_weights",
+    "is_safetensors",
+    "read_header",
+    "read_pickle",
+    "read_safetensors",
+    "write_safetensors",
+]
 
 
 def check_finite(
@@ -102,7 +112,16 @@ def read_header(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise UnreadableError(f"cannot read {path}: {error.strerror or error}") from None
     except (SafetensorError, ValueError) as error:
-        raise SfrikError(f"{path} is not a complete safetensors file ({error}): copy it again or recreate it") from None
+        reason = _other_kind(path) or error
+        raise SfrikError(f"{path} is not a complete safetensors file ({reason}): copy it again or recreate it") from None
+
+
+def is_safetensors(path: str | Path) -> bool:
+    """Whether a file is in safetensors format, by its name or its first bytes: the length of the header, then a brace."""
+    if Path(path).suffix == ".safetensors":
+        return True
+    with open(path, "rb") as file:
+        return file.read(9)[8:] == b"{"
 
 
 def check_weights(path: str | Path) -> None:
@@ -124,6 +143,8 @@ def check_weights(path: str | Path) -> None:
 def read_pickle(path: str | Path, shown: str | Path | None = None) -> Any:
     """The content of a file written by `torch.save`: tensors, numbers, strings, lists, dicts and `argparse.Namespace`.
 
+    NumPy's scalars, which other code stores among its settings and scores, are returned as Python's numbers and strings.
+
     Args:
         path: The file.
         shown: The file's name in messages, where `path` is a temporary copy.
@@ -136,15 +157,34 @@ def read_pickle(path: str | Path, shown: str | Path | None = None) -> Any:
     import torch
 
     shown = shown or path
+    numpy_names = ("numpy._core.multiarray.scalar", "numpy.core.multiarray.scalar")  # of NumPy 2, and of NumPy 1
+    allowed = [argparse.Namespace, (_NumpyType, "numpy.dtype"), *((_numpy_scalar, name) for name in numpy_names)]
     try:
         check_regular(path)
         _check_sums(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # in the authors' checkpoints
+        with torch.serialization.safe_globals(allowed):  # pyrefly: ignore[bad-argument-type] PyTorch's annotation lacks the pairs
             return torch.load(path, map_location="cpu", weights_only=True)
     except (SfrikError, OSError, MemoryError):
         raise
     except Exception as error:  # torch raises many types for a truncated or foreign file
-        raise SfrikError(f"{shown} {_why_not_read(error)}") from None
+        raise SfrikError(f"{shown} {_why_not_read(error, path)}") from None
+
+
+class _NumpyType:
+    """Takes the place of `numpy.dtype` in a pickle: no NumPy object is created from a file."""
+
+    def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
+        self.code, self.byte_order = str(code), "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.byte_order = state[1]
+
+
+def _numpy_scalar(kind: _NumpyType, content: bytes = b"") -> Any:
+    """The number or string whose bytes a pickle holds, in the place of the function that NumPy's pickles call."""
+    if not isinstance(kind, _NumpyType) or not re.fullmatch("[biufcSU][0-9]+", kind.code) or kind.byte_order not in tuple("<>=|"):
+        raise pickle.UnpicklingError("GLOBAL numpy.dtype")
+    return np.frombuffer(content, f"{kind.byte_order}{kind.code}", count=1)[0].item()
 
 
 def _check_sums(path: str | Path) -> None:
@@ -157,16 +197,39 @@ def _check_sums(path: str | Path) -> None:
         raise ValueError(f"its record {record} does not match its checksum")
 
 
-def _why_not_read(error: Exception) -> str:
+def _why_not_read(error: Exception, path: str | Path) -> str:
     """Why a pickle was not loaded. PyTorch's own text, which recommends `weights_only=False`, is not passed on."""
     text = str(error)
+    if kind := _other_kind(path):
+        return f"is not a complete PyTorch weights file ({kind}): copy or download it again"
+    if "TorchScript" in text:
+        return "is a TorchScript program, which could run code, so it is not read: get its state dict"
     if found := re.search(r"GLOBAL ([\w.]+)|class ([\w.]+)", text):
         named = found[1] or found[2]
-        return f"holds Python objects besides tensors ({named}), which could run code, so it is not read: get its state dict"
+        return (
+            f"holds Python objects besides tensors ({named}), which could run code, so it is not read: get its state dict, "
+            "torch.save(model.state_dict(), path) where it was made"
+        )
     if "weights" in text.lower():
         return "is not a complete PyTorch weights file: copy or download it again"
     first = (text.splitlines() or [type(error).__name__])[0]
     return f"is not a complete PyTorch weights file ({first}): copy or download it again"
+
+
+def _other_kind(path: str | Path) -> str:
+    """What a file is that often has the name of a weights file; empty if it is none of these."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(200).lstrip(b"\xef\xbb\xbf \r\n\t").lower()
+    except OSError:
+        return ""
+    if not start:
+        return "it is empty" if not Path(path).stat().st_size else ""
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS, fetch the file itself by git lfs pull"
+    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "it is a web page"
+    return ""
 
 
 def _about(metadata: Mapping[str, str] | None, path: str | Path) -> dict[str, Any]:
