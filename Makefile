@@ -29,6 +29,7 @@ DATA ?=
 RESULTS ?= results
 LAUNCH ?= local
 # from the command line only: the environment may have variables of these names for other purposes
+GPUS_IN_ENVIRONMENT := $(if $(filter environment,$(origin GPUS)),$(filter-out 0,$(value GPUS)))
 PARTITION =
 NODES =
 GPUS =
@@ -59,6 +60,9 @@ endif
 ifneq ($(and $(PROFILES),$(filter PROFILE,$(given)),$(filter-out $(PROFILES),$(value PROFILE))),)
   near := $(shell $(call quoted,PYTHON) -c '$(NEAREST)' $(call quoted,PROFILE) $(PROFILES))
   $(error unknown PROFILE $(value PROFILE)$(near): choose one of $(sort $(PROFILES)))
+endif
+ifneq ($(and $(GPUS_IN_ENVIRONMENT),$(filter table%,$(MAKECMDGOALS))),)
+  $(error GPUS=$(GPUS_IN_ENVIRONMENT) of the environment has no effect: use make ... LAUNCH=slurm GPUS=$(GPUS_IN_ENVIRONMENT) or unset it)
 endif
 
 ifeq ($(strip $(value VENV)),)

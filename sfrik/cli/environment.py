@@ -8,6 +8,7 @@ import shutil
 from typing import Any
 
 import sfrik
+from sfrik.errors import SfrikError
 from sfrik.runs.provenance import commit, processor, version
 from sfrik.system.devices import cores, pick_device, pick_precision
 
@@ -45,14 +46,17 @@ def environment() -> dict[str, Any]:
 def _torch() -> dict[str, Any]:
     import torch
 
-    device = pick_device("auto")
+    try:
+        device = pick_device("auto")
+        chosen = {"device": device.type, "precision": pick_precision("auto", device)}
+    except SfrikError as error:  # GPUs that are requested and not there
+        chosen = {"device": str(error)}
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return {
         "threads": torch.get_num_threads(),
         "cuda": torch.version.cuda,
         "gpus": [f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, compute capability {gpu.major}.{gpu.minor}" for gpu in gpus],
-        "device": device.type,
-        "precision": pick_precision("auto", device),
+        **chosen,
     }
 
 

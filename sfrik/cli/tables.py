@@ -95,6 +95,9 @@ def _table(options: argparse.Namespace) -> CommandOutput:
     check_one_task()
     if options.launch not in LAUNCHES:
         raise SfrikError(f"--launch must be local or slurm, got {options.launch!r}{nearest(options.launch, LAUNCHES)}")
+    for flag in SLURM_FLAGS:
+        if getattr(options, flag) is not None and options.launch == "local":
+            raise SfrikError(f"--{flag} has an effect only with --launch slurm (LAUNCH=slurm)")
     seeds, jobs = whole_number(options.seeds, "--seeds", 1), whole_number(options.jobs, "--jobs", 0)
     if options.dry_run:
         return _plan(options.name, options.profile, seeds, root)
@@ -105,9 +108,6 @@ def _table(options: argparse.Namespace) -> CommandOutput:
         status = _submit(options)
         next_line = f"next: python -m sfrik status {options.name} --profile {options.profile} --seeds {seeds}"
         return CommandOutput({"table": options.name, "profile": options.profile}, [] if status else [next_line], status)
-    for flag in SLURM_FLAGS:
-        if getattr(options, flag) is not None and options.launch == "local":
-            raise SfrikError(f"--{flag} has an effect only with --launch slurm (LAUNCH=slurm)")
     status = make_table(options.name, options.profile, seeds, jobs, options.render_only, root, options.data_dir)
     if status:
         return CommandOutput({"table": options.name, "profile": options.profile, "complete": False}, status=status)

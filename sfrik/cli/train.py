@@ -65,7 +65,7 @@ def _command(section: str, work: Callable[[Any], dict[str, Any]]) -> Callable[[a
             raise SfrikError("--nproc-per-node starts processes, but torchrun has already done so: use only one of them")
         if options.dry_run:
             return _plan(settings, multi_process, nproc or (by_torchrun if by_torchrun > 1 else None))
-        _check_divisible(settings, nproc)
+        _check_processes(settings, nproc)
         if not hasattr(options, "exp_dir") and process_place().rank == 0:
             if not options.recipe:
                 print_line(f"results go to {settings.exp_dir}; choose another folder with --exp-dir")
@@ -150,7 +150,7 @@ COMMANDS = {
 
 def _plan(settings: Settings, multi_process: bool, nproc: int | None) -> CommandOutput:
     """Settings, steps, images and expected memory on `nproc` processes; None: on 1, with `multi_process` also on 2, 4 and 8."""
-    _check_divisible(settings, nproc)
+    _check_processes(settings, nproc)
     from sfrik.cost.memory import expected_images, expected_steps
     from sfrik.cost.report import format_plan, memory_by_processes
 
@@ -184,7 +184,7 @@ def _refuse_as_the_run(settings: Settings, processes: int) -> None:
 def _memory(options: argparse.Namespace) -> CommandOutput:
     settings, nproc = resolve_settings(options), nproc_per_node(options)
     assert isinstance(settings, PretrainSettings)
-    _check_divisible(settings, nproc)
+    _check_processes(settings, nproc)
     from sfrik.cost.report import format_memory, memory_by_processes
 
     memory = memory_by_processes(settings, nproc)
@@ -195,6 +195,10 @@ def _with_totals(memory: dict[int, dict[str, float]]) -> dict[str, dict[str, flo
     return {str(count): {**parts, "total": sum(parts.values())} for count, parts in memory.items()}
 
 
-def _check_divisible(settings: Settings, nproc: int | None) -> None:
-    if nproc and settings.batch_size % nproc:
-        raise SfrikError(f"batch_size {settings.batch_size} is over all processes and is not divisible by {nproc}")
+def _check_processes(settings: Settings, nproc: int | None) -> None:
+    """Check that a training's batch can be divided over processes on one node. In extraction the batch size is per process."""
+    if nproc and isinstance(settings, PretrainSettings):
+        import torch
+
+        on_gpus = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
+        settings.check_processes(nproc, synchronised=on_gpus)

@@ -13,6 +13,7 @@ from sfrik.datasets import Images, labelled_share, load_images
 from sfrik.datasets.sizes import check_subset
 from sfrik.errors import SfrikError
 from sfrik.networks import Backbone, build_pixels, load_backbone
+from sfrik.networks.precision import network_precision
 from sfrik.runs.checkpoints import Checkpoints
 from sfrik.runs.folder import Run
 from sfrik.runs.records import Choice, Score
@@ -25,7 +26,7 @@ from sfrik.settings import (
     recipe_of,
     score_settings,
 )
-from sfrik.system.devices import channels_last, pick_device, pick_precision
+from sfrik.system.devices import channels_last, pick_device
 from sfrik.system.files import UnreadableError, file_hash, rename_broken
 from sfrik.system.records import read_record
 from sfrik.system.tensor_files import check_weights
@@ -79,7 +80,7 @@ class Inputs(Generic[AnySettings]):
     @cached_property
     def precision(self) -> str:
         """The precision of the backbone, "fp32", "bf16" or "fp16"."""
-        return pick_precision(self.settings.precision, self.device)
+        return network_precision(self.settings, self.device)
 
     @cached_property
     def weights_sha256(self) -> str:

@@ -1,4 +1,4 @@
-"""Distributed data parallelism, the precision of training, and compile errors.
+"""Distributed data parallelism, and compile errors.
 
 On GPUs BatchNorm is synchronised over the processes. PyTorch has no synchronised BatchNorm for CPUs, so on CPUs
 each process normalises with the statistics of its own shard of the batch, and the running averages of rank 0 are saved.
@@ -17,33 +17,9 @@ from torch import Tensor, nn
 from sfrik.errors import SfrikError
 from sfrik.networks.encoder import Encoder
 from sfrik.ops.collectives import world_size
-from sfrik.settings import PretrainSettings
-from sfrik.system.devices import autocast, pick_precision
+from sfrik.system.devices import autocast
 
-__all__ = ["distribute", "explain_compile_failure", "training_precision"]
-
-
-def training_precision(settings: PretrainSettings, device: torch.device) -> str:
-    """The precision of `sfrik.system.devices.pick_precision`, or fp32 where PyTorch's bf16 kernels for CPUs are wrong.
-
-    There the weight gradient of a 3 x 3 convolution with stride 2 over a single pixel contains uninitialised memory, sometimes
-    NaN (seen with PyTorch 2.14.1). The last stage of a ResNet is such a convolution for views of up to 16 pixels, or up to 4 with
-    the small stem.
-
-    Raises:
-        SfrikError: The setting `precision` is bf16 in such a case.
-    """
-    precision = pick_precision(settings.precision, device)
-    smallest = 16 if settings.stem == "imagenet" else 4
-    deep = settings.arch.startswith("resnet") and settings.arch != "resnet8"
-    if not (precision == "bf16" and device.type == "cpu" and deep and min(settings.view_sizes) <= smallest):
-        return precision
-    if settings.precision == "bf16":
-        raise SfrikError(
-            f"views of {min(settings.view_sizes)} pixels shrink to one pixel in the last stage of {settings.arch}, where "
-            "PyTorch's bf16 kernels for CPUs give wrong gradients: use larger views, --stem small, or --precision fp32"
-        )
-    return "fp32"
+__all__ = ["distribute", "explain_compile_failure"]
 
 
 @contextmanager

@@ -20,13 +20,14 @@ from torch import Tensor
 from sfrik.datasets import Images, batches, explain_worker_death, load_images
 from sfrik.errors import Preempted
 from sfrik.networks import Encoder, build_encoder
+from sfrik.networks.precision import network_precision
 from sfrik.objectives.base import LossTerms, NotFinite
 from sfrik.objectives.factory import build_objective
 from sfrik.ops.collectives import all_gather_json, all_reduce_max, barrier, broadcast_from_rank_zero, rank, world_size
 from sfrik.ops.random import derived_seed
 from sfrik.optim import LARS, learning_rate
 from sfrik.pretrain.accumulate import backward, micro_batches
-from sfrik.pretrain.distributed import distribute, explain_compile_failure, training_precision
+from sfrik.pretrain.distributed import distribute, explain_compile_failure
 from sfrik.pretrain.epoch_metrics import describe_epoch, format_epoch
 from sfrik.pretrain.finish import clean_up, finish, record_failure
 from sfrik.pretrain.nonfinite import save_nonfinite_state
@@ -69,10 +70,10 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any
     run = Run(settings.exp_dir)
     check_loggers(settings.loggers)
     device = pick_device(settings.device)
-    precision = training_precision(settings, device)
+    precision = network_precision(settings, device)
     # Errors in the input are raised before the folder is created.
     images = load_images(settings.dataset, "pretrain", settings.data_dir, settings.subset)
-    steps_per_epoch = check_batch_size(settings, images)
+    steps_per_epoch = check_batch_size(settings, images, synchronised=device.type == "cuda")
     views = build_views(settings.augmentations, settings.size, settings.dataset, settings.input_pipeline, **settings.crops)
     torch.manual_seed(derived_seed("initialisation", settings.seed))
     encoder = channels_last(build_encoder(settings, images.channels), device)

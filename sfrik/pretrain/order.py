@@ -8,36 +8,30 @@ from sfrik.datasets.images import Images
 from sfrik.errors import SfrikError
 from sfrik.ops.collectives import rank, world_size
 from sfrik.ops.random import derived_seed
-from sfrik.pretrain.accumulate import micro_batches
 from sfrik.settings import PretrainSettings
 
 __all__ = ["check_batch_size", "epoch_order"]
 
 
-def check_batch_size(settings: PretrainSettings, images: Images | int, processes: int | None = None) -> int:
+def check_batch_size(
+    settings: PretrainSettings, images: Images | int, processes: int | None = None, synchronised: bool = True
+) -> int:
     """The number of steps per epoch. The images that do not fill a batch are left out, different ones in each epoch.
 
     Args:
         settings: The settings of the training.
         images: The training images, or their number.
         processes: The number of processes; those of the process group when None.
+        synchronised: Whether BatchNorm's statistics are those of all processes, as on GPUs.
 
     Raises:
-        SfrikError: The batch size is not divisible by the number of processes, is larger than the data set, or leaves a
-            micro-batch of one image.
+        SfrikError: The batch size is not divisible by the number of processes, is larger than the data set, or leaves BatchNorm
+            one image.
     """
-    processes = processes or world_size()
+    settings.check_processes(processes or world_size(), synchronised)
     count = images if isinstance(images, int) else len(images)
-    if settings.batch_size % processes:
-        raise SfrikError(f"batch_size {settings.batch_size} is over all processes and is not divisible by {processes}")
     if count < settings.batch_size and settings.ssl_method != "none":
         raise SfrikError(f"batch_size {settings.batch_size} is larger than the data set of {count} images: lower it")
-    shard, size = settings.batch_size // processes, settings.micro_batch
-    if size and shard // micro_batches(shard, size) < 2:
-        raise SfrikError(
-            f"BatchNorm needs at least two images, but micro_batch {size} splits the {shard} images per process into batches of "
-            "one: raise it"
-        )
     return count // settings.batch_size
 
 

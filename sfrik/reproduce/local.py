@@ -22,7 +22,7 @@ from sfrik.reproduce.stages import PlannedRun, existing_scores
 from sfrik.runs.folder import Run
 from sfrik.runs.provenance import now
 from sfrik.settings import run_folder
-from sfrik.system.devices import cores
+from sfrik.system.devices import cores, pick_device
 from sfrik.system.files import check_regular, make_folder, write_error
 from sfrik.system.progress import duration
 from sfrik.system.signals import RUN_GRACE
@@ -48,12 +48,12 @@ class RunProcess:
 
 
 def default_jobs() -> int:
-    """The number of runs executed in parallel: the number of cores, or one with a GPU."""
-    import torch  # here, since a table that is finished does without
+    """The number of runs executed in parallel: the number of cores, or one with a GPU.
 
-    if torch.cuda.is_available() or torch.backends.mps.is_available():
-        return 1
-    return max(1, cores())
+    Raises:
+        SfrikError: GPUs are requested and not there (`sfrik.system.devices.pick_device`).
+    """
+    return cores() if pick_device("auto").type == "cpu" else 1  # imports PyTorch, which a table that is finished does without
 
 
 def run_side_by_side(runs: Sequence[PlannedRun], root: str | Path, jobs: int, data_dir: str = "") -> list[tuple[PlannedRun, str]]:

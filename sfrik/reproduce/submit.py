@@ -182,11 +182,12 @@ class _Submission:
     def _check(self, recipe: str) -> None:
         """Check what every process of a pretraining would otherwise find only when it runs."""
         settings = PretrainSettings.from_recipe(recipe)
-        if settings.ssl_method != "none" and settings.batch_size % self.layout.processes:
-            raise SfrikError(
-                f"batch_size {settings.batch_size} of {recipe} is over all processes and does not divide by the "
-                f"{self.layout.processes} of {self.layout}: choose other --nodes and --gpus or --procs"
-            )
+        if settings.ssl_method == "none":
+            return
+        try:
+            settings.check_processes(self.layout.processes, synchronised=self.layout.gpus > 0)
+        except SfrikError as error:
+            raise SfrikError(f"{recipe} on {self.layout}: {error}; choose other --nodes and --gpus or --procs") from None
 
 
 def _render_incomplete(name: str, profile: str, title: str, missing: Sequence[PlannedRun], root: str | Path) -> int:

@@ -58,7 +58,7 @@ def make_table(
     complete = True
     with stop_at_once():
         if not render_only:
-            failed, complete = _compute(name, profile, seeds, root, jobs or default_jobs(), data_dir)
+            failed, complete = _compute(name, profile, seeds, root, jobs, data_dir)
             if failed:
                 return 1
         with render_lock(profile, root):
@@ -151,7 +151,8 @@ def _compute(name: str, profile: str, seeds: int, root: str | Path, jobs: int, d
         allowed = without_refused(missing, root)
         for notebook in dict.fromkeys(STAGES[stage].notebook for run in allowed for stage in run.stages):
             print_typed(notebook)  # the runs print it to their logs only
-        failed = run_side_by_side(allowed, root, jobs, data_dir)
+        usual = default_jobs() if allowed else 1  # checks the GPUs, also where JOBS is given
+        failed = run_side_by_side(allowed, root, jobs or usual, data_dir)
         for run, reason in failed:
             print_line(f"failed: {run.recipe} seed {run.seed}: {reason}", error=True)
         if failed or len(allowed) < len(missing):  # then table 9 has no choice yet

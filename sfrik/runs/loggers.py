@@ -38,7 +38,9 @@ def check_loggers(names: Sequence[str]) -> None:
         SfrikError: A package is missing.
     """
     for name in names:
-        if importlib.util.find_spec(name) is None:
+        spec = importlib.util.find_spec(name)
+        folder = spec is not None and spec.origin is None and spec.submodule_search_locations is not None  # ./wandb, W&B's files
+        if spec is None or folder:
             raise SfrikError(f"loggers {name} needs the package {name}: python -m pip install {name}")
 
 

@@ -139,6 +139,11 @@ class Settings(BaseModel):
         """Names of the settings that the others make irrelevant, such as SwAV's crops with other augmentations."""
         return set() if self.skip_broken else {"skip_broken"}
 
+    @property
+    def trained_sizes(self) -> list[int]:
+        """Sides, in pixels, of the views whose gradients reach the network; none if it is frozen."""
+        return []
+
     def hash(self) -> str:
         """Twelve hexadecimal digits that identify `what()`."""
         return hash_of(self.what())

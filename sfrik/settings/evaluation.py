@@ -102,6 +102,10 @@ class EvaluateSettings(FrozenSettings, sections=("evaluate", "semi1", "semi10"))
             return f"linear{part}"
         return f"semi{part}" if part else "finetune"
 
+    @property
+    def trained_sizes(self) -> list[int]:
+        return [self.size] if self.weights == "finetune" else []
+
     def without_effect(self) -> set[str]:
         idle = super().without_effect() | ({"lr_sweep"} if not self.lr_sweep else {"lr_head"})
         idle |= {"train_percent"} if self.train_percent == 100 else set()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from sfrik.errors import SfrikError
 from sfrik.settings.base import Settings
 from sfrik.settings.fields import (
     MOST_DEGREES,
@@ -203,6 +206,35 @@ class PretrainSettings(Settings, sections=("pretrain",)):
         if self.augmentations == "swav":
             return [size for count, size in zip(self.nmb_crops, self.size_crops, strict=True) for _ in range(count)]
         return [self.size, self.size]
+
+    @property
+    def trained_sizes(self) -> list[int]:
+        return self.view_sizes
+
+    def check_processes(self, processes: int, synchronised: bool = True) -> None:
+        """Check that each process can train on its part of a batch.
+
+        Args:
+            processes: the number of processes that the batch is divided over.
+            synchronised: whether BatchNorm's statistics are those of all processes, as on GPUs.
+
+        Raises:
+            SfrikError: the batch size is not divisible by the number of processes, or BatchNorm would normalise a single image.
+        """
+        shard, size = self.batch_size // processes, self.micro_batch
+        if self.batch_size % processes:
+            raise SfrikError(f"batch_size {self.batch_size} is over all processes and is not divisible by {processes}")
+        if size and shard // math.ceil(shard / size) < 2:
+            raise SfrikError(
+                f"BatchNorm needs at least two images, but micro_batch {size} splits the {shard} images per process into batches "
+                "of one: raise it"
+            )
+        together = min(Counter(self.view_sizes).values()) if self.multi_crop else 1  # views that pass through it at once
+        if shard * together < 2 and not synchronised and self.ssl_method != "none":
+            raise SfrikError(
+                f"BatchNorm needs at least two images, but batch_size {self.batch_size} leaves each of {processes} processes "
+                "one: use fewer processes or a larger batch_size"
+            )
 
     @property
     def dim(self) -> int:

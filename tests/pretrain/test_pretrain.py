@@ -19,7 +19,6 @@ from sfrik.networks import build_backbone, build_encoder, save_weights
 from sfrik.objectives import AUH, SFRIK, SimCLR, VICReg
 from sfrik.objectives.factory import build_objective
 from sfrik.pretrain import loop as module
-from sfrik.pretrain.distributed import training_precision
 from sfrik.pretrain.loop import pretrain
 from sfrik.runs.checkpoints import Checkpoints
 from sfrik.runs.folder import Run
@@ -349,19 +348,3 @@ def test_the_other_methods_train_on_multi_crop_too(method, tmp_path):
     line = pretrain(chosen, progress=False)
     assert line["effective_rank"] > 1
     assert Run(tmp_path / "run").backbone.is_file()
-
-
-@pytest.mark.parametrize(
-    ("size", "stem", "expected"), [(16, "imagenet", "fp32"), (17, "imagenet", "bf16"), (16, "small", "bf16")]
-)
-def test_on_a_cpu_fp32_replaces_bf16_if_the_last_stage_has_one_pixel(monkeypatch, size, stem, expected):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)  # not there in PyTorch 2.4
-    chosen = {"arch": "resnet18", "size": size, "stem": stem}
-    assert training_precision(PretrainSettings(**chosen), torch.device("cpu")) == expected
-    asked = PretrainSettings(**chosen, precision="bf16")
-    if expected == "bf16":
-        assert training_precision(asked, torch.device("cpu")) == "bf16"
-    else:
-        with pytest.raises(SfrikError, match="views of 16 pixels shrink to one pixel in the last stage of resnet18"):
-            training_precision(asked, torch.device("cpu"))
-    assert training_precision(asked, torch.device("cuda")) == "bf16"

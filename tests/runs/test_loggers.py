@@ -166,6 +166,16 @@ def test_an_unknown_logger_is_an_error_that_lists_the_known_ones():
         PretrainSettings.parse({"loggers": ("mlflow",)})
 
 
+def test_a_folder_of_wandbs_files_is_not_the_package(tmp_path, monkeypatch):
+    (tmp_path / "wandb" / "offline-run-1").mkdir(parents=True)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    importlib.invalidate_caches()
+    assert importlib.util.find_spec("wandb") is not None
+    with pytest.raises(SfrikError, match="loggers wandb needs the package wandb"):
+        loggers.check_loggers(["wandb"])
+
+
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb (an extra of 68 MB) is not installed")
 def test_wandb_logs_offline_without_account_and_network(tmp_path):
     script = (
