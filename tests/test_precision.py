@@ -82,5 +82,5 @@ def test_no_other_code_decides_a_precision():
     assert callers["network_precision"] == {"pretrain/loop.py", "evaluate/inputs.py"}
     # measured costs and `sfrik env` have no settings; the networks whose costs are measured have larger images
     assert callers["pick_precision"] == {"networks/precision.py", "cost/measure.py", "cli/environment.py"}
-    given = {"evaluate/features.py", "evaluate/finetune.py", "evaluate/linear.py", "pretrain/distributed.py"}  # an argument
+    given = {"evaluate/forward.py", "evaluate/finetune.py", "evaluate/linear.py", "pretrain/distributed.py"}  # an argument
     assert callers["autocast"] == {*given, "cost/measure.py"}
