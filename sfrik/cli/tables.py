@@ -223,6 +223,7 @@ def _chapters(options: argparse.Namespace) -> CommandOutput:
     if options.profile not in PROFILES:
         raise SfrikError(f"unknown profile {options.profile!r}{nearest(options.profile, PROFILES)}: choose {', '.join(PROFILES)}")
     check_text(options.exp_dir or "")
+    check_one_task()
     from sfrik.reproduce.chapters import execute_chapters
     from sfrik.settings import results_root
 

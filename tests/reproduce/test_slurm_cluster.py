@@ -42,7 +42,7 @@ STAGES = ("pretrain", "linear", "knn")
 pytestmark = [
     pytest.mark.slurm,
     pytest.mark.skipif(
-        shutil.which("sbatch") is None or shutil.which("slurmctld") is None, reason="apt-get install slurm-wlm munge"
+        not all(map(shutil.which, ("sbatch", "slurmctld", "slurmd", "munged"))), reason="apt-get install slurm-wlm munge"
     ),
     pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="slurmd and munged are started as root"),
 ]

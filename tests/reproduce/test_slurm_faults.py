@@ -297,6 +297,7 @@ def step(monkeypatch):
         ["evaluate", "--recipe", RUN.recipe],
         ["run", "--recipe", RUN.recipe],
         ["table", "table1", "--profile", "smoke"],
+        ["chapters", "--profile", "smoke"],
     ],
 )
 def test_several_tasks_of_srun_with_the_same_command_are_refused_once_and_before_anything_is_written(
