@@ -76,7 +76,7 @@ def _clean_results(folder: Path) -> int:
     if busy:
         print(f"{busy[0]} is being written by another process: stop it first", file=sys.stderr)
         return 1
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         print(f"deleting results needs confirmation in a terminal: nothing in {folder} was deleted", file=sys.stderr)
         return 1
     known = tracked(folder)

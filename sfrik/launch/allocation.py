@@ -50,7 +50,10 @@ def check_nodes(nodes: int) -> None:
     if nodes > 1 and not drives_job():
         if "SLURM_JOB_ID" in os.environ:
             raise SfrikError(f"launch on {nodes} nodes, but this process is in a step of a SLURM job: start it without srun")
-        raise SfrikError(f"launch on {nodes} nodes needs a SLURM job: on this machine leave nodes out")
+        raise SfrikError(
+            f"launch on {nodes} nodes needs a SLURM job: on this machine leave nodes out; without SLURM start on each "
+            f"node `torchrun --nnodes={nodes} --nproc-per-node=N --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 -m sfrik pretrain ...`"
+        )
     if nodes > allocated_nodes():
         raise SfrikError(
             f"launch on {nodes} nodes, but SLURM job {os.environ['SLURM_JOB_ID']} has {allocated_nodes()}: "
@@ -70,13 +73,14 @@ def check_one_task() -> None:
     for starter, (size, rank) in STARTERS.items():
         tasks = "1" if starter == "srun" and drives_job() else os.environ.get(size, "1")
         if tasks.isdigit() and int(tasks) > 1:
-            if os.environ.get(rank, "0") != "0":
+            # variables of mpirun may be left in a shell: then there is no first task
+            if starter == "srun" and os.environ.get(rank, "0") != "0":
                 raise SystemExit(2)
             nodes = int(os.environ.get("SLURM_STEP_NUM_NODES", "1")) if starter == "srun" else 1
             raise SfrikError(
                 f"{starter} started {tasks} tasks, which would each do all the work: leave {starter} out, and pretrain with "
                 f"`python -m sfrik pretrain --nproc-per-node {int(tasks) // nodes or 1} ...`, which starts the processes on all "
-                "nodes of the job (if each task is a run with a folder of its own: WORLD_SIZE=1)"
+                f"nodes of the job (if each task is a run with a folder of its own, or {size} is left in the shell: WORLD_SIZE=1)"
             )
 
 

@@ -1,8 +1,8 @@
 """Where the workers of one launch meet to form a process group.
 
 On one machine that is a file in a private folder, or a store of PyTorch's on the loopback interface where a container may hide
-that folder. On several nodes it is a store on the caller's node, which anyone on the network can reach: `sfrik.launch.worker`
-therefore has the members prove that they have read the call. SECURITY.md lists what follows.
+that folder or its file system has no locks. On several nodes it is a store on the caller's node, which anyone on the network can
+reach: `sfrik.launch.worker` therefore has the members prove that they have read the call. SECURITY.md lists what follows.
 
 The address is text that travels in the call: `file:PATH`, or `tcp:HOST,HOST:PORT` with all addresses of the caller's node.
 """
@@ -32,7 +32,7 @@ def open_rendezvous(nodes: int, folder: str) -> tuple[str, Any]:
         folder: a private folder, for a rendezvous on this machine.
     """
     here = nodes == 1 and (not drives_job() or "SLURMD_NODENAME" in os.environ)
-    if here and not os.environ.get("SFRIK_PREFIX"):
+    if here and not os.environ.get("SFRIK_PREFIX") and _takes_locks(folder):
         return f"file:{folder}/rendezvous", None
     import torch.distributed as dist  # here, since most launches need no store
 
@@ -43,6 +43,20 @@ def open_rendezvous(nodes: int, folder: str) -> tuple[str, Any]:
         return f"tcp:127.0.0.1:{port}", store
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     return f"tcp:{','.join(addresses_of_this_node())}:{store.port}", store
+
+
+def _takes_locks(folder: str) -> bool:
+    """Whether files in a folder can be locked, as PyTorch's file store does. Some network file systems cannot."""
+    try:
+        import fcntl
+
+        with open(Path(folder) / "lock", "wb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # Windows
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def join_rendezvous(address: str, world_size: int) -> dist.Store | None:

@@ -24,6 +24,7 @@ import sfrik
 
 __all__ = ["commit", "hide_paths", "now", "processor", "provenance", "version"]
 
+GIT_SECONDS = 60  # until a checkout on a file system that does not answer counts as none
 CHECKOUT = Path(__file__).parents[2]
 PATH_START = r"(?:(?<![\w.~-])|(?<=\dm|\\n))"  # not within a name, or right after a colour code or an escaped newline
 
@@ -152,14 +153,15 @@ def commit() -> str:
 
     def git(*arguments: str) -> str:
         command = ["git", "--no-optional-locks", "-C", package, *arguments]  # `git status` would write the index
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=True)
+        pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "encoding": "utf-8", "errors": "replace"}
+        done = subprocess.run(command, check=True, timeout=GIT_SECONDS, **pipes)
         return done.stdout.strip()
 
     try:
         # only the code: `make publish` changes results/
         dirty = git("status", "--porcelain", "--untracked-files=no", "--", ":/sfrik", ":/notebooks")
         return git("rev-parse", "HEAD") + ("-dirty" if dirty else "")
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return "unknown"
 
 

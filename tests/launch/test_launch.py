@@ -1,5 +1,7 @@
 """A function on N processes: results, output, failures, interrupts, and no process left behind."""
 
+import errno
+import fcntl
 import functools
 import os
 import signal
@@ -13,6 +15,7 @@ import pytest
 
 from sfrik.errors import SfrikError
 from sfrik.launch.launcher import WorkerError, launch
+from sfrik.launch.rendezvous import open_rendezvous
 from sfrik.settings import PretrainSettings
 
 psutil = pytest.importorskip("psutil", reason="comes with ipykernel")
@@ -132,6 +135,16 @@ def test_impossible_numbers_of_processes_and_nodes_are_refused(counts, monkeypat
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     with pytest.raises(SfrikError, match="launch"):
         launch("os:getpid", **{"nproc_per_node": 1, **counts})
+
+
+def test_workers_meet_through_the_loopback_interface_where_files_have_no_locks(tmp_path, monkeypatch):
+    def without_locks(file, operation):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert open_rendezvous(1, str(tmp_path))[0].startswith("file:")
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    assert open_rendezvous(1, str(tmp_path))[0].startswith("tcp:127.0.0.1:")
 
 
 def test_an_argument_that_json_cannot_hold_is_refused():

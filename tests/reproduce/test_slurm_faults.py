@@ -325,6 +325,9 @@ def test_tasks_with_a_run_of_their_own_are_allowed_on_request_and_mpirun_is_reco
     capsys.readouterr()
     assert main(dry_run) == 2
     assert "mpirun started 4 tasks" in capsys.readouterr().err
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")  # as left in a shell
+    assert main(dry_run) == 2
+    assert "OMPI_COMM_WORLD_SIZE is left in the shell: WORLD_SIZE=1" in capsys.readouterr().err
 
 
 def test_more_nodes_than_the_job_has_and_nodes_without_srun_are_refused(cluster, monkeypatch):
