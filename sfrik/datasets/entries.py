@@ -104,7 +104,8 @@ def class_folders(folder: Path) -> list[str]:
         unlabelled = f"; to pretrain without labels: --dataset image_folder --data-dir {folder}" if loose else ""
         raise SfrikError(f"{folder} holds no class folders: put the images of each class into a separate folder{unlabelled}")
     if loose:
-        report(f"{folder}: left out {len(loose)} images that are in no class folder, such as {loose[0]}")
+        more = f" and {len(loose) - 1} more" if len(loose) > 1 else ""
+        report(f"{folder}: left out images that are in no class folder: {loose[0]}{more}")
     return sorted(classes)
 
 

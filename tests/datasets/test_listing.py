@@ -166,7 +166,7 @@ def test_images_that_are_left_out_are_reported_also_from_the_cache(folder, capsy
         monkeypatch.setattr("sfrik.system.terminal._printed", set())
         content(folder)
         err = capsys.readouterr().err
-        assert f"{folder}: left out 1 images that are in no class folder, such as cover.jpg" in err
+        assert f"{folder}: left out images that are in no class folder: cover.jpg\n" in err
         assert f"{folder}: left out 2 .gif, 1 .heic: convert them" in err
         forbid_walk(monkeypatch)
     monkeypatch.undo()
