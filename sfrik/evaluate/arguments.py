@@ -6,6 +6,8 @@ files of an extraction folder (`sfrik.evaluate.feature_files`) and for the argum
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,13 +21,19 @@ RENUMBER = "number the classes from 0, for example by numpy.unique(labels, retur
 FLOATS = (torch.float32, torch.float64)
 
 
-def as_features(values: Tensor | np.ndarray, source: object, error: type[ValueError] = ValueError) -> Tensor:
+def as_features(
+    values: Tensor | np.ndarray,
+    source: object,
+    error: type[ValueError] = ValueError,
+    name_of: Callable[[int], str] | None = None,
+) -> Tensor:
     """Features as a matrix [n, d].
 
     Args:
         values: [n, d], or [n, d, 1, 1] as a pooling layer returns them; real numbers of any type and byte order.
         source: The name of the argument or the file, for messages.
         error: The type of the exception.
+        name_of: The name of a row's image, for messages.
 
     Returns:
         float32 or float64; a view of `values` where their type allows it.
@@ -55,7 +63,7 @@ def as_features(values: Tensor | np.ndarray, source: object, error: type[ValueEr
         raise error(f"{remedy}: they are empty")
     values = values.detach()
     values = values if values.dtype in FLOATS else values.float()
-    check_finite_rows(values, source, error=error)
+    check_finite_rows(values, source, name_of=name_of, error=error)
     return values
 
 

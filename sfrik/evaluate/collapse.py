@@ -7,6 +7,7 @@ found on runs of the digits profile with benchmarks/diagnosis.py; docs/diagnosis
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -232,8 +233,8 @@ def _by_log(run: Run, settings: PretrainSettings, why: str) -> Diagnosis:
         raise SfrikError(f"{run.folder} has neither weights nor an epoch in metrics.jsonl: pretrain it first")
     line = lines[-1]
     logged: dict[str, Any] = {name: line.get(name) for name in ("alignment", "uniformity", "effective_rank")}
-    if wrong := [name for name, value in logged.items() if type(value) not in (int, float)]:
-        raise SfrikError(f"{run.folder / 'metrics.jsonl'} has no number {wrong[0]} in its last epoch: pretrain it again")
+    if wrong := [name for name, value in logged.items() if type(value) not in (int, float) or not math.isfinite(value)]:
+        raise SfrikError(f"{run.folder / 'metrics.jsonl'} has no finite number {wrong[0]} in its last epoch: pretrain it again")
     measures = Measures(settings.batch_size, settings.dim, **logged)
     verdict, reasons = classify(measures)
     missing = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from io import RawIOBase
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from sfrik.errors import SfrikError
 from sfrik.evaluate.arguments import as_features, as_labels
+from sfrik.evaluate.name_files import load_names
 from sfrik.ops.finite import format_rows
 from sfrik.runs.cached import cached_hash
 from sfrik.runs.records import FeatureOrigin
@@ -37,8 +39,11 @@ def load_features(folder: str | Path, name: str) -> tuple[Tensor, Tensor]:
             that are NaN or infinite; unequal numbers of features and labels. In a file without a SHA-256 in weights.json also
             rows of zeros, and training labels of one class, which may be zeros that a power cut left.
     """
-    paths = [Path(folder) / f"{name}_{part}.npy" for part in ("features", "labels")]
-    features, labels = as_features(_open(paths[0]), paths[0], SfrikError), as_labels(_open(paths[1]), paths[1], SfrikError)
+    folder = Path(folder)
+    paths = [folder / f"{name}_{part}.npy" for part in ("features", "labels")]
+    name_of = partial(_name, folder, name) if (folder / f"{name}_names.txt").is_file() else None
+    features = as_features(_open(paths[0]), paths[0], SfrikError, name_of)
+    labels = as_labels(_open(paths[1]), paths[1], SfrikError)
     if len(features) != len(labels):
         raise SfrikError(f"{folder} has {len(features)} {name} features but {len(labels)} labels: extract them again")
     known = [_as_extracted(path) for path in paths]
@@ -50,6 +55,11 @@ def load_features(folder: str | Path, name: str) -> tuple[Tensor, Tensor]:
     if not known[1] and name == "train" and len(labels) > 1 and int(labels.min()) == int(labels.max()):
         raise SfrikError(f"{paths[1]} has the class {labels[0]} only: extract the features again, of at least two classes")
     return features, labels
+
+
+def _name(folder: Path, name: str, row: int) -> str:
+    """The name of a row's image, "?" if there are fewer names."""
+    return dict(enumerate(load_names(folder, name))).get(row, "?")
 
 
 def _open(path: Path) -> np.ndarray:
@@ -67,6 +77,7 @@ def _open(path: Path) -> np.ndarray:
         with path.open("rb") as file:
             start = file.read(2)
         reason = {b"PK": "it is an archive, such as .npz or .pth"}.get(start, "it is a pickle" if start[:1] == b"\x80" else error)
+        reason = "it holds Python objects; convert them by .astype" if "Python objects" in str(error) else reason
         remedy = "extract the features again, or save the array by numpy.save"
         raise SfrikError(f"{path} is not a complete .npy file ({reason}): {remedy}") from None
 

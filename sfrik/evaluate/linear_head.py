@@ -99,7 +99,7 @@ def score_features(head: nn.Linear, features: Tensor, labels: Tensor) -> tuple[f
 
 def _hits(scores: Tensor, labels: Tensor, voted: bool = False) -> tuple[int, int]:
     """The numbers of labels that rank first, and among the first five."""
-    labels = as_labels(labels, "labels").to(scores.device)
+    labels = as_labels(labels, "the labels of the images", SfrikError).to(scores.device)
     if scores.ndim != 2 or len(scores) != len(labels):
         raise ValueError(f"scores of shape {tuple(scores.shape)} do not fit {len(labels)} labels: they are [n, classes]")
     check_finite_rows(scores, "class scores", "the head has diverged, or the features are too large", error=SfrikError)

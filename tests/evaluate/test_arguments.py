@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from sfrik import diagnostics
+from sfrik.datasets import Images
 from sfrik.errors import SfrikError
-from sfrik.evaluate import knn_accuracy, knn_eval, load_features, weighted_knn
+from sfrik.evaluate import extract, knn_accuracy, knn_eval, load_features, weighted_knn
 from sfrik.evaluate.arguments import as_features, as_labels
 from sfrik.evaluate.linear_head import rate_groups, score_features, top_accuracies
 from sfrik.evaluate.logistic import fit_lbfgs, logistic_lbfgs, logistic_sgd, logistic_sweep
@@ -19,7 +20,9 @@ from sfrik.evaluate.transfer import logistic_by_cross_validation
 from sfrik.runs.folder import Run
 from sfrik.runs.records import Score
 from sfrik.settings import KnnSettings, LogisticSettings
+from sfrik.system.files import file_hash, write_json
 from sfrik.system.records import read_record
+from sfrik.views.base import resize_for_test
 
 NAN, INF = float("nan"), float("inf")
 
@@ -278,6 +281,9 @@ def test_a_row_that_is_not_finite_is_refused_with_its_file_and_number(tmp_path):
         with pytest.raises(SfrikError, match=r"given/train_features\.npy: NaN or infinite values in rows 3, 41"):
             load_features(settings.extraction_dir, "train")
         assert not (tmp_path / "run").exists()
+    (given / "train_names.txt").write_text("".join(f"{row}.png\n" for row in range(30)))
+    with pytest.raises(SfrikError, match=r"in rows 3, 41 \(3\.png, \?\)"):
+        load_features(given, "train")
 
 
 def test_zeros_that_a_power_cut_left_are_refused(tmp_path):
@@ -288,6 +294,31 @@ def test_zeros_that_a_power_cut_left_are_refused(tmp_path):
     with pytest.raises(SfrikError, match=r"train_labels\.npy has the class 0 only"):
         load_features(write(tmp_path / "b", train_labels=np.zeros(60, int)), "train")
     assert len(load_features(write(tmp_path / "b", val_labels=np.zeros(30, int)), "val")[0]) == 30
+
+
+def test_extracted_features_that_are_not_finite_name_their_images():
+    backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Threshold(-1e9, 0))
+    images = Images(np.zeros(5, np.int64), 2, "digit {}".format, tensor=torch.zeros(5, 1, 28, 28, dtype=torch.uint8))
+    views = resize_for_test(28, "mnist5k")
+    assert len(extract(backbone, images, views, batch_size=2)[0]) == 5
+    backbone[1].forward = lambda x: x / torch.arange(len(x))[:, None]  # the first row of each batch
+    with pytest.raises(SfrikError, match=r"features of a batch: NaN or infinite values in row 0 \(digit 0\): use another"):
+        extract(backbone, images, views, batch_size=2)
+
+
+@pytest.mark.parametrize("name", ["train_features", "val_features", "val_labels"])
+def test_features_that_have_changed_since_their_extraction_are_not_scored(tmp_path, name):
+    """The zeroed end of a file may be less than a row, or labels, which are class 0 then."""
+    given = write(tmp_path / "given")
+    digests = {path.name: file_hash(path) for path in given.glob("*.npy")}
+    write_json(given / "weights.json", {"backbone_sha256": "0" * 64, "sha256": digests})
+    settings = KnnSettings(extraction_dir=str(given), exp_dir=str(tmp_path / "run"), device="cpu", nb_knn=(3,))
+    content = (given / f"{name}.npy").read_bytes()
+    (given / f"{name}.npy").write_bytes(content[:-10] + bytes(10))
+    with pytest.raises(SfrikError, match=rf"{name}\.npy has changed since it was extracted: its SHA-256 is not the one in"):
+        knn_eval(settings)
+    (given / f"{name}.npy").write_bytes(content)
+    assert knn_eval(settings)["backbone_sha256"] == "0" * 64
 
 
 def test_files_of_other_kinds_are_named_where_features_are_missing(tmp_path):
