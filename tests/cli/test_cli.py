@@ -87,8 +87,8 @@ MISTAKES = {
         ["SwAV", "same length"],
     ),
     "a share of labels that there is not": (
-        ["evaluate", "--recipe", "smoke/random_weights", "--exp-dir", "run", "--train-percent", "5"],
-        ["train_percent", "1, 10 or 100", "5"],
+        ["evaluate", "--recipe", "smoke/random_weights", "--exp-dir", "run", "--train-percent", "101"],
+        ["train_percent", "less than or equal to 100", "101"],
     ),
     "processes that are none": ([*SMOKE, "--nproc-per-node", "0"], ["--nproc-per-node", ">= 1", "'0'"]),
     "processes of an evaluation": (
