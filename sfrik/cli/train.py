@@ -21,7 +21,7 @@ __all__ = ["COMMANDS", "MULTI_PROCESS", "add_memory", "add_training"]
 MULTI_PROCESS = ("pretrain", "extract_features")  # commands that can split their work over processes
 DESCRIPTIONS = {
     "pretrain": "Pretrain a backbone without labels.",
-    "evaluate": "Evaluate a backbone by linear probing, or by fine-tuning with 1, 10 or 100 % of the labels.",
+    "evaluate": "Evaluate a backbone by linear probing or fine-tuning, with all labels or a share such as 10 % of the labels.",
     "extract_features": "Extract the features of the training and test images to .npy files.",
     "knn_eval": "Evaluate features by weighted kNN (the protocol of DINO).",
     "logistic_regression": "Evaluate features by logistic regression.",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sfrik.datasets import Images, batches, explain_worker_death, load_images
-from sfrik.errors import Preempted
+from sfrik.errors import Preempted, SfrikError
 from sfrik.networks import Encoder, build_encoder
 from sfrik.networks.precision import network_precision
 from sfrik.objectives.base import LossTerms, NotFinite
@@ -32,7 +32,7 @@ from sfrik.pretrain.epoch_metrics import describe_epoch, format_epoch
 from sfrik.pretrain.finish import clean_up, finish, record_failure
 from sfrik.pretrain.nonfinite import save_nonfinite_state
 from sfrik.pretrain.order import check_batch_size, epoch_order
-from sfrik.pretrain.resume import Position, print_from_rank_zero, restore
+from sfrik.pretrain.resume import Position, check_images, print_from_rank_zero, restore
 from sfrik.runs.checkpoints import random_state
 from sfrik.runs.folder import Run
 from sfrik.runs.loggers import Loggers, check_loggers
@@ -73,7 +73,12 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any
     precision = network_precision(settings, device)
     # Errors in the input are raised before the folder is created.
     images = load_images(settings.dataset, "pretrain", settings.data_dir, settings.subset)
-    steps_per_epoch = check_batch_size(settings, images, synchronised=device.type == "cuda")
+    try:
+        steps_per_epoch = check_batch_size(settings, images, synchronised=device.type == "cuda")
+    except SfrikError:
+        if len(images) < settings.batch_size and (checkpoint := run.checkpoints.load()) is not None:
+            check_images(checkpoint, settings, images)  # fewer than when the training began
+        raise
     views = build_views(settings.augmentations, settings.size, settings.dataset, settings.input_pipeline, **settings.crops)
     torch.manual_seed(derived_seed("initialisation", settings.seed))
     encoder = channels_last(build_encoder(settings, images.channels), device)

@@ -17,7 +17,7 @@ from sfrik.settings import PretrainSettings
 from sfrik.system.records import parse_record
 from sfrik.system.terminal import print_line
 
-__all__ = ["Position", "print_from_rank_zero", "restore"]
+__all__ = ["Position", "check_images", "print_from_rank_zero", "restore"]
 
 
 @dataclass
@@ -74,7 +74,7 @@ def restore(
     assert checkpoint is not None  # parse_record refuses None
     if differences := settings.differences(checkpoint["settings"]):
         raise SfrikError(f"{path} is of a run with other settings ({differences}): move it away, or choose another --exp-dir")
-    _check_images(checkpoint, settings, images, steps_per_epoch)
+    check_images(checkpoint, settings, images, steps_per_epoch)
     with explain_mismatch(path):
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
@@ -94,7 +94,9 @@ def restore(
     return position
 
 
-def _check_images(checkpoint: dict[str, Any], settings: PretrainSettings, images: Images, steps_per_epoch: int) -> None:
+def check_images(
+    checkpoint: dict[str, Any], settings: PretrainSettings, images: Images, steps_per_epoch: int | None = None
+) -> None:
     """Refuse a checkpoint of other images: an epoch would have other steps, in another order and at other learning rates.
 
     Checkpoints of earlier releases do not record the numbers; theirs is only refused if its step is beyond the epoch's last one.
@@ -102,7 +104,7 @@ def _check_images(checkpoint: dict[str, Any], settings: PretrainSettings, images
     ours = {"images": len(images), "classes": images.num_classes}
     theirs = {name: checkpoint.get(name, number) for name, number in ours.items()}
     changed = [f"{theirs[name]} {name} -> {number} {name}" for name, number in ours.items() if theirs[name] != number]
-    if not changed and checkpoint["place"]["step"] >= steps_per_epoch:
+    if not changed and steps_per_epoch is not None and checkpoint["place"]["step"] >= steps_per_epoch:
         changed = [f"step {checkpoint['place']['step']} of an epoch that now has {steps_per_epoch}, of {len(images)} images"]
     if changed:
         raise SfrikError(

@@ -113,13 +113,14 @@ def test_with_skip_broken_a_broken_image_is_replaced_named_and_counted(folder, t
     assert "broken images skipped: 1" in capsys.readouterr().out
 
 
-def test_a_resume_with_other_images_is_refused_with_both_numbers(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("batch_size", [8, 24])  # 24: there are fewer images than a batch
+def test_a_resume_with_other_images_is_refused_with_both_numbers(folder, tmp_path, monkeypatch, batch_size):
     def stop(self, requests):
-        self.position.step = 1
+        self.position.step = self.steps_per_epoch - 1
         self._save()
         raise RuntimeError("stopped")
 
-    settings = photo_settings(folder, tmp_path / "run", batch_size=8, skip_broken=True)
+    settings = photo_settings(folder, tmp_path / "run", batch_size=batch_size, skip_broken=True)
     with monkeypatch.context() as patch:
         patch.setattr("sfrik.pretrain.loop._Training._epoch", stop)
         with pytest.raises(RuntimeError, match="stopped"):
