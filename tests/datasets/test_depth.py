@@ -85,6 +85,8 @@ def test_values_of_fewer_bits_in_a_file_of_16_or_32_keep_their_levels(tmp_path, 
     (tmp_path / "alpha.png").write_bytes(png(np.stack([values, np.full_like(values, 65535)], axis=-1)))
     for path in tmp_path.iterdir():
         assert error(path) <= ROUNDING, path.name
+    (tmp_path / "dark.png").write_bytes(png(stored(GREY / 256, 2**bits - 1) << (16 - bits), bits))
+    assert error(tmp_path / "dark.png", GREY / 256) <= ROUNDING, "values in the upper bits, all of them small"
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 16])
