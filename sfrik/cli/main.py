@@ -21,6 +21,7 @@ report it. `--debug` prints the traceback of every error.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -50,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     open_standard_streams()
     replace_unprintable()
+    if "ipykernel" not in sys.modules:  # `!make` in JupyterLab: this process and its children are not in a notebook
+        os.environ.pop("JPY_SESSION_NAME", None)
     first = process_place().rank == 0
     try:
         parser = build_parser()

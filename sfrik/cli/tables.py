@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sfrik.cli.checks import check_inputs, check_plan, check_table
 from sfrik.cli.flags import (
     PROFILES,
     add_command,
@@ -26,6 +27,7 @@ from sfrik.launch.allocation import check_one_task
 from sfrik.system.files import check_text
 
 if TYPE_CHECKING:
+    from sfrik.launch.slurm import Layout
     from sfrik.reproduce.status import RunStatus
 
 __all__ = ["add_chapters", "add_run", "add_status", "add_table"]
@@ -99,13 +101,14 @@ def _table(options: argparse.Namespace) -> CommandOutput:
         if getattr(options, flag) is not None and options.launch == "local":
             raise SfrikError(f"--{flag} has an effect only with --launch slurm (LAUNCH=slurm)")
     seeds, jobs = whole_number(options.seeds, "--seeds", 1), whole_number(options.jobs, "--jobs", 0)
+    layout = _layout(options) if options.launch == "slurm" else None
     if options.dry_run:
-        return _plan(options.name, options.profile, seeds, root)
+        return _plan(options.name, options.profile, seeds, root, options.data_dir, layout)
     if options.name == "all":
         status = render_all(options.profile, root)
         return CommandOutput({"profile": options.profile, "folder": str(Path(root) / options.profile / "tables")}, status=status)
-    if options.launch == "slurm" and not options.render_only:
-        status = _submit(options)
+    if layout is not None and not options.render_only:
+        status = _submit(options, layout)
         next_line = f"next: python -m sfrik status {options.name} --profile {options.profile} --seeds {seeds}"
         return CommandOutput({"table": options.name, "profile": options.profile}, [] if status else [next_line], status)
     status = make_table(options.name, options.profile, seeds, jobs, options.render_only, root, options.data_dir)
@@ -116,18 +119,25 @@ def _table(options: argparse.Namespace) -> CommandOutput:
     return CommandOutput(content, table_summary(options.name, options.profile, seeds, root))
 
 
-def _submit(options: argparse.Namespace) -> int:
-    from sfrik.launch.slurm import Layout, read_site
-    from sfrik.reproduce.submit import submit_table
+def _layout(options: argparse.Namespace) -> Layout:
+    """The processes of a pretraining on a cluster."""
+    from sfrik.launch.slurm import Layout
 
     if whole_number(options.jobs, "--jobs", 0):
         raise SfrikError("--jobs (JOBS) sets the runs in parallel on one machine: leave it out with --launch slurm")
     nodes, gpus = whole_number(options.nodes or "1", "--nodes", 1), whole_number(options.gpus or "0", "--gpus", 0)
+    return Layout.of(nodes, gpus, None if options.procs is None else whole_number(options.procs, "--procs", 1))
+
+
+def _submit(options: argparse.Namespace, layout: Layout) -> int:
+    from sfrik.launch.slurm import read_site
+    from sfrik.reproduce.submit import submit_table
+
     return submit_table(
         options.name,
         options.profile,
         whole_number(options.seeds, "--seeds", 1),
-        Layout.of(nodes, gpus, None if options.procs is None else whole_number(options.procs, "--procs", 1)),
+        layout,
         read_site(partition=options.partition or "", time=options.time or ""),
         options.exp_dir,
         options.data_dir,
@@ -147,7 +157,7 @@ def _run(options: argparse.Namespace) -> CommandOutput:
     from sfrik.reproduce.run import run_recipe
     from sfrik.reproduce.stages import DEFAULT_STAGES, check_run, existing_scores
     from sfrik.reproduce.status import run_status
-    from sfrik.settings import results_root, run_folder
+    from sfrik.settings import PretrainSettings, results_root, run_folder
 
     check_text(options.exp_dir or "", options.data_dir)
     root, seed = options.exp_dir or results_root(), whole_number(options.seed, "--seed", 0)
@@ -155,7 +165,16 @@ def _run(options: argparse.Namespace) -> CommandOutput:
     check_one_task()
     if options.dry_run:
         check_run(options.recipe, stages)
-        return _format_runs([(run_status(options.recipe, seed, stages, root), stages)], root)
+        status = run_status(options.recipe, seed, stages, root)
+        if status.refused:
+            raise SfrikError(status.refused)
+        given = {"seed": seed, "exp_dir": str(run_folder(options.recipe, seed, root)), "data_dir": options.data_dir or None}
+        settings = PretrainSettings.from_recipe(options.recipe, **given)
+        check_inputs(settings)
+        processes = nproc_per_node(options) or 1
+        if "pretrain" in status.missing:
+            check_plan(settings, processes, waits=True)
+        return _format_runs([(status, stages)], root)
     run_recipe(options.recipe, seed, root, stages, options.data_dir, nproc_per_node(options))
     folder = run_folder(options.recipe, seed, root)
     content = {"recipe": options.recipe, "seed": seed, "folder": str(folder)}
@@ -163,8 +182,9 @@ def _run(options: argparse.Namespace) -> CommandOutput:
     return CommandOutput({**content, "scores": scores}, run_summary(options.recipe, folder, scores, root))
 
 
-def _plan(name: str, profile: str, seeds: int, root: str | Path) -> CommandOutput:
+def _plan(name: str, profile: str, seeds: int, root: str | Path, data_dir: str, layout: Layout | None) -> CommandOutput:
     """The stages that the runs of a table still need. Table 9's final runs are listed once their hyperparameters are chosen."""
+    from sfrik.reproduce.notebooks import notebook_path
     from sfrik.reproduce.status import needed_runs, run_status
     from sfrik.tables.collect import has_scores
     from sfrik.tables.definitions import EXPERIMENTS
@@ -179,8 +199,11 @@ def _plan(name: str, profile: str, seeds: int, root: str | Path) -> CommandOutpu
         lines = [f"{table}: broken: {reason}" for table, reason in broken.items()]
         content = {"would_render": names, **({"broken": broken} if broken else {})}
         return CommandOutput(content, [*lines, f"would render {', '.join(names) or 'nothing'}; trains nothing"])
+    notebook_path("07_tables")
     needed = needed_runs([name], profile, seeds, root)
-    return _format_runs([(run_status(*run, stages, root), stages) for run, stages in needed.items()], root)
+    runs = [(run_status(*run, stages, root), stages) for run, stages in needed.items()]
+    check_table({status.recipe for status, _ in runs if "pretrain" in status.missing}, data_dir, layout)
+    return _format_runs(runs, root)
 
 
 def _format_runs(runs: list[tuple[RunStatus, tuple[str, ...]]], root: str | Path) -> CommandOutput:

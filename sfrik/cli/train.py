@@ -6,12 +6,13 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from sfrik.cli.checks import check_plan
 from sfrik.cli.flags import add_command, add_nproc_per_node, add_recipe, add_settings, nproc_per_node, resolve_settings
 from sfrik.cli.output import CommandOutput, add_json
 from sfrik.cli.summaries import summary
 from sfrik.errors import SfrikError, WorkerError
 from sfrik.launch.allocation import check_one_task
-from sfrik.settings import SECTIONS, FrozenSettings, PretrainSettings, Settings, recipe_of
+from sfrik.settings import SECTIONS, PretrainSettings, Settings, recipe_of
 from sfrik.system.devices import explain_out_of_memory
 from sfrik.system.processes import process_place
 from sfrik.system.terminal import print_line
@@ -151,10 +152,10 @@ COMMANDS = {
 def _plan(settings: Settings, multi_process: bool, nproc: int | None) -> CommandOutput:
     """Settings, steps, images and expected memory on `nproc` processes; None: on 1, with `multi_process` also on 2, 4 and 8."""
     _check_processes(settings, nproc)
+    check_plan(settings, nproc or 1)
     from sfrik.cost.memory import expected_images, expected_steps
     from sfrik.cost.report import format_plan, memory_by_processes
 
-    _refuse_as_the_run(settings, nproc or 1)
     steps = expected_steps(settings)
     content = {
         "settings": settings.model_dump(mode="json"),
@@ -164,21 +165,6 @@ def _plan(settings: Settings, multi_process: bool, nproc: int | None) -> Command
         "memory_gib": _with_totals(memory_by_processes(settings, nproc or (None if multi_process else 1))),
     }
     return CommandOutput(content, format_plan(settings, nproc, multi_process))
-
-
-def _refuse_as_the_run(settings: Settings, processes: int) -> None:
-    """Raise the errors of the command that follow from its settings and the known sizes of data sets; no data is read."""
-    from sfrik.cost.memory import expected_images
-    from sfrik.datasets.sizes import check_subset
-    from sfrik.evaluate.inputs import Inputs
-    from sfrik.pretrain.order import check_batch_size
-
-    if isinstance(settings, FrozenSettings):
-        Inputs.resolve(settings)
-    elif isinstance(settings, PretrainSettings):
-        check_subset(settings.dataset, "pretrain", settings.subset, None)
-        images = expected_images(settings)
-        check_batch_size(settings, settings.batch_size if images is None else images, processes)
 
 
 def _memory(options: argparse.Namespace) -> CommandOutput:

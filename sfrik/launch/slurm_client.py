@@ -60,9 +60,7 @@ def call_client(tool: str, *arguments: str) -> str:
             timeout=CLIENT_SECONDS,
         )
     except FileNotFoundError:
-        raise SfrikError(
-            f"{tool} is not on PATH: LAUNCH=slurm works on a machine of a SLURM cluster; without it the table is computed here"
-        ) from None
+        raise not_here(tool) from None
     except OSError as error:
         raise SfrikError(f"{tool} cannot be started: {error}") from None
     except subprocess.TimeoutExpired:
@@ -71,3 +69,10 @@ def call_client(tool: str, *arguments: str) -> str:
         lines = [line.removeprefix(f"{tool}: ").removeprefix("error: ").strip() for line in done.stderr.splitlines()]
         raise SfrikError(f"{tool} refuses: {'; '.join(line for line in lines if line) or f'exit status {done.returncode}'}")
     return done.stdout
+
+
+def not_here(tool: str) -> SfrikError:
+    """The error of a machine without SLURM's clients."""
+    return SfrikError(
+        f"{tool} is not on PATH: LAUNCH=slurm works on a machine of a SLURM cluster; without it the table is computed here"
+    )

@@ -116,6 +116,11 @@ class Kernel:
         class Manager(AsyncKernelManager):
             kernel_spec = KernelSpec(**get_kernel_dict(), env={"IPYTHONDIR": str(folder / "ipython")})
 
+            async def start_kernel(self, **arguments: Any) -> None:  # pyrefly: ignore[bad-override-mutable-attribute]
+                # a notebook in JupyterLab may have started this process: its name is not that of the one that is executed
+                environment = {name: value for name, value in os.environ.items() if name != "JPY_SESSION_NAME"}
+                await super().start_kernel(**{"env": environment, **arguments})
+
             def client(self, **arguments: Any) -> Any:
                 kernel._clients.append(super().client(**arguments))
                 return kernel._clients[-1]

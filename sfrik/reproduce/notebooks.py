@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import sys
@@ -21,6 +20,7 @@ from sfrik.reproduce.kernel import Kernel
 from sfrik.reproduce.parameters import typed_parameters
 from sfrik.runs.provenance import hide_paths
 from sfrik.system.files import check_text, make_folder, read_json, write_text
+from sfrik.system.links import in_checkout, relative_link
 from sfrik.system.signals import KERNEL_GRACE, KERNEL_SIGTERM, place_reached, stop, stop_requests
 from sfrik.system.terminal import print_line
 
@@ -186,7 +186,7 @@ def _publish(partial: Path, output: Path, parameters: dict[str, Any]) -> None:
     record = content["metadata"].get("papermill", {})
     for key in ("input_path", "output_path", "environment_variables"):
         record.pop(key, None)
-    if folder.resolve().is_relative_to(NOTEBOOKS.parent):
+    if in_checkout(folder):
         for cell in content["cells"]:
             if cell["cell_type"] == "markdown":
                 cell["source"] = LINK.sub(lambda link: f"]({_relative_link(folder, link[1])}", "".join(cell["source"]))
@@ -220,4 +220,4 @@ def _relative_link(folder: Path, target: str) -> str:
     there = NOTEBOOKS / target
     if not there.exists() or (folder.name == NOTEBOOKS.name and there.parent == NOTEBOOKS):
         return target
-    return os.path.relpath(there.resolve(), folder.resolve())
+    return relative_link(there, folder)

@@ -27,7 +27,7 @@ from sfrik.system.signals import stop_at_once
 from sfrik.system.terminal import print_line
 from sfrik.tables.definitions import experiment
 
-__all__ = ["submit_table"]
+__all__ = ["check_layout", "submit_table"]
 
 
 def submit_table(
@@ -107,7 +107,7 @@ class _Submission:
         """Submit the jobs of runs; returns their ids, and those of jobs that were in the queue already."""
         for run in missing:
             if "pretrain" in run.stages:
-                self._check(run.recipe)
+                check_layout(run.recipe, self.layout)
         return [job for run in missing for job in self._submit_run(*run)]
 
     def submit_table(self, name: str, profile: str, seeds: int, part: int, after: Sequence[str], local: bool = False) -> None:
@@ -179,15 +179,16 @@ class _Submission:
             ids += group_ids
         return ids
 
-    def _check(self, recipe: str) -> None:
-        """Check what every process of a pretraining would otherwise find only when it runs."""
-        settings = PretrainSettings.from_recipe(recipe)
-        if settings.ssl_method == "none":
-            return
-        try:
-            settings.check_processes(self.layout.processes, synchronised=self.layout.gpus > 0)
-        except SfrikError as error:
-            raise SfrikError(f"{recipe} on {self.layout}: {error}; choose other --nodes and --gpus or --procs") from None
+
+def check_layout(recipe: str, layout: Layout) -> None:
+    """Check what every process of a pretraining would otherwise find only when it runs."""
+    settings = PretrainSettings.from_recipe(recipe)
+    if settings.ssl_method == "none":
+        return
+    try:
+        settings.check_processes(layout.processes, synchronised=layout.gpus > 0)
+    except SfrikError as error:
+        raise SfrikError(f"{recipe} on {layout}: {error}; choose other --nodes and --gpus or --procs") from None
 
 
 def _render_incomplete(name: str, profile: str, title: str, missing: Sequence[PlannedRun], root: str | Path) -> int:

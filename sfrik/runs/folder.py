@@ -29,8 +29,9 @@ from sfrik.errors import SfrikError
 from sfrik.runs.cached import cached_hash, cached_provenance, header_error
 from sfrik.runs.provenance import commit, now
 from sfrik.runs.records import LogLine, RunSettings, Score, State
+from sfrik.runs.refusals import refuse_other_recipe, refuse_other_settings
 from sfrik.runs.scores import score_problem
-from sfrik.settings import Settings, as_path, recipe_of, recipe_settings
+from sfrik.settings import Settings, as_path
 from sfrik.system.files import (
     UnreadableError,
     WriteError,
@@ -91,11 +92,7 @@ class Run:
             SfrikError: The folder holds a run with other settings, or is that of a recipe with other settings (the message lists
                 the differences), or its finished weights have changed since they were written.
         """
-        if (of := recipe_of(self.folder)) and (differences := settings.differences(recipe_settings(*of).what())):
-            raise SfrikError(
-                f"{self.folder} is the folder of recipe {of[0]}, which tables read, but these are other settings "
-                f"({differences}): leave --exp-dir out, or choose another one"
-            )
+        refuse_other_recipe(self.folder, settings)
         for name in (*FILES, *(checkpoint.name for checkpoint in self.checkpoints.paths)):
             if (self.folder / name).is_dir():
                 raise SfrikError(f"{self.folder / name} is a folder, but the run writes a file of that name: move it away")
@@ -105,12 +102,8 @@ class Run:
         errors = {weights: header_error(weights) for weights in (self.backbone, self.projector) if weights.is_file()}
         if recorded is None and errors.get(self.backbone) == "" and (theirs := read_header(self.backbone).get("settings")):
             differences = "" if theirs == settings.hash() else f"hash {theirs} -> {settings.hash()}"
-        if differences and (self.backbone.is_file() or self.checkpoints.exist):
-            what = "a run" if self.backbone.is_file() else "an unfinished run"
-            raise SfrikError(
-                f"{self.folder} holds {what} with other settings ({differences}): "
-                "choose another --exp-dir, or move that folder away"
-            )
+        if self.backbone.is_file() or self.checkpoints.exist:
+            refuse_other_settings(self.folder, differences, self.backbone.is_file())
         if not errors.get(self.backbone) and self.finished:
             for weights, error in errors.items():
                 if not error:

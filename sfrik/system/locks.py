@@ -26,7 +26,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["folder_lock", "is_locked"]
+__all__ = ["folder_lock", "is_locked", "refuse_locked"]
 
 # What flock answers where there is none. EIO is not among them: another process may hold a real lock there.
 WITHOUT_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY}
@@ -67,6 +67,14 @@ def folder_lock(folder: str | Path, name: str = "lock", wait: bool = False, opti
         lock.release()
 
 
+def refuse_locked(folder: str | Path, name: str = "lock") -> None:
+    """Raise the error of `folder_lock` if another process holds the lock; writes nothing."""
+    path = Path(folder) / name
+    if is_locked(path):
+        lock = SoftFileLock(_marker(path)) if _marker(path).exists() else FileLock(path)
+        raise _refusal(lock, folder)
+
+
 def is_locked(path: Path) -> bool:
     """Whether a living process holds the lock file `path`. Writes nothing."""
     if _marker(path).exists() and not _is_abandoned(_marker(path)):
@@ -99,17 +107,23 @@ def _acquire(path: Path, folder: str | Path, wait: bool) -> BaseFileLock:
             lock = SoftFileLock(_marker(path))
             lock.acquire(timeout=PROBE_SECONDS, poll_interval=PROBE_SECONDS / 5)
     except Timeout:
-        holder = _holder(lock)
-        remedy = f"delete {lock.lock_file} if it has ended" if isinstance(lock, SoftFileLock) else ""
         if not wait:
-            raise SfrikError(
-                f"{folder} is being written by another process ({holder}): wait for it, or stop it{remedy and f', or {remedy}'}"
-            ) from None
-        print_line(f"waiting for {holder}, which writes {folder}{remedy and f'; {remedy}'}")
+            raise _refusal(lock, folder) from None
+        remedy = f"; {_remedy(lock)}" if isinstance(lock, SoftFileLock) else ""
+        print_line(f"waiting for {_holder(lock)}, which writes {folder}{remedy}")
         lock.acquire(timeout=-1, poll_interval=POLL_SECONDS)
     except OSError as error:
         raise write_error(path, error) from None
     return lock
+
+
+def _refusal(lock: BaseFileLock, folder: str | Path) -> SfrikError:
+    remedy = f", or {_remedy(lock)}" if isinstance(lock, SoftFileLock) else ""
+    return SfrikError(f"{folder} is being written by another process ({_holder(lock)}): wait for it, or stop it{remedy}")
+
+
+def _remedy(lock: BaseFileLock) -> str:
+    return f"delete {lock.lock_file} if it has ended"
 
 
 def _marker(path: Path) -> Path:

@@ -24,6 +24,7 @@ from sfrik.cli.train import COMMANDS as BY_SECTION
 from sfrik.cost.memory import expected_images, expected_memory, expected_steps
 from sfrik.launch import launcher as launching
 from sfrik.networks import build_backbone, save_weights
+from sfrik.runs.folder import Run
 from sfrik.settings import SECTIONS, EvaluateSettings, FeatureSettings, LogisticSettings, PretrainSettings, TransferSettings
 
 ROOT = Path(__file__).parents[2]
@@ -456,7 +457,7 @@ def test_a_dry_run_prints_the_settings_and_touches_nothing(here, capsys, command
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_dry_run_needs_no_data(here, capsys, command):
-    assert main([command, "--exp-dir", "run", "--data-dir", "nowhere", "--dry-run"]) == 0
+    assert main([command, "--exp-dir", "run", "--dry-run"]) == 0
     assert list(here.iterdir()) == []
 
 
@@ -479,6 +480,57 @@ def test_a_dry_run_needs_no_data(here, capsys, command):
 )
 def test_a_dry_run_refuses_the_images_and_labels_that_the_run_would_refuse(here, capsys, command, flags, words):
     fails_in_one_line(capsys, [command, "--exp-dir", "run", *flags.split(), "--dry-run"], words)
+
+
+REFUSED = {  # also by the command itself, without --dry-run
+    "a missing data folder": (["pretrain", "--data-dir", "nowhere"], ["there is no folder nowhere", "--data-dir"]),
+    "a missing label list": (["evaluate", "--train-percent", "1", "--label-list", "no.txt"], ["no file no.txt", "--label-list"]),
+    "missing target images": (["transfer", "--target-dir", "nowhere"], ["there is no folder nowhere", "--target-dir"]),
+    "augmentations for photos only": ([*SMOKE, "--augmentations", "vicreg"], ["augmentations", "digits"]),
+    "a logger that is not installed": ([*SMOKE, "--loggers", "wandb"], ["wandb", "python -m pip install wandb"]),
+    "the folder of another recipe": (
+        [*SMOKE[:-1], "results/smoke/sfrik_l3_q64/seed0"],
+        ["is the folder of recipe smoke/sfrik_l3_q64", "sfrik_weights"],
+    ),
+    "an unknown recipe": (["evaluate", "--recipe", "smoke/sfrik_l2_q6"], ["did you mean smoke/sfrik_l2_q64?"]),
+    "an unknown table": (["table", "table10", "--profile", "smoke"], ["table10"]),
+    "missing images of a table": (["table", "table4", "--profile", "paper", "--data-dir", "nowhere"], ["no folder nowhere"]),
+    "GPUs of no cluster": (["table", "table1", "--profile", "smoke", "--gpus", "2"], ["--gpus", "--launch slurm"]),
+    "a batch that nodes do not share": (
+        ["table", "table1", "--profile", "smoke", "--launch", "slurm", "--nodes", "7"],
+        ["batch_size", "7 of 7 nodes x 1 process"],
+    ),
+    "jobs on a cluster": (["table", "table1", "--profile", "smoke", "--launch", "slurm", "--jobs", "2"], ["--jobs"]),
+    "an unknown stage": (["run", "--recipe", "smoke/sfrik_l2_q64", "--stages", "liner"], ["did you mean linear?"]),
+    "processes that do not share a batch": (
+        ["run", "--recipe", "smoke/sfrik_l2_q64", "--nproc-per-node", "7"],
+        ["batch_size", "not divisible by 7"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "words"), REFUSED.values(), ids=[name.replace(" ", "_") for name in REFUSED])
+def test_a_dry_run_refuses_what_the_run_would_and_writes_nothing(here, capsys, monkeypatch, arguments, words):
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
+    fails_in_one_line(capsys, [*arguments, "--dry-run"], *words)
+    assert list(here.iterdir()) == []
+
+
+def test_a_dry_run_refuses_the_folder_of_a_run_with_other_settings(here, capsys):
+    run = Run(here / "run")
+    run.start(PretrainSettings.from_recipe("smoke/sfrik_l2_q64", epochs=7))
+    assert main([*SMOKE, "--dry-run"]) == 0, "nothing was trained there"
+    (run.folder / "checkpoint.pt").touch()
+    for arguments in ([*SMOKE, "--dry-run"], SMOKE):
+        assert "holds an unfinished run with other settings (epochs 7 -> 2)" in fails_in_one_line(capsys, arguments)
+    assert sorted(path.name for path in run.folder.iterdir() if path.name != "lock") == ["checkpoint.pt", "settings.json"]
+
+
+def test_a_dry_run_refuses_a_run_that_another_process_trains(here, capsys):
+    with Run(here / "run").lock():
+        fails_in_one_line(capsys, [*SMOKE, "--dry-run"], f"another process (pid {os.getpid()} on ", "wait for it, or stop it")
+        assert main(["run", "--recipe", "smoke/sfrik_l2_q64", "--dry-run"]) == 0, "which waits"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -161,6 +161,16 @@ def test_a_missing_package_is_an_error_before_anything_is_written(monkeypatch, t
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_of_that_name_is_not_the_package(monkeypatch, tmp_path):
+    (tmp_path / "wandb" / "offline-run-1").mkdir(parents=True)  # as W&B leaves in the working directory
+    search = [str(tmp_path), *(path for path in sys.path if not (Path(path) / "wandb").is_dir())]
+    monkeypatch.setattr(sys, "path", search)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    importlib.invalidate_caches()
+    with pytest.raises(SfrikError, match="needs the package wandb"):
+        loggers.check_loggers(["wandb"])
+
+
 def test_an_unknown_logger_is_an_error_that_lists_the_known_ones():
     with pytest.raises(SfrikError, match=r"loggers.*'tensorboard' or 'wandb'"):
         PretrainSettings.parse({"loggers": ("mlflow",)})

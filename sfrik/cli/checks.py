@@ -1,0 +1,107 @@
+"""What a dry run refuses: what the run would refuse before it computes anything. Nothing is written."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sfrik.errors import SfrikError
+from sfrik.runs.loggers import check_loggers
+from sfrik.settings import PretrainSettings, Settings
+from sfrik.system.locks import refuse_locked
+
+if TYPE_CHECKING:
+    from sfrik.launch.slurm import Layout
+
+__all__ = ["check_inputs", "check_plan", "check_table"]
+
+# Settings that name a file or a folder of data. Weights, heads and features may be written by a command that is run before.
+INPUTS = {"data_dir": "folder", "target_dir": "folder", "image_dir": "folder", "label_list": "file"}
+DOWNLOADED = ("mnist5k", "cifar10")  # data sets that need no folder of the user
+
+
+def check_plan(settings: Settings, processes: int = 1, waits: bool = False) -> None:
+    """Refuse what a command with these settings would refuse.
+
+    Data that is named must exist. The default folder may be missing, and so may what commands before this one will write: a plan
+    can be printed before the images are there and the backbone is trained. The device may be another machine's.
+
+    Args:
+        settings: the settings.
+        processes: number of processes of a pretraining.
+        waits: whether the command waits for another process that writes the run's folder, and does not refuse it.
+
+    Raises:
+        SfrikError: as the command.
+    """
+    check_inputs(settings)
+    if isinstance(settings, PretrainSettings):
+        _check_pretraining(settings, processes)
+        if not waits:
+            refuse_locked(settings.exp_dir)
+    else:
+        from sfrik.evaluate.inputs import Inputs
+
+        Inputs.resolve(settings)  # pyrefly: ignore[bad-specialization] every other section is evaluated
+
+
+def check_inputs(settings: Settings) -> None:
+    """Refuse a missing file or folder that a setting names.
+
+    Raises:
+        SfrikError: it is named, with its flag.
+    """
+    fields = type(settings).model_fields
+    for name, kind in INPUTS.items():
+        value = getattr(settings, name, None)
+        if not value or value == fields[name].default or (name == "data_dir" and settings.dataset in DOWNLOADED):
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        if kind == "folder" and not Path(value).is_dir():
+            raise SfrikError(f"there is no folder {value}: check {flag}")
+        if kind == "file" and not Path(value).exists():
+            raise SfrikError(f"there is no file {value}: check {flag}")
+
+
+def check_table(recipes: Collection[str], data_dir: str, layout: Layout | None) -> None:
+    """Refuse what `sfrik table` would refuse before it pretrains these recipes.
+
+    Args:
+        recipes: the recipes that are missing.
+        data_dir: folder of the images; that of each recipe when empty.
+        layout: the processes of each pretraining on a cluster; None on this machine.
+
+    Raises:
+        SfrikError: as the command.
+    """
+    if layout is not None:
+        from sfrik.launch.slurm import read_site
+        from sfrik.launch.slurm_client import not_here
+        from sfrik.reproduce.submit import check_layout
+
+        read_site()
+        if shutil.which("sbatch") is None:
+            raise not_here("sbatch")
+        for recipe in recipes:
+            check_layout(recipe, layout)
+    for recipe in recipes:
+        settings = PretrainSettings.from_recipe(recipe, data_dir=data_dir or None)
+        check_inputs(settings)
+        check_loggers(settings.loggers)
+
+
+def _check_pretraining(settings: PretrainSettings, processes: int) -> None:
+    from sfrik.cost.memory import expected_images
+    from sfrik.datasets.sizes import check_subset
+    from sfrik.pretrain.order import check_batch_size
+    from sfrik.runs.refusals import refuse_folder
+    from sfrik.views.base import build_views
+
+    check_loggers(settings.loggers)
+    check_subset(settings.dataset, "pretrain", settings.subset, None)
+    images = expected_images(settings)
+    check_batch_size(settings, settings.batch_size if images is None else images, processes)
+    build_views(settings.augmentations, settings.size, settings.dataset, settings.input_pipeline, **settings.crops)
+    refuse_folder(Path(settings.exp_dir), settings)

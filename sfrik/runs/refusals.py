@@ -1,0 +1,68 @@
+"""What a run is refused for before anything is written; `--dry-run` asks the same questions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sfrik.errors import SfrikError
+from sfrik.runs.cached import header_error
+from sfrik.runs.records import RunSettings
+from sfrik.settings import Settings, recipe_of, recipe_settings
+from sfrik.system.files import UnreadableError
+from sfrik.system.records import read_record
+from sfrik.system.tensor_files import read_header
+
+__all__ = ["refuse_folder", "refuse_other_recipe", "refuse_other_settings"]
+
+
+def refuse_folder(folder: Path, settings: Settings) -> None:
+    """Refuse the folder of another run, as `sfrik.runs.folder.Run.start` does, but change nothing in it.
+
+    Raises:
+        SfrikError: The message lists the differences.
+    """
+    refuse_other_recipe(folder, settings)
+    record, weights = folder / "settings.json", folder / "backbone.safetensors"
+    differences = ""
+    try:
+        if record.exists():
+            differences = settings.differences(read_record(record, RunSettings)["settings"])
+        elif weights.is_file() and not header_error(weights) and (theirs := read_header(weights).get("settings")):
+            differences = "" if theirs == settings.hash() else f"hash {theirs} -> {settings.hash()}"
+    except UnreadableError:
+        raise
+    except SfrikError:  # the run writes a broken record again
+        return
+    if weights.is_file() or any((folder / name).is_file() for name in ("checkpoint.pt", "checkpoint.previous.pt")):
+        refuse_other_settings(folder, differences, weights.is_file())
+
+
+def refuse_other_recipe(folder: Path, settings: Settings) -> None:
+    """Refuse the folder of a recipe, which tables read, for other settings than the recipe's.
+
+    Raises:
+        SfrikError: The message lists the differences.
+    """
+    if (of := recipe_of(folder)) and (differences := settings.differences(recipe_settings(*of).what())):
+        raise SfrikError(
+            f"{folder} is the folder of recipe {of[0]}, which tables read, but these are other settings "
+            f"({differences}): leave --exp-dir out, or choose another one"
+        )
+
+
+def refuse_other_settings(folder: Path, differences: str, finished: bool) -> None:
+    """Refuse a folder that holds a run with other settings.
+
+    Args:
+        folder: The folder of the run.
+        differences: The settings that differ; nothing is refused if it is empty.
+        finished: Whether the folder holds weights, and not only checkpoints.
+
+    Raises:
+        SfrikError: The message lists the differences.
+    """
+    if differences:
+        raise SfrikError(
+            f"{folder} holds {'a run' if finished else 'an unfinished run'} with other settings ({differences}): "
+            "choose another --exp-dir, or move that folder away"
+        )
