@@ -7,9 +7,10 @@ from finished import finished_run
 
 from sfrik.cli import main
 from sfrik.reproduce.kernel import Kernel
+from sfrik.system.files import write_text
 from sfrik.tables.collect import build_table
 from sfrik.tables.definitions import rows_of
-from sfrik.tables.render import as_csv
+from sfrik.tables.render import as_csv, as_markdown
 
 RECIPE = "smoke/crops_sfrik_l3_q64"
 
@@ -20,10 +21,11 @@ def root(tmp_path):
     root = tmp_path / "results"
     for row in rows_of("table8", "smoke"):
         finished_run(root, row.recipe, stages=("pretrain", "knn"))
-    written = as_csv(build_table("table8", "smoke", root, 1))
-    for name in ("notebooks/01_kernel_theory.ipynb", "notebooks/07_table8.ipynb", "tables/table8.csv", "tables/table8.md"):
-        (root / "smoke" / name).parent.mkdir(exist_ok=True)
-        (root / "smoke" / name).write_text(written, encoding="utf-8")
+    table = build_table("table8", "smoke", root, 1)
+    texts = {"tables/table8.csv": as_csv(table), "tables/table8.md": as_markdown(table)}
+    texts |= {f"notebooks/{name}.ipynb": "{}" for name in ("01_kernel_theory", "07_table8")}
+    for name, text in texts.items():
+        write_text(root / "smoke" / name, text)
     return root
 
 
