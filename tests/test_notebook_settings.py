@@ -144,15 +144,15 @@ def test_a_cell_of_parameters_with_other_statements_is_restored_as_a_whole(more)
 
 def test_a_notebook_is_executed_with_the_committed_parameters_unless_others_are_given(tmp_path, monkeypatch, capsys):
     pytest.importorskip("papermill", reason="comes with the extra notebooks")
-    text = (NOTEBOOKS / "03_linear_probing.ipynb").read_text()
+    text = (NOTEBOOKS / "03_linear_probing.ipynb").read_text(encoding="utf-8")
     (tmp_path / "03_linear_probing.ipynb").write_text(
-        text.replace('"epochs = None', '"epochs = 1').replace('"size = None', '"size = 14')
+        text.replace('"epochs = None', '"epochs = 1').replace('"size = None', '"size = 14'), encoding="utf-8"
     )
     executed = []
 
     def run(name, source, partial, parameters, manager):
         executed.append(parameters)
-        partial.write_text('{"cells": [], "metadata": {}}')
+        partial.write_text('{"cells": [], "metadata": {}}', encoding="utf-8")
 
     monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
     monkeypatch.setattr(notebooks, "_run", run)

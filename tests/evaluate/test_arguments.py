@@ -358,6 +358,6 @@ def test_a_score_above_100_percent_is_neither_written_nor_read(tmp_path):
     with pytest.raises(SfrikError, match=r"knn\.json: top5: Input should be less than or equal to 100"):
         Run(tmp_path).save_result("knn", KnnSettings(), {"top5": 3000.0}, None)
     for text in ('{"top1": NaN, "protocol": "knn"}', '{"top1": 1e999, "protocol": "knn"}', '{"top5": 101, "protocol": "knn"}'):
-        (tmp_path / "knn.json").write_text(text)
+        (tmp_path / "knn.json").write_text(text, encoding="utf-8")
         with pytest.raises(SfrikError, match=r"knn\.json: top[15]"):
             read_record(tmp_path / "knn.json", Score)

@@ -115,7 +115,7 @@ def test_names_are_in_the_order_of_the_rows_and_features_without_them_are_comple
     settings = FeatureSettings(**given(place))
     folder = extract_features(settings)
     assert load_names(folder, "train") == ["cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png"]
-    assert (folder / "val_names.txt").read_text() == "cat/0.png\ncat/1.png\ndog/0.png\ndog/1.png\n"
+    assert (folder / "val_names.txt").read_text(encoding="utf-8") == "cat/0.png\ncat/1.png\ndog/0.png\ndog/1.png\n"
     for split in ("train", "val"):  # as an earlier release left them
         (folder / f"{split}_names.txt").unlink()
     features_module.features_here(settings)

@@ -102,8 +102,8 @@ def test_a_table_prints_the_number_of_finished_runs_and_the_time_left(tmp_path, 
         return local.RunProcess(run, Done(), tmp_path / "run.log", time.monotonic())
 
     monkeypatch.setattr(local, "_start", start)
-    runs = [PlannedRun("smoke/a", seed, ("linear",)) for seed in range(3)]
+    runs = [PlannedRun("smoke/auh_q64", seed, ("linear",)) for seed in range(3)]
     assert local.run_side_by_side(runs, tmp_path, 1) == []
     found = lines(capsys)
-    assert re.fullmatch(r"\[1/3\] smoke/a seed 0: done, \d+ s; about \d+ s left", found[0])
+    assert re.fullmatch(r"\[1/3\] smoke/auh_q64 seed 0: done, \d+ s; about \d+ s left", found[0])
     assert found[-1].startswith("[3/3]")
