@@ -498,7 +498,7 @@ REFUSED = {  # also by the command itself, without --dry-run
     "GPUs of no cluster": (["table", "table1", "--profile", "smoke", "--gpus", "2"], ["--gpus", "--launch slurm"]),
     "a batch that nodes do not share": (
         ["table", "table1", "--profile", "smoke", "--launch", "slurm", "--nodes", "7"],
-        ["batch_size", "7 of 7 nodes x 1 process"],
+        ["batch_size", "7 nodes x 1 process"],
     ),
     "jobs on a cluster": (["table", "table1", "--profile", "smoke", "--launch", "slurm", "--jobs", "2"], ["--jobs"]),
     "an unknown stage": (["run", "--recipe", "smoke/sfrik_l2_q64", "--stages", "liner"], ["did you mean linear?"]),
