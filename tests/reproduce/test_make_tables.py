@@ -1,6 +1,6 @@
 """`make tableN PROFILE=smoke` as a user runs it: interrupted, resumed, repeated; the notebooks run headless.
 
-Runs that differ from others only in a coefficient are not executed: `finished_run` writes what they would leave.
+Runs that differ from others only in a coefficient or the objective are not executed: `finished_run` writes what they would leave.
 """
 
 import json
@@ -23,7 +23,7 @@ from sfrik.tables.definitions import grids, rows_of
 
 CHECKOUT = Path(__file__).parents[2]
 psutil = pytest.importorskip("psutil", reason="comes with ipykernel")
-WRITTEN = ("smoke/sfrik_l1_q64", "smoke/sfrik_l2_q64")  # of tables 1 and 4, not executed
+WRITTEN = ("smoke/sfrik_l1_q64", "smoke/sfrik_l2_q64", "smoke/simclr_q64", "smoke/auh_q64")  # of tables 1 and 4, not executed
 
 
 def make(target: str, results: Path) -> list[str]:

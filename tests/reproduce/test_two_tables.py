@@ -164,25 +164,25 @@ def test_the_lock_of_a_process_that_was_killed_does_not_hold_the_one_that_waits(
     assert run_status(*RUN, ("pretrain",), tmp_path / "results").state == "done"
 
 
+SIGNALS = {
+    signal.SIGINT: (130, "sfrik: interrupted"),
+    signal.SIGTERM: (75, "sfrik: stopped by SIGTERM"),
+    signal.SIGUSR1: (75, "sfrik: stopped by SIGUSR1"),
+}
+
+
 @pytest.mark.parametrize(
-    ("number", "status", "words"),
+    ("place", "lock", "arguments", "number"),
     [
-        (signal.SIGINT, 130, "sfrik: interrupted"),
-        (signal.SIGTERM, 75, "sfrik: stopped by SIGTERM"),
-        (signal.SIGUSR1, 75, "sfrik: stopped by SIGUSR1"),
+        *((f"{RUN[0]}/seed0", "run.lock", ["run", "--recipe", RUN[0]], number) for number in SIGNALS),
+        ("smoke/complexity/seed0", "run.lock", ["table", "table5", "--profile", "smoke"], signal.SIGTERM),
+        ("smoke", "render.lock", ["table", "table1", "--profile", "smoke", "--render-only"], signal.SIGUSR1),
+        ("smoke/chapters", "run.lock", ["chapters", "--profile", "smoke"], signal.SIGINT),
     ],
 )
-@pytest.mark.parametrize(
-    ("place", "lock", "arguments"),
-    [
-        (f"{RUN[0]}/seed0", "run.lock", ["run", "--recipe", RUN[0]]),
-        ("smoke/complexity/seed0", "run.lock", ["table", "table5", "--profile", "smoke"]),
-        ("smoke", "render.lock", ["table", "table1", "--profile", "smoke", "--render-only"]),
-        ("smoke/chapters", "run.lock", ["chapters", "--profile", "smoke"]),
-    ],
-)
-def test_a_waiting_command_ends_at_once_when_it_is_asked_to_stop(tmp_path, holds, number, status, words, place, lock, arguments):
+def test_a_waiting_command_ends_at_once_when_it_is_asked_to_stop(tmp_path, holds, place, lock, arguments, number):
     results, log = tmp_path / "results", tmp_path / "log"
+    status, words = SIGNALS[number]
     holder = holds(results / place, lock)
     process = sfrik(*arguments, "--exp-dir", str(results), log=log)
     waits(log, process)
