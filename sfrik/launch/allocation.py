@@ -52,7 +52,7 @@ def check_nodes(nodes: int) -> None:
             raise SfrikError(f"launch on {nodes} nodes, but this process is in a step of a SLURM job: start it without srun")
         raise SfrikError(
             f"launch on {nodes} nodes needs a SLURM job: on this machine leave nodes out; without SLURM start on each "
-            f"node `torchrun --nnodes={nodes} --nproc-per-node=N --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 -m sfrik pretrain ...`"
+            f"node `torchrun --nnodes={nodes} --nproc-per-node=N --rdzv-endpoint=HOST:29500 -m sfrik pretrain ...`"
         )
     if nodes > allocated_nodes():
         raise SfrikError(
