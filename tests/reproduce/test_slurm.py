@@ -85,7 +85,9 @@ def test_a_method_without_training_is_one_job_on_one_node(cluster, root):
 
 
 def test_a_batch_that_does_not_divide_among_the_processes_is_refused_before_anything_is_submitted(cluster, root):
-    with pytest.raises(SfrikError, match=r"smoke/sfrik_l3_q64 on 3 nodes x 1 process: batch_size 64 .* not divisible by 3; choose"):
+    with pytest.raises(
+        SfrikError, match=r"smoke/sfrik_l3_q64 on 3 nodes x 1 process: batch_size 64 .* not divisible by 3; choose"
+    ):
         submit_runs([UNTRAINED, RUN], Layout.of(nodes=3), Site(), root)
     assert cluster.jobs == []
 
