@@ -156,7 +156,7 @@ def load_images(
     check_subset(dataset, split, subset, val_subset)
     if dataset == "mnist5k":
         return _mnist5k(split, subset, val_subset)
-    images = _all_images(dataset, split, Path(data_dir))
+    images = _all_images(dataset, split, Path(data_dir).expanduser())
     if split == "test":
         return images
     if split == "tune":

@@ -121,7 +121,7 @@ def images_below(folder: str | Path) -> list[str]:
 def cache_folder() -> Path:
     """Folder for files that can be made or downloaded again: SFRIK_CACHE, else sfrik in the user's cache folder."""
     if os.environ.get("SFRIK_CACHE"):
-        return Path(os.environ["SFRIK_CACHE"])
+        return Path(os.environ["SFRIK_CACHE"]).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sfrik"
 
 

@@ -65,7 +65,7 @@ def load_target(target: str, split: str, data_dir: str | Path) -> Images:
         raise SfrikError(f"unknown transfer data set {target!r}{nearest(target, loaders)}: choose {', '.join(loaders)}")
     if split not in ("train", "test"):
         raise SfrikError(f"unknown split {split!r} of {target}: choose train or test")
-    return loaders[target](split, Path(data_dir))
+    return loaders[target](split, Path(data_dir).expanduser())
 
 
 def _digits8x8(split: str, data_dir: Path) -> Images:

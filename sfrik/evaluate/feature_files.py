@@ -39,7 +39,7 @@ def load_features(folder: str | Path, name: str) -> tuple[Tensor, Tensor]:
             that are NaN or infinite; unequal numbers of features and labels. In a file without a SHA-256 in weights.json also
             rows of zeros, and training labels of one class, which may be zeros that a power cut left.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     paths = [folder / f"{name}_{part}.npy" for part in ("features", "labels")]
     name_of = partial(_name, folder, name) if (folder / f"{name}_names.txt").is_file() else None
     features = as_features(_open(paths[0]), paths[0], SfrikError, name_of)

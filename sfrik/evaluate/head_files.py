@@ -94,7 +94,7 @@ def load_head(path: str | Path) -> SavedHead:
     Raises:
         SfrikError: the file is missing or cut short, has no linear head, or has NaN or infinite values.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise SfrikError(
             f"there is no head {path}: run evaluate without --only-inference (a finished score moved away), or check --ckp-path"

@@ -73,7 +73,7 @@ def load_backbone(path: str | Path, arch: str, stem: str = "imagenet", channels:
     ...     load_backbone(f"{folder}/backbone.safetensors", "resnet8").training
     False
     """
-    content = _read(Path(path))
+    content = _read(Path(path).expanduser())
     backbone = build_backbone(arch, stem, channels)
     try:
         tensors = dict(named_tensors(content))

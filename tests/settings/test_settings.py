@@ -457,6 +457,19 @@ def test_the_home_folder_is_expanded_in_every_path(kind, monkeypatch, tmp_path):
     assert as_path("none") == ""
 
 
+def test_functions_that_take_a_path_expand_the_home_folder_too(monkeypatch, tmp_path):
+    from sfrik.datasets import load_images
+    from sfrik.evaluate import load_features
+    from sfrik.evaluate.head_files import load_head
+    from sfrik.networks import load_backbone
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    calls = [lambda: load_features("~/x", "train"), lambda: load_head("~/x"), lambda: load_backbone("~/x", "resnet8")]
+    for call in [*calls, lambda: load_images("image_folder", "train", "~/x")]:
+        with pytest.raises(SfrikError, match=re.escape(f"{tmp_path}/x")):
+            call()
+
+
 def test_parameters_of_notebooks_that_are_not_settings_are_read_alike():
     assert [as_bool(value) for value in (True, "True", "true", 1, "no", "False", 0, "off")] == [True] * 4 + [False] * 4
     assert [as_list(value) for value in ("table1", "table1, table2", [], "none", ["voc07"])] == [
