@@ -281,7 +281,7 @@ def test_a_row_that_is_not_finite_is_refused_with_its_file_and_number(tmp_path):
         with pytest.raises(SfrikError, match=r"given/train_features\.npy: NaN or infinite values in rows 3, 41"):
             load_features(settings.extraction_dir, "train")
         assert not (tmp_path / "run").exists()
-    (given / "train_names.txt").write_text("".join(f"{row}.png\n" for row in range(30)))
+    (given / "train_names.txt").write_text("".join(f"{row}.png\n" for row in range(30)), encoding="utf-8")
     with pytest.raises(SfrikError, match=r"in rows 3, 41 \(3\.png, \?\)"):
         load_features(given, "train")
 
