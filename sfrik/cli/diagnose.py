@@ -12,6 +12,7 @@ from sfrik.cli.output import CommandOutput, add_json
 from sfrik.errors import SfrikError, nearest
 from sfrik.runs.scores import run_problem
 from sfrik.settings import recipe_names, recipe_settings, run_folder
+from sfrik.system.files import check_text
 from sfrik.system.terminal import paint
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def _diagnose(options: argparse.Namespace) -> CommandOutput:
 
 
 def _folder(name: str, seed: int) -> Path:
+    check_text(name)
     if Path(name).is_dir():
         return Path(name)
     if name not in recipe_names():

@@ -110,7 +110,8 @@ def command(section: str, recipe: str | None, settings: Settings) -> str:
             continue
         value = getattr(settings, name)
         if value not in (None, "", getattr(defaults, name)):
-            arguments += [f"--{name.replace('_', '-')}", str(value)]
+            flag, text = f"--{name.replace('_', '-')}", str(value)
+            arguments += [f"{flag}={text}"] if text.startswith("-") else [flag, text]
     return shlex.join(arguments)
 
 

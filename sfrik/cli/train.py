@@ -14,6 +14,7 @@ from sfrik.errors import SfrikError, WorkerError
 from sfrik.launch.allocation import check_one_task
 from sfrik.settings import SECTIONS, PretrainSettings, Settings, recipe_of
 from sfrik.system.devices import explain_out_of_memory
+from sfrik.system.files import check_text
 from sfrik.system.processes import process_place
 from sfrik.system.terminal import print_line
 
@@ -58,6 +59,7 @@ def _command(section: str, work: Callable[[Any], dict[str, Any]]) -> Callable[[a
 
     def run(options: argparse.Namespace) -> CommandOutput:
         settings = resolve_settings(options)
+        check_text(settings.exp_dir, *(getattr(settings, name, "") for name in ("pretrained", "ckp_path", "extraction_dir")))
         check_one_task()
         multi_process = section in MULTI_PROCESS
         nproc = nproc_per_node(options)

@@ -185,7 +185,7 @@ def path_exists(path: str | Path) -> bool:
 
 
 def check_text(*names: str) -> None:
-    """Refuse paths with bytes that are not text in this locale: the messages to a Jupyter kernel cannot hold them.
+    """Refuse paths with bytes that are not text in this locale, which Jupyter kernels and safetensors cannot be given.
 
     Raises:
         SfrikError: a name contains such bytes.

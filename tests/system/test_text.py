@@ -97,6 +97,7 @@ COMMANDS = {
     "a dry run": ["table", "table1", "--profile", "smoke", "--dry-run"],
     "run": ["run", "--recipe", "smoke/sfrik_l2_q64"],
     "chapters": ["chapters", "--profile", "smoke"],
+    "pretrain": ["pretrain", "--recipe", "smoke/sfrik_l2_q64"],
 }
 
 
