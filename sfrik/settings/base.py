@@ -153,7 +153,9 @@ class Settings(BaseModel):
 
         A setting that is not recorded, since it had no effect or the release did not have it, has its default.
         """
-        theirs, ours = ({**_defaults(type(self)), **settings} for settings in (recorded, self.what()))
+        theirs, ours = (
+            {**_defaults(type(self)), **settings} for settings in (_as_written_today(type(self), recorded), self.what())
+        )
         names = [name for name in sorted(theirs.keys() & ours.keys()) if theirs[name] != ours[name]]
         names += sorted(recorded.keys() - ours.keys())  # of another release
         return "; ".join(f"{name} {theirs[name]!r} -> {ours.get(name)!r}" for name in names if name not in PLACE)
@@ -186,6 +188,15 @@ class Settings(BaseModel):
 def hash_of(settings: Mapping[str, Any]) -> str:
     """Twelve hexadecimal digits that identify settings, as JSON can represent them."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _as_written_today(kind: type[Settings], recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Recorded settings in today's form: earlier releases recorded 1-40-40 and 1.0-40.0-40.0 as they were given."""
+    try:
+        read = kind.model_validate({name: value for name, value in recorded.items() if name in kind.model_fields})
+    except ValidationError:  # not settings of this release
+        return dict(recorded)
+    return {**recorded, **read.model_dump(mode="json", include=recorded.keys() & kind.model_fields.keys())}
 
 
 @cache

@@ -138,7 +138,7 @@ def _number(value: Any) -> Any:
 
 # Every number is finite and bounded: by what can be computed, or by what is plausible.
 Int = Annotated[int, BeforeValidator(_number)]
-Real = Annotated[float, BeforeValidator(_number)]
+Real = Annotated[float, BeforeValidator(_number), AfterValidator(lambda value: value + 0.0)]  # "-0" and 0 have one hash
 LARGEST = 1e7  # float32 has 7 digits: next to a larger term of the loss, a term of size 1 is lost
 SCALES = {"truncated": 80.0, "rbf": 40.0, "heat": 80.0, "power": 2.0}  # above these the coefficients are 0 in float32
 MOST_DEGREES = 64  # N(65536, 64) is 1e219, within the range of float64
@@ -149,7 +149,7 @@ Pixels = Annotated[Int, Field(ge=1, le=4096)]
 Slices = Annotated[Int, Field(ge=1, le=LARGEST_WIDTH)]  # up to the largest dimension of the embeddings
 Fraction = Annotated[Real, Field(ge=0, le=1)]
 NotNegative = Annotated[Real, Field(ge=0, le=LARGEST)]
-Rate = Annotated[Real, Field(gt=0, le=3.4e38)]  # the range of float32
+Rate = Annotated[Real, Field(ge=1.2e-38, le=3.4e38)]  # the range of float32; below it nothing would be trained
 Temperature = Annotated[Real, Field(ge=1e-6, le=1e6)]  # of similarities, which float32 resolves to 1e-7
 Penalty = Annotated[Real, Field(ge=1e-12, le=1e12)]
 # 10, 10.0 and "10" are one share: one name of the score and one hash
@@ -181,7 +181,7 @@ def parse_mlp(mlp: str) -> list[int]:
 
 
 def _weights(text: str) -> str:
-    """Check kernel weights such as "1.0-40.0-40.0"."""
+    """Check kernel weights; 1-40-40 and 1.0-40.0-40.00 are one setting, written 1.0-40.0-40.0."""
     parts = text.split("-")
     try:
         values = [float(part) for part in parts if part.isascii()]
@@ -195,12 +195,12 @@ def _weights(text: str) -> str:
         raise ValueError(f"must be finite numbers, each at most {LARGEST:g}, got {text[:100]!r}")
     if not any(values):
         raise ValueError(f"at least one weight must be above 0, got {text[:100]!r}")
-    return text
+    return "-".join(_joined(value) for value in values)
 
 
 def _mlp(text: str) -> str:
-    parse_mlp(text)
-    return text
+    """Check widths; 064-64 and 64-64 are one setting."""
+    return "-".join(map(str, parse_mlp(text)))
 
 
 def _arch(name: str) -> str:

@@ -245,6 +245,7 @@ ILL_TYPED = [
     ("seed", -1),
     ("base_lr", 0),
     ("base_lr", float("nan")),
+    ("base_lr", 1e-320),
     ("wd", -1e-6),
     ("subset", 0),
     ("dataset", "mnist"),
@@ -386,7 +387,7 @@ def test_text_from_the_command_line_becomes_the_settings_type():
     ("kind", "name", "text", "expected"),
     [
         (PretrainSettings, "sfrik_weights", "1.0", "1.0"),
-        (PretrainSettings, "sfrik_weights", "1", "1"),
+        (PretrainSettings, "sfrik_weights", "1", "1.0"),
         (PretrainSettings, "sfrik_weights", "0.00001", "0.00001"),
         (PretrainSettings, "mlp", "64", "64"),
         (PretrainSettings, "mlp", "64-32", "64-32"),
@@ -602,6 +603,34 @@ def test_the_weights_of_the_truncated_kernel_do_not_count_under_another_kernel()
     assert first.hash() == second.hash()
     assert "sfrik_weights" not in first.what()
     assert PretrainSettings(sfrik_weights="1.0").hash() != PretrainSettings(sfrik_weights="1.0-40.0").hash()
+
+
+@pytest.mark.parametrize(
+    ("name", "forms"),
+    [
+        ("sfrik_weights", ["1.0-40.0-0.5", "1-40-.5", " 1.00-+40-0.5\n", (1, 40.0, "0.50"), [1.0, "40", 0.5]]),
+        ("sfrik_weights", ["1.0-0.00001", (1, 1e-5), "1-0.000010"]),
+        ("mlp", ["64-8", "064-08", (64, 8), ["64", 8]]),
+        ("wd", [0.0, "-0", "-0.0", 0, -0.0, "0e5"]),
+        ("min_scale_crops", [(0.14, 0.05), "0.140 5e-2", [0.14, "0.05"]]),
+    ],
+)
+def test_a_number_has_one_form_and_one_hash_however_it_is_written(name, forms):
+    """1-40-40 and 1.0-40.0-40.0 were different settings, so that a run by the first was none of the recipe."""
+    first, *others = (PretrainSettings.parse({"augmentations": "swav", name: form}) for form in forms)
+    for other in others:
+        assert repr(getattr(other, name)) == repr(getattr(first, name))
+        assert other.hash() == first.hash()
+    assert PretrainSettings.from_recipe("smoke/sfrik_l3_q64", sfrik_weights="1-40-40", mlp="064-64").exp_dir.endswith("seed0")
+
+
+def test_settings_that_an_earlier_release_recorded_as_given_are_read_in_the_form_of_today():
+    settings = PretrainSettings.from_recipe("smoke/sfrik_l3_q64")
+    recorded = settings.what() | {"sfrik_weights": "1-40.0-4e1", "mlp": "064-64"}
+    assert settings.differences(recorded) == ""
+    assert settings.differences(recorded | {"sfrik_weights": "1-40-41"}).startswith("sfrik_weights '1.0-40.0-41.0' -> '1.0-")
+    assert "epochs 'x' -> 2" in settings.differences(recorded | {"epochs": "x"})
+    assert "later 1 -> None" in settings.differences(recorded | {"later": 1})
 
 
 def test_names_are_read_as_the_original_commands_write_them():
