@@ -57,7 +57,8 @@ ifneq ($(unknown),)
   near := $(shell $(call quoted,PYTHON) -c '$(NEAREST)' $$(echo '$(unknown)' | tr a-z A-Z) $(VARIABLES))
   $(error make has no variable $(unknown)$(near): the first lines of the Makefile list them; for a program, write $(unknown)=... before make)
 endif
-ifneq ($(and $(PROFILES),$(filter PROFILE,$(given)),$(filter-out $(PROFILES),$(value PROFILE))),)
+known := $(and $(filter 1,$(words $(value PROFILE))),$(filter $(PROFILES),$(value PROFILE)))
+ifneq ($(and $(PROFILES),$(filter PROFILE,$(given)),$(if $(known),,unknown)),)
   near := $(shell $(call quoted,PYTHON) -c '$(NEAREST)' $(call quoted,PROFILE) $(PROFILES))
   $(error unknown PROFILE $(value PROFILE)$(near): choose one of $(sort $(PROFILES)))
 endif

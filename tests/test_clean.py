@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -143,3 +144,13 @@ def test_without_a_terminal_no_results_are_deleted(checkout):
 def test_missing_results_are_not_an_error(tmp_path, capsys):
     assert clean.main(["--results", str(tmp_path / "digits")]) == 0
     assert "there are no results" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("profile", ["", ".", "..", "smok", "digits/sfrik_l3_q512", "smoke digits"])
+def test_only_the_results_of_a_profile_are_deleted(tmp_path, monkeypatch, capsys, profile):
+    (tmp_path / "results" / profile).mkdir(parents=True, exist_ok=True)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("builtins.input", lambda _: "yes")
+    assert clean.main(["--results", f"{tmp_path}/results/{profile}"]) == 2
+    assert "is not the folder of a profile's results" in capsys.readouterr().err
+    assert (tmp_path / "results").is_dir()

@@ -79,6 +79,13 @@ def test_a_misspelt_profile_is_refused_with_the_nearest_one(target):
     assert "unknown PROFILE smok (did you mean smoke?): choose one of cifar10 digits paper smoke" in done.stderr
 
 
+@pytest.mark.parametrize("profile", ["", " ", "smoke digits", "smoke smok"])
+def test_a_profile_is_one_word(profile):
+    done = make("clean-results", f"PROFILE={profile}")
+    assert done.returncode == 2
+    assert "unknown PROFILE" in done.stderr
+
+
 def test_the_profile_of_the_environment_is_not_looked_at():
     assert make("types", "VENV=", PROFILE="smok").returncode == 0
     assert "--profile=smok" in words("status", "VENV=", PROFILE="smok"), "the command refuses it"

@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     parser.add_argument("--results", metavar="FOLDER", help="results/<profile>")
     options = parser.parse_args(arguments)
     if options.results:
-        return _clean_results(Path(options.results))
+        return _clean_results(Path(options.results).expanduser())
     found = [path for path in rebuilt(root) if not tracked(path)]
     size = sum(_size(path) for path in found)
     for path in found:
@@ -65,6 +65,9 @@ def tracked(path: Path) -> list[str]:
 
 
 def _clean_results(folder: Path) -> int:
+    if not (ROOT / "sfrik" / "recipes" / folder.name / "profile.toml").is_file():  # PROFILE= would be all of results/
+        print(f"{folder} is not the folder of a profile's results: PROFILE=digits, for example", file=sys.stderr)
+        return 2
     if not folder.is_dir():
         print(f"there are no results in {folder}")
         return 0

@@ -21,6 +21,7 @@ report it. `--debug` prints the traceback of every error.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import traceback
@@ -35,6 +36,7 @@ from sfrik.cli.tables import add_chapters, add_run, add_status, add_table
 from sfrik.cli.train import MULTI_PROCESS, add_memory, add_training
 from sfrik.errors import STOPPED, Preempted, SfrikError, WorkerError, nearest
 from sfrik.system.processes import process_place, refuse_other_launchers
+from sfrik.system.signals import GRACE
 from sfrik.system.terminal import open_standard_streams, paint, print_line, replace_unprintable, tolerate_output_errors
 
 __all__ = ["REPORT", "build_parser", "main"]
@@ -60,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command is None:
             parser.print_help()
             return 0
+        _check_surroundings()
         _check_processes(options.command)
         return run_and_print(options.run, options)
     except KeyboardInterrupt as error:
@@ -83,6 +86,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for stream in (sys.stdout, sys.stderr):
             with tolerate_output_errors(stream):
                 stream.flush()
+
+
+def _check_surroundings() -> None:
+    """Refuse a working directory that was deleted, and a SFRIK_GRACE that is no number of seconds.
+
+    Raises:
+        SfrikError: the message says what to do.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise SfrikError("the working directory was deleted: change to another one (cd)") from None
+    if math.isnan(GRACE):
+        raise SfrikError(f"SFRIK_GRACE must be a number of seconds from 0 to 86400, got {os.environ.get('SFRIK_GRACE')!r:.100}")
 
 
 def _check_processes(command: str) -> None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from sfrik.cli.checks import check_inputs, check_plan, check_table
 from sfrik.cli.flags import (
-    PROFILES,
     add_command,
     add_nproc_per_node,
     add_profile,
@@ -187,11 +186,11 @@ def _plan(name: str, profile: str, seeds: int, root: str | Path, data_dir: str, 
     from sfrik.reproduce.notebooks import notebook_path
     from sfrik.reproduce.status import needed_runs, run_status
     from sfrik.tables.collect import has_scores
-    from sfrik.tables.definitions import EXPERIMENTS
+    from sfrik.tables.definitions import tables_of
 
     if name == "all":
         names, broken = [], {}
-        for table in (table for table, found in EXPERIMENTS.items() if profile in found.profiles):
+        for table in tables_of(profile):
             try:
                 names += [table] if has_scores(table, profile, root) else []
             except SfrikError as error:
@@ -243,8 +242,6 @@ def add_chapters(commands) -> None:
 
 
 def _chapters(options: argparse.Namespace) -> CommandOutput:
-    if options.profile not in PROFILES:
-        raise SfrikError(f"unknown profile {options.profile!r}{nearest(options.profile, PROFILES)}: choose {', '.join(PROFILES)}")
     check_text(options.exp_dir or "")
     check_one_task()
     from sfrik.reproduce.chapters import execute_chapters

@@ -18,6 +18,7 @@ from sfrik.settings import load_recipe, results_root
 from sfrik.system.locks import folder_lock
 from sfrik.system.signals import stop_at_once
 from sfrik.system.terminal import print_line
+from sfrik.tables.definitions import tables_of
 from sfrik.tables.rows import DIMS
 
 __all__ = ["execute_chapters"]
@@ -37,9 +38,10 @@ def execute_chapters(profile: str = "digits", root: str | Path | None = None) ->
     Returns:
         Seconds by notebook.
     """
+    tables_of(profile)  # an unknown profile is an error before any kernel is started
     folder = Path(root or results_root()) / profile
     recipe = f"{profile}/sfrik_l3_q{DIMS[profile][-1]}"
-    load_recipe(recipe)  # an unknown profile is an error before any kernel is started
+    load_recipe(recipe)
     of_run: dict[str, Any] = {"recipe": recipe, "exp_dir": str(folder / "chapters")}
     short = {"collapse_recipe": recipe, "collapse_epochs": 2, "collapse_subset": 13, "ddp_epochs": 1}
     parameters: dict[str, dict[str, Any]] = {

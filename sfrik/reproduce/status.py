@@ -26,7 +26,7 @@ from sfrik.system.progress import duration
 from sfrik.system.records import Provenance, read_record
 from sfrik.system.terminal import paint, print_line
 from sfrik.tables.cost_rows import cost_problem, read_costs
-from sfrik.tables.definitions import EXPERIMENTS, experiment, grids, read_choice, rows_of
+from sfrik.tables.definitions import experiment, grids, read_choice, rows_of, tables_of
 
 __all__ = ["STATES", "RunStatus", "format_status", "needed_runs", "run_status", "state_counts", "tables_status"]
 
@@ -75,7 +75,7 @@ def needed_runs(tables: Sequence[str], profile: str, seeds: int, root: str | Pat
 
     A table of costs has one run without stages for each seed, and so has a grid whose choice cannot be read.
     """
-    names = tables or [name for name, found in EXPERIMENTS.items() if profile in found.profiles]
+    names = tables or tables_of(profile)
     needed: dict[tuple[str, int], dict[str, None]] = {}
     for name in names:
         stages = experiment(name, profile).stages

@@ -14,6 +14,7 @@ is a SIGTERM (`stop_at_end_of_stdin`). This needs no polling, and works on Linux
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -50,9 +51,18 @@ SIGNALS = [
     getattr(signal, f"SIG{name}") for name in ("INT", "TERM", "USR1", "HUP") if hasattr(signal, f"SIG{name}")
 ]  # Windows: two
 
+
+def _seconds(text: str) -> float:
+    """A number of seconds up to a day; NaN if the text is none, which `sfrik.cli.main` refuses."""
+    try:
+        return float(text) if 0 <= float(text) <= 24 * 60 * 60 else math.nan
+    except ValueError:
+        return math.nan
+
+
 # Seconds that one process waits for another: each wait is longer than the waits nested in it. The table in docs/faults.md lists
 # who waits, for what, and what happens then.
-GRACE = float(os.environ.get("SFRIK_GRACE", 30))  # for a worker that was asked to stop and saves
+GRACE = _seconds(os.environ.get("SFRIK_GRACE", "30"))  # for a worker that was asked to stop and saves
 KERNEL_GRACE = GRACE + 5  # for an interrupted kernel, which waits for its workers and then for their output
 RUN_GRACE = GRACE + 10  # for a run that was asked to stop, which waits for its kernel and then writes its state
 REPORT_GRACE = 2.0  # for the report of a worker that failed

@@ -20,7 +20,7 @@ from sfrik.settings import PretrainSettings, recipe_settings, run_folder, score_
 from sfrik.system.files import path_exists
 from sfrik.system.records import read_record
 from sfrik.tables.cost_rows import cost_problem, read_costs
-from sfrik.tables.definitions import EXPERIMENTS, Experiment, experiment
+from sfrik.tables.definitions import Experiment, experiment, tables_of
 from sfrik.tables.rows import IMAGES, Column, Row, paper_figures
 
 __all__ = [
@@ -125,8 +125,7 @@ def existing_seeds(recipe: str, root: str | Path | None = None) -> list[int]:
 
 def tables_with_scores(profile: str, root: str | Path | None = None) -> list[str]:
     """The tables with at least one measured cell, or one whose score is left out, which the table then says."""
-    names = [name for name, definition in EXPERIMENTS.items() if profile in definition.profiles]
-    return [name for name in names if has_scores(name, profile, root)]
+    return [name for name in tables_of(profile) if has_scores(name, profile, root)]
 
 
 def has_scores(name: str, profile: str, root: str | Path | None = None) -> bool:

@@ -13,6 +13,7 @@ from sfrik.system.files import path_exists
 from sfrik.system.records import read_record
 from sfrik.tables.cost_rows import complexity_columns, table5_rows, table6_rows
 from sfrik.tables.rows import (
+    IMAGES,
     KNN,
     LINEAR,
     LOGISTIC,
@@ -29,7 +30,7 @@ from sfrik.tables.rows import (
     transfer_columns,
 )
 
-__all__ = ["EXPERIMENTS", "Experiment", "experiment", "grids", "read_choice", "rows_of"]
+__all__ = ["EXPERIMENTS", "Experiment", "experiment", "grids", "read_choice", "rows_of", "tables_of"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,17 @@ def experiment(name: str, profile: str) -> Experiment:
         near = nearest(profile, found.profiles)
         raise SfrikError(f"{name} has no recipes in profile {profile!r}{near}: choose {', '.join(found.profiles)}")
     return found
+
+
+def tables_of(profile: str) -> list[str]:
+    """The tables that have recipes in a profile.
+
+    Raises:
+        SfrikError: an unknown profile.
+    """
+    if profile not in IMAGES:
+        raise SfrikError(f"unknown profile {profile!r}{nearest(profile, IMAGES)}: choose {', '.join(IMAGES)}")
+    return [name for name, found in EXPERIMENTS.items() if profile in found.profiles]
 
 
 def rows_of(name: str, profile: str) -> list[Row]:

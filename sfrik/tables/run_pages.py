@@ -11,7 +11,7 @@ from sfrik.settings import results_root
 from sfrik.system.files import path_exists, write_text
 from sfrik.system.records import Provenance, read_record
 from sfrik.tables.collect import build_table, existing_seeds
-from sfrik.tables.definitions import EXPERIMENTS
+from sfrik.tables.definitions import experiment, tables_of
 from sfrik.tables.render import MISSING, left_out_lines, markdown_table
 from sfrik.tables.rows import Column, Row
 
@@ -30,13 +30,11 @@ def write_run_pages(profile: str, root: str | Path | None = None) -> list[Path]:
     """
     root = Path(root or results_root())
     pages: dict[str, RunPage] = {}
-    for name, experiment in EXPERIMENTS.items():
-        if profile not in experiment.profiles:
-            continue
+    for name in tables_of(profile):
         table = build_table(name, profile, root)
         for measured in table.measured:
             page = pages.setdefault(measured.row.recipe, RunPage(measured.row))
-            for column in experiment.columns(profile) if measured.seeds else []:
+            for column in experiment(name, profile).columns(profile) if measured.seeds else []:
                 if measured.row.entry is None and column.name in measured.scores:
                     page.scores[column.name] = (column, measured.scores[column.name])
             if measured.seeds or measured.left_out:

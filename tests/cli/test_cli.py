@@ -26,6 +26,7 @@ from sfrik.launch import launcher as launching
 from sfrik.networks import build_backbone, save_weights
 from sfrik.runs.folder import Run
 from sfrik.settings import SECTIONS, EvaluateSettings, FeatureSettings, LogisticSettings, PretrainSettings, TransferSettings
+from sfrik.system import signals
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = [section.replace("_", "-") for section in BY_SECTION]
@@ -107,6 +108,11 @@ MISTAKES = {
     "a target that there is not": (["transfer", "--exp-dir", "run", "--target", "places"], ["target", "'places205'", "'places'"]),
     "an unknown table": (["table", "table0", "--profile", "smoke", "--exp-dir", "out"], ["table0", "table1"]),
     "an unknown profile": (["table", "table1", "--profile", "smok", "--exp-dir", "out"], ["smok", "did you mean smoke?"]),
+    "an unknown profile of the states": (["status", "--profile", "smok"], ["profile 'smok' (did you mean smoke?)"]),
+    "an unknown profile of all tables": (["table", "all", "--profile", "smok", "--exp-dir", "out"], ["did you mean smoke?"]),
+    "an unknown profile of all tables, dry": (["table", "all", "--profile", "smok", "--dry-run"], ["did you mean smoke?"]),
+    "no profile": (["status", "--profile", ""], ["unknown profile ''"]),
+    "an unknown profile of the notebooks": (["chapters", "--profile", "Smoke"], ["did you mean smoke?"]),
     "no seeds": (["table", "table1", "--profile", "smoke", "--exp-dir", "out", "--seeds", "0"], ["--seeds", ">= 1", "'0'"]),
     "a missing data folder": (
         ["pretrain", "--exp-dir", "run", "--data-dir", "nowhere"],
@@ -267,6 +273,18 @@ def test_an_unexpected_error_shows_its_traceback_and_exits_with_2(here, capsys, 
     request = f"{REPORT}\n" if error in UNEXPECTED else ""  # memory may run out without a bug
     assert printed.startswith(f"{request}Traceback (most recent call last):\n")
     assert re.match(rf"(torch\.)?{type(error).__name__}\b.*boom", printed.splitlines()[-1])
+
+
+def test_a_working_directory_that_was_deleted_is_refused(here, capsys):
+    here.rmdir()
+    fails_in_one_line(capsys, SMOKE, "the working directory was deleted")
+
+
+@pytest.mark.parametrize("seconds", ["x", "", "-3", "inf", "nan", "1e9"])
+def test_a_grace_that_is_no_number_of_seconds_is_refused(here, capsys, monkeypatch, seconds):
+    monkeypatch.setenv("SFRIK_GRACE", seconds)
+    monkeypatch.setattr(sys.modules["sfrik.cli.main"], "GRACE", signals._seconds(seconds))
+    fails_in_one_line(capsys, SMOKE, f"SFRIK_GRACE must be a number of seconds from 0 to 86400, got '{seconds}'")
 
 
 def test_an_error_of_the_operating_system_is_one_line(here, capsys, monkeypatch):

@@ -329,6 +329,12 @@ def test_the_walk_over_the_settings_meets_those_that_are_numbers():
     assert len(NUMERIC) > 60
 
 
+def test_a_bound_is_written_briefly():
+    assert "greater than or equal to 1.2e-38, got 1e-320" in refusal(PretrainSettings, {"base_lr": 1e-320})
+    assert "less than or equal to 3.4e+38, got '1e300'" in refusal(PretrainSettings, {"base_lr": "1e300"})
+    assert "less than or equal to 4294967295, got" in refusal(PretrainSettings, {"seed": 2**32})
+
+
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
