@@ -334,6 +334,8 @@ def test_values_that_are_not_finite_are_refused_in_the_backbone_and_ignored_else
     assert same_weights(load_backbone(tmp_path / "w.pth", "resnet8", channels=1), backbone)
     torch.save({"model": {**state, "bn1.bias": torch.full((32,), float("nan"))}}, tmp_path / "w.pth")
     assert "tensor bn1.bias has NaN or infinite values" in refused(tmp_path / "w.pth")
+    torch.save({"model": {**state, "bn1.bias": torch.full((32,), 1e300, dtype=torch.float64)}}, tmp_path / "w.pth")
+    assert "bn1.bias has NaN or infinite values: its values are outside the range of float32" in refused(tmp_path / "w.pth")
 
 
 def test_dicts_that_contain_themselves_are_refused(tmp_path, backbone):

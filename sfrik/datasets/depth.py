@@ -52,8 +52,9 @@ def eight_bits(image: Image.Image, reopen: Callable[[], Image.Image]) -> tuple[I
 
     White is, in this order:
 
-    1. what the file states: PGM's and PPM's maxval, TIFF's BitsPerSample below 16 and MaxSampleValue or SMaxSampleValue, PNG's
-       sBIT chunk. A value above it shows that the statement is wrong, and it is not used.
+    1. what the file states: PGM's and PPM's maxval below 65535, which many programs write for any values, TIFF's BitsPerSample
+       below 16 and MaxSampleValue or SMaxSampleValue, PNG's sBIT chunk. A value above it shows that the statement is wrong, and
+       it is not used.
     2. of values with a sign, some of them negative: the largest one; black is the smallest one.
     3. of whole numbers: the largest number of 8, 10, 12, ... bits, the fewest that the largest value needs. So a file of 16 bits
        with values from 2^14 on keeps its upper 8 bits.
@@ -72,7 +73,14 @@ def eight_bits(image: Image.Image, reopen: Callable[[], Image.Image]) -> tuple[I
     header = _read_header(image)
     _fix_planes(image, header)
     rawmode = _rawmode(image)
+    colours_of_16_bits = _colours_of_16_bits(image)
     image.load()
+    if colours_of_16_bits is not None and colours_of_16_bits.max(initial=0) < 1 << 14:
+        scaled, guess = _scale(colours_of_16_bits, header)
+        return Image.fromarray(scaled), guess
+    if image.mode == "L" and header.signed:  # Pillow returns the bits of values of 8 bits with a sign
+        scaled, guess = _scale(np.asarray(image).view(np.int8), header)
+        return Image.fromarray(scaled), guess
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image)
         if image.mode == "I" and header.bits == 32 and not header.signed:
@@ -121,8 +129,9 @@ def _likely_white(high: float, header: _Header, whole: bool) -> float:
 
 def _read_header(image: Image.Image) -> _Header:
     tags, file = getattr(image, "tag_v2", None), getattr(image, "fp", None)
-    if image.format == "PPM":  # Pillow scales to 16 bits by maxval
-        return _Header(white=65535 if image.mode == "I" else None, bits=32 if image.mode == "F" else 16)
+    if image.format == "PPM":  # Pillow scales to 16 bits by maxval; that of 65535 is all that many programs write
+        scaled = image.mode == "I" and _maxval(image) != 65535
+        return _Header(white=65535 if scaled else None, bits=32 if image.mode == "F" else 16)
     if image.format == "PNG" and file is not None and _rawmode(image).endswith(";16B"):
         bits = _significant_bits(file)
         return _Header(white=None if bits is None else 2**bits - 1, left=True)
@@ -131,7 +140,7 @@ def _read_header(image: Image.Image) -> _Header:
     bits, kind = max(_numbers(tags, BITS_PER_SAMPLE), default=1), max(_numbers(tags, SAMPLE_FORMAT), default=1)
     stated = [value for tag in LARGEST_VALUE for value in _numbers(tags, tag) if math.isfinite(value) and value > 0]
     lowest = [value for tag in SMALLEST_VALUE for value in _numbers(tags, tag) if math.isfinite(value)]
-    white = stated[0] if stated else 2**bits - 1 if bits < 16 else None
+    white = stated[0] if stated else 2 ** (bits - (kind == 2)) - 1 if bits < 16 else None
     return _Header(int(bits), kind == 2, white, min([0, *lowest]), tags.get(PHOTOMETRIC, 0) == 0)
 
 
@@ -165,6 +174,24 @@ def _rawmode(image: Image.Image) -> str:
         return ""
     arguments = tiles[0].args
     return str(arguments[0] if isinstance(arguments, tuple) else arguments)
+
+
+def _maxval(image: Image.Image) -> int:
+    """The largest value that a PGM or PPM states, if Pillow does not read it as bytes or bits; else 0."""
+    arguments = image.tile[0].args if getattr(image, "tile", None) else ()
+    if arguments == "I;16B":
+        return 65535
+    return arguments[1] if isinstance(arguments, tuple) and isinstance(arguments[1], int) and len(arguments) == 2 else 0
+
+
+def _colours_of_16_bits(image: Any) -> np.ndarray | None:
+    """The values [h, w, 3] of a PPM whose maxval is 65535, of which Pillow returns the upper bytes; None of other images."""
+    if image.format != "PPM" or image.mode != "RGB" or _maxval(image) != 65535 or image.tile[0].codec_name != "ppm":
+        return None
+    count = image.size[0] * image.size[1] * 3
+    image.fp.seek(image.tile[0].offset)
+    content = image.fp.read(2 * count)
+    return np.frombuffer(content, ">u2").reshape(image.size[1], image.size[0], 3) if len(content) == 2 * count else None
 
 
 def _set_rawmode(image: Any, rename: Callable[[str], str]) -> None:

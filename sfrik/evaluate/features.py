@@ -24,6 +24,7 @@ from torch import Tensor
 from sfrik.datasets import Images, images_of_folder
 from sfrik.datasets.entries import split_folder
 from sfrik.errors import SfrikError
+from sfrik.evaluate.arguments import report_untrained
 from sfrik.evaluate.broken import note_broken, without_broken
 from sfrik.evaluate.feature_files import drop_rows, load_features, make_empty, naming_the_file, write_rows
 from sfrik.evaluate.forward import feature_batches
@@ -141,6 +142,7 @@ def read_features(inputs: Inputs[Any]) -> Features:
     of_train, of_val = (load_classes(folder, split) for split in ("train", "val"))
     both = f"the train features in {folder}", f"the val features in {folder}"
     check_same_classes(of_train, of_val, *both, "extract both from folders with the same classes")
+    report_untrained(train[1], val[1], folder)
     broken = record.get("broken_images", {})
     return Features(train, val, digest, {name: broken[split] for split, name in REPORTED.items() if split in broken})
 

@@ -23,6 +23,7 @@ BANK = 65536  # training images per block: at d = 2048 their features take 0.5 G
 BANK_ON_CPU = 4096  # a larger block is no faster there: 32 MiB and 16 MiB
 TILE = 1024  # training images per tile of a block, on a CPU: the similarities, 4 MiB, fit the cache
 LEAST_VOTE = 1.4e-45  # float32's smallest number: a vote that rounds to 0 would be none
+LEAST_LENGTH = 1e-12  # of a row: F.normalize divides shorter ones by this
 GROUPS = 32  # similarities per group of a tile, of which only the largest is compared first
 
 
@@ -126,17 +127,22 @@ def _bank(
 
 
 def _directed(features: Tensor, name: str) -> Tensor:
-    """Whether the rows have a direction, that is a length above `F.normalize`'s bound, bool [n].
+    """Whether the rows have a direction, that is are not all zero, bool [n].
 
     Raises:
-        SfrikError: the length of a row is above the range of float32.
+        SfrikError: the length of a row is above the range of float32, or below `F.normalize`'s bound.
     """
-    step = block_rows(features.device)
-    lengths = torch.cat([torch.linalg.vector_norm(block.float(), dim=1) for block in features.split(step)])
-    if not bool(torch.isfinite(lengths).all()):
-        rows = (~torch.isfinite(lengths)).nonzero().flatten().tolist()
-        raise SfrikError(f"{name} are too large for float32 in {format_rows(rows)}: divide them by a constant")
-    return lengths >= 1e-12
+    blocks = features.split(block_rows(features.device))
+    lengths = torch.cat([torch.linalg.vector_norm(block.float(), dim=1) for block in blocks])
+    zero = torch.cat([~block.any(dim=1) for block in blocks])
+    for wrong, text in (
+        (~torch.isfinite(lengths), "large for float32 in {}: divide"),
+        ((lengths < LEAST_LENGTH) & ~zero, "small in {}, of lengths below 1e-12: multiply"),
+    ):
+        if bool(wrong.any()):
+            rows = wrong.nonzero().flatten().tolist()
+            raise SfrikError(f"{name} are too {text.format(format_rows(rows))} them by a constant")
+    return ~zero
 
 
 def block_rows(device: torch.device) -> int:

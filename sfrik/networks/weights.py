@@ -66,7 +66,7 @@ def load_backbone(path: str | Path, arch: str, stem: str = "imagenet", channels:
 
     Raises:
         SfrikError: the file is missing, is not a weights file, is truncated, is for another architecture, has NaN or infinite
-            values, or holds several networks that differ and none of which is known to be the one to take.
+            values or some outside the range of float32, or holds several networks that differ and none of which is known to be the one to take.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     digest = save_weights(build_backbone("resnet8"), f"{folder}/backbone.safetensors", of="an untrained network")
@@ -99,7 +99,9 @@ def load_backbone(path: str | Path, arch: str, stem: str = "imagenet", channels:
         raise SfrikError(f"{path} cannot be used: {problem}, expected a dense tensor of floating-point numbers")
     check_finite(found.state, path)
     own = backbone.state_dict()
-    backbone.load_state_dict({**own, **{key: value.reshape(own[key].shape) for key, value in found.state.items()}})
+    converted = {key: value.reshape(own[key].shape).to(own[key].dtype) for key, value in found.state.items()}
+    check_finite(converted, path, "its values are outside the range of float32; use other weights")
+    backbone.load_state_dict({**own, **converted})
     return backbone.eval()
 
 

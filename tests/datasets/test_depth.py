@@ -128,6 +128,32 @@ def test_the_stated_largest_value_is_white_without_a_warning(tmp_path, white, ca
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
+def test_a_maxval_of_65535_says_nothing_about_the_values(tmp_path, bits, capsys):
+    values = stored(COLOUR, 2**bits - 1)
+    (tmp_path / "a.ppm").write_bytes(b"P6\n48 32\n65535\n" + values.astype(">u2").tobytes())
+    assert error(tmp_path / "a.ppm", COLOUR) <= ROUNDING
+    grey = values[..., 0]
+    (tmp_path / "b.pgm").write_bytes(b"P5\n48 32\n65535\n" + grey.astype(">u2").tobytes())
+    (tmp_path / "c.pgm").write_bytes(b"P2\n48 32\n65535\n" + b" ".join(b"%d" % value for value in grey.ravel()))
+    assert error(tmp_path / "b.pgm") <= ROUNDING
+    assert error(tmp_path / "c.pgm") <= ROUNDING
+    assert f"{2**bits - 1} is used" in capsys.readouterr().err
+    whole = np.round(COLOUR / 255 * 65535).astype(">u2")
+    (tmp_path / "whole.ppm").write_bytes(b"P6\n48 32\n65535\n" + whole.tobytes())
+    assert error(tmp_path / "whole.ppm", COLOUR) <= 0.5
+
+
+@pytest.mark.parametrize(("lowest", "rounding"), [(-128, ROUNDING), (0, 2.5)])  # 256 levels and 128
+def test_eight_bits_with_a_sign_do_not_wrap_around(tmp_path, lowest, rounding):
+    data = np.round(GREY / 255 * (127 - lowest) + lowest).astype(np.int8).tobytes()
+    tags = {256: 48, 257: 32, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 32, 279: len(data), 339: 2}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    content = b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+    (tmp_path / "a.tiff").write_bytes(content)
+    assert error(tmp_path / "a.tiff") <= rounding
+
+
 def test_a_stated_largest_value_that_is_exceeded_is_not_used(tmp_path):
     Image.fromarray(stored(GREY, 4095)).save(tmp_path / "a.tiff", tiffinfo={MAX_SAMPLE: 255})
     assert error(tmp_path / "a.tiff") <= ROUNDING

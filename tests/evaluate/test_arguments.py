@@ -336,6 +336,27 @@ def test_more_neighbours_than_images_are_reported(tmp_path, capsys):
     assert score["top1_at"]["20"] == score["top1_at"]["200"]
 
 
+def test_labels_of_classes_without_training_features_are_reported(tmp_path, capsys):
+    features, labels = toy(18)
+    settings = {"device": "cpu", "nb_knn": (3,)}
+    for name, shift in (("same", 0), ("from1", 1)):
+        given = write(tmp_path / name, train=(features, labels), val=(features, labels + shift))
+        score = knn_eval(KnnSettings(extraction_dir=str(given), exp_dir=str(tmp_path / f"run{name}"), **settings))
+        err = capsys.readouterr().err
+        assert score["top1_at"]["3"] == (0 if shift else 100)
+        assert ("val labels are of classes without training features" in err) == bool(shift)
+    last = int(labels.max()) + 1
+    assert f"{int((labels == last - 1).sum())} of 18 val labels are of classes without training features ({last}), and" in err
+
+
+@pytest.mark.parametrize("scale", [1e-14, 1e-30])
+def test_features_too_short_to_be_normalised_are_refused_by_knn(scale):
+    """F.normalize would make them zeros, without a vote and so without a hit."""
+    features, labels = toy(18)
+    with pytest.raises(SfrikError, match=r"training features are too small in rows 0, 1, .*: multiply them by a constant"):
+        weighted_knn(torch.as_tensor(features) * scale, torch.as_tensor(labels), torch.as_tensor(features), k=3)
+
+
 # --- scores
 
 
