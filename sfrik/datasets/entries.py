@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from sfrik.errors import SfrikError
@@ -13,6 +15,7 @@ __all__ = [
     "EXTENSIONS",
     "HELD_OUT",
     "Identity",
+    "check_classes",
     "class_folders",
     "identity",
     "image_kind",
@@ -22,6 +25,7 @@ __all__ = [
     "report",
     "required_split",
     "split_folder",
+    "split_names",
 ]
 
 # All suffixes of the formats that are read (`sfrik.datasets.decoding.FORMATS`), those of torchvision's ImageFolder first.
@@ -34,9 +38,21 @@ UNREAD |= {".raf", ".orf", ".rw2", ".raw"}
 # Names, in lower case, of what systems and tools leave behind; hidden entries (.DS_Store, ._x.jpg, .Trash-1000,
 # .ipynb_checkpoints) start with a dot.
 LEFT_BEHIND = {"__macosx", "@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information", "lost+found"}
-LEFT_BEHIND |= {"~snapshot", "network trash folder", "temporary items", "__pycache__", "thumbs.db", "desktop.ini"}
+LEFT_BEHIND |= {
+    "recycler",
+    "icon\r",
+    "~snapshot",
+    "network trash folder",
+    "temporary items",
+    "__pycache__",
+    "thumbs.db",
+    "desktop.ini",
+}
 # Names, in lower case, of folders with images that are not for training.
-HELD_OUT = {"val", "valid", "validation", "test", "testing"}
+HELD_OUT = {"val", "valid", "validation", "eval", "evaluation", "test", "testing"}
+SPLIT_WORD = re.compile("|".join(sorted({"train", "training", *HELD_OUT}, key=len, reverse=True)))
+# The suffix of an image within the end of a name: x.jpg_large, x.jpeg.1, x.png~, x.jpg.part
+INNER_SUFFIX = re.compile(rf"({'|'.join(map(re.escape, sorted({*EXTENSIONS, *UNREAD}, key=len, reverse=True)))})[^a-z0-9]", re.I)
 
 Identity = tuple[int, int]  # device and inode: the same for all paths to a folder
 
@@ -47,9 +63,12 @@ def is_ignored(name: str) -> bool:
 
 
 def image_kind(name: str) -> str:
-    """ "read" for the name of an image that is read, its suffix for one of another image format, else ""."""
+    """ "read" for the name of an image that is read, its suffix for one that may be another image, else ""."""
     suffix = os.path.splitext(name)[1].lower()
-    return "read" if suffix in EXTENSIONS else suffix if suffix in UNREAD else ""
+    if suffix in EXTENSIONS or suffix in UNREAD:
+        return "read" if suffix in EXTENSIONS else suffix
+    inner = INNER_SUFFIX.search(name)
+    return name[inner.start() :] if inner else ""
 
 
 def identity(status: os.stat_result) -> Identity:
@@ -151,23 +170,57 @@ def refuse_held_out(data_dir: Path, names: list[str]) -> None:
         names: paths of the images below it.
 
     Raises:
-        SfrikError: it holds val/ or the like, or a folder below it holds both train/ and that.
+        SfrikError: it holds val/ or the like, or it or a folder below it holds both train/ and that, or train2017/ and val2017/.
     """
-    inside: dict[str, dict[str, str]] = {}  # of each folder the names of its folders, by their lower case
+    inside: dict[str, set[str]] = {}  # of each folder the names of its folders
     for folder in {os.path.dirname(name) for name in names}:
         while folder:
             parent, child = os.path.split(folder)
-            inside.setdefault(parent, {})[child.lower()] = child
+            inside.setdefault(parent, set()).add(child)
             folder = parent
     for parent, children in sorted(inside.items()):
-        held_out = min((children[name] for name in HELD_OUT & children.keys()), default=None)
+        held_out = min((name for name in children if name.lower() in HELD_OUT), default=None)
         if held_out and not parent:
             raise SfrikError(
                 f"{data_dir} holds {held_out}/ and no train/: put the training images into train/, or set --data-dir to the "
                 "folder of the images to pretrain on"
             )
-        if held_out and "train" in children:
-            raise SfrikError(f"{data_dir / parent} holds train/ and {held_out}/: set --data-dir to it, to use train/ only")
+        if splits := split_names(children):
+            train, held_out = splits
+            place = "it" if train.lower() == "train" else str(data_dir / parent / train)
+            raise SfrikError(
+                f"{data_dir / parent} holds {train}/ and {held_out}/: set --data-dir to {place}, to use {train}/ only"
+            )
+
+
+def split_names(folders: Iterable[str]) -> tuple[str, str] | None:
+    """The names of a folder of training images and of one held out, among the names of the folders in one folder, or None.
+
+    They differ in that word only: train2017 and val2017, seg_train and seg_test, Training and Testing.
+    """
+    training: dict[str, str] = {}
+    held_out: dict[str, str] = {}
+    for name in sorted(folders):
+        if word := SPLIT_WORD.search(name.lower()):
+            kind = training if word[0].startswith("train") else held_out
+            kind.setdefault(f"{name[: word.start()]}*{name[word.end() :]}".lower(), name)
+    return next(((training[rest], held_out[rest]) for rest in sorted(training.keys() & held_out.keys())), None)
+
+
+def check_classes(folder: Path, classes: list[str], train: Path | None) -> None:
+    """Report a split with a single class; refuse one whose images are those of `train`, which is None for the latter itself.
+
+    Raises:
+        SfrikError: the folder, or one of its class folders, is a link to the one of train/.
+    """
+    pairs = [(folder / place, train / place) for place in ("", *classes)] if train else []
+    if shared := next((ours for ours, theirs in pairs if ours.samefile(theirs)), None):
+        raise SfrikError(f"{shared} is the same folder as in {train}: the score would be one of images that were trained on")
+    if len(classes) == 1:
+        report(
+            f"{folder} holds a single class folder, {classes[0]}: the accuracy of any classifier is 100 %. If its own folders "
+            "are the classes, move them one level up"
+        )
 
 
 def _names(folder: Path) -> list[str]:

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from sfrik.datasets.decoding import as_tensor, decode_image, read_image
-from sfrik.datasets.entries import class_folders, refuse_held_out, required_split, split_folder
+from sfrik.datasets.entries import check_classes, class_folders, refuse_held_out, required_split, split_folder, split_names
 from sfrik.datasets.listing import images_below, list_images, pack_names
 from sfrik.datasets.sizes import check_subset
 from sfrik.errors import SfrikError
@@ -190,14 +190,14 @@ def image_files(
 
 
 def images_of_folder(folder: str | Path) -> Images:
-    """All images below a folder, whatever its structure. If each is in a subfolder, the subfolders of the top are the classes.
+    """All images below a folder. If each is in a subfolder, those of the top are the classes, unless they are train/ and val/.
 
     Raises:
         SfrikError: there is no such folder, or it holds no images.
     """
     names = images_below(folder)
     tops = [name.split("/", 1)[0] for name in names]
-    classes = sorted(set(tops)) if all("/" in name for name in names) else None
+    classes = sorted(set(tops)) if all("/" in name for name in names) and not split_names(tops) else None
     labels = np.unique(tops, return_inverse=True)[1] if classes else np.full(len(names), -1)
     return image_files(Path(folder), names, labels.astype(np.int64), classes)
 
@@ -282,6 +282,7 @@ def _image_folder(data_dir: Path, part: str) -> Images:
     others = set(listing.classes) ^ set(class_folders(train)) if part == "val" and train else None
     if others:
         raise SfrikError(f"{folder} and {train} must have the same class folders, but only one of them has {min(others)}")
+    check_classes(folder, listing.classes, train if part == "val" else None)
     return image_files(folder, listing.names, listing.labels, listing.classes, cached=listing.cached)
 
 

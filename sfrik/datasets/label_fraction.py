@@ -115,8 +115,11 @@ def _read_names(path: str) -> list[str]:
             text = content.decode("utf-16-le" if content.index(b"\0") % 2 else "utf-16-be")
         else:
             text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise SfrikError(f"cannot read the label list {path}: it is not text: save it as UTF-8, one name per line") from None
+    except UnicodeDecodeError as error:
+        byte = f"byte {error.start} is 0x{error.object[error.start]:02x}"
+        raise SfrikError(
+            f"cannot read the label list {path}: {path} is not UTF-8 text ({byte}): save it as UTF-8, one name per line"
+        ) from None
     except SfrikError as error:
         raise SfrikError(f"cannot read the label list {path}: {error}: check --label-list") from None
     return [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]

@@ -95,7 +95,7 @@ def list_images(folder: str | Path) -> Listing:
         if max(modified for modified, _ in times.values()) < started - SETTLED_NS:
             _cache(cached, folder, classes, counts, names, times, unread)
     if found[1]:
-        report(f"{folder}: left out {found[1]}: convert them to a format that is read, such as PNG")
+        report(f"{folder}: left out {found[1]}: convert them to a format that is read, such as PNG, or give them its suffix")
     return found[0]
 
 
@@ -114,7 +114,7 @@ def images_below(folder: str | Path) -> list[str]:
             f"{folder} holds no images (looked for {' '.join(EXTENSIONS)}{seen}): is it the right folder for --data-dir?"
         )
     if unread:
-        report(f"{folder}: left out {unread}: convert them to a format that is read, such as PNG")
+        report(f"{folder}: left out {unread}: convert them to a format that is read, such as PNG, or give them its suffix")
     return names
 
 
@@ -209,6 +209,8 @@ def _walk(folder: Path, name: str, seen: Collection[Identity] = ()) -> _Part:
                         files.append(entry.name)
                     elif kind:
                         part.unread[kind] += 1
+                    elif "." not in entry.name and not (entry.name.isalpha() and entry.name.isupper()):  # README, LICENSE
+                        part.unread["without a suffix"] += 1
         except OSError as error:
             raise SfrikError(f"cannot list the folder {place}: {error.strerror}") from None
         part.images[below] = sorted(files)

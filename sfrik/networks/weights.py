@@ -66,7 +66,8 @@ def load_backbone(path: str | Path, arch: str, stem: str = "imagenet", channels:
 
     Raises:
         SfrikError: the file is missing, is not a weights file, is truncated, is for another architecture, has NaN or infinite
-            values or some outside the range of float32, or holds several networks that differ and none of which is known to be the one to take.
+            values or some outside the range of float32, or holds several networks that differ and none of which is known to be
+            the one to take.
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     digest = save_weights(build_backbone("resnet8"), f"{folder}/backbone.safetensors", of="an untrained network")

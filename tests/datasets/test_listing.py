@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from sfrik.datasets import listing
 from sfrik.datasets.entries import EXTENSIONS
-from sfrik.datasets.images import image_files, load_images
+from sfrik.datasets.images import image_files, images_of_folder, load_images
 from sfrik.datasets.listing import cache_folder, images_below, list_images, pack_names
 from sfrik.errors import SfrikError
 
@@ -178,6 +179,46 @@ def test_images_that_are_left_out_are_reported_also_from_the_cache(folder, capsy
         content(folder)
     with pytest.raises(SfrikError, match=r"n03 holds no images \(looked for .*; it has 1 \.gif\)"):
         images_below(folder / "n03")
+
+
+def test_files_that_may_be_images_under_another_name_are_reported(folder, capsys):
+    for name in ("a.jpg_large", "b.jpeg.1", "c.png~", "d.JPG.part", "IMG1", "README", "notes.txt", "._x.jpg.part"):
+        (folder / "n01" / name).touch()
+    before = content(folder)[1]
+    err = capsys.readouterr().err
+    assert "left out 1 .JPG.part, 1 .jpeg.1, 1 .jpg_large, 1 .png~, 1 without a suffix: convert them" in err
+    assert len(before) == len(FILES) - 3
+
+
+@pytest.mark.parametrize(
+    ("training", "held_out"),
+    [("train2017", "val2017"), ("seg_train", "seg_test"), ("Trainset", "testset"), ("x/train_images", "x/test_images")],
+)
+def test_folders_named_like_splits_are_not_pretrained_on_together(tmp_path, training, held_out):
+    for name in (f"{training}/a/1.png", f"{held_out}/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    with pytest.raises(SfrikError, match=rf"{Path(training).name}/ and {Path(held_out).name}/: set --data-dir to .*{training},"):
+        load_images("image_folder", "pretrain", tmp_path)
+    assert "/" in training or images_of_folder(tmp_path).classes is None, "splits are no classes"
+    (tmp_path / held_out).rename(tmp_path / "test tubes")
+    assert len(load_images("image_folder", "pretrain", tmp_path)) == 2
+
+
+def test_training_images_are_not_scored_as_test_images_and_a_single_class_is_reported(tmp_path, capsys):
+    for name in ("train/a/1.png", "val/a/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    load_images("image_folder", "test", tmp_path)
+    assert "val holds a single class folder, a: the accuracy of any classifier is 100 %" in capsys.readouterr().err
+    for place, target in (("val/a", "../train/a"), ("val", "train")):
+        shutil.rmtree(tmp_path / place)
+        (tmp_path / place).symlink_to(target)
+        with pytest.raises(SfrikError, match=rf"{place} is the same folder as in .*train: the score would be"):
+            load_images("image_folder", "test", tmp_path)
+        if place == "val/a":
+            (tmp_path / place).unlink()
+            (tmp_path / place).mkdir()
 
 
 # --- cache
