@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -15,7 +16,7 @@ from sfrik.system.locks import refuse_locked
 if TYPE_CHECKING:
     from sfrik.launch.slurm import Layout
 
-__all__ = ["check_inputs", "check_plan", "check_table"]
+__all__ = ["check_folder", "check_inputs", "check_plan", "check_table"]
 
 # Settings that name a file or a folder of data. Weights, heads and features may be written by a command that is run before.
 INPUTS = {"data_dir": "folder", "target_dir": "folder", "image_dir": "folder", "label_list": "file"}
@@ -47,6 +48,17 @@ def check_plan(settings: Settings, processes: int = 1, waits: bool = False) -> N
         Inputs.resolve(settings)  # pyrefly: ignore[bad-specialization] every other section is evaluated
 
 
+def check_folder(folder: str | Path | None) -> None:
+    """Refuse a folder of results that is a file, or in one.
+
+    Raises:
+        SfrikError: the file is named.
+    """
+    for path in (Path(folder or "."), *Path(folder or ".").parents):
+        if path.is_file():
+            raise SfrikError(f"{path} is a file and not a folder: check --exp-dir")
+
+
 def check_inputs(settings: Settings) -> None:
     """Refuse a missing file or folder that a setting names.
 
@@ -61,7 +73,9 @@ def check_inputs(settings: Settings) -> None:
         flag = f"--{name.replace('_', '-')}"
         if kind == "folder" and not Path(value).is_dir():
             raise SfrikError(f"there is no folder {value}: check {flag}")
-        if kind == "file" and not Path(value).exists():
+        if kind == "folder" and os.access(value, os.R_OK) and not os.listdir(value):
+            raise SfrikError(f"the folder {value} is empty: check {flag}")
+        if kind == "file" and (not Path(value).exists() or Path(value).is_dir()):
             raise SfrikError(f"there is no file {value}: check {flag}")
 
 

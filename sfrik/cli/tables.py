@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sfrik.cli.checks import check_inputs, check_plan, check_table
+from sfrik.cli.checks import check_folder, check_inputs, check_plan, check_table
 from sfrik.cli.flags import (
     add_command,
     add_nproc_per_node,
@@ -92,6 +92,7 @@ def _table(options: argparse.Namespace) -> CommandOutput:
     from sfrik.settings import results_root
 
     check_text(options.exp_dir or "", options.data_dir)
+    check_folder(options.exp_dir)
     root = options.exp_dir or results_root()
     check_one_task()
     if options.launch not in LAUNCHES:
@@ -147,6 +148,7 @@ def _submit(options: argparse.Namespace, layout: Layout) -> int:
 def _status(options: argparse.Namespace) -> CommandOutput:
     from sfrik.reproduce.status import format_status, state_counts, tables_status
 
+    check_folder(options.exp_dir)
     found, jobs = tables_status(options.names, options.profile, whole_number(options.seeds, "--seeds", 1), options.exp_dir)
     content = {"runs": [asdict(status) for status in found], "counts": state_counts(found)}
     return CommandOutput(content, format_status(found, jobs))
@@ -156,11 +158,12 @@ def _run(options: argparse.Namespace) -> CommandOutput:
     from sfrik.reproduce.run import run_recipe
     from sfrik.reproduce.stages import DEFAULT_STAGES, check_run, existing_scores
     from sfrik.reproduce.status import run_status
-    from sfrik.settings import PretrainSettings, results_root, run_folder
+    from sfrik.settings import PretrainSettings, as_list, results_root, run_folder
 
     check_text(options.exp_dir or "", options.data_dir)
+    check_folder(options.exp_dir)
     root, seed = options.exp_dir or results_root(), whole_number(options.seed, "--seed", 0)
-    stages = tuple(options.stages or DEFAULT_STAGES)
+    stages = tuple(dict.fromkeys(as_list(options.stages or DEFAULT_STAGES)))  # --stages pretrain,linear too
     check_one_task()
     if options.dry_run:
         check_run(options.recipe, stages)
@@ -243,6 +246,7 @@ def add_chapters(commands) -> None:
 
 def _chapters(options: argparse.Namespace) -> CommandOutput:
     check_text(options.exp_dir or "")
+    check_folder(options.exp_dir)
     check_one_task()
     from sfrik.reproduce.chapters import execute_chapters
     from sfrik.settings import results_root

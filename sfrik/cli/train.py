@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from sfrik.cli.checks import check_plan
+from sfrik.cli.checks import check_folder, check_plan
 from sfrik.cli.flags import add_command, add_nproc_per_node, add_recipe, add_settings, nproc_per_node, resolve_settings
 from sfrik.cli.output import CommandOutput, add_json
 from sfrik.cli.summaries import summary
@@ -60,6 +60,7 @@ def _command(section: str, work: Callable[[Any], dict[str, Any]]) -> Callable[[a
     def run(options: argparse.Namespace) -> CommandOutput:
         settings = resolve_settings(options)
         check_text(settings.exp_dir, *(getattr(settings, name, "") for name in ("pretrained", "ckp_path", "extraction_dir")))
+        check_folder(settings.exp_dir)
         check_one_task()
         multi_process = section in MULTI_PROCESS
         nproc = nproc_per_node(options)

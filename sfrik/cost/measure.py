@@ -117,6 +117,7 @@ def complexity(table: str, profile: str, exp_dir: str, device: str = "auto", rou
         SfrikError: tables 5 and 6 read `exp_dir`, and this is a measurement of another profile or with other rounds.
     """
     run, settings = Run(exp_dir), cost_settings(table, profile, rounds)
+    rounds = settings["rounds"]
     check_cost_folder(run.folder, table, profile, rounds)
     path, where = run.folder / f"{table}.json", pick_device(device)
     with run.lock(wait=True):

@@ -231,6 +231,7 @@ def load_recipe(name: str, command: str = "pretrain") -> dict[str, Any]:
     Raises:
         SfrikError: the recipe does not exist, a file cannot be read, a section or a setting is unknown, or a value is invalid.
     """
+    name = str(name)  # papermill makes a number of `-p recipe 5`
     profile, _, file = name.partition("/")
     signatures = [_signature(RECIPES / f"{part}.toml") for part in (f"{profile}/profile", name)]
     if not re.fullmatch(r"[^/\\]+/[^/\\]+", name) or profile in (".", "..") or file == "profile" or signatures[1] is None:

@@ -49,6 +49,7 @@ __all__ = [
     "as_bool",
     "as_list",
     "as_path",
+    "as_whole",
     "parse_mlp",
 ]
 
@@ -118,6 +119,21 @@ def as_bool(value: Any) -> bool:
         return TypeAdapter(bool).validate_python(value)
     except ValidationError:
         raise SfrikError(f"expected true or false, got {value!r:.100}") from None
+
+
+def as_whole(value: Any, name: str, least: int, most: int) -> int:
+    """A whole number from a number or a text, for parameters of notebooks that are not settings.
+
+    Raises:
+        SfrikError: It is none, or outside of its bounds.
+
+    >>> as_whole("5", "rounds", 1, 10), as_whole(5.0, "rounds", 1, 10)
+    (5, 5)
+    """
+    try:
+        return TypeAdapter(Annotated[Int, Field(ge=least, le=most)]).validate_python(value)
+    except ValidationError:
+        raise SfrikError(f"{name} must be a whole number >= {least} and <= {most}, got {value!r:.100}") from None
 
 
 def _joined(value: Any) -> Any:

@@ -112,6 +112,8 @@ def pick_device(name: str) -> torch.device:
                 f"GPUs were requested ({variable}={os.environ[variable]}), but PyTorch finds none here: see cuda and gpus of "
                 f"sfrik env; to use the CPU, unset {variable} or give --device cpu"
             )
+    if name not in available:
+        raise SfrikError(f"device must be auto, {', '.join(available)}, got {name!r:.100}")
     if not available[name]:
         hidden = "CUDA_VISIBLE_DEVICES" in os.environ and name == "cuda"
         why = f" (CUDA_VISIBLE_DEVICES is {os.environ['CUDA_VISIBLE_DEVICES']!r})" if hidden else ""

@@ -16,7 +16,7 @@ from sfrik.errors import SfrikError
 from sfrik.runs.folder import Run
 from sfrik.runs.records import Score
 from sfrik.runs.scores import run_problem, score_problem
-from sfrik.settings import PretrainSettings, recipe_settings, run_folder, score_settings
+from sfrik.settings import PretrainSettings, as_whole, recipe_settings, run_folder, score_settings
 from sfrik.system.files import path_exists
 from sfrik.system.records import read_record
 from sfrik.tables.cost_rows import cost_problem, read_costs
@@ -109,8 +109,9 @@ def build_table(name: str, profile: str, root: str | Path | None = None, seeds: 
         seeds: use the first `seeds` seeds; all existing ones when None.
 
     Raises:
-        SfrikError: an unknown table, a table without recipes in this profile, or a broken score file.
+        SfrikError: an unknown table, a table without recipes in this profile, a broken score file, or no number of seeds.
     """
+    seeds = None if seeds is None else as_whole(seeds, "seeds", 1, 10_000)
     definition = experiment(name, profile)
     columns = definition.columns(profile)
     measured = [_measure(row, columns, root, seeds) for row in definition.rows(profile)]

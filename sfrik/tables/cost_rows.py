@@ -9,7 +9,7 @@ from typing import Any
 
 from sfrik.errors import SfrikError
 from sfrik.runs.records import Costs
-from sfrik.settings import run_folder
+from sfrik.settings import as_whole, run_folder
 from sfrik.system.files import path_exists
 from sfrik.system.records import read_record
 from sfrik.tables.rows import Column, Row, paper_figures
@@ -51,6 +51,7 @@ def _rows(profile: str, sizes: dict[str, tuple], with_paper: Callable[[str, int,
 # Images per step, in profiles where a step with the batch size of the loss takes minutes or more memory than one GPU has.
 STEP_BATCH = {"smoke": 16, "digits": 256, "paper": 256}
 ROUNDS = 5  # timings per method in the tables
+MOST_ROUNDS = 100_000
 PLAIN = " plain"  # suffix of a method: the formula of its paper with autograd, as in the authors' code
 ENTRY = " q="  # part of the name of every entry
 BASELINE = "VICReg plain"  # ratios are relative to this method
@@ -97,8 +98,12 @@ def read_costs(path: Path) -> dict[str, Any]:
 
 
 def cost_settings(table: str, profile: str, rounds: int = ROUNDS) -> dict[str, Any]:
-    """The settings of a measurement of costs, which its file records."""
-    return {"table": table, "profile": profile, "rounds": rounds}
+    """The settings of a measurement of costs, which its file records.
+
+    Raises:
+        SfrikError: rounds is no whole number from 1 to 100000.
+    """
+    return {"table": table, "profile": profile, "rounds": as_whole(rounds, "rounds", 1, MOST_ROUNDS)}
 
 
 def cost_problem(found: dict[str, Any], table: str, profile: str, rounds: int = ROUNDS) -> str:
@@ -109,8 +114,13 @@ def cost_problem(found: dict[str, Any], table: str, profile: str, rounds: int = 
 
 
 def cost_folder(profile: str, seed: int, rounds: int = ROUNDS) -> Path:
-    """The folder of a measurement: the one that tables 5 and 6 read, or one beside it for another number of rounds."""
-    folder = run_folder(f"{profile}/complexity", seed)
+    """The folder of a measurement: the one that tables 5 and 6 read, or one beside it for another number of rounds.
+
+    Raises:
+        SfrikError: seed or rounds is no whole number within its bounds.
+    """
+    rounds = as_whole(rounds, "rounds", 1, MOST_ROUNDS)
+    folder = run_folder(f"{profile}/complexity", as_whole(seed, "seed", 0, 2**32 - 1))
     return folder if rounds == ROUNDS else folder.with_name(f"{folder.name}-rounds_{rounds}")
 
 

@@ -510,6 +510,18 @@ REFUSED = {  # also by the command itself, without --dry-run
         [*SMOKE[:-1], "results/smoke/sfrik_l3_q64/seed0"],
         ["is the folder of recipe smoke/sfrik_l3_q64", "sfrik_weights"],
     ),
+    "results in a file": ([*SMOKE[:-1], f"{__file__}/run"], ["test_cli.py is a file and not a folder", "--exp-dir"]),
+    "results of a run in a file": (
+        ["run", "--recipe", "smoke/sfrik_l2_q64", "--exp-dir", __file__],
+        ["test_cli.py is a file and not a folder"],
+    ),
+    "tables in a file": (["table", "table1", "--profile", "smoke", "--exp-dir", __file__], ["is a file and not a folder"]),
+    "a folder as a label list": (["evaluate", "--train-percent", "1", "--label-list", "."], ["no file .", "--label-list"]),
+    "an empty data folder": (["pretrain", "--data-dir", "."], ["the folder . is empty", "--data-dir"]),
+    "an unknown stage of a list": (
+        ["run", "--recipe", "smoke/sfrik_l2_q64", "--stages", "linear,ken"],
+        ["unknown stage 'ken' (did you mean knn?)"],
+    ),
     "an unknown recipe": (["evaluate", "--recipe", "smoke/sfrik_l2_q6"], ["did you mean smoke/sfrik_l2_q64?"]),
     "an unknown table": (["table", "table10", "--profile", "smoke"], ["table10"]),
     "missing images of a table": (["table", "table4", "--profile", "paper", "--data-dir", "nowhere"], ["no folder nowhere"]),

@@ -129,6 +129,12 @@ def test_an_unknown_section_of_a_recipe_is_refused_naming_the_nearest(recipes):
         load_recipe("toy/one")
 
 
+@pytest.mark.parametrize("name", [5, None, 1.0, True])
+def test_a_recipe_that_is_no_text_is_refused(name):
+    with pytest.raises(SfrikError, match=rf"^unknown recipe '{name}'"):
+        PretrainSettings.from_recipe(name)
+
+
 @pytest.mark.parametrize("kind", SECTIONS.values())
 def test_an_unknown_recipe_is_refused_naming_the_nearest(kind):
     with pytest.raises(SfrikError, match=r"unknown recipe 'smoke/sfrik_l2_q17' \(did you mean smoke/sfrik_l2_q1?\d+\?\)"):

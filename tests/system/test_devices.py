@@ -189,3 +189,9 @@ def test_one_image_per_process_is_refused_before_a_process_starts(plan, tmp_path
     assert main(["pretrain", "--recipe", "smoke/sfrik_l3_q64", *flags, *plan]) == 2
     assert "leaves each of 2 processes one" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:0", "", None])
+def test_an_unknown_device_of_a_notebook_is_refused(name):
+    with pytest.raises(SfrikError, match="device must be auto, cuda, mps, cpu, got "):
+        pick_device(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -372,3 +373,22 @@ def test_costs_with_other_rounds_or_of_another_profile_are_not_shown(tmp_path):
             complexity(table, profile, str(folder), "cpu", rounds)
     assert cost_folder("smoke", 0) == run_folder("smoke/complexity", 0)
     assert cost_folder("smoke", 0, 1).name == "seed0-rounds_1"
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5, "x", math.inf, "inf", True, None, 10**12])
+def test_rounds_and_seeds_of_a_notebook_are_whole_numbers(tmp_path, number):
+    """Infinite rounds never ended, and -1 seeds wrote an empty table in the place of the real one."""
+    for call in (
+        lambda: cost_folder("smoke", 0, number),
+        lambda: complexity("table5", "smoke", str(tmp_path / "run"), "cpu", number),
+    ):
+        with pytest.raises(SfrikError, match=r"^rounds must be a whole number >= 1 and <= 100000, got "):
+            call()
+    if number not in (0, 1.0):
+        with pytest.raises(SfrikError, match=r"^seed must be a whole number >= 0 and <= 4294967295, got "):
+            cost_folder("smoke", number)
+    if number is not None:
+        with pytest.raises(SfrikError, match=r"^seeds must be a whole number >= 1 and <= 10000, got "):
+            build_table("table1", "smoke", tmp_path, number)
+    assert list(tmp_path.iterdir()) == []
+    assert cost_folder("smoke", "0", 5.0) == cost_folder("smoke", 0)
