@@ -142,6 +142,14 @@ def test_a_cell_of_parameters_with_other_statements_is_restored_as_a_whole(more)
     assert typed_parameters("02_pretraining", f"{cell}\n{more}").keys() == names
 
 
+@pytest.mark.parametrize(
+    "line", ["epochs: int = 1", "epochs = mine = 1", "(epochs, mine) = 1, 2", "mine = [epochs := 1]", "%pylab\nepochs: int = 1"]
+)
+def test_a_parameter_is_found_however_it_is_assigned(line):
+    cell = first_cells("02_pretraining")[0]
+    assert typed_parameters("02_pretraining", cell.replace("\nepochs = None", f"\n{line}", 1))["epochs"] is None
+
+
 def test_a_notebook_is_executed_with_the_committed_parameters_unless_others_are_given(tmp_path, monkeypatch, capsys):
     pytest.importorskip("papermill", reason="comes with the extra notebooks")
     text = (NOTEBOOKS / "03_linear_probing.ipynb").read_text(encoding="utf-8")

@@ -52,11 +52,11 @@ def _assigned(source: str) -> tuple[dict[str, tuple[type, Any]], bool]:
     The value of an expression is an object that equals nothing else.
     """
     try:
-        body = ast.parse(source).body
+        tree = ast.parse(source)
     except SyntaxError:  # such as a magic command of IPython
-        return {name: (object, object()) for name in re.findall(r"^(\w+) *=", source, re.MULTILINE)}, False
+        return {name: (object, object()) for name in re.findall(r"^(\w+) *(?::[^=\n]*)?=", source, re.MULTILINE)}, False
     found, simple = {}, True
-    for node in body:
+    for node in tree.body:
         if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
             try:
                 value = ast.literal_eval(node.value)
@@ -65,4 +65,5 @@ def _assigned(source: str) -> tuple[dict[str, tuple[type, Any]], bool]:
             found[node.targets[0].id] = type(value), value
         else:
             simple = False
-    return found, simple
+    stored = (node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+    return {**{name: (object, object()) for name in stored}, **found}, simple  # epochs: int = 1; epochs = size = 1

@@ -39,9 +39,11 @@ def process_place() -> ProcessPlace:
     """The place of this process; that of a single process outside of torchrun and `sfrik.launch`."""
     if _of_worker is not None:
         return _of_worker
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    given = [os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")]
+    if "TORCHELASTIC_RUN_ID" not in os.environ or not all(text.isdecimal() for text in given):
         return ProcessPlace()
-    return ProcessPlace(*(int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
+    place = ProcessPlace(*map(int, given))
+    return place if max(place.rank, place.local_rank) < place.size else ProcessPlace()  # torchrun's variables are left in a shell
 
 
 def refuse_other_launchers() -> None:

@@ -429,6 +429,21 @@ def test_variables_of_another_launcher_are_reported_or_have_no_effect(here, caps
     assert main(["status", "table8", "--profile", "smoke", "--exp-dir", "run"]) == 0
 
 
+@pytest.mark.parametrize(
+    "left",
+    [{"RANK": "2"}, {"LOCAL_RANK": "2"}, {"RANK": "x"}, {"RANK": None}, {"LOCAL_RANK": None}, {"RANK": "-1"}],
+)
+def test_variables_of_torchrun_that_do_not_fit_together_are_no_processes_of_it(here, capsys, monkeypatch, left):
+    """Left in a shell, they made a process wait for others, or raised KeyError."""
+    torchrun = {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+    for name, value in {**torchrun, **left}.items():
+        monkeypatch.setenv(name, value) if value is not None else monkeypatch.delenv(name, raising=False)
+    command = ["pretrain", "--recipe", "smoke/sfrik_l2_q64", "--exp-dir", "run", "--dry-run"]
+    fails_in_one_line(capsys, command, "WORLD_SIZE is 2", "torchrun did not start this process")
+    monkeypatch.delenv("WORLD_SIZE")
+    assert main(command) == 0
+
+
 def test_a_mistake_on_several_processes_ends_in_one_line_too(here, capsys, monkeypatch):
     def launch(function, settings, nproc_per_node):
         assert nproc_per_node == 2
