@@ -32,7 +32,7 @@ from sfrik.pretrain.epoch_metrics import describe_epoch, format_epoch
 from sfrik.pretrain.finish import clean_up, finish, record_failure
 from sfrik.pretrain.nonfinite import save_nonfinite_state
 from sfrik.pretrain.order import check_batch_size, epoch_order
-from sfrik.pretrain.resume import Position, check_images, print_from_rank_zero, restore
+from sfrik.pretrain.resume import Position, check_images, describe_images, print_from_rank_zero, restore
 from sfrik.runs.checkpoints import random_state
 from sfrik.runs.folder import Run
 from sfrik.runs.loggers import Loggers, check_loggers
@@ -123,6 +123,7 @@ class _Training:
     ) -> None:
         self.settings, self.run, self.images, self.views, self.steps_per_epoch = settings, run, images, views, steps_per_epoch
         self.encoder, self.device, self.precision = encoder, device, precision
+        self.about_images = describe_images(images)
         if world_size() > 1 and device.type == "cpu":
             text = "BatchNorm on CPU: each process normalises its own shard; rank 0's running averages are saved"
             print_from_rank_zero(progress, text)
@@ -294,7 +295,7 @@ class _Training:
         if rank() == 0:
             self.run.sync_log()  # a run resumed from this checkpoint does not write these lines again
             about = {"version": VERSION, "settings": self.settings.what()}
-            about |= {"images": len(self.images), "classes": self.images.num_classes}
+            about |= self.about_images
             progress = {"place": asdict(self.position), "processes": world_size(), "random": random_states}
             self.run.checkpoints.save({**about, **self._states(), **progress})
         self.saved = time.monotonic()

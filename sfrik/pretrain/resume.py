@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ from sfrik.settings import PretrainSettings
 from sfrik.system.records import parse_record
 from sfrik.system.terminal import print_line
 
-__all__ = ["Position", "check_images", "print_from_rank_zero", "restore"]
+__all__ = ["Position", "check_images", "describe_images", "print_from_rank_zero", "restore"]
 
 
 @dataclass
@@ -99,11 +100,15 @@ def check_images(
 ) -> None:
     """Refuse a checkpoint of other images: an epoch would have other steps, in another order and at other learning rates.
 
-    Checkpoints of earlier releases do not record the numbers; theirs is only refused if its step is beyond the epoch's last one.
+    Checkpoints of earlier releases do not record numbers and names; theirs is only refused if its step is beyond the epoch's last
+    one.
     """
-    ours = {"images": len(images), "classes": images.num_classes}
-    theirs = {name: checkpoint.get(name, number) for name, number in ours.items()}
-    changed = [f"{theirs[name]} {name} -> {number} {name}" for name, number in ours.items() if theirs[name] != number]
+    ours = describe_images(images)
+    theirs = {name: ours[name] if checkpoint.get(name) is None else checkpoint[name] for name in ours}
+    numbers = [name for name in ("images", "classes") if theirs[name] != ours[name]]
+    changed = [f"{theirs[name]} {name} -> {ours[name]} {name}" for name in numbers]
+    if not changed and theirs != ours:
+        changed = [f"{len(images)} images as before, but with other names"]
     if not changed and steps_per_epoch is not None and checkpoint["place"]["step"] >= steps_per_epoch:
         changed = [f"step {checkpoint['place']['step']} of an epoch that now has {steps_per_epoch}, of {len(images)} images"]
     if changed:
@@ -111,6 +116,14 @@ def check_images(
             f"the training images have changed since the checkpoint in {settings.exp_dir} ({', '.join(changed)}): restore them "
             f"in {settings.data_dir}, or train on the present ones in another --exp-dir"
         )
+
+
+def describe_images(images: Images) -> dict[str, Any]:
+    """What a checkpoint records of the training images: their number, that of their classes, and a hash of their names."""
+    names = hashlib.sha256()
+    for index in range(len(images)):
+        names.update(images.name(index).encode("utf-8", "surrogateescape") + b"\0")
+    return {"images": len(images), "classes": images.num_classes, "names_sha256": names.hexdigest()}
 
 
 def print_from_rank_zero(progress: bool, text: str) -> None:

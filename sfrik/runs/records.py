@@ -83,11 +83,13 @@ class TrainingCheckpoint(Checkpoint):
         random: For each process the states of its random number generators.
         images: Number of training images; checkpoints of earlier releases do not record it.
         classes: Number of their classes, 0 without labels.
+        names_sha256: SHA-256 of their names; checkpoints of earlier releases do not record it.
     """
 
     settings: dict[str, Any]
     images: int | None = None
     classes: int | None = None
+    names_sha256: str | None = None
     model: dict[str, Any]
     place: TrainingPosition
     processes: int

@@ -138,6 +138,10 @@ def test_a_resume_with_other_images_is_refused_with_both_numbers(folder, tmp_pat
     with pytest.raises(SfrikError, match=r"\(24 images -> 25 images, 2 classes -> 3 classes\)"):
         pretrain(settings, progress=False)
     shutil.rmtree(folder / "train" / "c")
+    other = (folder / "train" / "a" / "0.png").rename(folder / "train" / "a" / "new.png")  # one removed and one added
+    with pytest.raises(SfrikError, match=r"\(24 images as before, but with other names\)"):
+        pretrain(settings, progress=False)
+    other.rename(folder / "train" / "a" / "0.png")
     pretrain(settings, progress=False)
     assert len(Run(tmp_path / "run").epochs()) == 2
 
