@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from sfrik.errors import SfrikError
 from sfrik.evaluate.name_files import check_same_classes
 from sfrik.networks import Backbone, build_backbone
-from sfrik.system.tensor_files import check_finite, read_pickle, read_safetensors, write_safetensors
+from sfrik.networks.state_dicts import unusable, unwrapped
+from sfrik.system.tensor_files import check_finite, is_safetensors, read_pickle, read_safetensors, write_safetensors
 
 __all__ = ["SavedHead", "load_head", "save_head"]
 
-# Names of the head in a file, after DataParallel's "module." is removed: the authors' model is nn.Sequential(backbone, head).
+# Names of the head in a file, without those of wrappers such as DataParallel's "module". The authors' model is
+# nn.Sequential(backbone, head).
 NAMES = ("head", "1", "fc", "linear", "classifier", "")
 
 
@@ -89,7 +91,7 @@ def load_head(path: str | Path) -> SavedHead:
     """Load a head from a file: ours (.safetensors), or a PyTorch checkpoint such as the authors' {epoch, best_acc, model, ...}.
 
     In a checkpoint the head is the linear layer named head, 1, fc, linear or classifier; the backbone, if there is one, has
-    the keys that start with `backbone.` or `0.`, or else all other keys. A prefix `module.` is removed.
+    the keys that start with `backbone.` or `0.`, or else all other keys. Names of wrappers, such as `module.`, are removed.
 
     Raises:
         SfrikError: the file is missing or cut short, has no linear head, or has NaN or infinite values.
@@ -99,8 +101,8 @@ def load_head(path: str | Path) -> SavedHead:
         raise SfrikError(
             f"there is no head {path}: run evaluate without --only-inference (a finished score moved away), or check --ckp-path"
         )
-    state, about = read_safetensors(path) if path.suffix == ".safetensors" else (_read_checkpoint(path), {})
-    state = {key.removeprefix("module."): value for key, value in state.items()}
+    state, about = read_safetensors(path) if is_safetensors(path) else (_read_checkpoint(path), {})
+    state = {unwrapped(key): value for key, value in state.items()}
     for name in NAMES:
         dot = f"{name}." if name else ""
         weight, bias = state.get(f"{dot}weight"), state.get(f"{dot}bias")
@@ -108,9 +110,12 @@ def load_head(path: str | Path) -> SavedHead:
             break
     else:
         raise SfrikError(f"{path} has no linear head (such as fc.weight and fc.bias): check --ckp-path")
-    head = nn.Linear(weight.shape[1], weight.shape[0])
+    if problem := unusable({f"{dot}weight": weight, f"{dot}bias": bias}):
+        raise SfrikError(f"{path} cannot be used: {problem}, expected a dense tensor of floating-point numbers")
     check_finite(state, path)
+    head = nn.Linear(weight.shape[1], weight.shape[0])
     head.load_state_dict({"weight": weight, "bias": bias})
+    check_finite(head.state_dict(), path, "its values are outside the range of float32; use another head")
     rest = {key: value for key, value in state.items() if key not in (f"{dot}weight", f"{dot}bias")}
     for prefix in ("backbone.", "0."):
         if any(key.startswith(prefix) for key in rest):
@@ -122,7 +127,7 @@ def load_head(path: str | Path) -> SavedHead:
 def _read_checkpoint(path: Path) -> dict[str, Tensor]:
     """The state dict of a checkpoint, a pickle read with `weights_only`."""
     content = read_pickle(path)
-    for key in ("model", "state_dict"):
+    for key in ("model", "state_dict", "model_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Match", "match", "unusable"]
+__all__ = ["Match", "match", "unusable", "unwrapped"]
 
 # Components that wrappers put into a name, at its beginning or before the layer that they wrap.
 WRAPPERS = {"module", "_module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
@@ -105,6 +105,11 @@ def unusable(state: Mapping[str, Tensor]) -> str:
             continue
         return f"{key} is {kind}"
     return ""
+
+
+def unwrapped(name: str) -> str:
+    """A tensor's name without what wrappers put into it: "module._orig_mod.fc.bias" is "fc.bias"."""
+    return _join(name.split("."))
 
 
 def _by_prefix(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[tuple[str, ...], dict[str, Tensor]]:

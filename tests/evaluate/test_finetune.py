@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 from toys import squares
 
@@ -285,6 +286,21 @@ def test_a_file_without_a_head_is_named(run, tmp_path):
         assert "\n" not in str(error.value)
     with pytest.raises(SfrikError, match="there is no head"):
         evaluate(of(run, only_inference=True), progress=False)
+
+
+def test_a_head_below_wrappers_is_found_and_one_of_other_numbers_is_refused(tmp_path):
+    head = nn.Linear(4, 2)
+    state = {f"module._orig_mod.fc.{key}": value for key, value in head.state_dict().items()}
+    save_file(state, tmp_path / "head.pth")
+    assert torch.equal(load_head(tmp_path / "head.pth").head.weight, head.weight)
+    for change, message in [
+        (lambda value: value.to_sparse(), "fc.weight is sparse"),
+        (lambda value: value.long(), "fc.weight is int64"),
+        (lambda value: value.double() * 1e300, "outside the range of float32"),
+    ]:
+        torch.save({"fc.weight": change(head.weight.detach()), "fc.bias": head.bias.detach()}, tmp_path / "odd.pth")
+        with pytest.raises(SfrikError, match=message):
+            load_head(tmp_path / "odd.pth")
 
 
 def test_a_label_list_refers_to_the_whole_training_split_and_a_fraction_to_the_subset(tmp_path):
