@@ -275,6 +275,14 @@ def test_an_unexpected_error_shows_its_traceback_and_exits_with_2(here, capsys, 
     assert re.match(rf"(torch\.)?{type(error).__name__}\b.*boom", printed.splitlines()[-1])
 
 
+@pytest.mark.parametrize("target", ["nowhere", "link"])
+def test_results_under_a_link_that_leads_nowhere_are_refused(here, capsys, target):
+    (here / "link").symlink_to(target)
+    for command in (SMOKE[:-1], ["run", *SMOKE[1:-1]], ["status", "--profile", "smoke", "--exp-dir"]):
+        fails_in_one_line(capsys, [*command, "link/run"], "link is a link that leads nowhere: check --exp-dir")
+    fails_in_one_line(capsys, [*SMOKE[:-1], "link", "--dry-run"], "link is a link that leads nowhere")
+
+
 def test_a_working_directory_that_was_deleted_is_refused(here, capsys):
     here.rmdir()
     fails_in_one_line(capsys, SMOKE, "the working directory was deleted")
