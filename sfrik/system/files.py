@@ -160,7 +160,7 @@ def make_folder(folder: str | Path) -> None:
 
 
 def rename_broken(path: Path, reason: str) -> Path:
-    """Replace the suffix of an unusable file by `.broken` and print a line on stderr. Returns the new path."""
+    """Replace the suffix of an unusable file by ``.broken`` and print a line on stderr. Returns the new path."""
     broken = path.with_suffix(".broken")
     os.replace(path, broken)
     print_line(f"{path} is broken ({reason}); renamed to {broken.name}", error=True)

@@ -233,7 +233,7 @@ def weights_files(folder: Path) -> dict[str, tuple[Path, str]]:
         "cut_pth": (cut_pth, "copy or download it again"),
         "text": (text, "copy or download it again"),
         "wrong_architecture": (other, "--arch"),
-        "no_state_dict": (listing, "expected a backbone"),
+        "no_state_dict": (listing, "holds no state dict of tensors of a resnet8"),
     }
 
 

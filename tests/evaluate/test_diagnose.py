@@ -170,7 +170,10 @@ def test_a_run_that_trained_nothing_shows_its_features_without_a_verdict(tmp_pat
         (lambda run: write_json(run.folder / "settings.json", {"hash": "", "settings": {"size": 28}}), "no ssl_method"),
         (lambda run: write_json(run.folder / "settings.json", {"settings": {"size": 28}}), r"settings\.json has no key .hash."),
         (lambda run: (run.folder / "settings.json").write_text("[]", encoding="utf-8"), r"settings\.json holds a list"),
-        (lambda run: [run.backbone.unlink(), run.log(line(alignment=None))], r"metrics\.jsonl has no number alignment"),
+        (
+            lambda run: [run.backbone.unlink(), run.log(line(alignment=None))],
+            r"metrics\.jsonl has no finite number alignment",
+        ),
         (lambda run: [run.backbone.unlink(), run.projector.unlink()], "neither weights nor an epoch"),
         (lambda run: save_weights(nn.Linear(3, 3), run.projector), "does not fit the settings"),
         (lambda run: run.projector.write_bytes(b"cut short"), "not a complete safetensors file"),
@@ -258,7 +261,7 @@ def test_the_command_writes_the_figure(whole, tmp_path, capsys):
 
 def test_a_recipe_names_its_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sfrik.cli.diagnose.run_folder", lambda name, seed: tmp_path / name / f"seed{seed}")
-    run, _, _ = run_of(tmp_path / "smoke/sfrik_l2_q64/seed2", parts=())
+    run, _, _ = run_of(tmp_path / "smoke/sfrik_l2_q64/seed2", parts=(), seed=2)
     run.log(line())
     assert main(["diagnose", "smoke/sfrik_l2_q64", "--seed", "2"]) == 0
     assert main(["diagnose", "smoke/sfrik_l2_q64", "--seed", "3"]) == 2

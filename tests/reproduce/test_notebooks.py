@@ -23,6 +23,7 @@ from sfrik.errors import Preempted
 from sfrik.reproduce import notebooks
 from sfrik.reproduce.kernel import Kernel
 from sfrik.reproduce.notebooks import execute
+from sfrik.system import links
 from sfrik.tables.definitions import EXPERIMENTS
 
 pytest.importorskip("papermill", reason="comes with the extra notebooks")
@@ -179,6 +180,7 @@ def test_the_links_of_a_copy_are_relative_to_its_folder_and_lead_to_the_copies_b
         (tmp_path / place).parent.mkdir(parents=True)
         (tmp_path / place).touch()
     monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path / "notebooks")
+    monkeypatch.setattr(links, "CHECKOUT", tmp_path)
     text = "[a](../results/digits/tables/table1.md) [b](02.ipynb#end) [c](https://x.org/02.ipynb) [d](not_there.md)"
 
     def published(folder):
