@@ -429,7 +429,7 @@ def test_other_objects_of_numpy_are_refused(tmp_path, content):
 @pytest.mark.filterwarnings("ignore")
 def test_a_file_of_protocol_4_is_refused_in_one_line(tmp_path, backbone):
     (tmp_path / "plain.pth").write_bytes(pickle.dumps({"model": {"a": 1}}, protocol=4))
-    assert "is not a complete PyTorch weights file" in refused(tmp_path / "plain.pth")
+    assert "is a pickle of another protocol than PyTorch writes" in refused(tmp_path / "plain.pth")
 
 
 def test_our_own_files_are_what_they_were(tmp_path, backbone):

@@ -200,7 +200,9 @@ def _plan(name: str, profile: str, seeds: int, root: str | Path, data_dir: str, 
                 broken[table] = str(error)
         lines = [f"{table}: broken: {reason}" for table, reason in broken.items()]
         content = {"would_render": names, **({"broken": broken} if broken else {})}
-        return CommandOutput(content, [*lines, f"would render {', '.join(names) or 'nothing'}; trains nothing"])
+        return CommandOutput(
+            content, [*lines, f"would render {', '.join(names) or 'nothing'}; trains nothing"], int(bool(broken))
+        )
     notebook_path("07_tables")
     needed = needed_runs([name], profile, seeds, root)
     runs = [(run_status(*run, stages, root), stages) for run, stages in needed.items()]
@@ -233,7 +235,7 @@ def _format_runs(runs: list[tuple[RunStatus, tuple[str, ...]]], root: str | Path
     finished = len(runs) - count - len(broken) - refused
     summary = f"{'1 run' if len(runs) == 1 else f'{len(runs)} runs'} in {root}: {finished} finished, {count} to run"
     summary += (f", {len(broken)} broken" if broken else "") + (f", {refused} refused" if refused else "")
-    return CommandOutput({"root": str(root), "runs": content}, [*lines, summary])
+    return CommandOutput({"root": str(root), "runs": content}, [*lines, summary], int(bool(broken or refused)))
 
 
 def add_chapters(commands) -> None:

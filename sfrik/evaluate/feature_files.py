@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sfrik.errors import SfrikError
 from sfrik.evaluate.arguments import as_features, as_labels
-from sfrik.evaluate.name_files import load_names
+from sfrik.evaluate.name_files import count_names, load_classes, load_names
 from sfrik.ops.finite import format_rows
 from sfrik.runs.cached import cached_hash
 from sfrik.runs.records import FeatureOrigin
@@ -36,8 +36,9 @@ def load_features(folder: str | Path, name: str) -> tuple[Tensor, Tensor]:
 
     Raises:
         SfrikError: a file that is missing, incomplete or changed since its extraction, or is not of features or labels; features
-            that are NaN or infinite; unequal numbers of features and labels. In a file without a SHA-256 in weights.json also
-            rows of zeros, and training labels of one class, which may be zeros that a power cut left.
+            that are NaN or infinite; unequal numbers of features, labels and names; a label without a class name. In a file
+            without a SHA-256 in weights.json also rows of zeros, and training labels of one class, which may be zeros that a
+            power cut left.
     """
     folder = Path(folder).expanduser()
     paths = [folder / f"{name}_{part}.npy" for part in ("features", "labels")]
@@ -46,6 +47,11 @@ def load_features(folder: str | Path, name: str) -> tuple[Tensor, Tensor]:
     labels = as_labels(_open(paths[1]), paths[1], SfrikError)
     if len(features) != len(labels):
         raise SfrikError(f"{folder} has {len(features)} {name} features but {len(labels)} labels: extract them again")
+    if name_of and (names := count_names(folder, name)) != len(features):
+        raise SfrikError(f"{folder} has {len(features)} {name} features but {names} names: extract them again")
+    classes, largest = load_classes(folder, name), int(labels.max())
+    if classes is not None and largest >= len(classes):
+        raise SfrikError(f"{paths[1]} has label {largest}, but {folder} names {len(classes)} classes: extract them again")
     known = [_as_extracted(path) for path in paths]
     if not known[0] and (zeros := _rows_of_zeros(features)):
         raise SfrikError(

@@ -17,7 +17,7 @@ from pathlib import Path
 from sfrik.errors import SfrikError
 from sfrik.system.files import atomic_write, read_bytes
 
-__all__ = ["RENAMED", "check_same_classes", "load_classes", "load_names", "write_names"]
+__all__ = ["RENAMED", "check_same_classes", "count_names", "load_classes", "load_names", "write_names"]
 
 ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}
 RENAMED = "give the class folders of both the same names"
@@ -38,6 +38,11 @@ def load_names(folder: Path, split: str) -> list[str]:
     if not path.exists():
         raise SfrikError(f"there are no names {path}: run extract-features again")
     return _read(path)
+
+
+def count_names(folder: Path, split: str) -> int:
+    """The number of names in `<split>_names.txt`."""
+    return read_bytes(folder / f"{split}_names.txt").count(b"\n")
 
 
 def load_classes(folder: Path, split: str) -> list[str] | None:

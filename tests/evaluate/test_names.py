@@ -125,6 +125,17 @@ def test_names_are_in_the_order_of_the_rows_and_features_without_them_are_comple
     assert len(load_names(folder, "train")) == 4
 
 
+def test_names_that_are_not_those_of_the_rows_are_refused(place):
+    folder = extract_features(FeatureSettings(**given(place)))
+    classes, names = folder / "val_classes.txt", folder / "val_names.txt"
+    classes.write_text("cat\n", encoding="utf-8")
+    with pytest.raises(SfrikError, match=r"val_labels\.npy has label 1, but .* names 1 classes: extract them again"):
+        load_features(folder, "val")
+    names.write_text("cat/0.png\n", encoding="utf-8")
+    with pytest.raises(SfrikError, match=r"has 4 val features but 1 names: extract them again"):
+        load_features(folder, "val")
+
+
 def test_any_folder_is_extracted_with_names_and_with_labels_if_it_has_classes(place, tmp_path, capsys, monkeypatch):
     names = ["2023/a b.png", "top.png", "2023/deep/ä.png", "line\nbreak.png", "back\\slash.png", os.fsdecode(b"latin\xe9.png")]
     write_images(tmp_path / "photos", names)

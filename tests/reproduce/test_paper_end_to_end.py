@@ -392,12 +392,13 @@ def test_a_finished_command_computes_nothing_again(runs, monkeypatch, name):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_truncated_file_ends_pretraining_with_its_name_and_without_it_the_same_command_resumes(
+def test_a_truncated_file_ends_pretraining_with_its_name_and_once_it_is_whole_the_same_command_resumes(
     tree, tmp_path, capsys, monkeypatch, workers
 ):
     """Without workers the file is truncated from the start, with two after the first epoch."""
     shutil.copytree(tree / "train", tmp_path / "train")
     broken, folder = tmp_path / TRAINING[40][0], tmp_path / "run"
+    whole = broken.read_bytes()
 
     def cut(*_):
         broken.write_bytes(broken.read_bytes()[:1000])
@@ -417,6 +418,10 @@ def test_a_truncated_file_ends_pretraining_with_its_name_and_without_it_the_same
 
     monkeypatch.undo()
     broken.unlink()
+    if workers:  # the next image would take its place in the subset: other images than those of the first epoch
+        assert pretrain(tmp_path, folder, "vicreg", workers) == 2
+        assert "128 images as before, but with other names" in capsys.readouterr().err
+    broken.write_bytes(whole)
     assert pretrain(tmp_path, folder, "vicreg", workers) == 0
     assert ("resuming after epoch 1" in capsys.readouterr().out) == bool(workers)
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
