@@ -12,6 +12,7 @@ from sfrik.errors import SfrikError
 from sfrik.runs.loggers import check_loggers
 from sfrik.settings import PretrainSettings, Settings
 from sfrik.system.locks import refuse_locked
+from sfrik.system.terminal import print_line
 
 if TYPE_CHECKING:
     from sfrik.launch.slurm import Layout
@@ -26,8 +27,8 @@ DOWNLOADED = ("mnist5k", "cifar10")  # data sets that need no folder of the user
 def check_plan(settings: Settings, processes: int = 1, waits: bool = False) -> None:
     """Refuse what a command with these settings would refuse.
 
-    Data that is named must exist. The default folder may be missing, and so may what commands before this one will write: a plan
-    can be printed before the images are there and the backbone is trained. The device may be another machine's.
+    Images and labels that are named and missing are reported. Weights, heads and features may be missing, since commands before
+    this one may write them. The device may be another machine's.
 
     Args:
         settings: the settings.
@@ -62,10 +63,9 @@ def check_folder(folder: str | Path | None) -> None:
 
 
 def check_inputs(settings: Settings) -> None:
-    """Refuse a missing file or folder that a setting names.
+    """Report a missing file or folder of images or labels that a setting names, with its flag.
 
-    Raises:
-        SfrikError: it is named, with its flag.
+    It is not refused: a plan can be printed before the data is there, or on another machine.
     """
     fields = type(settings).model_fields
     for name, kind in INPUTS.items():
@@ -74,11 +74,11 @@ def check_inputs(settings: Settings) -> None:
             continue
         flag = f"--{name.replace('_', '-')}"
         if kind == "folder" and not Path(value).is_dir():
-            raise SfrikError(f"there is no folder {value}: check {flag}")
-        if kind == "folder" and os.access(value, os.R_OK) and not os.listdir(value):
-            raise SfrikError(f"the folder {value} is empty: check {flag}")
-        if kind == "file" and (not Path(value).exists() or Path(value).is_dir()):
-            raise SfrikError(f"there is no file {value}: check {flag}")
+            print_line(f"there is no folder {value} yet: check {flag}")
+        elif kind == "folder" and os.access(value, os.R_OK) and not os.listdir(value):
+            print_line(f"the folder {value} is empty: check {flag}")
+        elif kind == "file" and (not Path(value).exists() or Path(value).is_dir()):
+            print_line(f"there is no file {value} yet: check {flag}")
 
 
 def check_table(recipes: Collection[str], data_dir: str, layout: Layout | None) -> None:

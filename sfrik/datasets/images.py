@@ -247,7 +247,7 @@ def _all_images(dataset: str, split: str, data_dir: Path) -> Images:
         names = images_below(data_dir)
         refuse_held_out(data_dir, names)
         return image_files(data_dir, names, np.full(len(names), -1, dtype=np.int64), num_classes=0)
-    return _image_folder(data_dir, "val" if test else "train")
+    return _image_folder(data_dir, "val" if test else "train", labelled=not pretrain)
 
 
 def _mnist5k(split: str, subset: int | None, val_subset: int | None) -> Images:
@@ -274,15 +274,16 @@ def _read_table(path: str) -> np.ndarray:
     return table
 
 
-def _image_folder(data_dir: Path, part: str) -> Images:
-    """Classes and files sorted by name, as in torchvision's ImageFolder."""
+def _image_folder(data_dir: Path, part: str, labelled: bool = True) -> Images:
+    """Classes and files sorted by name, as in torchvision's ImageFolder; `labelled` if the classes are used."""
     folder, train = required_split(data_dir, part), split_folder(data_dir, "train")
     listing = list_images(folder)
     # a class is the position of its name among the sorted ones: an added or missing folder shifts all classes after it
     others = set(listing.classes) ^ set(class_folders(train)) if part == "val" and train else None
     if others:
         raise SfrikError(f"{folder} and {train} must have the same class folders, but only one of them has {min(others)}")
-    check_classes(folder, listing.classes, train if part == "val" else None)
+    if labelled:
+        check_classes(folder, listing.classes, train if part == "val" else None)
     return image_files(folder, listing.names, listing.labels, listing.classes, cached=listing.cached)
 
 

@@ -210,7 +210,7 @@ def _why_not_read(error: Exception, path: str | Path) -> str:
             f"holds Python objects besides tensors ({named}), which could run code, so it is not read: get its state dict, "
             "torch.save(model.state_dict(), path) where it was made"
         )
-    if "Unsupported operand" in text:
+    if re.search(r"Unsupported operand 14\d", text):  # such as 149, FRAME
         return "is a pickle of another protocol than PyTorch writes, which is not read: save it again without pickle_protocol"
     if "weights" in text.lower():
         return "is not a complete PyTorch weights file: copy or download it again"
