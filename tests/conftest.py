@@ -1,6 +1,13 @@
 """Shared fixtures and the order of the tests."""
 
+import signal
+
 import pytest
+
+# In the background of a script, or under nohup, signals are ignored, and would be in every command that the tests start.
+for _number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True, scope="session")
