@@ -12,14 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfrik.ops.finite import check_finite_rows, format_rows
+from sfrik.ops.finite import check_finite_rows, format_numbers, format_rows
 from sfrik.system.terminal import print_line
 
 __all__ = ["MOST_CLASSES", "as_features", "as_labels", "as_split", "check_widths", "report_untrained"]
 
 MOST_CLASSES = 10**6  # larger labels are identifiers; the scores of 1,000 images would take 4 GB
 RENUMBER = "number the classes from 0, for example by numpy.unique(labels, return_inverse=True)"
-SHOWN = 5  # classes in a message
 FLOATS = (torch.float32, torch.float64)
 
 
@@ -126,10 +125,9 @@ def report_untrained(train_labels: Tensor, test_labels: Tensor, source: object) 
     counts = torch.bincount(test_labels)
     known = torch.bincount(train_labels, minlength=len(counts))[: len(counts)] > 0
     if missing := ((counts > 0) & ~known).nonzero().flatten().tolist():
-        shown = ", ".join(map(str, missing[:SHOWN])) + (f", ... ({len(missing)} in all)" if len(missing) > SHOWN else "")
         print_line(
             f"{source}: {int(counts[missing].sum())} of {len(test_labels)} val labels are of classes without training features "
-            f"({shown}), and count as errors: do both files number the same classes from 0?",
+            f"({format_numbers(missing)}), and count as errors: do both files number the same classes from 0?",
             error=True,
         )
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["check_finite_rows", "format_rows", "named_tensors", "not_finite"]
+__all__ = ["check_finite_rows", "format_numbers", "format_rows", "named_tensors", "not_finite"]
 
 VALUES = 1 << 22  # checked at a time: 16 MiB of float32, which may be mapped from a file
-SHOWN = 5  # rows listed in a message
+SHOWN = 5  # rows or other numbers listed in a message
 
 
 def not_finite(state: Any) -> str | None:
@@ -69,10 +69,13 @@ def format_rows(rows: Sequence[int]) -> str:
     >>> format_rows([3]), format_rows([3, 4]), format_rows(range(10))
     ('row 3', 'rows 3, 4', 'rows 0, 1, 2, 3, 4, ... (10 in all)')
     """
-    if len(rows) == 1:
-        return f"row {rows[0]}"
-    shown = ", ".join(map(str, rows[:SHOWN]))
-    return f"rows {shown}" + (f", ... ({len(rows)} in all)" if len(rows) > SHOWN else "")
+    return f"{'row' if len(rows) == 1 else 'rows'} {format_numbers(rows)}"
+
+
+def format_numbers(numbers: Sequence[int]) -> str:
+    """The first numbers, and how many there are if these are not all."""
+    shown = ", ".join(map(str, numbers[:SHOWN]))
+    return shown + (f", ... ({len(numbers)} in all)" if len(numbers) > SHOWN else "")
 
 
 def named_tensors(state: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -83,7 +83,7 @@ def execute(name: str, parameters: dict[str, Any], output: Path, kernel: Kernel 
                 waited = time.monotonic() - asked if asked else 0.0
                 if asked and not interrupted:  # again and again: a kernel between two cells would miss it
                     interrupted = kernel.interrupt()
-                elif waited > KERNEL_SIGTERM and not terminated:  # an import may swallow the interrupt; what saves goes on saving
+                elif waited > KERNEL_SIGTERM and not terminated:  # an import may swallow the interrupt; saving continues
                     terminated = kernel.send_signal(signal.SIGTERM)
                 if waited > KERNEL_GRACE:
                     kernel.send_signal(signal.SIGKILL)

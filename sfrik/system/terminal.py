@@ -1,7 +1,7 @@
 """Text for people: printed so that no work ends because of it, and coloured only on a terminal.
 
 A stream may be closed (`>&-`), without a reader (`| head`), on a full disk, or a terminal that is gone. What `print_line` prints
-accompanies the work, whose results are in files: it is lost, and the work goes on. The result that a command was asked for is
+accompanies the work, whose results are in files: it is lost, and the work continues. The result that a command was asked for is
 different (`sfrik.cli.output`). So nothing else in the package prints; ruff's rule T201 checks this.
 """
 
