@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ from torch import Tensor
 from sfrik.datasets.decoding import as_tensor, decode_image, read_image
 from sfrik.datasets.entries import check_classes, class_folders, refuse_held_out, required_split, split_folder, split_names
 from sfrik.datasets.listing import images_below, list_images, pack_names
-from sfrik.datasets.sizes import check_subset
+from sfrik.datasets.sizes import check_subset, class_subset
 from sfrik.errors import SfrikError
 from sfrik.system.files import check_regular, read_text
 
-__all__ = ["Images", "class_members", "class_subset", "image_files", "images_of_folder", "load_images"]
+__all__ = ["Images", "image_files", "images_of_folder", "load_images"]
 
 MNIST5K_TRAIN, MNIST5K_TUNE = 350, 50  # images per class; the other 100 are the test split
 
@@ -47,6 +47,9 @@ class Images:
         tensor: uint8 [n, c, h, w], for images in memory.
         classes: class names, if there are any.
         decode: index -> the image of `open` as uint8 [3, h, w], if there is a faster way to load it.
+        path: index -> file of the image, for images on disk.
+        sizes: of these files in bytes, int64 [n], where they are known.
+        source: the folder or the data set that the images are from.
     """
 
     targets: np.ndarray
@@ -56,6 +59,9 @@ class Images:
     tensor: Tensor | None = None
     classes: Sequence[str] | None = None
     decode: Callable[[int], Tensor] | None = None
+    path: Callable[[int], Path] | None = None
+    sizes: np.ndarray | None = None
+    source: str = ""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -74,58 +80,21 @@ class Images:
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Images:
         """The images at `indices`, in that order."""
-        indices = np.asarray(indices, dtype=np.int64)
+        indices = np.ascontiguousarray(indices, dtype=np.int64)
 
-        def chosen(function: Callable[[int], Any]) -> Callable[[int], Any]:
-            return partial(_at_position, function, indices)
+        def chosen(function: Callable[[int], Any] | None) -> Any:
+            return None if function is None else partial(_at_position, function, indices)
 
-        return Images(
-            self.targets[indices],
-            self.num_classes,
-            chosen(self.name),
-            None if self.open is None else chosen(self.open),
-            None if self.tensor is None else self.tensor[torch.from_numpy(indices)],
-            self.classes,
-            None if self.decode is None else chosen(self.decode),
+        return replace(
+            self,
+            targets=self.targets[indices],
+            name=chosen(self.name),
+            open=chosen(self.open),
+            tensor=None if self.tensor is None else self.tensor[torch.from_numpy(indices)],
+            decode=chosen(self.decode),
+            path=chosen(self.path),
+            sizes=None if self.sizes is None else self.sizes[indices],
         )
-
-
-def class_subset(
-    targets: Sequence[int] | np.ndarray, per_class: int, start: int = 0, classes: Sequence[str] | None = None
-) -> list[int]:
-    """Indices of the images `start` to `start + per_class - 1` of each class, in the data set's order.
-
-    Args:
-        targets: class of each image, [n].
-        per_class: number of images per class.
-        start: position of the first one within its class.
-        classes: class names, for the error message.
-
-    Raises:
-        SfrikError: a class has fewer than `start + per_class` images. The message names it.
-
-    >>> class_subset([0, 0, 0, 1, 1, 1], per_class=1, start=1)
-    [1, 4]
-    """
-    chosen = []
-    for label, members in class_members(targets).items():
-        if len(members) < start + per_class and label < 0:
-            raise SfrikError(f"there are {len(members)} images, without labels, but subset asks for {per_class}: lower subset")
-        if len(members) < start + per_class:
-            name = classes[label] if classes else label
-            raise SfrikError(
-                f"class {name} has {len(members)} images, but images {start} to {start + per_class - 1} of each class "
-                "are required: lower subset or val_subset"
-            )
-        chosen.append(members[start : start + per_class])
-    return np.sort(np.concatenate(chosen)).tolist() if chosen else []
-
-
-def class_members(targets: Sequence[int] | np.ndarray) -> dict[int, np.ndarray]:
-    """Indices of each class's images, int64 [m], in the data set's order."""
-    order = np.argsort(targets, kind="stable")
-    labels, counts = np.unique(targets, return_counts=True)
-    return dict(zip(labels.tolist(), np.split(order, np.cumsum(counts))[:-1], strict=True))
 
 
 def load_images(
@@ -173,6 +142,7 @@ def image_files(
     classes: Sequence[str] | None = None,
     num_classes: int | None = None,
     cached: Path | None = None,
+    sizes: np.ndarray | None = None,
 ) -> Images:
     """Images on disk, each read when it is accessed.
 
@@ -183,10 +153,21 @@ def image_files(
         classes: class names.
         num_classes: number of classes; that of `classes` by default.
         cached: file in which the names are cached. It is deleted when an image is missing, and the next start lists the folder.
+        sizes: of the files in bytes, int64 [n], where they are known.
     """
     files = _Files(folder, names if isinstance(names, np.ndarray) else pack_names(names), cached)
     count = len(classes or ()) if num_classes is None else num_classes
-    return Images(targets, count, files.name, files.open, classes=classes, decode=files.decode)
+    return Images(
+        targets,
+        count,
+        files.name,
+        files.open,
+        classes=classes,
+        decode=files.decode,
+        path=files.path,
+        sizes=sizes,
+        source=str(folder),
+    )
 
 
 def images_of_folder(folder: str | Path) -> Images:
@@ -213,6 +194,9 @@ class _Files:
     def name(self, index: int) -> str:
         return os.fsdecode(self.names[index])
 
+    def path(self, index: int) -> Path:
+        return self.folder / self.name(index)
+
     def open(self, index: int) -> Image.Image:
         return self._read(read_image, index)
 
@@ -220,7 +204,7 @@ class _Files:
         return self._read(decode_image, index)
 
     def _read(self, read: Callable[[Path], Any], index: int) -> Any:
-        path = self.folder / self.name(index)
+        path = self.path(index)
         try:
             return read(path)
         except SfrikError as error:
@@ -263,7 +247,7 @@ def _mnist5k(split: str, subset: int | None, val_subset: int | None) -> Images:
     per_class = {"tune": val_subset, "test": None}.get(split, subset) or most
     chosen = class_subset(targets, per_class, start)
     digits = torch.from_numpy(table[:, :-1].reshape(-1, 1, 28, 28).copy())
-    return Images(targets, 10, "MNIST5k image {}".format, tensor=digits).select(chosen)
+    return Images(targets, 10, "MNIST5k image {}".format, tensor=digits, source="MNIST5k").select(chosen)
 
 
 @lru_cache(maxsize=1)
@@ -313,7 +297,7 @@ def _from_torchvision(name: str, data_dir: Path, **arguments: Any) -> Images:
     targets = np.asarray(targets, dtype=np.int64)
     name_of = (name + " image {}").format
     classes = getattr(content, "classes", None)  # STL10 has them in a file of its own
-    return Images(targets, 10, name_of, open=partial(_image_of_tensor, pixels), classes=classes)
+    return Images(targets, 10, name_of, open=partial(_image_of_tensor, pixels), classes=classes, source=str(data_dir))
 
 
 def _image_of_tensor(pixels: Tensor, index: int) -> Image.Image:

@@ -18,8 +18,9 @@ from typing import cast
 
 import numpy as np
 
-from sfrik.datasets.images import Images, class_members
+from sfrik.datasets.images import Images
 from sfrik.datasets.listing import cache_folder
+from sfrik.datasets.sizes import class_members
 from sfrik.errors import SfrikError
 from sfrik.system.files import WriteError, atomic_write, read_bytes
 from sfrik.system.terminal import print_line

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 
 from sfrik.datasets.entries import split_folder
-from sfrik.datasets.images import Images, class_members, image_files, load_images
+from sfrik.datasets.images import Images, image_files, load_images
+from sfrik.datasets.sizes import class_members
 from sfrik.errors import SfrikError, nearest
 from sfrik.system.files import read_text
 
@@ -81,7 +82,7 @@ def _digits8x8(split: str, data_dir: Path) -> Images:
     first = np.zeros(len(targets), dtype=bool)
     for members in class_members(targets).values():
         first[members[: 2 * len(members) // 3]] = True
-    whole = Images(targets, 10, "digits8x8 image {}".format, tensor=digits)
+    whole = Images(targets, 10, "digits8x8 image {}".format, tensor=digits, source="digits8x8")
     return whole.select(np.flatnonzero(first if split == "train" else ~first))
 
 

@@ -13,8 +13,9 @@ import torchvision
 from PIL import Image
 from toys import write_cifar10, write_stl10
 
-from sfrik.datasets.images import Images, class_members, class_subset, image_files, load_images
+from sfrik.datasets.images import Images, image_files, load_images
 from sfrik.datasets.loader import batches
+from sfrik.datasets.sizes import class_members, class_subset
 from sfrik.errors import SfrikError
 from sfrik.views.base import build_views, probe_views, resize_for_test
 

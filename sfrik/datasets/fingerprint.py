@@ -1,0 +1,69 @@
+"""The fingerprint of a set of images, by which a run and its scores name the images that they were computed from.
+
+It covers the names of all images, the sizes of their files, their labels, and the content of a sample of them. It does not
+depend on the place of their folder, on times, or on the order in which a file system lists them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from sfrik.datasets.images import Images
+from sfrik.errors import SfrikError
+from sfrik.ops.collectives import rank
+from sfrik.system.files import check_regular, file_hash
+from sfrik.system.terminal import print_line
+
+__all__ = ["describe_data", "print_images"]
+
+SAMPLE = 64  # images whose content is read
+
+
+def describe_data(images: Images) -> dict[str, Any]:
+    """What records state of the images that they were computed from: their number, that of their classes, and a fingerprint.
+
+    The content of at most 64 images is read, evenly spaced among all of them by name: the bytes of a file, or the pixels of an
+    image in memory. A file that cannot be read counts as empty, since training may skip it.
+
+    Returns:
+        "images", "classes" (0 without labels) and "sha256" in hexadecimal digits, over all images in the order of their names:
+        names, file sizes, labels, the names of the classes, and the content of the sample.
+    """
+    names = [images.name(index) for index in range(len(images))]
+    order = np.array(sorted(range(len(names)), key=names.__getitem__), dtype=np.int64)
+    sample = order[np.linspace(0, len(order) - 1, min(len(order), SAMPLE)).astype(np.int64)]
+    digest = hashlib.sha256()
+    for texts in ([names[index] for index in order], images.classes or ()):
+        digest.update("\0".join((str(len(texts)), *texts)).encode("utf-8", "surrogateescape"))
+    for numbers in (images.targets, images.sizes):
+        digest.update(b"" if numbers is None else numbers[order].astype("<i8").tobytes())
+    for index in sample:
+        digest.update(_content(images, int(index)))
+    labelled = len(images) > 0 and bool((images.targets != -1).any())
+    return {"images": len(images), "classes": images.num_classes if labelled else 0, "sha256": digest.hexdigest()}
+
+
+def print_images(title: str, images: Images) -> None:
+    """Print on rank 0 how many images of how many classes were read, and from where.
+
+    Args:
+        title: what the images are for, such as "training" or "test".
+    """
+    if rank() == 0:
+        classes = f"{images.num_classes} classes" if (images.targets != -1).any() else "without labels"
+        print_line(f"{title} images: {len(images)}, {classes}" + (f", from {images.source}" if images.source else ""))
+
+
+def _content(images: Images, index: int) -> bytes:
+    """A hash of the content of an image, as long for each; of zeros only for a file that cannot be read."""
+    try:
+        if images.path is not None:
+            check_regular(images.path(index))
+            return bytes.fromhex(file_hash(images.path(index)))
+        pixels = images.pixels(index) if images.tensor is None else images.tensor[index]
+    except (OSError, SfrikError):
+        return bytes(32)
+    return hashlib.sha256(repr(tuple(pixels.shape)).encode() + pixels.contiguous().numpy().tobytes()).digest()
