@@ -4,7 +4,7 @@
 #   SEEDS=1          seeds 0 to SEEDS-1 of each run
 #   JOBS=0           number of parallel runs; 0: one per core, or one on a GPU
 #   DATA=            image folder, for profiles that need one (ImageNet: has train/ and val/; also contains STL10, Places205, VOC07)
-#   RESULTS=results  folder of the results
+#   RESULTS=runs     folder of your runs and tables; results/ is what was published
 #   LAUNCH=local     slurm: submit the missing runs as jobs, followed by the table; `slurm.toml` has the cluster's settings
 #   PARTITION=       slurm: the partition; empty: that of slurm.toml
 #   NODES=1          slurm: nodes per pretraining
@@ -26,7 +26,7 @@ PROFILE ?= digits
 SEEDS ?= 1
 JOBS ?= 0
 DATA ?=
-RESULTS ?= results
+RESULTS ?= runs
 LAUNCH ?= local
 # from the command line only: the environment may have variables of these names for other purposes
 GPUS_IN_ENVIRONMENT := $(if $(filter environment,$(origin GPUS)),$(filter-out 0,$(value GPUS)))
@@ -85,7 +85,7 @@ $(READY): pyproject.toml
 	touch $(call quoted,VENV)/ready
 endif
 
-PLACE = --profile=$(call quoted,PROFILE) --exp-dir=$(call quoted,RESULTS)
+PLACE = --profile=$(call quoted,PROFILE) --results=$(call quoted,RESULTS)
 # The flags of the variables that are not empty.
 CLUSTER = $(foreach flag,PARTITION NODES GPUS PROCS TIME,$(if $(value $(flag)),--$(shell echo $(flag) | tr A-Z a-z) $(call quoted,$(flag))))
 
@@ -112,7 +112,7 @@ table1 $(TABLES):
 tables: $(READY)  ## render every table from the existing scores, without training
 	$(BIN)python -m sfrik table all $(PLACE)
 
-notebooks: $(READY)  ## execute all notebooks, 01 to 07, into results/PROFILE/notebooks
+notebooks: $(READY)  ## execute all notebooks, 01 to 07, into runs/PROFILE/notebooks
 	$(BIN)python -m sfrik chapters $(PLACE)
 
 status: $(READY)  ## state of every run: done, running, queued, preempted, failed, broken or missing
@@ -149,7 +149,7 @@ bench: $(READY)  ## repeat every measurement of docs/speed.md (DATA=, a folder o
 clean:  ## delete caches, builds, coverage data and unfinished notebooks, but no results
 	@$(call quoted,PYTHON) tools/clean.py
 
-clean-results:  ## delete the results of PROFILE, after confirmation in a terminal
+clean-results:  ## delete your runs and tables of PROFILE, after confirmation in a terminal
 	@$(call quoted,PYTHON) tools/clean.py --results=$(call quoted,RESULTS)/$(call quoted,PROFILE)
 
 # The root is the checkout, so that the notebooks' links to results/ work. Only this environment's kernel is offered, since the

@@ -103,7 +103,7 @@ def whole_run(recipe: str, threads: int) -> dict[str, float]:
     "processor" are those of all its processes: on a busy machine they say more than the clock.
     """
     with tempfile.TemporaryDirectory() as root:
-        command = [sys.executable, "-m", "sfrik", "run", "--recipe", recipe, "--exp-dir", root]
+        command = [sys.executable, "-m", "sfrik", "run", "--recipe", recipe, "--results", root]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         begun, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -32,7 +32,7 @@ def words(*arguments, **environment):
 def test_every_target_can_be_printed_and_quotes_its_variables(target):
     names = ("RESULTS", "DATA", "SEEDS", "JOBS", "LAUNCH", "PARTITION", "TIME", "PYTHON")
     given = words(target, "VENV=", *(f"{name}={ODD}" for name in names))
-    takes = set(re.findall(r"--(exp-dir|data-dir|data|seeds|partition)\b", " ".join(given)))
+    takes = set(re.findall(r"--(results|data-dir|data|seeds|partition)\b", " ".join(given)))
     for flag in takes:
         assert f"--{flag}={ODD}" in given or given[given.index(f"--{flag}") + 1] == ODD, flag
     assert bool(takes) == (target.startswith("table") or target in ("notebooks", "status", "bench"))
@@ -52,7 +52,7 @@ def test_the_environment_and_its_python_may_have_any_name(tmp_path):
 
 
 def test_a_tilde_is_the_home_folder():
-    assert f"--exp-dir={os.environ['HOME']}/my results" in words("status", "VENV=", "RESULTS=~/my results")
+    assert f"--results={os.environ['HOME']}/my results" in words("status", "VENV=", "RESULTS=~/my results")
 
 
 MISSPELT = {"SEED": "SEEDS", "JOB": "JOBS", "GPU": "GPUS", "NODE": "NODES", "PROFIL": "PROFILE", "results": "RESULTS"}

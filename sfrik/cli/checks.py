@@ -49,17 +49,17 @@ def check_plan(settings: Settings, processes: int = 1, waits: bool = False) -> N
         Inputs.resolve(settings)  # pyrefly: ignore[bad-specialization] every other section is evaluated
 
 
-def check_folder(folder: str | Path | None) -> None:
-    """Refuse a folder of results that is a file, or in one, or a link that leads nowhere.
+def check_folder(folder: str | Path | None, flag: str = "--results") -> None:
+    """Refuse a folder for results that is a file, or in one, or a link that leads nowhere.
 
     Raises:
         SfrikError: the file or the link is named.
     """
     for path in (Path(folder or "."), *Path(folder or ".").parents):
         if path.is_file():
-            raise SfrikError(f"{path} is a file and not a folder: check --exp-dir")
+            raise SfrikError(f"{path} is a file and not a folder: check {flag}")
         if os.path.islink(path) and not os.path.exists(path):
-            raise SfrikError(f"{path} is a link that leads nowhere: check --exp-dir")
+            raise SfrikError(f"{path} is a link that leads nowhere: check {flag}")
 
 
 def check_inputs(settings: Settings) -> None:

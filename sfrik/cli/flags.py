@@ -56,7 +56,7 @@ def add_profile(parser: argparse.ArgumentParser) -> None:
 
 
 def add_root(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--exp-dir", "--exp_dir", metavar="DIR", type=path, help="root folder of the results (default: results)")
+    parser.add_argument("--results", metavar="DIR", type=path, help="root folder of all runs (default: runs)")
 
 
 def path(text: str) -> str:

@@ -44,6 +44,9 @@ __all__ = ["REPORT", "build_parser", "main"]
 # before the traceback, so that the last line of a log is still the error
 REPORT = "this is a bug in sfrik: please report it, with these lines and the output of python -m sfrik env"
 
+# Two flags for folders, and what they are.
+MEANING = {"--exp-dir": "the folder of one run", "--results": "the root folder of all runs"}
+ROOT_OR_RUN = dict(zip(MEANING, reversed(MEANING), strict=True))
 ANYWHERE = ("completion", "diagnose", "env", "memory", "status")  # commands that only read
 
 
@@ -145,10 +148,12 @@ class _Parser(argparse.ArgumentParser):
         namespace, unknown = super().parse_known_args(args, namespace)
         if unknown and self.prog.count(" "):  # the parser of a command, not the top-level one
             known = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
-            raise SfrikError(
-                f"unknown argument {unknown[0]}{nearest(unknown[0].split('=')[0].replace('_', '-'), known)}: "
-                f"see {self.prog} --help"
-            )
+            flag = unknown[0].split("=")[0].replace("_", "-")
+            if ROOT_OR_RUN.get(flag) in known:
+                raise SfrikError(
+                    f"unknown argument {unknown[0]}: {self.prog} has {ROOT_OR_RUN[flag]}, {MEANING[ROOT_OR_RUN[flag]]}"
+                )
+            raise SfrikError(f"unknown argument {unknown[0]}{nearest(flag, known)}: see {self.prog} --help")
         return namespace, unknown
 
 

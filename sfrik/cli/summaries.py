@@ -8,7 +8,7 @@ from typing import Any
 
 from sfrik.cli.flags import DEFAULT_EXP_DIR
 from sfrik.runs.folder import Run
-from sfrik.settings import SECTIONS, FrozenSettings, PretrainSettings, Settings, results_root, run_folder
+from sfrik.settings import SECTIONS, FrozenSettings, PretrainSettings, Settings, run_folder, runs_root
 from sfrik.tables.definitions import EXPERIMENTS, rows_of
 
 __all__ = ["format_score", "next_command", "run_summary", "summary", "table_summary"]
@@ -138,5 +138,5 @@ def _table_of(recipe: str) -> str | None:
 
 
 def _table(name: str, profile: str, root: str | Path | None = None) -> str:
-    folder = [] if root is None or Path(root) == results_root() else ["--exp-dir", str(root)]
+    folder = [] if root is None or Path(root) == runs_root() else ["--results", str(root)]
     return shlex.join(["python", "-m", "sfrik", "table", name, "--profile", profile, *folder])

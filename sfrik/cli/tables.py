@@ -89,11 +89,11 @@ def add_run(commands) -> None:
 
 def _table(options: argparse.Namespace) -> CommandOutput:
     from sfrik.reproduce.table import make_table, render_all
-    from sfrik.settings import results_root
+    from sfrik.settings import runs_root
 
-    check_text(options.exp_dir or "", options.data_dir)
-    check_folder(options.exp_dir)
-    root = options.exp_dir or results_root()
+    check_text(options.results or "", options.data_dir)
+    check_folder(options.results)
+    root = options.results or runs_root()
     check_one_task()
     if options.launch not in LAUNCHES:
         raise SfrikError(f"--launch must be local or slurm, got {options.launch!r}{nearest(options.launch, LAUNCHES)}")
@@ -139,7 +139,7 @@ def _submit(options: argparse.Namespace, layout: Layout) -> int:
         whole_number(options.seeds, "--seeds", 1),
         layout,
         read_site(partition=options.partition or "", time=options.time or ""),
-        options.exp_dir,
+        options.results,
         options.data_dir,
         whole_number(options.part, "--part", 0),
     )
@@ -148,8 +148,8 @@ def _submit(options: argparse.Namespace, layout: Layout) -> int:
 def _status(options: argparse.Namespace) -> CommandOutput:
     from sfrik.reproduce.status import format_status, state_counts, tables_status
 
-    check_folder(options.exp_dir)
-    found, jobs = tables_status(options.names, options.profile, whole_number(options.seeds, "--seeds", 1), options.exp_dir)
+    check_folder(options.results)
+    found, jobs = tables_status(options.names, options.profile, whole_number(options.seeds, "--seeds", 1), options.results)
     content = {"runs": [asdict(status) for status in found], "counts": state_counts(found)}
     return CommandOutput(content, format_status(found, jobs))
 
@@ -158,11 +158,11 @@ def _run(options: argparse.Namespace) -> CommandOutput:
     from sfrik.reproduce.run import run_recipe
     from sfrik.reproduce.stages import DEFAULT_STAGES, check_run, existing_scores
     from sfrik.reproduce.status import run_status
-    from sfrik.settings import PretrainSettings, as_list, results_root, run_folder
+    from sfrik.settings import PretrainSettings, as_list, run_folder, runs_root
 
-    check_text(options.exp_dir or "", options.data_dir)
-    check_folder(options.exp_dir)
-    root, seed = options.exp_dir or results_root(), whole_number(options.seed, "--seed", 0)
+    check_text(options.results or "", options.data_dir)
+    check_folder(options.results)
+    root, seed = options.results or runs_root(), whole_number(options.seed, "--seed", 0)
     stages = tuple(dict.fromkeys(as_list(options.stages or DEFAULT_STAGES)))  # --stages pretrain,linear too
     check_one_task()
     if options.dry_run:
@@ -247,12 +247,12 @@ def add_chapters(commands) -> None:
 
 
 def _chapters(options: argparse.Namespace) -> CommandOutput:
-    check_text(options.exp_dir or "")
-    check_folder(options.exp_dir)
+    check_text(options.results or "")
+    check_folder(options.results)
     check_one_task()
     from sfrik.reproduce.chapters import execute_chapters
-    from sfrik.settings import results_root
+    from sfrik.settings import runs_root
 
-    seconds = execute_chapters(options.profile, options.exp_dir)
-    folder = Path(options.exp_dir or results_root()) / options.profile / "notebooks"
+    seconds = execute_chapters(options.profile, options.results)
+    folder = Path(options.results or runs_root()) / options.profile / "notebooks"
     return CommandOutput({"folder": str(folder), "seconds": seconds}, [f"notebooks: {folder}"])

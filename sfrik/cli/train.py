@@ -60,7 +60,7 @@ def _command(section: str, work: Callable[[Any], dict[str, Any]]) -> Callable[[a
     def run(options: argparse.Namespace) -> CommandOutput:
         settings = resolve_settings(options)
         check_text(settings.exp_dir, *(getattr(settings, name, "") for name in ("pretrained", "ckp_path", "extraction_dir")))
-        check_folder(settings.exp_dir)
+        check_folder(settings.exp_dir, "--exp-dir")
         check_one_task()
         multi_process = section in MULTI_PROCESS
         nproc = nproc_per_node(options)

@@ -33,6 +33,7 @@ from sfrik.evaluate.name_files import RENAMED, check_same_classes, load_classes,
 from sfrik.networks import Backbone
 from sfrik.ops.collectives import all_gather_json, barrier, broadcast_from_rank_zero, rank, world_size
 from sfrik.runs.records import FeatureOrigin
+from sfrik.runs.refusals import refuse_published
 from sfrik.settings import FeatureSettings, KnnSettings, LogisticSettings
 from sfrik.system.files import atomic_write, file_hash, write_json
 from sfrik.system.locks import folder_lock
@@ -216,6 +217,7 @@ def _extracted(folder: Path, inputs: Inputs[Any], image_dir: str, images: Images
 
 def _extract_if_missing(folder: Path, inputs: Inputs[Any], image_dir: str = "", named: bool = False) -> None:
     """Extract the features of both splits, or of `image_dir`, by all processes, unless rank 0 finds them."""
+    refuse_published(folder)
     splits: dict[str, Images] = {"all": images_of_folder(image_dir)} if image_dir else {}
 
     def exist() -> bool:

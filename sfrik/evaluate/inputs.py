@@ -17,6 +17,7 @@ from sfrik.networks.precision import network_precision
 from sfrik.runs.checkpoints import Checkpoints
 from sfrik.runs.folder import Run
 from sfrik.runs.records import Choice, Score
+from sfrik.runs.refusals import refuse_published
 from sfrik.settings import (
     EvaluateSettings,
     FrozenSettings,
@@ -125,11 +126,14 @@ class Inputs(Generic[AnySettings]):
         return protocol if self.split == "test" else f"{protocol}_tune"
 
     def check_folder(self, name: str) -> None:
-        """Refuse to write a score, or features, of other settings or weights into the folder of a recipe, which tables read.
+        """Refuse to write into the published results, or what a recipe's tables do not read into its folder.
+
+        What they do not read are scores and features of other settings or weights.
 
         Raises:
             SfrikError: the settings that are not the recipe's are named.
         """
+        refuse_published(self.run.folder)
         if (of := recipe_of(self.run.folder)) is None:
             return
         elsewhere = self.settings.elsewhere(self.run.folder)

@@ -13,8 +13,8 @@ from typing import Any
 
 from sfrik.reproduce.kernel import Kernel
 from sfrik.reproduce.notebooks import execute
-from sfrik.reproduce.table import render_lock
-from sfrik.settings import load_recipe, results_root
+from sfrik.reproduce.table import render_lock, writable_root
+from sfrik.settings import load_recipe
 from sfrik.system.locks import folder_lock
 from sfrik.system.signals import stop_at_once
 from sfrik.system.terminal import print_line
@@ -39,7 +39,7 @@ def execute_chapters(profile: str = "digits", root: str | Path | None = None) ->
         Seconds by notebook.
     """
     tables_of(profile)  # an unknown profile is an error before any kernel is started
-    folder = Path(root or results_root()) / profile
+    folder = writable_root(root) / profile
     recipe = f"{profile}/sfrik_l3_q{DIMS[profile][-1]}"
     load_recipe(recipe)
     of_run: dict[str, Any] = {"recipe": recipe, "exp_dir": str(folder / "chapters")}

@@ -101,7 +101,7 @@ def _start(run: PlannedRun, root: str | Path, jobs: int, data_dir: str) -> RunPr
     make_folder(folder)
     log = folder / "run.log"
     command = ["run", "--recipe", run.recipe, "--seed", str(run.seed)]
-    places = [f"--exp-dir={root}", "--stages", *run.stages, *([f"--data-dir={data_dir}"] if data_dir else [])]
+    places = [f"--results={root}", "--stages", *run.stages, *([f"--data-dir={data_dir}"] if data_dir else [])]
     threads = str(max(1, cores() // jobs))
     environment = {
         "OMP_NUM_THREADS": threads,

@@ -11,7 +11,8 @@ from sfrik.reproduce.kernel import Kernel
 from sfrik.reproduce.notebooks import execute
 from sfrik.reproduce.stages import DEFAULT_STAGES, STAGES, check_run, missing_stages, refusal, score_problems
 from sfrik.runs.folder import Run
-from sfrik.settings import results_root, run_folder
+from sfrik.runs.refusals import refuse_published
+from sfrik.settings import run_folder, runs_root
 from sfrik.system.signals import RUN_GRACE, stop, stop_at_end_of_stdin, stop_at_once, stop_requests
 from sfrik.system.terminal import print_line
 
@@ -43,7 +44,8 @@ def run_recipe(
         Preempted: SIGTERM, SIGUSR1 or SIGHUP asked this process to stop, or SLURM its workers.
         KeyboardInterrupt: SIGINT asked it to stop.
     """
-    root = root or results_root()
+    root = root or runs_root()
+    refuse_published(root)
     check_run(recipe, stages)  # before any folder is made
     run = Run(run_folder(recipe, seed, root))
     if os.environ.pop(STOP_AT_END_OF_STDIN, None):  # not for the kernel

@@ -82,22 +82,29 @@ def check_run(recipe: str, stages: Sequence[str]) -> None:
 
 
 def missing_stages(recipe: str, seed: int, root: str | Path | None = None, stages: Sequence[str] = DEFAULT_STAGES) -> list[str]:
-    """The stages of a run that are still to be executed, because a score of the recipe or the executed copy is missing."""
+    """The stages of a run that are still to be executed, because a score of the recipe or the executed copy is missing.
+
+    A score counts where it is, also after the weights were deleted. Weights are missing only if a missing stage needs them.
+    """
     run = _CachedRun(run_folder(recipe, seed, root))
-    if not run.finished or run_problem(run.folder, recipe_settings(recipe, seed)):
+    if run_problem(run.folder, recipe_settings(recipe, seed)):
         return list(stages)
-    return [
+    missing = [
         name
         for name in stages
         if not (run.folder / STAGES[name].copy).is_file()
         or not all(run.result(score, settings) is not None for score, settings in stage_scores(recipe, seed, name))
     ]
+    scored = any(STAGES[name].scores for name in stages)
+    if "pretrain" in stages and "pretrain" not in missing and not run.finished and (missing or not scored):
+        missing = ["pretrain", *missing]
+    return missing
 
 
 def refusal(recipe: str, seed: int, root: str | Path | None = None) -> str:
     """Why the recipe cannot be run in its folder, which holds another run, and what to do; empty if it can.
 
-    A folder with the record of a run, but without weights and checkpoints, is used again: published runs are such folders.
+    A folder with the record of a run, but without weights and checkpoints, is used again.
     """
     folder = run_folder(recipe, seed, root)
     if not any((folder / name).is_file() for name in ("backbone.safetensors", "checkpoint.pt", "checkpoint.previous.pt")):

@@ -21,7 +21,7 @@ from sfrik.reproduce.run_log import error_summary, last_attempt
 from sfrik.reproduce.stages import STAGES, missing_stages, refusal, score_problems
 from sfrik.runs.folder import Run
 from sfrik.runs.records import RunSettings, Score, State
-from sfrik.settings import results_root, run_folder
+from sfrik.settings import run_folder, runs_root
 from sfrik.system.progress import duration
 from sfrik.system.records import Provenance, read_record
 from sfrik.system.terminal import paint, print_line
@@ -165,7 +165,7 @@ def tables_status(
     tables: Sequence[str], profile: str, seeds: int = 1, root: str | Path | None = None
 ) -> tuple[list[RunStatus], list[QueuedJob]]:
     """The status of every run of the tables, and the queue."""
-    root = root or results_root()
+    root = root or runs_root()
     needed = needed_runs(tables, profile, seeds, root)
     try:
         jobs = queued_jobs(root)

@@ -20,8 +20,8 @@ from sfrik.launch.slurm_queue import QueuedJob, queued_jobs
 from sfrik.reproduce.notebooks import notebook_path
 from sfrik.reproduce.stages import PlannedRun, missing_stages
 from sfrik.reproduce.status import run_status
-from sfrik.reproduce.table import make_table, table_runs, without_refused
-from sfrik.settings import PretrainSettings, results_root, run_folder
+from sfrik.reproduce.table import make_table, table_runs, without_refused, writable_root
+from sfrik.settings import PretrainSettings, run_folder
 from sfrik.system.locks import folder_lock
 from sfrik.system.signals import stop_at_once
 from sfrik.system.terminal import print_line
@@ -49,7 +49,7 @@ def submit_table(
     Returns:
         The exit status: 1 if a part that was submitted is not complete.
     """
-    root = root or results_root()
+    root = writable_root(root)
     experiment(name, profile)
     notebook_path("07_tables")
     with _submitting(layout or Layout(), site or read_site(), root, data_dir) as submission:
@@ -89,7 +89,7 @@ class _Submission:
 
     def __init__(self, layout: Layout, site: Site, root: str | Path, data_dir: str) -> None:
         self.layout, self.site, self.root = layout, site, root
-        self.places = (f"--exp-dir={root}", *((f"--data-dir={data_dir}",) if data_dir else ()))
+        self.places = (f"--results={root}", *((f"--data-dir={data_dir}",) if data_dir else ()))
         # before the folders are read: a run that ends in between is not submitted again
         self.jobs = [job for job in queued_jobs(root) if job.can_start]
         self.submitted = 0

@@ -18,7 +18,8 @@ from sfrik.reproduce.notebooks import execute, notebook_path, print_typed
 from sfrik.reproduce.stages import STAGES, PlannedRun, missing_stages, refusal
 from sfrik.runs.provenance import commit
 from sfrik.runs.records import Choice
-from sfrik.settings import results_root, run_folder
+from sfrik.runs.refusals import refuse_published
+from sfrik.settings import run_folder, runs_root
 from sfrik.system.files import path_exists, read_text, write_json
 from sfrik.system.locks import folder_lock
 from sfrik.system.records import VERSION, read_record
@@ -30,7 +31,7 @@ from sfrik.tables.cost_rows import ROUNDS
 from sfrik.tables.definitions import experiment, grids, rows_of
 from sfrik.tables.render import as_csv, as_markdown
 
-__all__ = ["make_table", "render_all", "render_lock", "table_runs", "without_refused", "write_choices"]
+__all__ = ["make_table", "render_all", "render_lock", "table_runs", "without_refused", "writable_root", "write_choices"]
 
 
 def make_table(
@@ -52,7 +53,7 @@ def make_table(
     Returns:
         The exit status: 1 if a run failed, or its folder holds another run, which is not touched and not shown.
     """
-    root = root or results_root()
+    root = writable_root(root)
     stages = experiment(name, profile).stages
     notebook_path("07_tables")  # fails before hours of work if there are no notebooks
     complete = True
@@ -72,7 +73,7 @@ def make_table(
 
 def render_all(profile: str, root: str | Path | None = None) -> int:
     """Render every table that has a score; trains nothing. Returns the exit status."""
-    root = Path(root or results_root())
+    root = writable_root(root)
     names = tables_with_scores(profile, root)
     if not names:
         raise SfrikError(f"nothing has been measured in {root / profile} yet: make table1 PROFILE={profile}")
@@ -85,6 +86,13 @@ def render_all(profile: str, root: str | Path | None = None) -> int:
     print_line("".join(f"not shown: {line}\n" for line in left_out), error=True, end="")
     print_line(f"{len(names)} tables in {root / profile / 'tables'}: {', '.join(names)}")
     return 0
+
+
+def writable_root(root: str | Path | None = None) -> Path:
+    """The folder of runs and tables that a command writes: `runs_root()` when None, never the published results."""
+    root = Path(root or runs_root())
+    refuse_published(root)
+    return root
 
 
 @contextmanager

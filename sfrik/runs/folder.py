@@ -11,8 +11,8 @@ Its files::
     backbone.safetensors   the result of pretraining; recorded in provenance.json before the checkpoints are deleted
     <protocol>.json        a score with the SHA-256 of the weights it was measured on; written last
 
-A score is valid if it was measured on the weights in the same folder. Published results are scores without weights: `make table1`
-trains the weights again, and a score is measured again only if they differ.
+A score is valid unless the folder holds other weights than those it was measured on. The weights may be deleted: they are trained
+again when another score needs them.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Run:
             if error:
                 rename_broken(weights, error)
         if recorded is not None and not self.backbone.is_file() and not self.checkpoints.exist:
-            # A published run without weights: it is trained again, and its log is rewritten.
+            # Stopped before its first checkpoint, or its weights were deleted: it is trained again, and its log is rewritten.
             (self.folder / "metrics.jsonl").unlink(missing_ok=True)
         if not path.is_file() or (recorded != ours and not self.backbone.is_file()):
             write_json(path, {"version": VERSION, "hash": settings.hash(), "settings": ours})
@@ -274,18 +274,16 @@ class Run:
                     path.unlink()
 
     def result(self, protocol: str, settings: Settings | None = None) -> dict[str, Any] | None:
-        """The score of a protocol if it was measured on the weights in the folder (and with `settings`, if given); else None.
-
-        `sfrik.runs.scores` reads a score for a table, which does not need the weights.
+        """The score of a protocol unless it was measured on other weights than the folder's (or other `settings`); else None.
 
         Raises:
             SfrikError: The score's file is broken.
         """
         path = self.folder / f"{protocol}.json"
-        if not path.is_file() or (digest := self.weights_sha256()) is None:
+        if not path.is_file():
             return None
-        score = read_record(path, Score)
-        if score.get("backbone_sha256") != digest:
+        score, digest = read_record(path, Score), self.weights_sha256()
+        if digest is not None and score.get("backbone_sha256") != digest:
             return None
         return None if settings is not None and score_problem(self.folder, protocol, score, settings, digest) else score
 

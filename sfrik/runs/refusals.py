@@ -7,12 +7,12 @@ from pathlib import Path
 from sfrik.errors import SfrikError
 from sfrik.runs.cached import header_error
 from sfrik.runs.records import RunSettings
-from sfrik.settings import Settings, recipe_of, recipe_settings
+from sfrik.settings import Settings, published_root, recipe_of, recipe_settings, runs_root
 from sfrik.system.files import UnreadableError
 from sfrik.system.records import read_record
 from sfrik.system.tensor_files import read_header
 
-__all__ = ["refuse_folder", "refuse_other_recipe", "refuse_other_settings"]
+__all__ = ["refuse_folder", "refuse_other_recipe", "refuse_other_settings", "refuse_published"]
 
 
 def refuse_folder(folder: Path, settings: Settings) -> None:
@@ -37,12 +37,27 @@ def refuse_folder(folder: Path, settings: Settings) -> None:
         refuse_other_settings(folder, differences, weights.is_file())
 
 
+def refuse_published(folder: str | Path) -> None:
+    """Refuse to write into the published results, which only `sfrik publish` changes.
+
+    Raises:
+        SfrikError: The folder is results/ of the checkout, or below it.
+    """
+    published = published_root().resolve()
+    if Path(folder).resolve().is_relative_to(published) and published.is_dir():
+        raise SfrikError(
+            f"{folder} is part of the published results, which only sfrik publish changes: choose another folder, such as "
+            f"{runs_root()}"
+        )
+
+
 def refuse_other_recipe(folder: Path, settings: Settings) -> None:
-    """Refuse the folder of a recipe, which tables read, for other settings than the recipe's.
+    """Refuse the folder of a recipe, which tables read, for other settings than the recipe's; and the published results.
 
     Raises:
         SfrikError: The message lists the differences.
     """
+    refuse_published(folder)
     if (of := recipe_of(folder)) and (differences := settings.differences(recipe_settings(*of).what())):
         raise SfrikError(
             f"{folder} is the folder of recipe {of[0]}, which tables read, but these are other settings "

@@ -1,6 +1,6 @@
 """Every setting with its type, default, unit and meaning; recipes, which are files of settings."""
 
-from sfrik.settings.base import SECTIONS, Settings, load_recipe, recipe_names, results_root, run_folder
+from sfrik.settings.base import SECTIONS, Settings, load_recipe, published_root, recipe_names, run_folder, runs_root
 from sfrik.settings.evaluation import (
     EvaluateSettings,
     FeatureSettings,
@@ -30,10 +30,11 @@ __all__ = [
     "as_whole",
     "load_recipe",
     "parse_mlp",
+    "published_root",
     "recipe_names",
     "recipe_of",
     "recipe_settings",
-    "results_root",
     "run_folder",
+    "runs_root",
     "score_settings",
 ]

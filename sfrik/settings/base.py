@@ -34,7 +34,17 @@ from sfrik.settings.fields import (
 )
 from sfrik.system.files import read_toml
 
-__all__ = ["RECIPES", "SECTIONS", "Settings", "hash_of", "load_recipe", "recipe_names", "results_root", "run_folder"]
+__all__ = [
+    "RECIPES",
+    "SECTIONS",
+    "Settings",
+    "hash_of",
+    "load_recipe",
+    "published_root",
+    "recipe_names",
+    "run_folder",
+    "runs_root",
+]
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 SECTIONS: dict[str, type[Settings]] = {}  # section of a recipe -> its class; "pretrain" is the top level
@@ -66,7 +76,7 @@ class Settings(BaseModel):
         0, ge=0, le=2**32 - 1, description="random seed of the initialisation, the order of the images and the augmentations"
     )
     exp_dir: OptionalPath = Field(
-        "", description="folder of the run; results/<profile>/<recipe>/seed<k> when unset, or beside it with other settings"
+        "", description="folder of the run; runs/<profile>/<recipe>/seed<k> when unset, or beside it with other settings"
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto, cpu, cuda or mps")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
@@ -205,15 +215,24 @@ def _defaults(kind: type[Settings]) -> dict[str, Any]:
     return kind.model_construct().model_dump(mode="json")
 
 
-def results_root() -> Path:
-    """results/ of the checkout that the library runs from, relative to the working directory; without a checkout, results/."""
+def runs_root() -> Path:
+    """runs/ of the checkout that the library runs from, relative to the working directory; without a checkout, runs/."""
+    return _of_checkout("runs")
+
+
+def published_root() -> Path:
+    """results/ of the checkout that the library runs from: the published record, which only `sfrik publish` writes."""
+    return _of_checkout("results")
+
+
+def _of_checkout(name: str) -> Path:
     checkout = RECIPES.parents[1]
-    return Path(os.path.relpath(checkout / "results")) if (checkout / "Makefile").is_file() else Path("results")
+    return Path(os.path.relpath(checkout / name)) if (checkout / "Makefile").is_file() else Path(name)
 
 
 def run_folder(recipe: str, seed: int, root: str | Path | None = None) -> Path:
-    """<root>/<profile>/<recipe>/seed<k>; a root of None is `results_root()`."""
-    return Path(as_path(root) or results_root()) / recipe / f"seed{seed}"
+    """<root>/<profile>/<recipe>/seed<k>; a root of None is `runs_root()`."""
+    return Path(as_path(root) or runs_root()) / recipe / f"seed{seed}"
 
 
 def recipe_names(profile: str | None = None) -> list[str]:

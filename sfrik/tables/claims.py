@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfrik.settings import results_root
+from sfrik.settings import runs_root
 from sfrik.system.files import write_text
 from sfrik.tables.collect import Measured, Table, build_table
 from sfrik.tables.definitions import grids, read_choice
@@ -206,7 +206,7 @@ def claims_as_markdown(profile: str = "digits", root: str | Path | None = None) 
 
 def write_claims(profile: str = "digits", root: str | Path | None = None) -> Path:
     """Write <root>/<profile>/README.md."""
-    path = Path(root or results_root()) / profile / "README.md"
+    path = Path(root or runs_root()) / profile / "README.md"
     write_text(path, PAGE.format(table=claims_as_markdown(profile, root), edges=_choices_at_an_edge(profile, root)))
     return path
 

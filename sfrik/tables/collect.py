@@ -105,7 +105,7 @@ def build_table(name: str, profile: str, root: str | Path | None = None, seeds: 
     Args:
         name: table1, table2, ...
         profile: digits, paper, ...
-        root: the folder of the results; `results_root()` when None.
+        root: the folder of the results; `runs_root()` when None.
         seeds: use the first `seeds` seeds; all existing ones when None.
 
     Raises:

@@ -9,6 +9,7 @@ from typing import Any
 
 from sfrik.errors import SfrikError
 from sfrik.runs.records import Costs
+from sfrik.runs.refusals import refuse_published
 from sfrik.settings import as_whole, run_folder
 from sfrik.system.files import path_exists
 from sfrik.system.records import read_record
@@ -130,6 +131,7 @@ def check_cost_folder(folder: Path, table: str, profile: str, rounds: int) -> No
     Raises:
         SfrikError: the settings that differ are named.
     """
+    refuse_published(folder)
     of, kind, seed = ("", "", "", *folder.absolute().parts)[-3:]
     read = of in TABLE6 and kind == "complexity" and re.fullmatch("seed[0-9]+", seed)
     if read and (problem := cost_problem({"settings": cost_settings(table, profile, rounds)}, table, of)):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sfrik.errors import SfrikError, nearest
 from sfrik.runs.records import Choice
-from sfrik.settings import load_recipe, results_root
+from sfrik.settings import load_recipe, runs_root
 from sfrik.system.files import path_exists
 from sfrik.system.records import read_record
 from sfrik.tables.cost_rows import complexity_columns, table5_rows, table6_rows
@@ -107,7 +107,7 @@ def read_choice(profile: str, grid: str, root: str | Path | None = None) -> str 
     Raises:
         SfrikError: the file of the choice is broken or does not name a recipe of the grid; the message names the file.
     """
-    path = Path(root or results_root()) / profile / "tuning" / f"{grid}.json"
+    path = Path(root or runs_root()) / profile / "tuning" / f"{grid}.json"
     if not path_exists(path):
         return None
     recipe = f"{profile}/{read_record(path, Choice)['chosen']}"

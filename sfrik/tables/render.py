@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sfrik.settings import results_root
+from sfrik.settings import runs_root
 from sfrik.system.files import write_text
 from sfrik.tables.collect import Measured, Table, build_table
 from sfrik.tables.rows import Column, Row
@@ -25,7 +25,7 @@ MISSING = "–"
 def write_table(name: str, profile: str, root: str | Path | None = None, seeds: int | None = None) -> Table:
     """Build a table and write it as CSV, Markdown and LaTeX into <root>/<profile>/tables."""
     table = build_table(name, profile, root, seeds)
-    folder = Path(root or results_root()) / profile / "tables"
+    folder = Path(root or runs_root()) / profile / "tables"
     for suffix, render in (("csv", as_csv), ("md", as_markdown), ("tex", as_latex)):
         write_text(folder / f"{name}.{suffix}", render(table))
     return table

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sfrik.settings import results_root
+from sfrik.settings import runs_root
 from sfrik.system.files import path_exists, write_text
 from sfrik.system.records import Provenance, read_record
 from sfrik.tables.collect import build_table, existing_seeds
@@ -23,12 +23,12 @@ def write_run_pages(profile: str, root: str | Path | None = None) -> list[Path]:
 
     Args:
         profile: the profile whose recipes are considered.
-        root: the folder of the results; `results_root()` when None.
+        root: the folder of the results; `runs_root()` when None.
 
     Returns:
         The paths of the pages.
     """
-    root = Path(root or results_root())
+    root = Path(root or runs_root())
     pages: dict[str, RunPage] = {}
     for name in tables_of(profile):
         table = build_table(name, profile, root)

@@ -78,7 +78,7 @@ MISTAKES = {
         ["smoke/sfrik_l2_q1", "did you mean smoke/sfrik_l2_q64?"],
     ),
     "an unknown recipe to run": (
-        ["run", "--recipe", "smoke/sfrik_l2_q1", "--exp-dir", "out"],
+        ["run", "--recipe", "smoke/sfrik_l2_q1", "--results", "out"],
         ["did you mean smoke/sfrik_l2_q64?"],
     ),
     "a missing recipe to run": (["run"], ["--recipe"]),
@@ -106,14 +106,14 @@ MISTAKES = {
         ["--num-workers", "did you mean --workers?"],
     ),
     "a target that there is not": (["transfer", "--exp-dir", "run", "--target", "places"], ["target", "'places205'", "'places'"]),
-    "an unknown table": (["table", "table0", "--profile", "smoke", "--exp-dir", "out"], ["table0", "table1"]),
-    "an unknown profile": (["table", "table1", "--profile", "smok", "--exp-dir", "out"], ["smok", "did you mean smoke?"]),
+    "an unknown table": (["table", "table0", "--profile", "smoke", "--results", "out"], ["table0", "table1"]),
+    "an unknown profile": (["table", "table1", "--profile", "smok", "--results", "out"], ["smok", "did you mean smoke?"]),
     "an unknown profile of the states": (["status", "--profile", "smok"], ["profile 'smok' (did you mean smoke?)"]),
-    "an unknown profile of all tables": (["table", "all", "--profile", "smok", "--exp-dir", "out"], ["did you mean smoke?"]),
+    "an unknown profile of all tables": (["table", "all", "--profile", "smok", "--results", "out"], ["did you mean smoke?"]),
     "an unknown profile of all tables, dry": (["table", "all", "--profile", "smok", "--dry-run"], ["did you mean smoke?"]),
     "no profile": (["status", "--profile", ""], ["unknown profile ''"]),
     "an unknown profile of the notebooks": (["chapters", "--profile", "Smoke"], ["did you mean smoke?"]),
-    "no seeds": (["table", "table1", "--profile", "smoke", "--exp-dir", "out", "--seeds", "0"], ["--seeds", ">= 1", "'0'"]),
+    "no seeds": (["table", "table1", "--profile", "smoke", "--results", "out", "--seeds", "0"], ["--seeds", ">= 1", "'0'"]),
     "a missing data folder": (
         ["pretrain", "--exp-dir", "run", "--data-dir", "nowhere"],
         [os.path.join("nowhere", "train"), "--data-dir"],
@@ -278,8 +278,8 @@ def test_an_unexpected_error_shows_its_traceback_and_exits_with_2(here, capsys, 
 @pytest.mark.parametrize("target", ["nowhere", "link"])
 def test_results_under_a_link_that_leads_nowhere_are_refused(here, capsys, target):
     (here / "link").symlink_to(target)
-    for command in (SMOKE[:-1], ["run", *SMOKE[1:-1]], ["status", "--profile", "smoke", "--exp-dir"]):
-        fails_in_one_line(capsys, [*command, "link/run"], "link is a link that leads nowhere: check --exp-dir")
+    for command in (SMOKE[:-1], ["run", *SMOKE[1:-2], "--results"], ["status", "--profile", "smoke", "--results"]):
+        fails_in_one_line(capsys, [*command, "link/run"], f"link is a link that leads nowhere: check {command[-1]}")
     fails_in_one_line(capsys, [*SMOKE[:-1], "link", "--dry-run"], "link is a link that leads nowhere")
 
 
@@ -305,7 +305,7 @@ def test_an_error_of_the_operating_system_is_one_line(here, capsys, monkeypatch)
 
 def test_output_that_cannot_be_printed_is_a_failure(tmp_path):
     with open("/dev/full", "w", encoding="utf-8") as full:
-        command = [sys.executable, "-m", "sfrik", "status", "table8", "--profile", "smoke", "--exp-dir", str(tmp_path)]
+        command = [sys.executable, "-m", "sfrik", "status", "table8", "--profile", "smoke", "--results", str(tmp_path)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment, encoding="utf-8", timeout=60)
     assert done.returncode == 2
@@ -532,10 +532,10 @@ REFUSED = {  # also by the command itself, without --dry-run
     ),
     "results in a file": ([*SMOKE[:-1], f"{__file__}/run"], ["test_cli.py is a file and not a folder", "--exp-dir"]),
     "results of a run in a file": (
-        ["run", "--recipe", "smoke/sfrik_l2_q64", "--exp-dir", __file__],
+        ["run", "--recipe", "smoke/sfrik_l2_q64", "--results", __file__],
         ["test_cli.py is a file and not a folder"],
     ),
-    "tables in a file": (["table", "table1", "--profile", "smoke", "--exp-dir", __file__], ["is a file and not a folder"]),
+    "tables in a file": (["table", "table1", "--profile", "smoke", "--results", __file__], ["is a file and not a folder"]),
     "an unknown stage of a list": (
         ["run", "--recipe", "smoke/sfrik_l2_q64", "--stages", "linear,ken"],
         ["unknown stage 'ken' (did you mean knn?)"],

@@ -138,10 +138,10 @@ COMMANDS = ["pretrain", "evaluate", "extract-features", "knn-eval", "logistic-re
     "arguments",
     [
         *([name, "--recipe", RECIPE, "--dry-run"] for name in COMMANDS),
-        ["run", "--recipe", RECIPE, "--exp-dir", "out", "--dry-run"],
-        ["table", "table1", "--profile", "smoke", "--exp-dir", "out", "--dry-run"],
+        ["run", "--recipe", RECIPE, "--results", "out", "--dry-run"],
+        ["table", "table1", "--profile", "smoke", "--results", "out", "--dry-run"],
         ["memory", "--recipe", RECIPE],
-        ["status", "--profile", "smoke", "--exp-dir", "out"],
+        ["status", "--profile", "smoke", "--results", "out"],
         ["env"],
     ],
     ids=lambda arguments: arguments[0],
@@ -169,14 +169,14 @@ def test_a_dry_run_of_a_table_prints_what_is_finished_and_writes_nothing(here, c
     called(capsys, "pretrain", "--recipe", "smoke/random_weights", "--exp-dir", "out/smoke/random_weights/seed0", *PLACE)
     (here / "out/smoke/random_weights/seed0/02_pretraining.ipynb").write_text("{}", encoding="utf-8")
     before = {path: path.stat().st_mtime_ns for path in here.rglob("*")}
-    lines = called(capsys, "table", "table1", "--profile", "smoke", "--exp-dir", "out", "--dry-run").out.splitlines()
+    lines = called(capsys, "table", "table1", "--profile", "smoke", "--results", "out", "--dry-run").out.splitlines()
     assert "smoke/random_weights seed 0: would run linear, knn; finished pretrain" in lines
     assert f"{RECIPE} seed 0: would run pretrain, linear, knn" in lines
     assert lines[-1] == "8 runs in out: 0 finished, 8 to run"
-    run = ["run", "--recipe", "smoke/random_weights", "--exp-dir", "out", "--stages", "pretrain", "--dry-run"]
+    run = ["run", "--recipe", "smoke/random_weights", "--results", "out", "--stages", "pretrain", "--dry-run"]
     assert called(capsys, *run).out.splitlines()[0] == "smoke/random_weights seed 0: finished pretrain"
-    assert "would run table6" in called(capsys, "table", "table6", "--profile", "smoke", "--exp-dir", "out", "--dry-run").out
-    assert "would render nothing" in called(capsys, "table", "all", "--profile", "smoke", "--exp-dir", "out", "--dry-run").out
+    assert "would run table6" in called(capsys, "table", "table6", "--profile", "smoke", "--results", "out", "--dry-run").out
+    assert "would render nothing" in called(capsys, "table", "all", "--profile", "smoke", "--results", "out", "--dry-run").out
     assert {path: path.stat().st_mtime_ns for path in here.rglob("*")} == before
 
 
@@ -186,7 +186,7 @@ def test_a_dry_run_still_refuses_an_unknown_stage_recipe_and_table(here, capsys)
         ["run", "--recipe", "smoke/nothing"],
         ["table", "table0", "--profile", "smoke"],
     ):
-        assert main([*arguments, "--exp-dir", "out", "--dry-run"]) == 2
+        assert main([*arguments, "--results", "out", "--dry-run"]) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
     assert list(here.iterdir()) == []
 
@@ -198,14 +198,14 @@ def test_a_run_of_notebooks_prints_its_scores_their_folder_and_the_table(here, c
         write_json(folder / "linear.json", {"protocol": "linear", "top1": 91.25, "images": 1000})
 
     monkeypatch.setattr(run_module, "run_recipe", run)
-    lines = called(capsys, "run", "--recipe", RECIPE, "--exp-dir", "out").out.splitlines()
+    lines = called(capsys, "run", "--recipe", RECIPE, "--results", "out").out.splitlines()
     assert lines == [
         "linear: top-1 91.25 %, 1000 images",
         f"notebooks and scores: out/{RECIPE}/seed0",
-        "next: python -m sfrik table table1 --profile smoke --exp-dir out --render-only",
+        "next: python -m sfrik table table1 --profile smoke --results out --render-only",
     ]
     shutil.rmtree(here / "out")
-    printed = json.loads(called(capsys, "run", "--recipe", RECIPE, "--exp-dir", "out", "--json").out)
+    printed = json.loads(called(capsys, "run", "--recipe", RECIPE, "--results", "out", "--json").out)
     assert printed["scores"]["linear"]["top1"] == 91.25
 
 
@@ -218,14 +218,14 @@ def test_a_table_prints_its_files_and_the_command_for_more_seeds(here, capsys, m
         return 0
 
     monkeypatch.setattr(table_module, "make_table", make)
-    table = ["table", "table1", "--profile", "smoke", "--exp-dir", "out"]
+    table = ["table", "table1", "--profile", "smoke", "--results", "out"]
     assert called(capsys, *table).out.splitlines() == [
         "table: out/smoke/tables/table1.md, .csv",
         "figure: out/smoke/figures/table1.png",
-        "next: python -m sfrik table table1 --profile smoke --exp-dir out --seeds 3",
+        "next: python -m sfrik table table1 --profile smoke --results out --seeds 3",
     ]
     assert called(capsys, *table, "--seeds", "3").out.splitlines()[-1] == (
-        "next: python -m sfrik table all --profile smoke --exp-dir out"
+        "next: python -m sfrik table all --profile smoke --results out"
     )
     printed = json.loads(called(capsys, *table, "--json").out)
     assert printed["rows"] == [{"method": "VICReg", "q": "64"}]

@@ -206,7 +206,7 @@ def terminated(tmp_path_factory):
     """`python -m sfrik run` on two processes, beside the other tests: its output and exit status after SIGTERM."""
     root = tmp_path_factory.mktemp("run")
     environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "sfrik", "run", "--recipe", RECIPE, "--exp-dir", str(root), "--nproc-per-node", "2"]
+    command = [sys.executable, "-m", "sfrik", "run", "--recipe", RECIPE, "--results", str(root), "--nproc-per-node", "2"]
     child = subprocess.Popen(
         command,
         cwd=root,
@@ -252,7 +252,7 @@ def test_a_command_that_is_asked_to_stop_while_its_kernel_trains_without_workers
     write_notebook(tmp_path / "02_pretraining.ipynb", 'recipe = ""\nseed = 0\nexp_dir = ""\nchapter = True', LIGHT)
     folder = tmp_path / RECIPE / "seed0"
     during = During(("asked", lambda: last_step(folder) >= 0, lambda: os.kill(os.getpid(), number), everything))
-    assert main(["run", "--recipe", RECIPE, "--exp-dir", str(tmp_path), "--stages", "pretrain"]) == status
+    assert main(["run", "--recipe", RECIPE, "--results", str(tmp_path), "--stages", "pretrain"]) == status
     during.outcome()
     with capsys.disabled():
         print(f"\n{number.name} to sfrik run: {during.seconds['asked']:.1f} s until its kernel was gone")

@@ -74,20 +74,20 @@ def assert_failed(done, results, path, reason):
 )
 def test_a_run_on_a_full_disk_names_the_file_and_its_state_says_why(disk, options, name, reason):
     results = disk(options)
-    done = sfrik("run", "--recipe", RECIPE, "--exp-dir", results)
+    done = sfrik("run", "--recipe", RECIPE, "--results", results)
     assert_failed(done, results, run_folder(RECIPE, 0, results) / name, reason)
 
 
 def test_a_run_limited_to_small_files_names_the_file_too(tmp_path):
-    done = sfrik("run", "--recipe", RECIPE, "--exp-dir", tmp_path, most=16384)
+    done = sfrik("run", "--recipe", RECIPE, "--results", tmp_path, most=16384)
     assert_failed(done, tmp_path, run_folder(RECIPE, 0, tmp_path) / "02_pretraining.partial.ipynb", "file too large")
 
 
 def test_the_same_command_resumes_when_there_is_room(disk):
     results = disk("size=400k")
-    assert sfrik("run", "--recipe", "smoke/random_weights", "--exp-dir", results, "--stages", "pretrain").returncode == 2
+    assert sfrik("run", "--recipe", "smoke/random_weights", "--results", results, "--stages", "pretrain").returncode == 2
     subprocess.run(["mount", "-o", "remount,size=40m", results], check=True)
-    done = sfrik("run", "--recipe", "smoke/random_weights", "--exp-dir", results, "--stages", "pretrain")
+    done = sfrik("run", "--recipe", "smoke/random_weights", "--results", results, "--stages", "pretrain")
     assert done.returncode == 0, done.stderr
     assert run_status("smoke/random_weights", 0, ("pretrain",), results).state == "done"
 
@@ -95,7 +95,7 @@ def test_the_same_command_resumes_when_there_is_room(disk):
 @pytest.mark.parametrize("options", ["size=16k", "nr_inodes=7"])
 def test_a_table_whose_runs_cannot_write_their_logs_names_each_of_them(disk, options):
     results = disk(options)
-    done = sfrik("table", "table8", "--profile", "smoke", "--exp-dir", results)
+    done = sfrik("table", "table8", "--profile", "smoke", "--results", results)
     assert done.returncode == 1, "the table is not complete"
     lines = done.stderr.splitlines()
     assert len(lines) == 4, "one for each run"

@@ -49,5 +49,5 @@ def test_reading_writes_nothing(root, monkeypatch, arguments):
     monkeypatch.setattr(Kernel, "manager", started)
     monkeypatch.setattr("sfrik.system.locks.os.access", lambda path, mode: False)  # as on a read-only mount; root ignores modes
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
-    assert main([*arguments, "--exp-dir", str(root)]) == 0
+    assert main([*arguments, "--results", str(root)]) == 0
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before

@@ -61,7 +61,7 @@ def test_a_run_is_a_pretraining_on_all_nodes_and_evaluations_on_one_gpu_after_it
     assert option(second, "kill-on-invalid-dep") == "yes"
     command = first[first.index(str(SCRIPT)) + 5 :]
     assert command[:4] == [sys.executable, "-m", "sfrik", "run"]
-    shared = ["--recipe", RUN[0], "--seed", "0", f"--exp-dir={root}", "--data-dir=/images"]
+    shared = ["--recipe", RUN[0], "--seed", "0", f"--results={root}", "--data-dir=/images"]
     assert command[4:] == [*shared, "--stages", "pretrain", "--nproc-per-node", "4"]
     assert second[second.index("--stages") :] == ["--stages", "linear", "knn"]
     log = str(run_folder(RUN[0], 0, root) / "slurm.log")
@@ -99,7 +99,7 @@ def test_a_table_is_its_runs_and_a_job_that_waits_for_all_of_them_however_they_e
     assert len(cluster.jobs) == count + 1
     last = cluster.jobs[-1]
     assert cluster.option(last, "dependency") == "afterany:" + ":".join(map(str, range(1, count + 1)))
-    places = ["--profile", "smoke", "--seeds", "2", f"--exp-dir={root}"]
+    places = ["--profile", "smoke", "--seeds", "2", f"--results={root}"]
     again = ["--launch", "slurm", "--part", "1", "--nodes", "2", "--gpus", "0", "--procs", "2", "--partition=debug"]
     assert last[last.index("table") :] == ["table", "table1", *places, *again]
     printed = capsys.readouterr().out
@@ -203,7 +203,7 @@ def test_costs_are_measured_by_one_job_on_one_node_that_makes_the_table_there(cl
         submit_table("table5", "smoke", 1, Layout.of(2, 4), Site(), root)
     (job,) = cluster.jobs
     assert (cluster.option(job, "nodes"), cluster.option(job, "gres")) == ("1", "gpu:1")
-    assert job[job.index("table") :] == ["table", "table5", "--profile", "smoke", "--seeds", "1", f"--exp-dir={root}"]
+    assert job[job.index("table") :] == ["table", "table5", "--profile", "smoke", "--seeds", "1", f"--results={root}"]
 
 
 def test_table9_submits_the_choices_when_the_grids_are_there_and_renders_after_them(cluster, root, finished, monkeypatch):
@@ -262,7 +262,7 @@ def test_a_refusal_is_reported_in_the_words_of_sbatch(cluster, root, capsys):
         "sbatch: error: invalid partition specified: nope\nsbatch: error: Batch job submission failed: Invalid partition name\n",
         encoding="utf-8",
     )
-    command = ["table", "table1", "--profile", "smoke", "--launch", "slurm", "--partition", "nope", "--exp-dir", str(root)]
+    command = ["table", "table1", "--profile", "smoke", "--launch", "slurm", "--partition", "nope", "--results", str(root)]
     assert main(command) == 2
     error = capsys.readouterr().err
     assert error == (
@@ -288,7 +288,7 @@ def test_without_slurm_the_error_says_what_is_missing(root, monkeypatch, tmp_pat
     ],
 )
 def test_flags_that_do_not_go_together_are_refused(flags, words, capsys, root):
-    assert main(["table", "table1", "--profile", "smoke", "--exp-dir", str(root), *flags]) == 2
+    assert main(["table", "table1", "--profile", "smoke", "--results", str(root), *flags]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(words, line)
 
@@ -479,11 +479,11 @@ def test_the_log_tells_why_a_job_failed_before_the_run_wrote_its_state(root, run
 def test_status_without_slurm_works_from_the_folders_and_as_json(root, run, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
     run.update_status("failed", stage="pretrain", error="no images")
-    assert main(["status", "table1", "--profile", "smoke", "--exp-dir", str(root)]) == 0
+    assert main(["status", "table1", "--profile", "smoke", "--results", str(root)]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert any(line.split() == ["smoke/sfrik_l3_q64", "seed", "0", "failed", "pretrain:", "no", "images"] for line in printed)
     assert printed[-1] == "1 failed, 7 missing"
-    assert main(["status", "table1", "table5", "--profile", "smoke", "--seeds", "2", "--exp-dir", str(root), "--json"]) == 0
+    assert main(["status", "table1", "table5", "--profile", "smoke", "--seeds", "2", "--results", str(root), "--json"]) == 0
     shown_json = json.loads(capsys.readouterr().out)
     assert shown_json["counts"]["missing"] == 17
     (failed,) = [entry for entry in shown_json["runs"] if entry["state"] == "failed"]

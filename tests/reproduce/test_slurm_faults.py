@@ -304,12 +304,13 @@ def test_several_tasks_of_srun_with_the_same_command_are_refused_once_and_before
     step, command, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    assert main([*command, "--exp-dir", str(tmp_path / "runs")]) == 2
+    flag = "--exp-dir" if command[0] in ("pretrain", "evaluate") else "--results"
+    assert main([*command, flag, str(tmp_path / "runs")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search("srun started 2 tasks.*leave srun out.*`python -m sfrik pretrain --nproc-per-node 2 ...`", line)
     monkeypatch.setenv("SLURM_PROCID", "1")
     with pytest.raises(SystemExit) as end:
-        main([*command, "--exp-dir", str(tmp_path / "runs")])
+        main([*command, flag, str(tmp_path / "runs")])
     assert (end.value.code, capsys.readouterr().err) == (2, "")
     assert not list(tmp_path.iterdir())
 

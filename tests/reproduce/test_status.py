@@ -101,7 +101,7 @@ def test_a_broken_file_of_one_run_is_named_and_the_others_are_shown(root, capsys
     path = run_folder(RECIPE, 0, root) / name
     path.touch()
     way(path)
-    place = ["--exp-dir", str(root)]
+    place = ["--results", str(root)]
     status, captured = shown(capsys, "status", "table1", *place)
     assert status == 0
     *lines, counts = captured.out.splitlines()
@@ -132,7 +132,7 @@ def test_a_broken_file_of_one_run_is_named_and_the_others_are_shown(root, capsys
 def test_a_folder_that_is_a_file_is_a_broken_run(root, capsys):
     shutil.rmtree(run_folder(RECIPE, 0, root))
     run_folder(RECIPE, 0, root).write_text("", encoding="utf-8")
-    status, captured = shown(capsys, "status", "table1", "--exp-dir", str(root))
+    status, captured = shown(capsys, "status", "table1", "--results", str(root))
     assert status == 0
     assert captured.out.splitlines()[-1] == "5 done, 1 broken, 2 missing"
 
@@ -140,7 +140,7 @@ def test_a_folder_that_is_a_file_is_a_broken_run(root, capsys):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
 def test_a_file_that_may_not_be_read_is_a_broken_run(root, capsys):
     (run_folder(RECIPE, 0, root) / "linear.json").chmod(0)
-    status, captured = shown(capsys, "status", "table1", "--exp-dir", str(root))
+    status, captured = shown(capsys, "status", "table1", "--results", str(root))
     assert status == 0
     assert captured.out.splitlines()[-1] == "5 done, 1 broken, 2 missing"
 
@@ -152,7 +152,7 @@ def test_a_broken_choice_is_named_and_the_grids_are_shown(root, capsys, way):
     path.touch()
     way(path)
     for arguments in (["status", "table9"], ["table", "table9", "--dry-run"]):
-        status, captured = shown(capsys, *arguments, "--exp-dir", str(root))
+        status, captured = shown(capsys, *arguments, "--results", str(root))
         assert status == (0 if arguments[0] == "status" else 1)
         assert len([line for line in captured.out.splitlines() if line.startswith("smoke/tune_")]) == 4
         (line,) = [line for line in captured.out.splitlines() if line.startswith("smoke/tuning/sfrik ")]
@@ -166,7 +166,7 @@ def test_a_broken_file_of_costs_is_named(root, capsys, way):
     path.parent.mkdir(parents=True)
     path.touch()
     way(path)
-    status, captured = shown(capsys, "status", "table5", "table1", "--exp-dir", str(root))
+    status, captured = shown(capsys, "status", "table5", "table1", "--results", str(root))
     assert status == 0
     assert captured.out.splitlines()[-1] == "6 done, 1 broken, 2 missing"
     (line,) = [line for line in captured.out.splitlines() if line.startswith("smoke/complexity/table5 ")]
@@ -208,7 +208,7 @@ def test_numbers_that_no_time_is_made_of_do_not_end_the_listing(root):
 def test_the_dry_run_of_all_tables_names_the_one_that_cannot_be_rendered(root, capsys):
     path = run_folder("smoke/vicreg_q64", 0, root) / "linear.json"
     path.write_text("", encoding="utf-8")
-    status, captured = shown(capsys, "table", "all", "--dry-run", "--exp-dir", str(root))
+    status, captured = shown(capsys, "table", "all", "--dry-run", "--results", str(root))
     assert status == 1
     assert f"table1: broken: {path} " in captured.out
     assert captured.out.splitlines()[-1] == "would render table2; trains nothing", "it shares another run"
@@ -223,7 +223,7 @@ def test_a_run_and_a_table_name_the_broken_file(root, capsys, name, way):
     path = run_folder(RECIPE, 0, root) / name
     way(path)
     for arguments in (["table", "table1"], ["run", "--recipe", RECIPE]):
-        status, captured = shown(capsys, *arguments, "--exp-dir", str(root))
+        status, captured = shown(capsys, *arguments, "--results", str(root))
         assert status == 2
         (line,) = captured.err.splitlines()
         assert line.startswith("sfrik: error: ")

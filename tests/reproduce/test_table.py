@@ -115,7 +115,7 @@ def test_a_table_with_a_run_of_other_settings_computes_the_others_and_is_rendere
     assert {path: path.read_bytes() for path in run.folder.iterdir()} == before
     with pytest.raises(SfrikError, match=r"holds another run, .*epochs 1 -> 2.*: move that folder away, or restore the recipe"):
         run_recipe(recipes[2], 0, tmp_path)
-    assert main(["table", "table2", "--profile", "smoke", "--exp-dir", str(tmp_path), "--dry-run"]) == 1
+    assert main(["table", "table2", "--profile", "smoke", "--results", str(tmp_path), "--dry-run"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert f"{recipes[2]} seed 0: refused: {refusal(recipes[2], 0, tmp_path)}" in lines
     assert lines[-1] == f"4 runs in {tmp_path}: 2 finished, 1 to run, 1 refused"

@@ -135,7 +135,7 @@ def test_a_third_one_finds_everything_finished_and_changes_nothing(both, tmp_pat
 
 def test_two_tables_that_share_a_run_each_execute_their_own_notebooks_of_it(tmp_path):
     """Two tables may need different stages of one run."""
-    results, command = tmp_path / "results", ["run", "--recipe", RUN[0], "--exp-dir", str(tmp_path / "results"), "--stages"]
+    results, command = tmp_path / "results", ["run", "--recipe", RUN[0], "--results", str(tmp_path / "results"), "--stages"]
     logs = [tmp_path / "first.txt", tmp_path / "second.txt"]
     stages = ("linear", "knn")
     processes = [sfrik(*command, "pretrain", stage, log=log) for stage, log in zip(stages, logs, strict=True)]
@@ -151,7 +151,7 @@ def test_the_lock_of_a_process_that_was_killed_does_not_hold_the_one_that_waits(
     folder, log = tmp_path / "results" / RUN[0] / "seed0", tmp_path / "log"
     first = holds(folder, "run.lock")
     worker = holds(folder, "lock")  # what a killed run leaves for some seconds: a worker that saves
-    command = ["run", "--recipe", RUN[0], "--exp-dir", str(tmp_path / "results"), "--stages", "pretrain"]
+    command = ["run", "--recipe", RUN[0], "--results", str(tmp_path / "results"), "--stages", "pretrain"]
     second = sfrik(*command, log=log)
     waits(log, second)
     first.send_signal(signal.SIGKILL)
@@ -184,7 +184,7 @@ def test_a_waiting_command_ends_at_once_when_it_is_asked_to_stop(tmp_path, holds
     results, log = tmp_path / "results", tmp_path / "log"
     status, words = SIGNALS[number]
     holder = holds(results / place, lock)
-    process = sfrik(*arguments, "--exp-dir", str(results), log=log)
+    process = sfrik(*arguments, "--results", str(results), log=log)
     waits(log, process)
     started = time.monotonic()
     process.send_signal(number)
@@ -202,7 +202,7 @@ def test_a_table_that_is_stopped_while_its_runs_wait_leaves_none_of_them(tmp_pat
     recipes = ("crops_simclr_q64", "crops_auh_q64", "crops_vicreg_q64", "crops_sfrik_l3_q64")
     folders = [results / "smoke" / recipe / "seed0" for recipe in recipes]
     holders = [holds(folder, "run.lock") for folder in folders]
-    process = sfrik("table", "table8", "--profile", "smoke", "--jobs", "4", "--exp-dir", str(results), log=log)
+    process = sfrik("table", "table8", "--profile", "smoke", "--jobs", "4", "--results", str(results), log=log)
     wait_for(lambda: all((folder / "run.log").is_file() for folder in folders), LONG, "its runs are started")
     for folder in folders:
         waits(folder / "run.log", process)
@@ -218,7 +218,7 @@ def test_the_waiting_runs_of_a_command_that_is_killed_end_too(tmp_path, holds):
     results, log = tmp_path / "results", tmp_path / "log"
     folder = results / "smoke" / "crops_simclr_q64" / "seed0"
     holds(folder, "run.lock")
-    process = sfrik("table", "table8", "--profile", "smoke", "--jobs", "1", "--exp-dir", str(results), log=log)
+    process = sfrik("table", "table8", "--profile", "smoke", "--jobs", "1", "--results", str(results), log=log)
     wait_for(lambda: (folder / "run.log").is_file(), LONG, "its run is started")
     waits(folder / "run.log", process)
     family = psutil.Process(process.pid).children(recursive=True)

@@ -135,14 +135,14 @@ def test_a_pretraining_on_gpus_that_are_not_there_writes_nothing(gpus, tmp_path,
 
 @pytest.mark.parametrize("plan", [[], ["--dry-run"]])
 def test_a_table_refuses_gpus_without_slurm_also_in_a_dry_run(plan, tmp_path, capsys):
-    assert main(["table", "table1", "--profile", "smoke", "--gpus", "2", "--exp-dir", str(tmp_path), *plan]) == 2
+    assert main(["table", "table1", "--profile", "smoke", "--gpus", "2", "--results", str(tmp_path), *plan]) == 2
     assert "--gpus has an effect only with --launch slurm (LAUNCH=slurm)" in capsys.readouterr().err
 
 
 def test_a_table_on_gpus_that_are_not_there_starts_no_run(gpus, tmp_path, capsys):
     gpus(0, CUDA_VISIBLE_DEVICES="0,1")
     for jobs in ("0", "2"):
-        assert main(["table", "table1", "--profile", "smoke", "--jobs", jobs, "--exp-dir", str(tmp_path)]) == 2
+        assert main(["table", "table1", "--profile", "smoke", "--jobs", jobs, "--results", str(tmp_path)]) == 2
         assert "GPUs were requested (CUDA_VISIBLE_DEVICES=0,1)" in capsys.readouterr().err
     assert not list(tmp_path.glob("smoke/*/seed0"))
 

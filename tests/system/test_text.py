@@ -67,7 +67,7 @@ def test_a_worker_prints_utf_8_as_its_caller_reads(monkeypatch):
 
 def test_a_command_reads_its_files_where_the_locale_is_ascii(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
-    command = [sys.executable, "-m", "sfrik", "table", "all", "--profile", "digits", "--dry-run", "--exp-dir", tmp_path / "é"]
+    command = [sys.executable, "-m", "sfrik", "table", "all", "--profile", "digits", "--dry-run", "--results", tmp_path / "é"]
     done = subprocess.run(command, env=environment, capture_output=True, timeout=60)
     assert done.returncode == 2
     assert b"has bytes that are not text in the encoding ascii: rename it, or set LC_ALL=C.UTF-8" in done.stderr
@@ -104,7 +104,8 @@ COMMANDS = {
 @pytest.mark.parametrize("arguments", COMMANDS.values(), ids=COMMANDS)
 def test_a_folder_that_a_notebook_could_not_be_told_is_refused(arguments, tmp_path, capsys):
     """A Jupyter kernel would get the name with U+FFFD for the byte, and train into another folder."""
-    assert main([*arguments, "--exp-dir", str(tmp_path / NOT_TEXT)]) == 2
+    flag = "--exp-dir" if arguments[0] == "pretrain" else "--results"
+    assert main([*arguments, flag, str(tmp_path / NOT_TEXT)]) == 2
     assert r"caf\udce9' has bytes that are not text in the encoding utf-8: rename it" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
