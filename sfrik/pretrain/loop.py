@@ -37,6 +37,7 @@ from sfrik.runs.checkpoints import random_state
 from sfrik.runs.folder import Run
 from sfrik.runs.loggers import Loggers, check_loggers
 from sfrik.runs.provenance import provenance
+from sfrik.runs.refusals import refuse_published
 from sfrik.settings import PretrainSettings
 from sfrik.system.devices import autocast, channels_last, pick_device
 from sfrik.system.progress import Progress
@@ -68,6 +69,7 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any
         KeyboardInterrupt: Stopped by SIGINT, after a checkpoint was saved.
     """
     run = Run(settings.exp_dir)
+    refuse_published(run.folder)
     check_loggers(settings.loggers)
     device = pick_device(settings.device)
     precision = network_precision(settings, device)

@@ -21,6 +21,7 @@ def refuse_folder(folder: Path, settings: Settings) -> None:
     Raises:
         SfrikError: The message lists the differences.
     """
+    refuse_published(folder)
     refuse_other_recipe(folder, settings)
     record, weights = folder / "settings.json", folder / "backbone.safetensors"
     differences = ""
@@ -52,12 +53,11 @@ def refuse_published(folder: str | Path) -> None:
 
 
 def refuse_other_recipe(folder: Path, settings: Settings) -> None:
-    """Refuse the folder of a recipe, which tables read, for other settings than the recipe's; and the published results.
+    """Refuse the folder of a recipe, which tables read, for other settings than the recipe's.
 
     Raises:
         SfrikError: The message lists the differences.
     """
-    refuse_published(folder)
     if (of := recipe_of(folder)) and (differences := settings.differences(recipe_settings(*of).what())):
         raise SfrikError(
             f"{folder} is the folder of recipe {of[0]}, which tables read, but these are other settings "

@@ -111,6 +111,8 @@ MISTAKES = {
     "an unknown profile of the states": (["status", "--profile", "smok"], ["profile 'smok' (did you mean smoke?)"]),
     "an unknown profile of all tables": (["table", "all", "--profile", "smok", "--results", "out"], ["did you mean smoke?"]),
     "an unknown profile of all tables, dry": (["table", "all", "--profile", "smok", "--dry-run"], ["did you mean smoke?"]),
+    "the folder of a run for tables": (["table", "table1", "--exp-dir", "out"], ["--exp-dir", "--results, the root folder"]),
+    "the root folder for a run": ([*SMOKE[:-2], "--results=out"], ["--results=out", "--exp-dir, the folder of one run"]),
     "no profile": (["status", "--profile", ""], ["unknown profile ''"]),
     "an unknown profile of the notebooks": (["chapters", "--profile", "Smoke"], ["did you mean smoke?"]),
     "no seeds": (["table", "table1", "--profile", "smoke", "--results", "out", "--seeds", "0"], ["--seeds", ">= 1", "'0'"]),

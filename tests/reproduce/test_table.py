@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 
@@ -43,6 +44,49 @@ def test_a_run_without_weights_misses_every_stage_and_an_unknown_stage_is_refuse
     with pytest.raises(SfrikError, match=r"unknown stage 'semy' .*semi"):
         run_recipe("smoke/sfrik_l3_q64", 0, tmp_path, ("semy",))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_score_counts_where_it_is_and_weights_are_missing_only_where_a_stage_needs_them(tmp_path):
+    recipe, stages = "smoke/sfrik_l3_q64", ("pretrain", "linear", "knn")
+    run = finished_run(tmp_path, recipe, stages=stages)
+    run.backbone.unlink()
+    assert missing_stages(recipe, 0, tmp_path, stages) == []
+    assert missing_stages(recipe, 0, tmp_path, ("pretrain",)) == ["pretrain"], "the weights are all that is asked for"
+    (run.folder / "knn.json").unlink()
+    assert missing_stages(recipe, 0, tmp_path, stages) == ["pretrain", "knn"]
+    run.backbone.write_bytes(b"")  # cut short
+    assert missing_stages(recipe, 0, tmp_path, stages) == ["pretrain", "knn"]
+
+
+WRITING = {
+    "table": ["table", "table1", "--profile", "smoke", "--results"],
+    "a rendered table": ["table", "table1", "--profile", "smoke", "--render-only", "--results"],
+    "all tables": ["table", "all", "--profile", "smoke", "--results"],
+    "costs": ["table", "table6", "--profile", "smoke", "--results"],
+    "run": ["run", "--recipe", "smoke/raw_pixels", "--results"],
+    "notebooks": ["chapters", "--profile", "smoke", "--results"],
+    "pretrain": ["pretrain", "--recipe", "smoke/raw_pixels", "--exp-dir"],
+    "pretrain, dry": ["pretrain", "--recipe", "smoke/raw_pixels", "--dry-run", "--exp-dir"],
+    "evaluate": ["evaluate", "--recipe", "smoke/raw_pixels", "--exp-dir"],
+    "kNN": ["knn-eval", "--recipe", "smoke/raw_pixels", "--exp-dir"],
+    "logistic regression": ["logistic-regression", "--recipe", "smoke/raw_pixels", "--exp-dir"],
+    "transfer": ["transfer", "--recipe", "smoke/raw_pixels", "--target", "digits8x8", "--exp-dir"],
+    "features": ["extract-features", "--recipe", "smoke/raw_pixels", "--exp-dir"],
+    "features elsewhere": ["extract-features", "--recipe", "smoke/raw_pixels", "--extraction-dir"],
+}
+
+
+@pytest.mark.parametrize("command", WRITING.values(), ids=WRITING)
+@pytest.mark.parametrize("place", ["results", "results/smoke/mine", "link"])
+def test_no_command_but_publish_writes_into_the_published_results(command, place, tmp_path, monkeypatch, capsys):
+    (tmp_path / "results" / "smoke" / "mine").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("results")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sfrik.runs.refusals.published_root", lambda: tmp_path / "results")
+    before = sorted(tmp_path.rglob("*"))
+    assert main([*command, place]) == 2
+    assert re.search(f"error: {place}.* published results, which only sfrik publish changes", capsys.readouterr().err)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_the_choice_is_the_best_on_the_tuning_split_and_the_first_of_equals(tmp_path):
