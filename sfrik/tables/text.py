@@ -159,7 +159,7 @@ def _identity(table: Table, room: int) -> tuple[Block, list[str]]:
         [m.row.method, str(m.row.q or MISSING), *(m.row.labels.get(label, MISSING) for label in table.labels)]
         for m in table.measured
     ]
-    columns = [column for column in zip(*rows, strict=True) if len(set(column)) > 2 or column[0] == "method"]
+    columns = [list(column) for column in zip(*rows, strict=True) if len(set(column)) > 2 or column[0] == "method"]
     constant = [
         f"{name} = {value}" for name, value, *_ in zip(*rows, strict=True) if (name, value) not in ((c[0], c[1]) for c in columns)
     ]
