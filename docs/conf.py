@@ -35,7 +35,7 @@ include_patterns = [
     "notebooks/*.ipynb",
 ]
 include_patterns += ["results/README.md", "results/digits/README.md", "results/digits/*/README.md", "results/digits/tables/*.md"]
-exclude_patterns = [".*", "site", "build", "data", "sfrik", "tests", "benchmarks", "*.egg-info", "docs/_*", "results/smoke"]
+exclude_patterns = [".*", "site", "build", "data", "runs", "sfrik", "tests", "benchmarks", "*.egg-info", "docs/_*"]
 nitpicky = False
 
 html_theme = "furo"

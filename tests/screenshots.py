@@ -1,9 +1,9 @@
 """Run every notebook in JupyterLab and take screenshots of all of it: python tests/screenshots.py OUT [--profile digits].
 
-OUT becomes a small checkout: the notebooks with their parameters set to the profile, a copy of the profile's results without the
-run that the notebooks show (it is trained again), and the screenshots shots/<notebook>/01.png, 02.png, ... Printed for each
-notebook: the seconds of Run All, outputs wider than the page, stderr, tracebacks, and formulas with errors. The exit status is 1
-if there was any of the last three.
+OUT becomes a small checkout: the notebooks with their parameters set to the profile, a copy of the profile's runs (or of what was
+published) without the run that the notebooks show, which is trained again, and the screenshots shots/<notebook>/01.png, 02.png, ...
+Printed for each notebook: the seconds of Run All, outputs wider than the page, stderr, tracebacks, and formulas with errors. The
+exit status is 1 if there was any of the last three.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ SIZE = {"width": 1280, "height": 1400}
 
 def checkout(folder: Path, profile: str) -> list[str]:
     """Write notebooks and results into the folder; return the names of the notebooks."""
-    results = folder / "results"
+    results = folder / "runs"
     folder.mkdir(parents=True)
     fresh = [results / profile / name / "seed0" for name in (RUNS[profile], "complexity")]
-    if (ROOT / "results" / profile).is_dir():
-        shutil.copytree(ROOT / "results" / profile, results / profile, ignore=shutil.ignore_patterns("notebooks"))
+    sources = [root / profile for root in (ROOT / "runs", ROOT / "results") if (root / profile).is_dir()]
+    for source in sources[:1]:
+        shutil.copytree(source, results / profile, ignore=shutil.ignore_patterns("notebooks"))
     for run in fresh:
         shutil.rmtree(run, ignore_errors=True)
     shared = {"recipe": f"{profile}/{RUNS[profile]}", "profile": profile, "root": str(results)}

@@ -22,11 +22,11 @@ clean = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(clean)
 
 DELETED = ["sfrik/__pycache__/a.pyc", ".pytest_cache/x", ".ruff_cache/x", "site/index.html", ".coverage", "coverage.xml"]
-DELETED += ["results/digits/a/seed0/.settings.json.host-1-0a1b2c3d.tmp"]
-DELETED += ["results/digits/a/seed0/02_pretraining.partial.ipynb", "notebooks/.ipynb_checkpoints/01.ipynb"]
-KEPT = ["sfrik/a.py", "results/digits/a/seed0/settings.json", "results/digits/a/seed0/backbone.safetensors", "data/cifar10/x"]
+DELETED += ["runs/digits/a/seed0/.settings.json.host-1-0a1b2c3d.tmp"]
+DELETED += ["runs/digits/a/seed0/02_pretraining.partial.ipynb", "notebooks/.ipynb_checkpoints/01.ipynb"]
+KEPT = ["sfrik/a.py", "runs/digits/a/seed0/settings.json", "runs/digits/a/seed0/backbone.safetensors", "data/cifar10/x"]
 KEPT += [
-    "results/digits/a/seed0/02_pretraining.ipynb",
+    "runs/digits/a/seed0/02_pretraining.ipynb",
     ".venv/lib/__pycache__/a.pyc",
     "env/lib/__pycache__/a.pyc",
     "env/pyvenv.cfg",
@@ -79,7 +79,7 @@ def test_caches_and_builds_are_deleted_and_everything_else_is_kept(checkout, cap
 
 @pytest.mark.parametrize("name", ["02_pretraining.partial.ipynb", ".settings.json.host-1-0a1b2c3d.tmp"])
 def test_files_that_may_still_be_written_are_kept(checkout, name):
-    path = checkout / "results/digits/a/seed0" / name
+    path = checkout / "runs/digits/a/seed0" / name
     os.utime(path)
     clean.main([], checkout)
     assert path.exists()
@@ -95,20 +95,20 @@ def test_files_that_git_tracks_are_kept_even_if_they_look_like_a_cache(checkout)
 @pytest.mark.parametrize(("answer", "deleted"), [("yes", True), ("y", False), ("", False)])
 def test_results_are_deleted_if_the_answer_is_yes(checkout, answer_with, capsys, answer, deleted):
     answer_with(answer)
-    assert clean.main(["--results", str(checkout / "results/digits")]) == (0 if deleted else 1)
-    assert (checkout / "results/digits").exists() != deleted
+    assert clean.main(["--results", str(checkout / "runs/digits")]) == (0 if deleted else 1)
+    assert (checkout / "runs/digits").exists() != deleted
     out = capsys.readouterr().out
     assert "1 run folders, 0.0 MiB" in out
     assert ("nothing was deleted" in out) != deleted
 
 
-@pytest.mark.parametrize(("answer", "deleted"), [("yes", False), ("digits", True)])
-def test_results_that_git_tracks_are_deleted_if_the_profile_is_typed(checkout, answer_with, capsys, answer, deleted):
-    track(checkout, "results/digits/a/seed0/settings.json")
+@pytest.mark.parametrize("answer", ["yes", "digits"])
+def test_results_that_git_tracks_are_never_deleted(checkout, answer_with, capsys, answer):
+    track(checkout, "runs/digits/a/seed0/settings.json")
     answer_with(answer)
-    clean.main(["--results", str(checkout / "results/digits")])
-    assert (checkout / "results/digits").exists() != deleted
-    assert "git tracks 1 of the files" in capsys.readouterr().out
+    assert clean.main(["--results", str(checkout / "runs/digits")]) == 1
+    assert (checkout / "runs/digits").exists()
+    assert "git tracks 1 files" in capsys.readouterr().err
 
 
 LOCKS = ["digits/a/seed0/lock", "digits/a/seed0/run.lock", "digits/a/seed0/linear.lock", "digits/render.lock", "lock"]
@@ -117,28 +117,28 @@ LOCKS = ["digits/a/seed0/lock", "digits/a/seed0/run.lock", "digits/a/seed0/linea
 @pytest.mark.parametrize("lock", [*LOCKS, "digits/complexity/seed0/lock"])
 def test_results_that_a_process_is_writing_are_kept(checkout, answer_with, capsys, lock):
     answer_with("yes")
-    path = checkout / "results" / lock
+    path = checkout / "runs" / lock
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert clean.main(["--results", str(checkout / "results/digits")]) == 1
+        assert clean.main(["--results", str(checkout / "runs/digits")]) == 1
     assert "is being written by another process" in capsys.readouterr().err
-    assert (checkout / "results/digits").exists()
+    assert (checkout / "runs/digits").exists()
 
 
 def test_results_with_a_marker_of_a_file_system_without_flock_are_kept(checkout, answer_with):
     answer_with("yes")
-    (checkout / "results/digits/a/seed0/lock.soft").write_text("17", encoding="utf-8")
-    assert clean.main(["--results", str(checkout / "results/digits")]) == 1
-    assert (checkout / "results/digits").exists()
+    (checkout / "runs/digits/a/seed0/lock.soft").write_text("17", encoding="utf-8")
+    assert clean.main(["--results", str(checkout / "runs/digits")]) == 1
+    assert (checkout / "runs/digits").exists()
 
 
 def test_without_a_terminal_no_results_are_deleted(checkout):
-    command = ["make", "--no-print-directory", "clean-results", "PROFILE=digits", f"RESULTS={checkout / 'results'}"]
+    command = ["make", "--no-print-directory", "clean-results", "PROFILE=digits", f"RESULTS={checkout / 'runs'}"]
     done = subprocess.run(command, cwd=ROOT, input="yes\ndigits\n", capture_output=True, encoding="utf-8", timeout=60)
     assert done.returncode != 0
     assert "confirmation in a terminal" in done.stderr
-    assert (checkout / "results/digits/a/seed0/settings.json").exists()
+    assert (checkout / "runs/digits/a/seed0/settings.json").exists()
 
 
 def test_missing_results_are_not_an_error(tmp_path, capsys):

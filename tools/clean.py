@@ -1,7 +1,9 @@
-"""`make clean` and `make clean-results`: delete what can be rebuilt in seconds, and results only after confirmation.
+"""`make clean` and `make clean-results`: delete what can be rebuilt in seconds, and your runs only after confirmation.
 
-    python tools/clean.py                           caches, builds, coverage data, unfinished notebooks
-    python tools/clean.py --results results/digits  asks for "yes", or for the folder's name if git tracks files in it
+    python tools/clean.py                        caches, builds, coverage data, unfinished notebooks
+    python tools/clean.py --results runs/digits  asks for "yes"
+
+Published results, which git tracks, are never deleted.
 
 Uses the standard library only, so that it works before `make setup`. Files that git tracks are never deleted unasked.
 """
@@ -28,7 +30,7 @@ MINIMUM_AGE = 3600.0  # seconds; a process may still be writing a younger unfini
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     parser = argparse.ArgumentParser(description="Delete caches and builds, or the results of a profile.")
-    parser.add_argument("--results", metavar="FOLDER", help="results/<profile>")
+    parser.add_argument("--results", metavar="FOLDER", help="runs/<profile>")
     options = parser.parse_args(arguments)
     if options.results:
         return _clean_results(Path(options.results).expanduser())
@@ -79,15 +81,14 @@ def _clean_results(folder: Path) -> int:
     if busy:
         print(f"{busy[0]} is being written by another process: stop it first", file=sys.stderr)
         return 1
+    if known := tracked(folder):
+        print(f"git tracks {len(known)} files in {folder}: published results are not deleted", file=sys.stderr)
+        return 1
     if sys.stdin is None or not sys.stdin.isatty():
         print(f"deleting results needs confirmation in a terminal: nothing in {folder} was deleted", file=sys.stderr)
         return 1
-    known = tracked(folder)
     print(f"{folder}: {len(runs)} run folders, {_format(_size(folder))}, with their tables and figures")
-    if known:
-        print(f"git tracks {len(known)} of the files: published results (git restore {folder} restores only these)")
-    expected = folder.name if known else "yes"
-    if input(f"type {expected} to delete all of it: ").strip() != expected:
+    if input("type yes to delete all of it: ").strip() != "yes":
         print("nothing was deleted")
         return 1
     shutil.rmtree(folder)
