@@ -62,7 +62,12 @@ def _torch() -> dict[str, Any]:
 
 def format_environment(facts: dict[str, Any]) -> list[str]:
     """One line per fact, to paste into an issue."""
-    rows = {**facts, "gpus": facts.get("gpus") or "none", "slurm": "installed" if facts["slurm"] else "not installed"}
+    rows = {
+        **facts,
+        "commit": facts["commit"] or "none",
+        "gpus": facts.get("gpus") or "none",
+        "slurm": "installed" if facts["slurm"] else "not installed",
+    }
     lines = []
     for name, value in rows.items():
         if isinstance(value, dict):

@@ -35,7 +35,7 @@ from sfrik.objectives.base import Objective
 from sfrik.objectives.reference import plain_loss
 from sfrik.optim import LARS
 from sfrik.runs.folder import Run
-from sfrik.runs.provenance import commit, now, processor, provenance
+from sfrik.runs.provenance import code, now, processor, provenance
 from sfrik.system.devices import autocast, channels_last, pick_device, pick_precision
 from sfrik.system.files import write_json
 from sfrik.system.records import VERSION
@@ -124,8 +124,8 @@ def complexity(table: str, profile: str, exp_dir: str, device: str = "auto", rou
         if measured_here(path, table, profile, device, rounds):
             return read_costs(path)
         measured = measure(table, profile, device, rounds)
-        run.record(version=VERSION, **provenance(where.type, "fp32", 1), finished=now())
-        write_json(path, {"version": VERSION, "settings": settings, **measured, "commit": commit()})
+        run.record_start(**provenance(where.type, "fp32", 1), finished=now())
+        write_json(path, {"version": VERSION, "settings": settings, **measured, **code()})
     return measured
 
 

@@ -139,7 +139,7 @@ class _Training:
         self.optimizer = LARS(encoder.parameters(), lr=0.0, weight_decay=settings.wd)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.parts: dict[str, Any] = {"model": encoder, "optimizer": self.optimizer, "scaler": self.scaler}
-        self.position = restore(run, settings, self.parts, images, steps_per_epoch, device, progress)
+        self.position, self.origin = restore(run, settings, self.parts, images, steps_per_epoch, device, progress)
         total = settings.epochs * steps_per_epoch
         self.progress = Progress(total, self._global_step(), self._update_status, progress and rank() == 0)
         self.saved = time.monotonic()
@@ -149,9 +149,9 @@ class _Training:
         if rank() == 0:
             origin = provenance(self.device.type, self.precision, world_size())
             if self._global_step() == 0:
-                self.run.record_start(**origin)
+                self.origin = self.run.record_start(**origin)
             else:
-                self.run.record_resumption(step=self._global_step(), **origin)
+                self.origin = self.run.record_resumption(self.origin, step=self._global_step(), **origin)
             self.run.truncate_log(self.position.epoch, self._global_step())
             self._update_status(step=self._global_step())
             self.loggers = Loggers(self.settings.loggers, self.run.folder, self.settings.what(), self._global_step())
@@ -299,6 +299,7 @@ class _Training:
             about = {"version": VERSION, "settings": self.settings.what()}
             about |= self.about_images
             progress = {"place": asdict(self.position), "processes": world_size(), "random": random_states}
+            progress["provenance"] = self.origin
             self.run.checkpoints.save({**about, **self._states(), **progress})
         self.saved = time.monotonic()
 

@@ -46,7 +46,7 @@ def restore(
     steps_per_epoch: int,
     device: torch.device,
     progress: bool,
-) -> Position:
+) -> tuple[Position, dict[str, Any]]:
     """Load the newest checkpoint, if there is one. Rank 0 chooses the file.
 
     Args:
@@ -59,7 +59,7 @@ def restore(
         progress: Whether to print.
 
     Returns:
-        The position from which to continue; the first one if there is no checkpoint.
+        The position from which to continue, the first one if there is no checkpoint; and the provenance of the steps before it.
 
     Raises:
         SfrikError: The checkpoint is broken, has other settings or another number of images or classes, or does not fit the model
@@ -67,7 +67,7 @@ def restore(
     """
     checkpoint = run.checkpoints.load() if rank() == 0 else None
     if not broadcast_from_rank_zero(checkpoint is not None):
-        return Position()
+        return Position(), {}
     if checkpoint is None:
         checkpoint = run.checkpoints.load()
     path = run.checkpoints.paths[0]
@@ -92,7 +92,7 @@ def restore(
             f"trained by {checkpoint['processes']} processes so far, resumed by {world_size()}: the views will differ, and on a "
             "CPU so will the sizes of BatchNorm's shards",
         )
-    return position
+    return position, checkpoint.get("provenance") or {}
 
 
 def check_images(

@@ -16,7 +16,7 @@ from sfrik.errors import SfrikError
 from sfrik.reproduce.local import default_jobs, run_side_by_side
 from sfrik.reproduce.notebooks import execute, notebook_path, print_typed
 from sfrik.reproduce.stages import STAGES, PlannedRun, missing_stages, refusal
-from sfrik.runs.provenance import commit
+from sfrik.runs.provenance import code
 from sfrik.runs.records import Choice
 from sfrik.runs.refusals import refuse_published
 from sfrik.settings import run_folder, runs_root
@@ -134,7 +134,7 @@ def write_choices(profile: str, root: str | Path) -> dict[str, str]:
             choice = {"grid": grid, "protocol": "linear_tune", "seed": 0, "tune_top1": scores, "chosen": name}
             known = read_record(path, Choice) if path_exists(path) else {}
             if any(known.get(key) != value for key, value in choice.items()):
-                write_json(path, {"version": VERSION, **choice, "commit": commit()})
+                write_json(path, {"version": VERSION, **choice, **code()})
     return chosen
 
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfrik.errors import SfrikError
 from sfrik.runs.cached import cached_hash, cached_provenance, header_error
-from sfrik.runs.provenance import commit, now
+from sfrik.runs.provenance import code, now
 from sfrik.runs.records import LogLine, RunSettings, Score, State
 from sfrik.runs.refusals import refuse_other_recipe, refuse_other_settings
 from sfrik.runs.scores import score_problem
@@ -169,17 +169,26 @@ class Run:
     def _provenance(self) -> dict[str, Any]:
         return cached_provenance(self.folder / "provenance.json")
 
-    def record_start(self, **facts: Any) -> None:
-        """Write provenance.json for a run that starts, replacing that of an earlier run."""
-        write_json(self.folder / "provenance.json", {"version": VERSION, **facts})
+    def record_start(self, **facts: Any) -> dict[str, Any]:
+        """Write provenance.json for a run that starts, replacing that of an earlier run. Returns the content."""
+        content = {"version": VERSION, **facts}
+        write_json(self.folder / "provenance.json", content)
+        return content
 
     def record(self, **facts: Any) -> None:
         """Add facts to provenance.json."""
         write_json(self.folder / "provenance.json", {**self._provenance(), **facts})
 
-    def record_resumption(self, **facts: Any) -> None:
-        """Add an entry to the list `resumed` in provenance.json: step, commit, versions and hardware."""
-        self.record(version=VERSION, resumed=[*self._provenance().get("resumed", []), facts])
+    def record_resumption(self, origin: dict[str, Any], **facts: Any) -> dict[str, Any]:
+        """Add an entry, `facts`, to the list `resumed` in provenance.json. Returns the content.
+
+        A file of another run than `origin`, the provenance in the checkpoint (`{}` in those of earlier releases), is replaced.
+        """
+        recorded = self._provenance()
+        if origin and origin.get("started") != recorded.get("started"):
+            recorded = origin
+        began = {name: value for name, value in recorded.items() if name not in ("finished", "weights")}
+        return self.record_start(**{**began, "resumed": [*began.get("resumed", []), facts]})
 
     def log(self, line: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
@@ -290,7 +299,7 @@ class Run:
     def save_result(
         self, protocol: str, settings: Settings, score: dict[str, Any], backbone_sha256: str | None
     ) -> dict[str, Any]:
-        """Write a score measured on the weights `backbone_sha256`, with settings and commit. Returns the file's content.
+        """Write a score measured on the weights `backbone_sha256`, with settings, version and commit. Returns the file's content.
 
         Raises:
             SfrikError: A value is NaN or infinite, or not a percentage where it should be one.
@@ -303,7 +312,7 @@ class Run:
             "backbone_sha256": backbone_sha256,
             "settings_hash": settings.hash(),
             "settings": settings.what(),
-            "commit": commit(),
+            **code(),
         }
         path = self.folder / f"{protocol}.json"
         check_numbers(content, path)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.parse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
@@ -21,11 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import sfrik
+from sfrik.errors import SfrikError
+from sfrik.system.files import read_toml
 
-__all__ = ["commit", "hide_paths", "now", "processor", "provenance", "version"]
+__all__ = ["code", "commit", "format_code", "hide_paths", "now", "processor", "provenance", "version"]
 
 GIT_SECONDS = 60  # until a checkout on a file system that does not answer counts as none
+GIT_KEPT = ("GIT_CONFIG", "GIT_EXEC_PATH")  # such as safe.directory
 CHECKOUT = Path(__file__).parents[2]
+DETERMINES_RESULTS = ("sfrik", "notebooks", "pyproject.toml")
 PATH_START = r"(?:(?<![\w.~-])|(?<=\dm|\\n))"  # not within a name, or right after a colour code or an escaped newline
 
 
@@ -147,22 +151,47 @@ def processor() -> str:
 
 
 @cache
-def commit() -> str:
-    """The commit of the running code, with "-dirty" appended if tracked files differ; "unknown" outside a git checkout."""
-    package = Path(__file__).parents[1]
+def commit() -> str | None:
+    """The commit of the running code, with "-dirty" appended if what determines results differs from it.
 
-    def git(*arguments: str) -> str:
-        command = ["git", "--no-optional-locks", "-C", package, *arguments]  # `git status` would write the index
-        pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "encoding": "utf-8", "errors": "replace"}
-        done = subprocess.run(command, check=True, timeout=GIT_SECONDS, **pipes)
-        return done.stdout.strip()
-
+    That is the package with its recipes, the notebooks and pyproject.toml, and new files there that git does not ignore. None
+    outside a clone of this project, even if a folder above belongs to some repository.
+    """
     try:
-        # only the code: `make publish` changes results/
-        dirty = git("status", "--porcelain", "--untracked-files=no", "--", ":/sfrik", ":/notebooks")
-        return git("rev-parse", "HEAD") + ("-dirty" if dirty else "")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        # the folder is the top level of its repository, which tracks this very file
+        if _git("rev-parse", "--show-prefix"):
+            return None
+        _git("ls-files", "--error-unmatch", "--", Path(__file__).relative_to(CHECKOUT), "pyproject.toml")
+        if read_toml(CHECKOUT / "pyproject.toml").get("project", {}).get("name") != "sfrik":
+            return None
+        dirty = _git("status", "--porcelain", "--untracked-files=all", "--", *DETERMINES_RESULTS)
+        return _git("rev-parse", "HEAD") + ("-dirty" if dirty else "")
+    except (OSError, subprocess.SubprocessError, SfrikError):
+        return None
+
+
+def _git(*arguments: str | Path) -> str:
+    """The output of a git command in the checkout, whatever repository a git hook's environment names."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name.startswith(GIT_KEPT)}
+    command = ["git", "--no-optional-locks", "-C", CHECKOUT, *arguments]  # `git status` would write the index
+    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "encoding": "utf-8", "errors": "replace"}
+    done = subprocess.run(command, check=True, timeout=GIT_SECONDS, env=environment, **pipes)
+    return done.stdout.strip()
+
+
+def code() -> dict[str, str | None]:
+    """What a score records of the code: the version of the package and, in a clone of this project, the commit."""
+    return {"sfrik": sfrik.__version__, "commit": commit()}
+
+
+def format_code(record: Mapping[str, Any]) -> str:
+    """The code that a provenance or a score names, for a reader: the commit, shortened, else the version, else nothing."""
+    found = record.get("commit") or "unknown"  # earlier releases wrote "unknown"
+    if found == "unknown":
+        release = record.get("sfrik") or record.get("versions", {}).get("sfrik")
+        return f"sfrik {release}" if release else ""
+    digits, dash, dirty = found.partition("-")
+    return f"{digits[:12]}{dash}{dirty}"
 
 
 def now() -> str:

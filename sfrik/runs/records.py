@@ -81,6 +81,7 @@ class TrainingCheckpoint(Checkpoint):
 
     Attributes:
         random: For each process the states of its random number generators.
+        provenance: provenance.json of the run; checkpoints of earlier releases do not record it.
         images: Number of training images; checkpoints of earlier releases do not record it.
         classes: Number of their classes, 0 without labels.
         names_sha256: SHA-256 of their names; checkpoints of earlier releases do not record it.
@@ -94,6 +95,7 @@ class TrainingCheckpoint(Checkpoint):
     place: TrainingPosition
     processes: int
     random: list[dict[str, Any]]
+    provenance: dict[str, Any] = Field(default_factory=dict)
 
 
 class EvaluationPosition(BaseModel):
@@ -126,7 +128,7 @@ class EvaluationCheckpoint(Checkpoint):
 
 
 class Score(Record):
-    """``<protocol>.json``: a score with its settings, commit and weights."""
+    """``<protocol>.json``: a score with its settings and weights, and the version and commit of the code that measured it."""
 
     protocol: str
     seed: int = 0
@@ -134,7 +136,8 @@ class Score(Record):
     head_sha256: str | None = None
     settings_hash: str = ""
     settings: dict[str, Any] = Field(default_factory=dict)
-    commit: str = ""
+    sfrik: str = ""
+    commit: str | None = None
     images: int | None = None
     train_images: int | None = None
     top1: Percent | None = None

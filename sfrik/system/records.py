@@ -32,10 +32,11 @@ class Provenance(Record):
     """provenance.json: the code, versions and hardware that trained a run.
 
     Attributes:
+        commit: None outside a clone of this project.
         weights: SHA-256 of each finished weights file, by file name.
     """
 
-    commit: str
+    commit: str | None = None
     started: str = ""
     finished: str = ""
     resumed: list[dict[str, Any]] = Field(default_factory=list)

@@ -93,7 +93,8 @@ def read_costs(path: Path) -> dict[str, Any]:
     """
     found = read_record(path, Costs) if path_exists(path) else {}
     for name, value in found.items():
-        expected = str if name in ("hardware", "commit") else dict if ENTRY in name or name == "settings" else object
+        kinds = {"hardware": str, "commit": str | None, "settings": dict}
+        expected = kinds.get(name, dict if ENTRY in name else object)
         if not isinstance(value, expected):
             raise SfrikError(f"{path}: {name} is {str(value)[:60]!r}, not a record of costs: move the file away and run again")
     return found

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sfrik.runs.provenance import format_code
 from sfrik.settings import runs_root
 from sfrik.system.files import path_exists, write_text
 from sfrik.system.records import Provenance, read_record
@@ -65,14 +66,14 @@ class RunPage:
             lines += [f"{about}. Recipe: `sfrik/recipes/{self.row.recipe}.toml`."]
         lines += [f"Shown in {', '.join(f'[{name}](../tables/{name}.md)' for name in self.tables)}.", ""]
         columns = [column for column, _ in self.scores.values()]
-        header = ["seed", *(column.heading for column in columns), "commit", "started", "files"]
+        header = ["seed", *(column.heading for column in columns), "code", "started", "files"]
         rows = []
         for seed in existing_seeds(self.row.recipe, folder.parents[1]):
             run = folder / f"seed{seed}"
             record = run / "provenance.json"
             origin = read_record(record, Provenance) if path_exists(record) else {}
             cells = [f"[{seed}]({run.name})", *(_number(*self.scores[column.name], run.name, seed) for column in columns)]
-            rows.append([*cells, origin.get("commit", MISSING)[:12], origin.get("started", MISSING), _files(run)])
+            rows.append([*cells, format_code(origin) or MISSING, origin.get("started", MISSING), _files(run)])
         note = "A number links to its score file, which names the weights, the settings and the commit."
         return "\n".join([*lines, *markdown_table(header, rows), "", note, "", *left_out_lines(list(self.left_out))])
 

@@ -76,7 +76,7 @@ WAYS = {
 }
 FILES = {
     "settings.json": [without_keys, text('{"hash": 3, "settings": {}}'), text('{"hash": "", "settings": []}')],
-    "provenance.json": [text('{"weights": []}'), text('{"weights": {"backbone.safetensors": 3}}'), text('{"commit": null}')],
+    "provenance.json": [text('{"weights": []}'), text('{"weights": {"backbone.safetensors": 3}}'), text('{"commit": 3}')],
     "state.json": [
         without_keys,
         text('{"state": "asleep"}'),
