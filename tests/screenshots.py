@@ -1,7 +1,7 @@
 """Run every notebook in JupyterLab and take screenshots of all of it: python tests/screenshots.py OUT [--profile digits].
 
 OUT becomes a small checkout: the notebooks with their parameters set to the profile, a copy of the profile's runs (or of what was
-published) without the run that the notebooks show, which is trained again, and the screenshots shots/<notebook>/01.png, 02.png, ...
+published) without the run that the notebooks show, which is trained again, and the screenshots shots/<notebook>/01.png, ...
 Printed for each notebook: the seconds of Run All, outputs wider than the page, stderr, tracebacks, and formulas with errors. The
 exit status is 1 if there was any of the last three.
 """
