@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from sfrik.cli.flags import DEFAULT_EXP_DIR
+from sfrik.settings import KnnSettings, PretrainSettings, recipe_names, runs_root
+from sfrik.tables.cost_rows import cost_folder
+
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "Makefile").read_text(encoding="utf-8")
 TARGETS = re.findall(r"^\.PHONY: (.*)$", TEXT, re.MULTILINE)[0].replace("$(TABLES)", "table2 table5 table9").split()
@@ -98,3 +102,15 @@ def test_scripts_have_unix_line_ends_in_every_checkout():
     if done.returncode:
         pytest.skip("not in a git checkout")
     assert done.stdout.splitlines() == [f"{name}: eol: lf" for name in names]
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_git_ignores_everything_that_commands_write_in_a_checkout():
+    """So that `git status` is as clean after any make as before it."""
+    folders = [PretrainSettings.from_recipe(name).exp_dir for name in recipe_names()]
+    folders += [KnnSettings.from_recipe("smoke/sfrik_l2_q64", nb_knn=[1]).exp_dir, cost_folder("digits", 0, 1), runs_root() / "lock"]
+    folders += [ROOT / name for name in (DEFAULT_EXP_DIR, "data", "site", "jupyter_execute", ".venv")]
+    paths = [os.path.abspath(folder) for folder in folders]
+    command = ["git", "check-ignore", "--stdin"]
+    done = subprocess.run(command, input="\n".join(paths), cwd=ROOT, capture_output=True, encoding="utf-8")
+    assert done.stdout.splitlines() == paths
