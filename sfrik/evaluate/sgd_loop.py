@@ -25,6 +25,7 @@ from sfrik.ops.finite import not_finite
 from sfrik.ops.random import derived_seed
 from sfrik.optim import SGD
 from sfrik.runs.checkpoints import explain_mismatch, random_state, restore_random_state
+from sfrik.runs.folder import Run
 from sfrik.settings import EvaluateSettings, TransferSettings
 from sfrik.system.progress import Progress
 from sfrik.system.signals import StopRequests, stop, stop_requests
@@ -137,9 +138,8 @@ class Training:
             Preempted: stopped by SIGTERM, SIGUSR1 or SIGHUP (KeyboardInterrupt: by SIGINT), after saving.
         """
         self.saved_at = time.monotonic()
-        self.bar = Progress(
-            self.settings.epochs * self.steps, self.position.epoch * self.steps + self.position.step, show=self.progress
-        )
+        done, save = self.position.epoch * self.steps + self.position.step, Run(self.settings.exp_dir).update_progress
+        self.bar = Progress(self.settings.epochs * self.steps, done, save if self.progress else None, show=self.progress)
         try:
             return self._epochs(score, describe)
         finally:

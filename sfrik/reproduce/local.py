@@ -18,13 +18,13 @@ from pathlib import Path
 from sfrik.errors import SfrikError
 from sfrik.reproduce.run import STOP_AT_END_OF_STDIN
 from sfrik.reproduce.run_log import attempt_header, error_summary, reported_error
+from sfrik.reproduce.run_progress import TableProgress
 from sfrik.reproduce.stages import PlannedRun, existing_scores
 from sfrik.runs.folder import Run
 from sfrik.runs.provenance import now
 from sfrik.settings import run_folder
 from sfrik.system.devices import cores, pick_device
 from sfrik.system.files import check_regular, make_folder, write_error
-from sfrik.system.progress import duration
 from sfrik.system.signals import RUN_GRACE
 from sfrik.system.terminal import print_line
 
@@ -67,30 +67,24 @@ def run_side_by_side(runs: Sequence[PlannedRun], root: str | Path, jobs: int, da
     """
     waiting, running = list(runs), []
     failed: list[tuple[PlannedRun, str]] = []
-    durations: list[float] = []  # seconds
     try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                run = waiting.pop(0)
-                try:
-                    running.append(_start(run, root, jobs, data_dir))
-                except SfrikError as error:  # its folder or its log cannot be written; those of other runs may be
-                    failed.append((run, str(error)))
-            time.sleep(0.2)
-            for ended in [process for process in running if process.process.poll() is not None]:
-                running.remove(ended)
-                done = len(runs) - len(waiting) - len(running)
-                title = f"[{done}/{len(runs)}] {ended.run.recipe} seed {ended.run.seed}"
-                scores, reason = _outcome(ended, root)
-                if reason:
-                    failed.append((ended.run, reason))
-                    print_line(f"{title}: failed")
-                    continue
-                durations.append(time.monotonic() - ended.started)
-                # those that run are half done on average
-                ahead = (len(waiting) + len(running) / 2) / max(1, min(jobs, len(runs) - done))
-                left = sum(durations) / len(durations) * ahead
-                print_line(f"{title}: {scores}, {duration(durations[-1])}; about {duration(left)} left")
+        with TableProgress(runs, root, jobs) as progress:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    run = waiting.pop(0)
+                    progress.start(run)
+                    try:
+                        running.append(_start(run, root, jobs, data_dir))
+                    except SfrikError as error:  # its folder or its log cannot be written; those of other runs may be
+                        failed.append((run, str(error)))
+                        progress.end(run, reason=str(error))
+                time.sleep(0.2)
+                for ended in [process for process in running if process.process.poll() is not None]:
+                    running.remove(ended)
+                    scores, reason = _outcome(ended, root)
+                    failed += [(ended.run, reason)] if reason else []
+                    progress.end(ended.run, scores, reason)
+                progress.refresh()
     finally:
         _stop(running)
     return failed
@@ -133,6 +127,8 @@ def _start(run: PlannedRun, root: str | Path, jobs: int, data_dir: str) -> RunPr
 
 def _stop(running: Sequence[RunProcess]) -> None:
     """Ask the processes to stop, wait for them, then end those that are left."""
+    if running:
+        print_line(f"stopping {'1 run' if len(running) == 1 else f'{len(running)} runs'}, which save first", error=True)
     for child in running:
         child.process.terminate()
     deadline = time.monotonic() + RUN_GRACE

@@ -1,4 +1,4 @@
-"""Progress reporting: a bar on a screen, plain lines in a log, a file for `sfrik status`.
+"""Progress reporting: a bar on a screen, plain lines in a log, a file for `sfrik status` and the command that makes a table.
 
 A bar is drawn on a terminal and in JupyterLab. Headless (papermill, SLURM, a pipe) it would flood the log, so a line per minute
 is printed instead. A worker of `sfrik.launch` has no screen: it sends its progress to the process that started it, which draws
@@ -15,11 +15,13 @@ from typing import Any, TypeVar
 
 from sfrik.system.terminal import is_terminal, print_line, tolerate_output_errors
 
-__all__ = ["Bar", "Progress", "duration", "track", "wants_bar"]
+__all__ = ["Bar", "Progress", "duration", "time_left", "track", "wants_bar"]
 
 Part = TypeVar("Part")
 
 BAR_SECONDS, STATE_SECONDS, LINE_SECONDS = 0.5, 5.0, 60.0  # shortest time between two updates
+LONGEST = 1e9  # seconds that are still a time: 30 years
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"  # the text after it has the time left
 
 progress_callback: Callable[[dict[str, Any]], None] | None = None  # set in a worker of sfrik.launch
 
@@ -40,7 +42,7 @@ class Bar:
             if self._bar is None:
                 from tqdm.auto import tqdm
 
-                self._bar = tqdm(total=total, initial=done, unit="step", leave=False)
+                self._bar = tqdm(total=total, initial=done, unit="step", leave=False, bar_format=BAR)
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(done - self._bar.n)
 
@@ -82,17 +84,18 @@ class Progress:
             due.append(BAR_SECONDS)
         if not due:
             return
-        facts = {**describe(), "step": done, "steps": self.total, "seconds_left": self._left(done)}
+        facts: dict[str, Any] = {**describe(), "step": done, "steps": self.total, "seconds_left": self._left(done)}
         text = str(facts.get("what") or f"epoch {facts['epoch'] + 1}/{facts['epochs']}, loss {facts['loss']:.4f}")
+        left = time_left(facts["seconds_left"], ", ")
         if STATE_SECONDS in due and self.save is not None:
             self.save(**facts)
         if self.show and BAR_SECONDS in due and self._bar is not None:
-            self._bar.show(done, self.total, text)
+            self._bar.show(done, self.total, text + left)
         elif self.show and BAR_SECONDS in due and progress_callback is not None:
-            progress_callback({"done": done, "total": self.total, "text": text})
+            progress_callback({"done": done, "total": self.total, "text": text + left})
         self._drawn |= self.show and BAR_SECONDS in due
         if self.show and LINE_SECONDS in due and not wants_bar():
-            print_line(f"{text}, step {done} of {self.total}, {duration(facts['seconds_left'])} left")
+            print_line(f"{text}, step {done} of {self.total}{left}")
 
     def write(self, text: str) -> None:
         """Print a line, above the bar if there is one."""
@@ -112,9 +115,9 @@ class Progress:
             self._last[every] = now
         return due
 
-    def _left(self, done: int) -> float:
-        made = max(1, done - self._first)
-        return round((time.monotonic() - self._started) / made * (self.total - done), 1)
+    def _left(self, done: int) -> float | None:
+        made = done - self._first
+        return round((time.monotonic() - self._started) / made * (self.total - done), 1) if made > 0 else None
 
 
 def track(parts: Iterable[Part], total: int, what: str, show: bool = True) -> Iterator[Part]:
@@ -126,6 +129,15 @@ def track(parts: Iterable[Part], total: int, what: str, show: bool = True) -> It
             progress.step(done, lambda: {"what": what})
     finally:
         progress.close()
+
+
+def time_left(seconds: float | None, prefix: str = "") -> str:
+    """Format a remaining time after `prefix`; empty if it is unknown, below a second, or no time at all.
+
+    >>> [time_left(x) for x in (719, 1, 0.9, -3, None)]
+    ['12 min left', '1 s left', '', '', '']
+    """
+    return f"{prefix}{duration(seconds)} left" if seconds is not None and 1 <= seconds < LONGEST else ""
 
 
 def duration(seconds: float) -> str:
