@@ -186,7 +186,7 @@ def _measure_costs(name: str, profile: str, seed: int, root: str | Path) -> None
         if not (measured_here(path, name, profile) and executed.is_file()):
             print_line(f"{name}, profile {profile}: measuring, repetition {seed}")
             parameters = {"table": name, "profile": profile, "seed": seed, "exp_dir": str(folder), "rounds": ROUNDS}
-            execute("06_complexity", parameters, executed)
+            execute("06_complexity", parameters, executed, explore=False)
 
 
 def _render(name: str, profile: str, root: str | Path, seeds: int | None) -> None:
