@@ -13,7 +13,7 @@ from sfrik.errors import SfrikError, nearest
 from sfrik.runs.scores import run_problem
 from sfrik.settings import recipe_names, recipe_settings, run_folder
 from sfrik.system.files import check_text
-from sfrik.system.terminal import paint
+from sfrik.system.terminal import align, paint
 
 if TYPE_CHECKING:
     from sfrik.evaluate.collapse import Diagnosis
@@ -93,7 +93,7 @@ def _format(found: Diagnosis, folder: Path) -> list[str]:
     lines = [
         f"{folder}: {what} of {found.n} images in {found.q} dimensions, from {found.source}, after {found.epoch} epochs",
         "",
-        *_columns([("measure", "value", "should be"), *_rows(found)]),
+        *align([("measure", "value", "should be"), *_rows(found)], right=[1]),
         "",
         f"verdict: {paint(found.verdict, COLOURS[found.verdict])}",
         *(f"  - {reason}" for reason in found.reasons),
@@ -126,8 +126,3 @@ def _rows(found: Diagnosis) -> list[tuple[str, str, str]]:
         d = found.features.q
         rows.append(("effective rank of the features", f"{found.features.effective_rank:.1f}", f"of {d}; no threshold"))
     return rows
-
-
-def _columns(rows: list[tuple[str, str, str]]) -> list[str]:
-    first, second = (max(len(row[k]) for row in rows) for k in (0, 1))
-    return [f"{name:<{first}}  {value:>{second}}  {target}" for name, value, target in rows]

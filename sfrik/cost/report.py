@@ -10,6 +10,7 @@ from sfrik.errors import SfrikError
 from sfrik.pretrain.accumulate import micro_batches
 from sfrik.settings import PretrainSettings, Settings
 from sfrik.settings.fields import ARCHITECTURES
+from sfrik.system.terminal import align
 
 __all__ = ["format_memory", "format_plan", "memory_by_processes", "memory_widget"]
 
@@ -26,9 +27,7 @@ def format_plan(settings: Settings, processes: int | None, multi_process: bool) 
     With None: on 1 process, or with `multi_process` on each of `PROCESSES` that divides the batch.
     """
     unused = settings.unused()
-    shown = {name: value for name, value in settings.model_dump().items() if name not in unused}
-    width = max(map(len, shown))
-    lines = [f"{name:<{width}}  {value}" for name, value in shown.items()]
+    lines = align([(name, str(value)) for name, value in settings.model_dump().items() if name not in unused])
     counts, images = expected_steps(settings), expected_images(settings)
     if counts is not None and images is not None:
         steps, epochs = counts
@@ -57,11 +56,11 @@ def memory_by_processes(settings: Settings, processes: int | None = None) -> dic
 def format_memory(settings: PretrainSettings, found: dict[int, dict[str, float]]) -> list[str]:
     """A table of `memory_by_processes`, then the largest part with the fewest processes, and settings that would lower it."""
     names = list(dict.fromkeys(name for parts in found.values() for name in parts))
-    lines = ["  ".join([f"{'GiB per process':<15}", *names, "      total"])]
+    rows = [["GiB per process", *names, "total"]]
     for count, parts in found.items():
-        cells = [f"{parts.get(name, 0.0):{len(name)}.2f}" for name in names]
-        lines.append("  ".join([f"{_processes(count):<15}", *cells, f"{sum(parts.values()):11.2f}"]))
-    return [*lines, *_advice(settings, *next(iter(found.items())))]
+        sizes = [*(parts.get(name, 0.0) for name in names), sum(parts.values())]
+        rows.append([_processes(count), *(f"{size:.2f}" for size in sizes)])
+    return [*align(rows, right=range(1, len(names) + 2)), *_advice(settings, *next(iter(found.items())))]
 
 
 def _advice(settings: PretrainSettings, processes: int, parts: dict[str, float]) -> list[str]:

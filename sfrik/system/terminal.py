@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import zip_longest
 from typing import TextIO
 
 __all__ = [
+    "align",
     "discard_output",
     "is_terminal",
     "open_standard_streams",
     "paint",
     "print_line",
     "replace_unprintable",
+    "text_width",
     "tolerate_output_errors",
     "wants_colour",
     "warn_once",
@@ -107,6 +111,28 @@ def wants_colour(stream: TextIO) -> bool:
 def paint(text: str, colour: str, stream: TextIO | None = None) -> str:
     """Text in a colour of `CODES` if the stream (stdout when None) shows colours, else unchanged."""
     return f"\x1b[{CODES[colour]}m{text}\x1b[0m" if wants_colour(stream or sys.stdout) else text
+
+
+def align(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
+    """Lines of text in columns, each as wide as its widest cell, with two spaces between them.
+
+    Args:
+        rows: The cells of each row; a cell may have several lines, and colours (`paint`) take no room.
+        right: The columns that are aligned on the right, as numbers are.
+    """
+    lines = [cells for row in rows for cells in zip_longest(*(cell.split("\n") for cell in row), fillvalue="")]
+    widths = [max(map(text_width, column)) for column in zip_longest(*lines, fillvalue="")]
+
+    def pad(cell: str, column: int) -> str:
+        space = " " * (widths[column] - text_width(cell))
+        return space + cell if column in right else cell + space
+
+    return ["  ".join(pad(cell, column) for column, cell in enumerate(cells)).rstrip() for cells in lines]
+
+
+def text_width(text: str) -> int:
+    """The columns of a terminal that a text takes; colours take none."""
+    return len(re.sub("\x1b\\[[0-9;]*m", "", text))
 
 
 def replace_unprintable(encoding: str | None = None) -> None:

@@ -36,10 +36,11 @@ __all__ = [
 
 @dataclass
 class Measured:
-    """The scores of one row: by column and seed, in the column's unit; and by seed, why others are left out."""
+    """The scores of one row by column and seed, in the column's unit; test images by column; why seeds are left out, by seed."""
 
     row: Row
     scores: dict[str, dict[int, float]] = field(default_factory=dict)
+    images: dict[str, int] = field(default_factory=dict)
     left_out: dict[int, list[str]] = field(default_factory=dict)
 
     @property
@@ -151,6 +152,8 @@ def _measure(row: Row, columns: list[Column], root: str | Path | None, seeds: in
             value = _number(files[column.score], keys, folder / name)
             if value is not None:
                 measured.scores.setdefault(column.name, {})[seed] = value
+                if images := files[column.score].get("images"):
+                    measured.images[column.name] = images
     return measured
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,20 +164,21 @@ def table6_rows(profile: str) -> list[Row]:
 
 def complexity_columns(table: str, profile: str) -> list[Column]:
     """Columns of the measured costs. Table 6 has those of a whole training step, table 5 only on a GPU."""
+    cost = partial(Column, score=table, better="lower")
     columns = [
-        Column("product_ms", "one product of n x n x q", table, ("product_ms",), "ms"),
-        Column("loss_ms", "loss, forward and backward", table, ("loss_ms",), "ms"),
-        Column("loss_products", "loss in products of n x n x q", table, ("loss_products",), "", 2),
-        Column("loss_mib", "peak memory of the loss", table, ("loss_mib",), "MiB", 0),
-        Column("loss_time_ratio", f"time of the loss / {BASELINE}", table, ("loss_time_ratio",), "", 3),
-        Column("loss_memory_ratio", f"memory of the loss / {BASELINE}", table, ("loss_memory_ratio",), "", 2),
+        Column("product_ms", "one product of n x n x q", table, ("product_ms",), "ms", better=""),
+        cost("loss_ms", "loss, forward and backward", key=("loss_ms",), unit="ms"),
+        cost("loss_products", "loss in products of n x n x q", key=("loss_products",), unit="", digits=2),
+        cost("loss_mib", "peak memory of the loss", key=("loss_mib",), unit="MiB", digits=0),
+        cost("loss_time_ratio", f"time of the loss / {BASELINE}", key=("loss_time_ratio",), unit="", digits=3),
+        cost("loss_memory_ratio", f"memory of the loss / {BASELINE}", key=("loss_memory_ratio",), unit="", digits=2),
     ]
     on_gpu = profile in ("cifar10", "paper")
     if table == "table6" or on_gpu:
         batch = f" of {STEP_BATCH[profile]} images" if profile in STEP_BATCH else ""
-        columns.append(Column("step_ms", f"whole step{batch}", table, ("step_ms",), "ms"))
-        columns.append(Column("step_time_ratio", f"time of a step / {BASELINE}", table, ("step_time_ratio",), "", 2))
+        columns.append(cost("step_ms", f"whole step{batch}", key=("step_ms",), unit="ms"))
+        columns.append(cost("step_time_ratio", f"time of a step / {BASELINE}", key=("step_time_ratio",), unit="", digits=2))
     if on_gpu:
-        columns.append(Column("step_mib", "peak memory of a step", table, ("step_mib",), "MiB", 0))
-        columns.append(Column("step_memory_ratio", f"memory of a step / {BASELINE}", table, ("step_memory_ratio",), "", 2))
+        columns.append(cost("step_mib", "peak memory of a step", key=("step_mib",), unit="MiB", digits=0))
+        columns.append(cost("step_memory_ratio", f"memory of a step / {BASELINE}", key=("step_memory_ratio",), unit="", digits=2))
     return columns

@@ -61,6 +61,7 @@ class Column:
         unit: of the value.
         digits: decimals to show.
         only: the seeds to use; all when None.
+        better: which value is the better one: "higher", "lower", or "" if neither is.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Column:
     unit: str = "%"
     digits: int = 1
     only: tuple[int, ...] | None = None
+    better: str = "higher"
 
     @property
     def heading(self) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sfrik.system.terminal import is_terminal, print_line
+from sfrik.system.terminal import align, is_terminal, paint, print_line
 
 ROOT = Path(__file__).parents[2]
 # What a command does around its work, and lines larger than Python's buffer; then the work is done.
@@ -69,3 +69,15 @@ def test_a_closed_stream_is_no_terminal(tmp_path):
         pass
     assert not is_terminal(stream)
     assert not is_terminal(None)
+
+
+def test_columns_are_aligned_whatever_colours_dashes_and_lines_a_cell_has(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    bold = paint("9.0", "bold")
+    lines = align([("method", "q", "score"), ("a long\nname", "–", bold), ("b", "512", "10.0 ± 0.5")], right=[1, 2])
+    assert lines == [
+        "method    q       score",
+        f"a long    –         {bold}",
+        "name",
+        "b       512  10.0 ± 0.5",
+    ]

@@ -1,0 +1,224 @@
+"""Did I reproduce it? Two folders of results compared cell by cell, and the table as plain text in a terminal's width."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sfrik.system.files import write_json
+from sfrik.system.terminal import text_width
+from sfrik.tables.compare import compare_tables, prediction_interval, provenance_differences
+from sfrik.tables.definitions import EXPERIMENTS
+from sfrik.tables.text import agreement, as_text
+
+RESULTS = Path(__file__).parents[2] / "results"
+RECIPE = "sfrik_l2_q512"
+
+
+def write_scores(root, recipe=RECIPE, images=1000, **columns):
+    """Write scores of seeds 0, 1, ... of a recipe: {protocol: top-1 of each seed}."""
+    for protocol, values in columns.items():
+        for seed, value in enumerate(values):
+            folder = root / "digits" / recipe / f"seed{seed}"
+            folder.mkdir(parents=True, exist_ok=True)
+            found = {"top1_at": {"20": value}} if protocol == "knn" else {"top1": value}
+            write_json(folder / f"{protocol}.json", {"protocol": protocol, "images": images, **found})
+
+
+def record(root, recipe=RECIPE, **facts):
+    folder = root / "digits" / recipe / "seed0"
+    hardware = {"device": "cpu: A", "precision": "bf16", "processes": 1, "threads": 1}
+    versions = {"torch": facts.pop("torch", "2.14.1")}
+    commit = facts.pop("commit", "0123456789")
+    write_json(folder / "provenance.json", {"commit": commit, "hardware": hardware | facts, "versions": versions})
+
+
+@pytest.fixture
+def roots(tmp_path):
+    """A folder without results, and one with three published seeds of one recipe: linear probing 93 ± 1, and kNN 70 ± 0."""
+    write_scores(tmp_path / "results", linear=[92.0, 93.0, 94.0], knn=[70.0, 70.0, 70.0])
+    return tmp_path / "runs", tmp_path / "results"
+
+
+def cell(comparison, column="linear_top1", recipe=RECIPE):
+    (found,) = [c for c in comparison.cells if c.column.name == column and c.row.recipe == f"digits/{recipe}"]
+    return found
+
+
+# --- the interval
+
+
+def test_the_interval_is_the_textbooks():
+    # 90, 92, 97: mean 93, s = sqrt((9 + 1 + 16) / 2) = sqrt(13); t(0.975, 2) = 4.302653 in every table
+    low, high = prediction_interval([90.0, 92.0, 97.0], n=1)
+    assert (low + high) / 2 == pytest.approx(93.0)
+    assert (high - low) / 2 == pytest.approx(4.302653 * math.sqrt(13 * 4 / 3), rel=1e-6)
+    low, high = prediction_interval([90.0, 92.0, 97.0], n=3)
+    assert (high - low) / 2 == pytest.approx(4.302653 * math.sqrt(13 * 2 / 3), rel=1e-6)
+
+
+@pytest.mark.parametrize(("published", "new"), [(2, 1), (3, 1), (3, 3), (5, 2)])
+def test_the_mean_of_new_seeds_is_in_the_interval_with_95_percent(published, new):
+    trials, random = 2000, np.random.default_rng(10 * published + new)
+    inside = 0
+    for old, others in zip(random.normal(90, 2, (trials, published)), random.normal(90, 2, (trials, new)), strict=True):
+        low, high = prediction_interval(old.tolist(), new)
+        inside += low <= others.mean() <= high
+    assert abs(inside - 0.95 * trials) < 4 * math.sqrt(0.95 * 0.05 * trials)  # four standard deviations of the count
+
+
+# --- cells
+
+
+@pytest.mark.parametrize(
+    ("values", "agree"), [([97.9], True), ([98.1], False), ([88.1], True), ([87.9], False), ([97.9, 97.9], False)]
+)
+def test_a_cell_agrees_if_the_mean_is_in_the_interval_of_so_many_seeds(roots, values, agree):
+    write_scores(roots[0], linear=values)  # t(0.975, 2) sqrt(1 / k + 1 / 3) is 4.968 for one seed and 3.928 for two
+    found = cell(compare_tables("table1", "digits", *roots))
+    assert (found.mean_a, found.n_a, found.mean_b, found.n_b, found.reason) == (values[0], len(values), 93.0, 3, "")
+    half = {1: 4.968, 2: 3.928}[len(values)]
+    assert found.interval == pytest.approx((93 - half, 93 + half), abs=1e-3)
+    assert found.agree is agree
+
+
+@pytest.mark.parametrize(("images", "step"), [(1000, 0.1), (100, 1.0), (50_000, 0.1), (None, 0.1)])
+def test_equal_published_values_allow_one_test_image_or_one_unit_of_the_last_decimal(roots, images, step):
+    write_scores(roots[1], images=images, knn=[70.0, 70.0, 70.0])
+    for steps, agree in ((0, True), (1, True), (-1, True), (1.1, False), (-1.1, False)):
+        write_scores(roots[0], images=images, knn=[70.0 + steps * step])
+        assert cell(compare_tables("table1", "digits", *roots), "knn_top1").agree is agree
+
+
+def test_cells_that_are_missing_or_have_one_published_seed_are_not_compared(roots):
+    write_scores(roots[0], linear=[93.0])
+    write_scores(roots[0], "vicreg_q256", linear=[90.0])
+    write_scores(roots[0], "vicreg_q512", linear=[90.0])
+    write_scores(roots[1], "vicreg_q512", linear=[90.0])
+    comparison = compare_tables("table1", "digits", *roots)
+    assert cell(comparison, "knn_top1").reason == "missing in A"
+    assert cell(comparison, recipe="vicreg_q256").reason == "missing in B"
+    assert cell(comparison, recipe="vicreg_q512").reason == "one seed in B"
+    assert comparison.reasons == {"missing in both": 48 - 4, "missing in A": 1, "missing in B": 1, "one seed in B": 1}
+    assert all(c.agree is None and c.interval is None for c in comparison.cells if c.reason)
+    assert (len(comparison.compared), comparison.outside) == (1, [])
+
+
+def test_the_first_seeds_are_compared_if_their_number_is_given(roots):
+    write_scores(roots[0], linear=[80.0, 93.0])
+    assert cell(compare_tables("table1", "digits", *roots, seeds=1)).mean_a == 80.0
+    assert cell(compare_tables("table1", "digits", *roots)).mean_a == 86.5
+
+
+def test_of_costs_ratios_and_memory_are_compared_and_times_are_not():
+    comparison = compare_tables("table6", "digits", RESULTS, RESULTS)
+    compared = {c.column.name for c in comparison.compared}
+    assert compared == {"loss_products", "loss_mib", "loss_time_ratio", "loss_memory_ratio", "step_time_ratio"}
+    assert {c.column.name for c in comparison.cells if c.reason == "a time"} == {"product_ms", "loss_ms", "step_ms"}
+    baseline = [c for c in comparison.cells if c.row.method == "VICReg plain" and c.column.name.endswith("ratio")]
+    assert baseline
+    assert {c.reason for c in baseline} == {"1 by definition"}
+
+
+# --- text
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_published_table_fits_80_and_140_columns_and_agrees_with_itself(name, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    comparison = compare_tables(name, "digits", RESULTS, RESULTS)
+    assert comparison.compared
+    assert comparison.outside == []
+    blocks = {}
+    for width in (80, 140):
+        lines = [*as_text(comparison, width), *agreement([comparison], width)]
+        assert max(map(text_width, lines)) <= width
+        text = "\n".join(lines)
+        assert not re.search(r"\]\(|\*\*|\|\s*---", text)
+        assert f"{len(comparison.compared)} of {len(comparison.compared)} cells agree with the published ones" in text
+        headings = [line for line in lines if "yours" in line.split()]
+        blocks[width] = len(headings)
+        assert sum(line.split().count("yours") for line in headings) == len(comparison.a.columns)
+        for cell in comparison.cells:
+            assert cell.mean_a is None or f"{cell.mean_a:.{cell.column.digits}f}" in text
+    assert blocks[140] < blocks[80] or blocks[80] == 1
+
+
+def test_a_table_shows_yours_the_published_and_the_papers_figure_and_no_deviation_of_one_seed(roots):
+    write_scores(roots[0], linear=[93.5])
+    lines = as_text(compare_tables("table1", "digits", *roots), 80)
+    line, *_ = [line for line in lines if re.match("SFRIK L=2 +512", line)]
+    assert re.sub(" +", " ", line).startswith("SFRIK L=2 512 93.5 93.0 ± 1.0 47.0 (8192)")
+    assert "paper (q)" in " ".join(lines)
+    assert "Yours: n = 1. Published: mean ± standard deviation, n = 3. Paper: the paper's figures" in " ".join(lines)
+    write_scores(roots[0], linear=[93.0, 94.0])
+    write_scores(roots[0], "vicreg_q256", linear=[90.0])
+    write_scores(roots[0], "vicreg_q512", linear=[90.0, 90.0])
+    lines = as_text(compare_tables("table1", "digits", *roots), 80)
+    assert any(re.match(r"SFRIK L=2 +512 +93\.5 ± 0\.7 +93\.0 ± 1\.0 ", line) for line in lines)
+    assert any(re.match(r"VICReg +256 +90\.0 +\(1\) +– ", line) for line in lines)
+
+
+def test_the_best_value_of_a_column_is_bold_on_a_terminal_only(roots, monkeypatch):
+    for recipe, linear in ((RECIPE, 93.5), ("vicreg_q512", 91.0), ("simclr_q512", 93.5)):
+        write_scores(roots[0], recipe, linear=[linear], knn=[50.0])
+    table = compare_tables("table1", "digits", *roots)
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    assert "\x1b" not in "".join(as_text(table, 80))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert re.findall("\x1b\\[1m *(.*?)\x1b", "\n".join(as_text(table, 80))) == ["93.5", "93.5"]  # and none of equal values
+
+
+def test_lower_costs_are_better_at_the_same_size_and_an_effective_rank_is_not(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+
+    def bold(name, column):
+        table = compare_tables(name, "digits", RESULTS, RESULTS)
+        one = replace(table, a=replace(table.a, columns=[c for c in table.a.columns if c.name == column]))
+        return re.findall("\x1b\\[1m *(.*?)\x1b", "\n".join(as_text(one, 80)))
+
+    assert bold("table2", "alignment") == ["0.084 ± 0.012"]
+    assert bold("table2", "effective_rank") == []
+    assert bold("table5", "loss_mib") == ["16 ± 0", "32 ± 0", "64 ± 0", "128 ± 0", "128 ± 0"]  # one for each batch size, or two
+    assert bold("table5", "product_ms") == []
+
+
+# --- agreement
+
+
+def test_cells_outside_are_listed_with_what_differs_between_the_runs(roots):
+    write_scores(roots[0], linear=[80.0], knn=[70.0])
+    record(roots[0], threads=2, torch="2.10.0", commit="fedcba9876543210-dirty")
+    record(roots[1])
+    text = "\n".join(agreement([compare_tables("table1", "digits", *roots)], 140, measure="make table1"))
+    assert text.startswith("1 of 2 cells agree with the published ones (95 % prediction interval).\n")
+    assert "\n  SFRIK L=2, q = 512, linear probing, %: 80.00, expected 88.03 to 97.97\n" in text
+    assert (
+        "What differs: yours: 2 threads, torch 2.10.0, commit fedcba98-dirty; published: 1 thread, torch 2.14.1, commit 01234567."
+    ) in text.replace("\n", " ")
+    assert "Not compared: 46 missing in both." in text
+
+
+def test_what_is_the_same_in_both_is_not_named(roots):
+    write_scores(roots[0], linear=[80.0])
+    for root in roots:
+        record(root)
+    comparison = compare_tables("table1", "digits", *roots)
+    assert provenance_differences([comparison]) == ({}, {})
+    text = " ".join(agreement([comparison], 140, measure="make table1"))
+    assert "name no difference; most often it is the precision" in text
+    assert "1 missing in your results; to measure what is missing: make table1." in text
+    write_scores(roots[0], linear=[93.0])
+    assert "differ" not in " ".join(agreement([compare_tables("table1", "digits", *roots)], 140))
+
+
+def test_a_table_that_is_not_published_is_one_line(roots):
+    write_scores(roots[0], linear=[80.0])
+    comparison = compare_tables("table8", "digits", *roots)
+    assert agreement([comparison], 80) == ["Nothing is published for table8 in profile digits: nothing to compare with."]
+    assert "published" not in "".join(as_text(comparison, 80))
