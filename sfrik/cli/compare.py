@@ -33,20 +33,19 @@ def add_compare(commands) -> None:
 
 
 def _compare(options: argparse.Namespace) -> CommandOutput:
-    from sfrik.tables.collect import has_scores
     from sfrik.tables.compare import compare_tables
 
     profile, known = options.profile, tables_of(options.profile)
     named = [name for name in dict.fromkeys(options.names) if name in EXPERIMENTS]
     a, b = _folders([name for name in options.names if name not in EXPERIMENTS], profile)
-    tables = named or [name for name in known if has_scores(name, profile, a) and has_scores(name, profile, b)]
-    if not tables:
+    comparisons = [compare_tables(name, profile, a, b) for name in named or known]
+    for comparison in comparisons if named else ():
+        for root, table in ((a, comparison.a), (b, comparison.b)):
+            if not any(m.scores for m in table.measured):
+                raise SfrikError(f"{table.name} has no scores in {root / profile}: {table_command(table.name, profile, root)}")
+    comparisons = [c for c in comparisons if any(cell.n_a for cell in c.cells) and any(cell.n_b for cell in c.cells)]
+    if not comparisons:
         raise SfrikError(f"no table of profile {profile} has scores in both {a} and {b}")
-    for name in named:
-        for root in (a, b):
-            if not has_scores(name, profile, root):
-                raise SfrikError(f"{name} has no scores in {root / profile}: {table_command(name, profile, root)}")
-    comparisons = [compare_tables(name, profile, a, b) for name in tables]
     outside = sum(len(comparison.outside) for comparison in comparisons)
     compared = sum(len(comparison.compared) for comparison in comparisons)
     content = {"a": str(a), "b": str(b), "profile": profile, "compared": compared, "agree": compared - outside}

@@ -38,7 +38,7 @@ def record(root, recipe=RECIPE, **facts):
     folder = root / "digits" / recipe / "seed0"
     hardware = {"device": "cpu: A", "precision": "bf16", "processes": 1, "threads": 1}
     versions = {"torch": facts.pop("torch", "2.14.1")}
-    commit = facts.pop("commit", "0123456789")
+    commit = facts.pop("commit", "01234567890123456789")
     write_json(folder / "provenance.json", {"commit": commit, "hardware": hardware | facts, "versions": versions})
 
 
@@ -197,14 +197,13 @@ def test_lower_costs_are_better_at_the_same_size_and_an_effective_rank_is_not(mo
 
 def test_cells_outside_are_listed_with_what_differs_between_the_runs(roots):
     write_scores(roots[0], linear=[80.0], knn=[70.0])
-    record(roots[0], threads=2, torch="2.10.0", commit="fedcba9876543210-dirty")
+    record(roots[0], threads=2, torch="2.10.0", commit="fedcba98765432100123-dirty")
     record(roots[1])
     text = "\n".join(agreement([compare_tables("table1", "digits", *roots)], 140, measure="make table1"))
     assert text.startswith("1 of 2 cells agree with the published ones (95 % prediction interval).\n")
     assert "\n  SFRIK L=2, q = 512, linear probing, %: 80.00, expected 88.03 to 97.97\n" in text
-    assert (
-        "What differs: yours: 2 threads, torch 2.10.0, commit fedcba98-dirty; published: 1 thread, torch 2.14.1, commit 01234567."
-    ) in text.replace("\n", " ")
+    theirs = "published: 1 thread, torch 2.14.1, code 012345678901."
+    assert f"What differs: yours: 2 threads, torch 2.10.0, code fedcba987654-dirty; {theirs}" in text.replace("\n", " ")
     assert "Not compared: 46 missing in both." in text
 
 
@@ -216,7 +215,7 @@ def test_what_is_the_same_in_both_is_not_named(roots):
     assert provenance_differences([comparison]) == ({}, {})
     text = " ".join(agreement([comparison], 140, measure="make table1"))
     assert "name no difference; most often it is the precision" in text
-    assert "1 missing in your results; to measure what is missing: make table1." in text
+    assert "1 missing in your results. To measure what is missing: make table1" in text
     write_scores(roots[0], linear=[93.0])
     assert "differ" not in " ".join(agreement([compare_tables("table1", "digits", *roots)], 140))
 
