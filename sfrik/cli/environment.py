@@ -11,6 +11,7 @@ import sfrik
 from sfrik.errors import SfrikError
 from sfrik.runs.provenance import commit, processor, version
 from sfrik.system.devices import cores, pick_device, pick_precision
+from sfrik.system.terminal import align
 
 __all__ = ["environment", "format_environment"]
 
@@ -68,11 +69,11 @@ def format_environment(facts: dict[str, Any]) -> list[str]:
         "gpus": facts.get("gpus") or "none",
         "slurm": "installed" if facts["slurm"] else "not installed",
     }
-    lines = []
+    cells = []
     for name, value in rows.items():
         if isinstance(value, dict):
             value = ", ".join(f"{key} {'not installed' if one is None else one}" for key, one in value.items()) or "none"
         elif isinstance(value, list):
             value = "; ".join(value)
-        lines.append(f"{name:<10} {value}")
-    return lines
+        cells.append((name, str(value)))
+    return align(cells)

@@ -60,7 +60,7 @@ def test_env_works_where_pytorch_cannot_be_imported(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", broken)
     facts = environment()
     assert facts["torch_error"] == "ImportError"
-    assert "torch_error ImportError" in format_environment(facts)
+    assert "torch_error  ImportError" in format_environment(facts)
 
 
 def test_a_closed_pipe_is_not_an_error():
