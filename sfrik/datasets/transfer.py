@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from sfrik.datasets.entries import split_folder
 from sfrik.datasets.images import Images, image_files, load_images
 from sfrik.datasets.sizes import class_members
-from sfrik.errors import SfrikError, nearest
+from sfrik.errors import MissingImagesError, SfrikError, nearest
 from sfrik.system.files import read_text
 
 __all__ = ["VOC_CLASSES", "load_target"]
@@ -73,7 +73,7 @@ def _digits8x8(split: str, data_dir: Path) -> Images:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise SfrikError("the data set digits8x8 comes with the package scikit-learn: pip install scikit-learn") from None
+        raise MissingImagesError("the data set digits8x8 comes with the package scikit-learn: pip install scikit-learn") from None
     content: Any = load_digits()
     small = torch.from_numpy(content.images).float()[:, None] * (255 / 16)  # [n, 1, 8, 8]
     digits = F.interpolate(small, size=20, mode="bilinear", align_corners=False)
@@ -95,7 +95,7 @@ def _voc07(split: str, data_dir: Path) -> Images:
     for name in VOC_CLASSES:
         path = root / "ImageSets" / "Main" / f"{name}_{part}.txt"
         if not path.exists():
-            raise SfrikError(f"voc07: there is no {path}: {remedy}")
+            raise MissingImagesError(f"voc07: there is no {path}: {remedy}")
         rows = [line.split() for line in read_text(path).splitlines() if line.strip()]
         for row in rows:
             if len(row) != 2 or row[1] not in ("-1", "0", "1"):
@@ -118,7 +118,7 @@ def _places205(split: str, data_dir: Path) -> Images:
     lists = data_dir / "trainvalsplit_places205"
     if not lists.is_dir():
         if split_folder(data_dir, "train") is None:
-            raise SfrikError(
+            raise (SfrikError if data_dir.is_dir() else MissingImagesError)(
                 f"places205: {data_dir} holds neither trainvalsplit_places205/ nor train/ and val/: unpack "
                 "trainvalsplit_places205.tar.gz and imagesPlaces205_resize.tar.gz there, or check --target-dir"
             )
@@ -133,9 +133,9 @@ def _places205(split: str, data_dir: Path) -> Images:
     roots = [data_dir / PLACES_IMAGES, data_dir / "imagesPlaces205_resize" / PLACES_IMAGES]
     folder = next((root for root in roots if root.is_dir()), None)
     if folder is None:
-        raise SfrikError(f"places205: there is no folder {roots[0]}: unpack imagesPlaces205_resize.tar.gz in {data_dir}")
+        raise MissingImagesError(f"places205: there is no folder {roots[0]}: unpack imagesPlaces205_resize.tar.gz in {data_dir}")
     if not path.exists():
-        raise SfrikError(f"places205: there is no {path}: unpack trainvalsplit_places205.tar.gz in {data_dir}")
+        raise MissingImagesError(f"places205: there is no {path}: unpack trainvalsplit_places205.tar.gz in {data_dir}")
     rows = [line.rsplit(None, 1) for line in read_text(path).splitlines() if line.strip()]
     try:
         targets = np.array([int(row[1]) for row in rows], dtype=np.int64)

@@ -6,17 +6,15 @@ another evaluation is ignored, with a line on stderr.
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from sfrik.datasets import Images
 from sfrik.runs import records
 from sfrik.runs.checkpoints import Checkpoints
 from sfrik.runs.folder import Run
 from sfrik.settings import FrozenSettings
-from sfrik.system.files import file_hash
 from sfrik.system.records import VERSION, parse_record
 from sfrik.system.terminal import print_line
 
@@ -34,23 +32,18 @@ class EvaluationCheckpoint:
         name: of the score, such as linear, linear_tune, semi1.
         settings: of the evaluation.
         digest: SHA-256 of the weights that the evaluation starts from.
-        images: the training images.
+        data: of the images, by split (`Inputs.data`).
         precision: of the network, "fp32", "bf16" or "fp16".
     """
 
-    def __init__(self, run: Run, name: str, settings: FrozenSettings, digest: str, images: Images, precision: str) -> None:
+    def __init__(
+        self, run: Run, name: str, settings: FrozenSettings, digest: str, data: Mapping[str, Any], precision: str
+    ) -> None:
         self.run, self.name = run, name
         self._file = Checkpoints(run.folder, f"checkpoint_{name}")
         self._lock = ExitStack()
-        label_list = getattr(settings, "label_list", "")  # a path, which the hash of the settings leaves out
-        self._of = {
-            "settings": settings.hash(),
-            "weights": digest,
-            "images": hashlib.sha256(images.targets.tobytes()).hexdigest() + (file_hash(Path(label_list)) if label_list else ""),
-            "precision": precision,
-        }
-        if images.classes is not None:  # checkpoints of earlier releases do not record them
-            self._of["classes"] = hashlib.sha256("\0".join(images.classes).encode("utf-8", "surrogateescape")).hexdigest()
+        self._of = {"settings": settings.hash(), "weights": digest, "precision": precision}
+        self._of |= {f"{split} images": found["sha256"] for split, found in data.items()}
 
     def __enter__(self) -> EvaluationCheckpoint:
         self._lock.enter_context(self.run.lock(f"{self.name}.lock", wait=True))
@@ -77,7 +70,7 @@ class EvaluationCheckpoint:
             parse_record(state, records.EvaluationCheckpoint, str(self.path))
         if state is None:
             return None
-        different = ", ".join(name for name, value in self._of.items() if state["of"].get(name, value) != value)
+        different = ", ".join(name for name, value in self._of.items() if state["of"].get(name) != value)
         if not different:
             return state
         text = f"{self.name}: restarted, since {self.path} belongs to another evaluation (different {different})"

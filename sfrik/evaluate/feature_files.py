@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from io import RawIOBase
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -21,7 +23,7 @@ from sfrik.runs.records import FeatureOrigin
 from sfrik.system.files import atomic_write, check_regular, write_error
 from sfrik.system.records import read_record
 
-__all__ = ["drop_rows", "load_features", "make_empty", "naming_the_file", "write_rows"]
+__all__ = ["describe_features", "drop_rows", "load_features", "make_empty", "naming_the_file", "write_rows"]
 
 BLOCK = 65536  # rows copied at a time: 0.5 GiB at d = 2048
 
@@ -61,6 +63,17 @@ def load_features(folder: str | Path, name: str) -> tuple[Tensor, Tensor]:
     if not known[1] and name == "train" and len(labels) > 1 and int(labels.min()) == int(labels.max()):
         raise SfrikError(f"{paths[1]} has the class {labels[0]} only: extract the features again, of at least two classes")
     return features, labels
+
+
+def describe_features(folder: Path, name: str, labels: Tensor) -> dict[str, Any]:
+    """What a score records of features whose images are not known: their number, that of their classes, and a hash of both files.
+
+    Args:
+        labels: of `load_features`, [n].
+    """
+    files = "".join(cached_hash(folder / f"{name}_{part}.npy") for part in ("features", "labels"))
+    classes = len(load_classes(folder, name) or ()) or int(labels.max()) + 1
+    return {"images": len(labels), "classes": classes, "sha256": hashlib.sha256(files.encode()).hexdigest()}
 
 
 def _name(folder: Path, name: str, row: int) -> str:

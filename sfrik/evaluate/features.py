@@ -21,17 +21,17 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from torch import Tensor
 
-from sfrik.datasets import Images, images_of_folder
-from sfrik.datasets.entries import split_folder
+from sfrik.datasets import Images
 from sfrik.errors import SfrikError
 from sfrik.evaluate.arguments import report_untrained
 from sfrik.evaluate.broken import note_broken, without_broken
-from sfrik.evaluate.feature_files import drop_rows, load_features, make_empty, naming_the_file, write_rows
+from sfrik.evaluate.feature_files import describe_features, drop_rows, load_features, make_empty, naming_the_file, write_rows
 from sfrik.evaluate.forward import feature_batches
 from sfrik.evaluate.inputs import Inputs
 from sfrik.evaluate.name_files import RENAMED, check_same_classes, load_classes, load_names, write_names
 from sfrik.networks import Backbone
 from sfrik.ops.collectives import all_gather_json, barrier, broadcast_from_rank_zero, rank, world_size
+from sfrik.runs.data import split_differences
 from sfrik.runs.records import FeatureOrigin
 from sfrik.runs.refusals import refuse_published
 from sfrik.settings import FeatureSettings, KnnSettings, LogisticSettings
@@ -39,6 +39,7 @@ from sfrik.system.files import atomic_write, file_hash, write_json
 from sfrik.system.locks import folder_lock
 from sfrik.system.progress import track
 from sfrik.system.records import read_record
+from sfrik.system.terminal import print_line
 
 __all__ = ["Features", "extract_features", "features_here", "read_features"]
 
@@ -54,12 +55,14 @@ class Features(NamedTuple):
     Attributes:
         weights_sha256: the SHA-256 of the weights; None where unknown.
         broken: names of the images that the extraction skipped, by split ("train", "test").
+        data: what a score records of the images, by split; empty where unknown, in features of an earlier release.
     """
 
     train: tuple[Tensor, Tensor]
     val: tuple[Tensor, Tensor]
     weights_sha256: str | None
     broken: dict[str, list[str]]
+    data: dict[str, dict[str, Any]]
 
 
 def extract_features(settings: FeatureSettings) -> Path:
@@ -67,7 +70,8 @@ def extract_features(settings: FeatureSettings) -> Path:
 
     "val" is the test images, or the tuning split with `val_dataset` train. With `image_dir`, or with the data set image_folder
     where `data_dir` has neither train/ nor val/, the images are all below that folder, with or without labels, and the split is
-    called "all". The files are those of the module's docstring. Features of the same weights and images are left as they are.
+    called "all". The files are those of the module's docstring. Features of the same weights and images are left as they are;
+    those of other images are extracted again, with a line on stderr.
 
     Under `torch.distributed` (torchrun, or `sfrik.launch`) every process calls this function: each takes a range of consecutive
     batches and writes their features to their rows of the one file. The folder must be visible to all processes. The files are
@@ -88,7 +92,7 @@ def extract_features(settings: FeatureSettings) -> Path:
     if type(settings) is FeatureSettings and not settings.extraction_dir:  # those of a score are checked by its name
         inputs.check_folder(inputs.score_name("features"))
     folder = Path(settings.extraction_dir) if settings.extraction_dir else _own_folder(inputs)
-    _extract_if_missing(folder, inputs, _image_dir(settings), named=True)
+    _extract_if_missing(folder, inputs, named=True)
     return folder
 
 
@@ -121,7 +125,7 @@ def read_features(inputs: Inputs[Any]) -> Features:
         train, val = load_features(folder, "train"), load_features(folder, "val")
         path = folder / "weights.json"
         record = read_record(path, FeatureOrigin) if path.exists() else {}
-        digest = record.get("backbone_sha256")
+        digest, present = record.get("backbone_sha256"), None
     else:
         folder = _own_folder(inputs)
         for _ in range(ATTEMPTS):
@@ -134,7 +138,7 @@ def read_features(inputs: Inputs[Any]) -> Features:
                     break
         else:
             raise SfrikError(f"the features in {folder} were replaced or damaged {ATTEMPTS} times: evaluate one split at a time")
-        digest = inputs.weights_sha256
+        digest, present = inputs.weights_sha256, inputs.present_data(record, folder / "weights.json")
     if train[0].shape[1] != val[0].shape[1]:
         raise SfrikError(
             f"{folder} has train features of {train[0].shape[1]} dimensions and val features of {val[0].shape[1]}: "
@@ -144,8 +148,15 @@ def read_features(inputs: Inputs[Any]) -> Features:
     both = f"the train features in {folder}", f"the val features in {folder}"
     check_same_classes(of_train, of_val, *both, "extract both from folders with the same classes")
     report_untrained(train[1], val[1], folder)
-    broken = record.get("broken_images", {})
-    return Features(train, val, digest, {name: broken[split] for split, name in REPORTED.items() if split in broken})
+    files = {"train": describe_features(folder, "train", train[1]), inputs.split: describe_features(folder, "val", val[1])}
+    if present is None:  # the images were not read, and their numbers not printed
+        numbers = [f"{found['images']} {split} of {found['classes']} classes" for split, found in files.items()]
+        print_line(f"features: {' and '.join(numbers)}, from {folder}")
+    broken = {
+        name: record["broken_images"][split] for split, name in REPORTED.items() if split in record.get("broken_images", {})
+    }
+    data = record.get("data") or (files if settings.extraction_dir else {})
+    return Features(train, val, digest, broken, dict(data))
 
 
 def _own_folder(inputs: Inputs[Any]) -> Path:
@@ -159,13 +170,6 @@ def _given_folder(extraction_dir: str) -> Path:
     return inside if not (folder / "train_features.npy").is_file() and (inside / "train_features.npy").is_file() else folder
 
 
-def _image_dir(settings: FeatureSettings) -> str:
-    """The folder whose images are extracted in place of the splits; "" for the splits."""
-    place = Path(settings.data_dir)
-    whole = settings.dataset == "image_folder" and place.is_dir() and not any(split_folder(place, p) for p in ("train", "val"))
-    return settings.image_dir or (settings.data_dir if whole else "")
-
-
 def _exist(folder: Path, inputs: Inputs[Any], named: bool = False) -> bool:
     """Whether a folder has the features of both splits that would be extracted, with the names of the images if `named`.
 
@@ -177,55 +181,60 @@ def _exist(folder: Path, inputs: Inputs[Any], named: bool = False) -> bool:
     try:
         for split in ("train", "val"):
             load_features(folder, split)  # checks the files
-        return _fits(read_record(folder / "weights.json", FeatureOrigin), inputs, _origin(inputs))
+        return _fits(folder / "weights.json", inputs)
     except SfrikError:
         if inputs.settings.extraction_dir:
             raise
         return False
 
 
-def _fits(record: dict[str, Any], inputs: Inputs[Any], origin: dict[str, Any]) -> bool:
-    """Whether features with this record are of this origin, and complete unless broken images are skipped."""
-    complete = inputs.settings.skip_broken or not record.get("broken_images")
-    return complete and all(record.get(name) == value for name, value in origin.items())
+def _fits(record: Path, inputs: Inputs[Any]) -> bool:
+    """Whether features with this record are of these weights and images, and complete unless broken images are skipped."""
+    found = read_record(record, FeatureOrigin)
+    complete = inputs.settings.skip_broken or not found.get("broken_images")
+    if not complete or any(found.get(name) != value for name, value in _origin(inputs).items()):
+        return False
+    present = inputs.present_data(found, record)
+    return present is None or not split_differences(found["data"], present)
 
 
-def _origin(inputs: Inputs[Any], image_dir: str = "") -> dict[str, Any]:
-    """Everything that features depend on: the weights, the images and how they are read."""
+def _origin(inputs: Inputs[Any]) -> dict[str, Any]:
+    """Everything that features depend on, beside the images: the weights, and which images are read how."""
     names = ("dataset", "size", "arch", "stem", "precision")
-    names = names if image_dir else (*names, "subset", "val_dataset", "val_subset")
-    origin = {"backbone_sha256": inputs.weights_sha256, **{name: getattr(inputs.settings, name) for name in names}}
-    return {**origin, "image_dir": os.path.realpath(image_dir)} if image_dir else origin
+    names = names if inputs.image_dir else (*names, "subset", "val_dataset", "val_subset")
+    return {"backbone_sha256": inputs.weights_sha256, **{name: getattr(inputs.settings, name) for name in names}}
 
 
-def _extracted(folder: Path, inputs: Inputs[Any], image_dir: str, images: Images) -> bool:
+def _extracted(folder: Path, inputs: Inputs[Any]) -> bool:
     """Whether a folder has the features of the images of `image_dir`; refuses to replace those of another one."""
     path = folder / "all_weights.json"
     if not path.is_file():
         return False
-    record = read_record(path, FeatureOrigin)
-    if record.get("image_dir") != os.path.realpath(image_dir):
+    record, images = read_record(path, FeatureOrigin), inputs.images("all")
+    same = "data" in record and not split_differences(record["data"], inputs.data)
+    if not same and record.get("image_dir") != os.path.realpath(inputs.image_dir):
         raise SfrikError(f"{folder} holds the features of {record.get('image_dir')}: choose another --extraction-dir")
     with suppress(SfrikError, OSError, ValueError):
         names = load_names(folder, "all")
         known = without_broken(images, record, "all")
         rows = len(np.load(folder / "all_features.npy", mmap_mode="r"))
         same = rows == len(names) == len(known) and all(known.name(row) == name for row, name in enumerate(names))
-        return same and _fits(record, inputs, _origin(inputs, image_dir))
+        return same and _fits(path, inputs)
     return False
 
 
-def _extract_if_missing(folder: Path, inputs: Inputs[Any], image_dir: str = "", named: bool = False) -> None:
+def _extract_if_missing(folder: Path, inputs: Inputs[Any], named: bool = False) -> None:
     """Extract the features of both splits, or of `image_dir`, by all processes, unless rank 0 finds them."""
     refuse_published(folder)
-    splits: dict[str, Images] = {"all": images_of_folder(image_dir)} if image_dir else {}
 
     def exist() -> bool:
-        return _extracted(folder, inputs, image_dir, splits["all"]) if image_dir else _exist(folder, inputs, named)
+        return _extracted(folder, inputs) if inputs.image_dir else _exist(folder, inputs, named)
 
     if broadcast_from_rank_zero(exist()):
         return
-    if not image_dir:
+    if inputs.image_dir:
+        splits = {"all": inputs.images("all")}
+    else:
         splits = {"val": inputs.scored_images(), "train": inputs.images("train")}
         check_same_classes(splits["train"].classes, splits["val"].classes, "the training images", "the scored images", RENAMED)
     backbone = inputs.backbone(next(iter(splits.values())).channels)
@@ -233,16 +242,21 @@ def _extract_if_missing(folder: Path, inputs: Inputs[Any], image_dir: str = "", 
     with folder_lock(folder, LOCK, wait=True) if rank() == 0 else nullcontext():
         if not broadcast_from_rank_zero(exist()):
             try:
-                _extract(folder, inputs, splits, backbone, _origin(inputs, image_dir))
+                _extract(folder, inputs, splits, backbone)
             finally:
                 for split in splits:
                     _temporary(folder, split).unlink(missing_ok=True)
 
 
-def _extract(folder: Path, inputs: Inputs[Any], splits: dict[str, Images], backbone: Backbone, origin: dict[str, Any]) -> None:
-    settings = inputs.settings
-    record = folder / ("all_weights.json" if "all" in splits else "weights.json")
+def _extract(folder: Path, inputs: Inputs[Any], splits: dict[str, Images], backbone: Backbone) -> None:
+    settings, image_dir = inputs.settings, inputs.image_dir
+    record = folder / ("all_weights.json" if image_dir else "weights.json")
+    data = {split: inputs.data[split] for split in (["all"] if image_dir else ["train", inputs.split])}
     if rank() == 0:
+        with suppress(SfrikError):  # broken
+            known = read_record(record, FeatureOrigin).get("data", {}) if record.exists() else {}
+            if differences := split_differences(known, data):
+                inputs.report(f"{record} is of other images ({differences}): extracted again")
         record.unlink(missing_ok=True)
         for split, images in splits.items():
             make_empty(_temporary(folder, split), (len(images), backbone.num_features))
@@ -265,7 +279,8 @@ def _extract(folder: Path, inputs: Inputs[Any], splits: dict[str, Images], backb
         names = {split: [splits[split].name(index) for index in unread] for split, unread in broken.items() if unread}
         paths = [folder / f"{split}_{part}" for split in splits for part in PARTS]
         digests = {path.name: file_hash(path) for path in paths if path.exists()}
-        write_json(record, {**origin, **note_broken(names), "sha256": digests})
+        place = {"image_dir": os.path.realpath(image_dir)} if image_dir else {}
+        write_json(record, {**_origin(inputs), **place, "data": data, **note_broken(names), "sha256": digests})
     barrier()
 
 

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import torch
 
-from sfrik.datasets import Images, labelled_share, load_images
+from sfrik.datasets import Images, images_of_folder, labelled_share, load_images
+from sfrik.datasets.entries import split_folder
+from sfrik.datasets.fingerprint import describe_data, print_images
 from sfrik.datasets.sizes import check_subset
-from sfrik.errors import SfrikError
+from sfrik.errors import MissingImagesError, SfrikError
 from sfrik.networks import Backbone, build_pixels, load_backbone
 from sfrik.networks.precision import network_precision
+from sfrik.ops.collectives import rank
 from sfrik.runs.checkpoints import Checkpoints
 from sfrik.runs.folder import Run
 from sfrik.runs.records import Choice, Score
 from sfrik.runs.refusals import refuse_published
+from sfrik.runs.scores import score_problem
 from sfrik.settings import (
     EvaluateSettings,
+    FeatureSettings,
     FrozenSettings,
     KnnSettings,
     LogisticSettings,
@@ -31,9 +37,12 @@ from sfrik.system.devices import channels_last, pick_device
 from sfrik.system.files import UnreadableError, file_hash, rename_broken
 from sfrik.system.records import read_record
 from sfrik.system.tensor_files import check_weights
+from sfrik.system.terminal import print_line
 from sfrik.views.base import Views, resize_for_test
 
 __all__ = ["Inputs", "scored_images", "training_images"]
+
+TITLES = {"train": "training", "tune": "tuning", "test": "test", "all": "extracted"}  # of the splits, for messages
 
 AnySettings = TypeVar("AnySettings", bound=FrozenSettings)
 
@@ -51,16 +60,23 @@ class Inputs(Generic[AnySettings]):
         run: the run whose folder the score is written to.
         split: the split that is scored, "test" or "tune" (the tuning split).
         weights: the weights file: `pretrained`, or the run's backbone.
+        load: the name of a split to its images.
     """
 
     settings: AnySettings
     run: Run
     split: Literal["test", "tune"]
     weights: Path
+    load: Callable[[str], Images]
+    _loaded: dict[str, Images] = field(default_factory=dict, repr=False, compare=False)
+    _reported: set[str] = field(default_factory=set, repr=False, compare=False)
 
     @classmethod
-    def resolve(cls, settings: AnySettings) -> Inputs[AnySettings]:
+    def resolve(cls, settings: AnySettings, load: Callable[[str], Images] | None = None) -> Inputs[AnySettings]:
         """Resolve the settings of an evaluation.
+
+        Args:
+            load: the images of a split, by its name, where they are not those of `dataset`.
 
         Raises:
             SfrikError: the run belongs to a grid (`choice`), and the choice on the tuning split is not recorded yet, or is
@@ -71,7 +87,7 @@ class Inputs(Generic[AnySettings]):
         _check_splits(settings)
         run = Run(settings.exp_dir)
         weights = Path(settings.pretrained) if settings.pretrained else run.backbone
-        return cls(settings, run, "tune" if settings.val_dataset == "train" else "test", weights)
+        return cls(settings, run, _scored(settings), weights, load or partial(_load, settings))
 
     @cached_property
     def device(self) -> torch.device:
@@ -94,13 +110,56 @@ class Inputs(Generic[AnySettings]):
         return resize_for_test(self.settings.size, self.settings.dataset)
 
     def images(self, split: str) -> Images:
-        """The images of a split: "train", "tune" or "test"."""
-        s = self.settings
-        return load_images(s.dataset, split, s.data_dir, s.subset, s.val_subset)
+        """The images of a split: "train" (those whose labels are used), "tune" or "test"; "all" those of `image_dir`."""
+        if split not in self._loaded:
+            self._loaded[split] = images_of_folder(self.image_dir) if split == "all" else self.load(split)
+        return self._loaded[split]
 
     def scored_images(self) -> Images:
         """The images of the split that is scored."""
         return self.images(self.split)
+
+    @cached_property
+    def image_dir(self) -> str:
+        """The folder whose images are extracted in place of the splits; "" for the splits."""
+        s, place = self.settings, Path(self.settings.data_dir)
+        if not isinstance(s, FeatureSettings):
+            return ""
+        whole = s.dataset == "image_folder" and place.is_dir() and not any(split_folder(place, p) for p in ("train", "val"))
+        return s.image_dir or (s.data_dir if whole else "")
+
+    @cached_property
+    def data(self) -> dict[str, dict[str, Any]]:
+        """The images that are read, by split, as `sfrik.datasets.fingerprint.describe_data` describes them.
+
+        Their numbers are printed on first use.
+
+        Raises:
+            SfrikError: they cannot be read.
+        """
+        found = {}
+        for split in ["all"] if self.image_dir else _splits(self.settings):
+            images = self.images(split)
+            print_images(TITLES[split], images)
+            found[split] = describe_data(images)
+        return found
+
+    def present_data(self, recorded: Mapping[str, Any], path: Path) -> Mapping[str, Any] | None:
+        """`data`, to compare with the `data` in a file; None for a file of an earlier release, which has none.
+
+        None too where the images are missing now: the file is used as it is, and this is reported.
+        """
+        try:
+            return self.data if recorded.get("data") else None
+        except MissingImagesError as error:
+            self.report(f"{path} is used as it is, since its images cannot be compared with the present ones: {error}")
+            return None
+
+    def report(self, text: str) -> None:
+        """Print a line on stderr, once for this evaluation and on rank 0 only."""
+        if text not in self._reported and rank() == 0:
+            self._reported.add(text)
+            print_line(text, error=True)
 
     def backbone(self, channels: int) -> Backbone:
         """The backbone with its weights, on the device and in evaluation mode.
@@ -145,13 +204,15 @@ class Inputs(Generic[AnySettings]):
             )
 
     def finished_score(self, name: str) -> dict[str, Any] | None:
-        """The score of that name, if it was measured with these settings on these weights; else None. Called before any work.
+        """The score of that name, if it was measured with these settings on these weights and images; else None.
 
-        A score of weights, features or a head from outside the run is always computed again: its file does not record where they
-        came from. A score that cannot be parsed is renamed, and measured again.
+        Called before any work. Why a score that exists is measured again is reported. A score of weights, features or a head from
+        outside the run is always computed again: its file does not record where they came from. A score that cannot be parsed is
+        renamed, and measured again. A score of an earlier release does not record its images, which are then not compared.
 
         Raises:
-            SfrikError: a folder has the name of the score, or the score would take the place of one that a table prints.
+            SfrikError: a folder has the name of the score, the score would take the place of one that a table prints, or the
+                images are there but cannot be used.
             UnreadableError: the file system refuses to read the score.
         """
         s = self.settings
@@ -161,14 +222,20 @@ class Inputs(Generic[AnySettings]):
         path = self.run.folder / f"{name}.json"
         if path.is_dir():
             raise SfrikError(f"{path} is a folder, where the score is to be written: move it away")
+        if not path.exists():
+            return None
         try:
-            if path.exists():
-                read_record(path, Score)
+            recorded = read_record(path, Score)
         except UnreadableError:
             raise
         except SfrikError as error:
             rename_broken(path, str(error))
+            return None
         score = self.run.result(name, s)
+        present = None if score is None else self.present_data(score, path)  # only if nothing else differs
+        if problem := score_problem(self.run.folder, name, recorded, s, self.run.weights_sha256(), present):
+            self.report(f"{problem}: measured again")
+            return None
         if score is not None:  # left by a process that was killed right after it wrote the score
             Checkpoints(self.run.folder, f"checkpoint_{name}").delete()
         return score
@@ -197,6 +264,12 @@ def training_images(settings: EvaluateSettings) -> Images:
     return labelled_share(images, settings.dataset, settings.train_percent, settings.label_list)
 
 
+def _load(settings: FrozenSettings, split: str) -> Images:
+    if isinstance(settings, EvaluateSettings) and split == "train":
+        return training_images(settings)
+    return load_images(settings.dataset, split, settings.data_dir, settings.subset, settings.val_subset)
+
+
 def _check_splits(settings: FrozenSettings) -> None:
     """Refuse splits that are read and do not exist, from the settings only; `--dry-run` ends with the same errors."""
     if isinstance(settings, TransferSettings):
@@ -205,22 +278,28 @@ def _check_splits(settings: FrozenSettings) -> None:
                 f"{settings.target} has no tuning split: hyperparameters are chosen on its training images; use --val-dataset val"
             )
         return
-    tuned = settings.val_dataset == "train"
-    chooses = not tuned and bool(getattr(settings, "lr_sweep", ()))
-    if isinstance(settings, LogisticSettings):
+    if isinstance(settings, LogisticSettings) and settings.extraction_dir:
         lbfgs = settings.solver == "lbfgs"
-        chooses = lbfgs or chooses
-        if settings.extraction_dir and chooses:
+        if lbfgs or (settings.lr_sweep and _scored(settings) == "test"):
             what, remedy = ("solver lbfgs chooses C", "--solver sgd") if lbfgs else ("lr_sweep chooses", "--lr-head")
             raise SfrikError(f"{what} on the tuning split, which an extraction folder lacks: use {remedy}")
-    read = not getattr(settings, "image_dir", "")
-    if isinstance(settings, (KnnSettings, LogisticSettings)):
-        read = not settings.extraction_dir
-    if isinstance(settings, EvaluateSettings):
-        chooses = chooses and not settings.only_inference
-    splits = [*(["train"] if read else []), *(["tune"] if (read and tuned) or chooses else [])]
-    for split in splits:
+    for split in [] if getattr(settings, "image_dir", "") else _splits(settings):
         check_subset(settings.dataset, split, settings.subset, settings.val_subset)
+
+
+def _scored(settings: FrozenSettings) -> Literal["test", "tune"]:
+    return "tune" if settings.val_dataset == "train" else "test"
+
+
+def _splits(settings: FrozenSettings) -> list[str]:
+    """The splits whose images an evaluation reads; the scored one is the last."""
+    scored = _scored(settings)
+    if isinstance(settings, (KnnSettings, LogisticSettings)) and settings.extraction_dir:
+        return []
+    if isinstance(settings, EvaluateSettings) and settings.only_inference:
+        return [scored]
+    chooses = getattr(settings, "lr_sweep", ()) or getattr(settings, "solver", "") == "lbfgs"
+    return list(dict.fromkeys(["train", *(["tune"] if chooses else []), scored]))
 
 
 def _check_choice(settings: FrozenSettings) -> None:

@@ -9,20 +9,21 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sfrik.datasets import Images
+from sfrik.datasets import Images, describe_data
 from sfrik.errors import SfrikError
 from sfrik.evaluate.broken import note_broken
 from sfrik.evaluate.checkpoint import EvaluationCheckpoint
-from sfrik.evaluate.features import read_features
+from sfrik.evaluate.features import Features, read_features
 from sfrik.evaluate.finetune import finetune, score_images
 from sfrik.evaluate.forward import extract
 from sfrik.evaluate.head_files import SavedHead, load_head, save_head
-from sfrik.evaluate.inputs import Inputs, training_images
+from sfrik.evaluate.inputs import Inputs
 from sfrik.evaluate.knn import scores_by_k
 from sfrik.evaluate.linear import linear_probe, linear_sweep
 from sfrik.evaluate.linear_head import top_accuracies
 from sfrik.evaluate.logistic import logistic_lbfgs, logistic_sgd, logistic_sweep
 from sfrik.networks import Backbone
+from sfrik.runs.data import data_differences
 from sfrik.runs.records import Score
 from sfrik.settings import EvaluateSettings, KnnSettings, LogisticSettings
 from sfrik.system.devices import channels_last
@@ -61,14 +62,14 @@ def evaluate(settings: EvaluateSettings, progress: bool = True) -> dict[str, Any
     name = inputs.score_name(settings.protocol)
     if score := inputs.finished_score(name):
         return score
-    train, test = training_images(settings), inputs.scored_images()
+    train, test = inputs.images("train"), inputs.scored_images()
     backbone = inputs.backbone(train.channels)
     images: tuple[Images | None, ...] = (train, test)
     if settings.lr_sweep:
         images = (train, inputs.images("tune"), test) if inputs.split == "test" else (train, test, None)
     train_head = finetune if settings.weights == "finetune" else linear_sweep if settings.lr_sweep else linear_probe
     method = cast("Callable[..., tuple[dict[str, Any], nn.Linear]]", train_head)  # a sweep takes the tuning split too
-    with EvaluationCheckpoint(inputs.run, name, settings, inputs.weights_sha256, train, inputs.precision) as checkpoint:
+    with EvaluationCheckpoint(inputs.run, name, settings, inputs.weights_sha256, inputs.data, inputs.precision) as checkpoint:
         if score := inputs.finished_score(name):  # by the process that this one waited for
             return score
         score, head = method(backbone, *images, settings, inputs.device, inputs.precision, progress, checkpoint)
@@ -84,7 +85,7 @@ def evaluate(settings: EvaluateSettings, progress: bool = True) -> dict[str, Any
             settings=settings.hash(),
             backbone_sha256=inputs.weights_sha256,
         )
-        score = {"images": len(test), "train_images": len(train), **score, "head_sha256": saved}
+        score = {"images": len(test), "train_images": len(train), **score, "head_sha256": saved, "data": inputs.data}
         return inputs.run.save_result(name, settings, score, inputs.weights_sha256)
 
 
@@ -103,7 +104,7 @@ def _inference(inputs: Inputs[EvaluateSettings]) -> dict[str, Any]:
     head, broken = saved.head.to(inputs.device), cast("list[str]", [])
     top1, top5 = score_images(backbone, head, images, settings, inputs.device, inputs.precision, skipped=broken)
     score = {"images": len(images), "head": saved.path.name, "head_sha256": file_hash(saved.path), "top1": top1, "top5": top5}
-    score |= note_broken({"test": broken}, test=len(images))
+    score |= {**note_broken({"test": broken}, test=len(images)), "data": inputs.data}
     return inputs.run.save_result(name, settings, score, digest)
 
 
@@ -112,6 +113,7 @@ def class_scores(settings: EvaluateSettings) -> Split:
     """The class scores of a head that `evaluate` saved, for each scored image; with `skip_broken` for those that can be read.
 
     The head is `ckp_path`, or the run's head of this protocol and split; after fine-tuning the backbone is the one saved with it.
+    A line on stderr reports that the images are not those that the run's score was measured on.
 
     Returns:
         Class scores [n, classes] before the softmax, and labels [n].
@@ -122,6 +124,10 @@ def class_scores(settings: EvaluateSettings) -> Split:
     inputs = Inputs.resolve(settings)
     images = inputs.scored_images()
     saved, backbone, _ = _saved_model(inputs, images)
+    score = inputs.run.folder / f"{inputs.score_name(settings.protocol)}.json"
+    recorded = read_record(score, Score).get("data", {}) if score.is_file() else {}
+    if recorded and (differences := data_differences(recorded.get(inputs.split), describe_data(images))):
+        print_line(f"{score} was measured on other images ({differences}) than these class scores", error=True)
     how = {"device": inputs.device, "precision": inputs.precision, "workers": settings.workers}
     features, labels = extract(backbone, images, inputs.whole_images, **how, skip_broken=settings.skip_broken)
     return saved.head(features), labels
@@ -183,7 +189,7 @@ def knn_eval(settings: KnnSettings) -> dict[str, Any]:
     name = inputs.score_name("knn")
     if score := inputs.finished_score(name):
         return score
-    (train, train_labels), (test, test_labels), digest, broken = read_features(inputs)
+    (train, train_labels), (test, test_labels), digest, broken, data = read_features(inputs)
     num_classes = int(max(train_labels.max(), test_labels.max())) + 1
     if large := [k for k in settings.nb_knn if k > len(train)]:
         text = f"nb_knn {', '.join(map(str, large))}: there are only {len(train)} training images, and all of them vote"
@@ -193,7 +199,14 @@ def knn_eval(settings: KnnSettings) -> dict[str, Any]:
     top1, top5 = {}, {}
     for k, scores in scores_by_k(train, train_labels, test, settings.nb_knn, settings.temperature, num_classes):
         top1[str(k)], top5[str(k)] = top_accuracies(scores, test_labels, voted=True)
-    score = {"images": len(test), "train_images": len(train), "top1_at": top1, "top5_at": top5, **note_broken(broken)}
+    score = {
+        "images": len(test),
+        "train_images": len(train),
+        "top1_at": top1,
+        "top5_at": top5,
+        **note_broken(broken),
+        "data": data,
+    }
     return inputs.run.save_result(name, settings, score, digest)
 
 
@@ -213,31 +226,34 @@ def logistic_regression(settings: LogisticSettings) -> dict[str, Any]:
     name = inputs.score_name("logistic")
     if score := inputs.finished_score(name):
         return score
-    train, test, digest, broken = read_features(inputs)
+    features = read_features(inputs)
+    train, test, digest, broken, data = features
     if settings.solver == "lbfgs":
-        score = logistic_lbfgs(train, _tuning_features(inputs, broken), test, settings.inverse_penalties)
+        score = logistic_lbfgs(train, _tuning_features(inputs, features), test, settings.inverse_penalties)
     else:
-        score = _logistic_sgd(inputs, train, test, broken)
-    score = {"images": len(test[0]), "train_images": len(train[0]), **score, **note_broken(broken)}
+        score = _logistic_sgd(inputs, features)
+    score = {"images": len(test[0]), "train_images": len(train[0]), **score, **note_broken(broken), "data": data}
     return inputs.run.save_result(name, settings, score, digest)
 
 
-def _logistic_sgd(inputs: Inputs[LogisticSettings], train: Split, test: Split, broken: dict[str, list[str]]) -> dict[str, Any]:
+def _logistic_sgd(inputs: Inputs[LogisticSettings], features: Features) -> dict[str, Any]:
+    train, test = features.train, features.val
     num_classes = int(max(train[1].max(), test[1].max())) + 1
     s, device = inputs.settings, inputs.device
     if not s.lr_sweep:
         return logistic_sgd(train, test, num_classes, s.epochs, s.batch_size, s.lr_head, s.weight_decay, s.seed, device)
-    splits = (_tuning_features(inputs, broken), test) if inputs.split == "test" else (test, None)
+    splits = (_tuning_features(inputs, features), test) if inputs.split == "test" else (test, None)
     return logistic_sweep(train, *splits, num_classes, s.lr_sweep, s.epochs, s.batch_size, s.weight_decay, s.seed, device)
 
 
-def _tuning_features(inputs: Inputs[LogisticSettings], broken: dict[str, list[str]]) -> Split:
+def _tuning_features(inputs: Inputs[LogisticSettings], features: Features) -> Split:
     """Features of the tuning split, extracted now: the folder of features has only one split besides the training images.
 
-    The names of skipped images are added to `broken`.
+    The names of skipped images, and what describes the split, are added to those of `features`.
     """
     s = inputs.settings
     images = inputs.images("tune")
     backbone = inputs.backbone(images.channels)
+    features.data["tune"] = inputs.data["tune"]
     how = inputs.whole_images, s.batch_size, inputs.device, inputs.precision, s.workers, None, s.skip_broken
-    return extract(backbone, images, *how, broken.setdefault("tune", []))
+    return extract(backbone, images, *how, features.broken.setdefault("tune", []))

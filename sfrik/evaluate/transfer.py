@@ -56,19 +56,19 @@ def transfer(settings: TransferSettings, progress: bool = True) -> dict[str, Any
         SfrikError: missing images or weights, or `val_dataset` train: the targets have no tuning split.
         Preempted: a linear probe was stopped by SIGTERM, SIGUSR1 or SIGHUP (KeyboardInterrupt: by SIGINT), after saving.
     """
-    inputs = Inputs.resolve(settings)
+    folder = settings.target_dir or settings.data_dir
+    inputs = Inputs.resolve(settings, lambda split: load_target(settings.target, split, folder))
     name = inputs.score_name(f"transfer_{settings.target}")
     if score := inputs.finished_score(name):
         return score
-    folder = settings.target_dir or settings.data_dir
-    train, test = (load_target(settings.target, split, folder) for split in ("train", "test"))
+    train, test = inputs.images("train"), inputs.images("test")
     backbone = inputs.backbone(train.channels)
     device, precision, digest = inputs.device, inputs.precision, inputs.weights_sha256
-    with EvaluationCheckpoint(inputs.run, name, settings, digest, train, precision) as checkpoint:
+    with EvaluationCheckpoint(inputs.run, name, settings, digest, inputs.data, precision) as checkpoint:
         if score := inputs.finished_score(name):  # by the process that this one waited for
             return score
         score = METHODS[settings.target](backbone, train, test, settings, device, precision, progress, checkpoint)
-        score = {"target": settings.target, "images": len(test), "train_images": len(train), **score}
+        score = {"target": settings.target, "images": len(test), "train_images": len(train), **score, "data": inputs.data}
         return inputs.run.save_result(name, settings, score, digest)
 
 

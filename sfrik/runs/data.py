@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-__all__ = ["DataRecord", "data_differences"]
+__all__ = ["DataRecord", "data_differences", "split_differences"]
 
 
 class DataRecord(BaseModel):
@@ -33,3 +33,14 @@ def data_differences(recorded: Mapping[str, Any] | None, present: Mapping[str, A
     if not changed and recorded.get("sha256") != present.get("sha256"):
         changed = ["the same numbers of images and classes, but other names, sizes, labels or contents"]
     return ", ".join(changed)
+
+
+def split_differences(recorded: Mapping[str, Any], present: Mapping[str, Any]) -> str:
+    """As `data_differences`, of the splits that both have; the splits are named.
+
+    >>> one, two = ({"images": count, "classes": 10, "sha256": str(count)} for count in (1000, 1200))
+    >>> split_differences({"train": one, "test": one}, {"train": one, "test": two})
+    'test: 1000 images -> 1200 images'
+    """
+    found = {split: data_differences(recorded[split], present.get(split)) for split in recorded}
+    return "; ".join(f"{split}: {text}" for split, text in found.items() if text)

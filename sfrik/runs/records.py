@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from sfrik.runs.data import DataRecord
 from sfrik.system.records import Record
 
 __all__ = [
@@ -112,7 +113,8 @@ class EvaluationCheckpoint(Checkpoint):
     """``checkpoint_<protocol>.pt`` of an evaluation.
 
     Attributes:
-        of: Hashes of the settings, weights and images, and the precision: another evaluation does not resume from it.
+        of: Hashes of the settings, the weights and the images of each split, and the precision. Another evaluation does not
+            resume from it.
         tops: For each epoch, the top-1 and top-5 accuracy of each head.
         diverged: For each diverged head, by its index, the epoch, the step, and whether the loss or a weight was not finite.
         broken: Names of the training images that were skipped; checkpoints of earlier releases have none.
@@ -128,12 +130,17 @@ class EvaluationCheckpoint(Checkpoint):
 
 
 class Score(Record):
-    """``<protocol>.json``: a score with its settings and weights, and the version and commit of the code that measured it."""
+    """``<protocol>.json``: a score with its settings and weights, and the version and commit of the code that measured it.
+
+    Attributes:
+        data: The images that were read, by split ("train", "tune", "test"); empty in scores of earlier releases.
+    """
 
     protocol: str
     seed: int = 0
     backbone_sha256: str | None = None
     head_sha256: str | None = None
+    data: dict[str, DataRecord] = Field(default_factory=dict)
     settings_hash: str = ""
     settings: dict[str, Any] = Field(default_factory=dict)
     sfrik: str = ""
@@ -158,10 +165,12 @@ class FeatureOrigin(Record):
     """weights.json in the folder of extracted features: the weights and images they were computed from.
 
     Attributes:
+        data: The images, by split ("train", "tune", "test", "all"); empty in files of earlier releases.
         sha256: Of each .npy file, by its name; empty in files of earlier releases.
     """
 
     backbone_sha256: str
+    data: dict[str, DataRecord] = Field(default_factory=dict)
     sha256: dict[str, str] = Field(default_factory=dict)
 
 

@@ -6,10 +6,12 @@ Records without settings, as some earlier releases wrote them, contradict nothin
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sfrik.runs.cached import cached_header, cached_provenance, header_error
+from sfrik.runs.data import split_differences
 from sfrik.runs.records import RunSettings, Score
 from sfrik.settings import Settings
 from sfrik.settings.base import hash_of
@@ -42,13 +44,22 @@ def run_problem(folder: Path, settings: Settings) -> str:
     return ""
 
 
-def score_problem(folder: Path, name: str, score: dict[str, Any], settings: Settings, weights_sha256: str | None) -> str:
+def score_problem(
+    folder: Path,
+    name: str,
+    score: dict[str, Any],
+    settings: Settings,
+    weights_sha256: str | None,
+    data: Mapping[str, Any] | None = None,
+) -> str:
     """Why a score is not one with these settings of the weights in its folder; empty if nothing contradicts it.
 
     Args:
         name: Of the score's file, without .json.
         score: The content of the file.
         weights_sha256: SHA-256 of the weights in the folder; the one in provenance.json when None.
+        data: The images that it must have been measured on, by split; not compared when None, nor with a score that does not
+            record them.
     """
     recorded, digest = score.get("settings"), score.get("settings_hash")
     if recorded is not None:
@@ -62,6 +73,8 @@ def score_problem(folder: Path, name: str, score: dict[str, Any], settings: Sett
     measured = score.get("backbone_sha256")
     if weights and measured and measured != weights:
         return f"{name}.json was measured on other weights (SHA-256 {measured[:12]} -> {weights[:12]})"
+    if data is not None and (differences := split_differences(score.get("data", {}), data)):
+        return f"{name}.json was measured on other images ({differences})"
     return _head_problem(folder, name, score)
 
 

@@ -1,18 +1,23 @@
 """Collect the scores of a table from the score files of its runs.
 
 A table depends on these files only; `sfrik.tables.definitions` defines its rows and columns, `sfrik.tables.render` its formats.
-A run or a score of other settings than the recipe's is left out, with the reason (`sfrik.runs.scores`).
+A run or a score of other settings than the recipe's is left out, with the reason (`sfrik.runs.scores`). So is a score that was
+measured on other images than most scores of its column, in a tie than the first of them: a table compares methods on the same
+images. Scores that do not record their images, which earlier releases wrote, are kept.
 """
 
 from __future__ import annotations
 
+import json
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sfrik.errors import SfrikError
+from sfrik.runs.data import split_differences
 from sfrik.runs.folder import Run
 from sfrik.runs.records import Score
 from sfrik.runs.scores import run_problem, score_problem
@@ -36,12 +41,17 @@ __all__ = [
 
 @dataclass
 class Measured:
-    """The scores of one row by column and seed, in the column's unit; test images by column; why seeds are left out, by seed."""
+    """The scores of one row by column and seed, in the column's unit.
+
+    `images` is the number of test images by column, `data` what the scores record of their images by file and seed, and
+    `left_out` the reasons why scores are left out, by seed.
+    """
 
     row: Row
     scores: dict[str, dict[int, float]] = field(default_factory=dict)
     images: dict[str, int] = field(default_factory=dict)
     left_out: dict[int, list[str]] = field(default_factory=dict)
+    data: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)
 
     @property
     def seeds(self) -> list[int]:
@@ -116,6 +126,7 @@ def build_table(name: str, profile: str, root: str | Path | None = None, seeds: 
     definition = experiment(name, profile)
     columns = definition.columns(profile)
     measured = [_measure(row, columns, root, seeds) for row in definition.rows(profile)]
+    _leave_out_other_images(measured, columns)
     return Table(name, profile, definition, columns, measured)
 
 
@@ -147,6 +158,8 @@ def _measure(row: Row, columns: list[Column], root: str | Path | None, seeds: in
                 files[column.score], problem = read_score(row.recipe, seed, column.score, root)
                 reasons = measured.left_out.setdefault(seed, []) if problem else []
                 reasons += [problem] if problem and problem not in reasons else []
+                if data := files[column.score].get("data"):
+                    measured.data.setdefault(column.score, {})[seed] = data
             keys = (row.entry, *column.key) if row.entry else column.key
             name = "metrics.jsonl" if column.score == "metrics" else f"{column.score}.json"
             value = _number(files[column.score], keys, folder / name)
@@ -155,6 +168,22 @@ def _measure(row: Row, columns: list[Column], root: str | Path | None, seeds: in
                 if images := files[column.score].get("images"):
                     measured.images[column.name] = images
     return measured
+
+
+def _leave_out_other_images(measured: list[Measured], columns: list[Column]) -> None:
+    """Leave out the scores that were measured on other images than most scores of their column, in a tie than the first."""
+    for score in dict.fromkeys(column.score for column in columns):
+        found = [(m, seed, data) for m in measured for seed, data in m.data.get(score, {}).items()]
+        keys = [json.dumps(data, sort_keys=True) for _, _, data in found]
+        most = json.loads(Counter(keys).most_common(1)[0][0]) if keys else {}
+        for m, seed, data in found:
+            if differences := split_differences(data, most):
+                reason = f"{score}.json was measured on other images than most of this column ({differences})"
+                m.left_out.setdefault(seed, []).append(f"{reason}: measure it again, with the make of this table")
+                for column in columns:
+                    if column.score == score:
+                        m.scores.get(column.name, {}).pop(seed, None)
+                        m.images[column.name] = (most.get("test") or most["tune"])["images"]
 
 
 def _number(score: dict[str, Any], keys: Sequence[str], path: Path) -> float | None:

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from toys import squares
 
+from sfrik.datasets import describe_data
 from sfrik.errors import Preempted
 from sfrik.evaluate import evaluate, forward, linear_probe, sgd_loop
 from sfrik.evaluate.checkpoint import EvaluationCheckpoint
@@ -287,25 +288,19 @@ def test_a_checkpoint_of_another_evaluation_is_ignored(place, whole, tmp_path, c
     assert contents(tmp_path) == whole["linear"]
 
 
-def test_a_checkpoint_of_other_labels_or_another_precision_is_ignored(place, tmp_path):
-    settings = settings_of(place, tmp_path, "linear", label_list=str(tmp_path / "list.txt"), train_percent=10)
-    images, run = squares(8, 0), Run(tmp_path)
-    (tmp_path / "list.txt").write_text("one", encoding="utf-8")
+def test_a_checkpoint_of_other_images_or_another_precision_is_ignored(place, tmp_path, capsys):
+    settings, run = settings_of(place, tmp_path, "linear"), Run(tmp_path)
+    images = {"train": describe_data(squares(8, 0)), "test": describe_data(squares(4, 1))}
     parts = {"models": {}, "optimizer": {}, "scaler": {}, "tops": [], "diverged": {}, "random": {}}
     place = {"epoch": 0, "step": 3, "loss": 0.5}
     EvaluationCheckpoint(run, "linear", settings, "digest", images, "fp32").save({**parts, "place": place})
     assert EvaluationCheckpoint(run, "linear", settings, "digest", images, "fp32").load()["place"] == place
     assert EvaluationCheckpoint(run, "linear", settings, "digest", images, "bf16").load() is None
-    assert EvaluationCheckpoint(run, "linear", settings, "digest", squares(9, 0), "fp32").load() is None
-    named = replace(images, classes=("cat", "dog"))
-    assert EvaluationCheckpoint(run, "linear", settings, "digest", named, "fp32").load()["place"] == place, (
-        "of an earlier release"
-    )
-    EvaluationCheckpoint(run, "linear", settings, "digest", named, "fp32").save({**parts, "place": place})
-    renamed = replace(images, classes=("dog", "hamster"))
-    assert EvaluationCheckpoint(run, "linear", settings, "digest", renamed, "fp32").load() is None
-    (tmp_path / "list.txt").write_text("another", encoding="utf-8")
-    assert EvaluationCheckpoint(run, "linear", settings, "digest", images, "fp32").load() is None
+    for split in images:
+        for other in (replace(squares(8, 0), classes=("cat", "dog")), squares(9, 0), squares(8, 2)):
+            known = {**images, split: describe_data(other)}
+            assert EvaluationCheckpoint(run, "linear", settings, "digest", known, "fp32").load() is None
+            assert f"(different {split} images)" in capsys.readouterr().err
 
 
 # --- when checkpoints are written

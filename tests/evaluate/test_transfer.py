@@ -166,7 +166,7 @@ def test_a_finished_score_of_digits_is_returned_at_once(weights, monkeypatch):
     assert score["backbone_sha256"] == file_hash(weights / "digits" / "a" / "seed0" / "backbone.safetensors")
     # untrained features of digits are far above the 10 % of guessing
     assert score["top1"] > 50
-    monkeypatch.setattr("sfrik.evaluate.transfer.load_target", lambda *arguments: pytest.fail("measured again"))
+    monkeypatch.setattr("sfrik.runs.folder.Run.save_result", lambda *arguments: pytest.fail("measured again"))
     assert transfer(settings_of(weights)) == score
 
 

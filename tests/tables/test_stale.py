@@ -78,6 +78,24 @@ def trained_with(root, **changes):
     return run
 
 
+def test_a_score_of_other_images_than_most_of_its_column_is_left_out(root):
+    first, second = (finished_run(root, RECIPE, seed=seed, top1=60.0 + seed) for seed in (1, 2))
+    images = {"images": 1000, "classes": 10, "sha256": "a"}
+    for run, count in ((Run(run_folder(OTHER, 0, root)), 1000), (first, 1000), (second, 900)):
+        path = run.folder / "linear.json"
+        recorded = {"train": images, "test": images | {"images": count}}
+        write_json(path, {**read_json(path), "images": count, "data": recorded})
+    table = build_table("table1", "smoke", root)  # RECIPE's seed 0 is of an earlier release, which did not record its images
+    (measured,) = (m for m in table.measured if m.row.recipe == RECIPE)
+    assert set(measured.scores["linear_top1"]) == {0, 1}
+    assert measured.images["linear_top1"] == 1000
+    assert table.left_out == [
+        f"{RECIPE} seed 2: linear.json was measured on other images than most of this column (test: 900 images -> 1000 images): "
+        "measure it again, with the make of this table"
+    ]
+    assert set(measured.scores["knn_top1"]) == {0, 1, 2}
+
+
 def copied_from_another_recipe(root):
     shutil.rmtree(run_folder(RECIPE, 0, root))
     shutil.copytree(run_folder("smoke/vicreg_q64", 0, root), run_folder(RECIPE, 0, root))
