@@ -151,7 +151,7 @@ def _status(options: argparse.Namespace) -> CommandOutput:
     check_folder(options.results)
     found, jobs = tables_status(options.names, options.profile, whole_number(options.seeds, "--seeds", 1), options.results)
     content = {"runs": [asdict(status) for status in found], "counts": state_counts(found)}
-    return CommandOutput(content, format_status(found, jobs))
+    return CommandOutput(content, format_status(found, jobs, options.results))
 
 
 def _run(options: argparse.Namespace) -> CommandOutput:

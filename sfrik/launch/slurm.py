@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -178,6 +179,8 @@ def submit(job: Job, site: Site, root: str | Path) -> str:
     last = printed.strip().rpartition("\n")[2]
     if not (number := re.fullmatch(r"(\d+)(;\w+)?", last.strip())):  # "12;cluster" if there are several
         raise SfrikError(f"sbatch prints no job number but {last[:200]!r}: look into the queue (squeue) before the next try")
+    with suppress(OSError):
+        log.open("a").close()  # records the submission before the job starts
     return number[1]
 
 

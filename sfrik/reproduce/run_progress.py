@@ -14,7 +14,7 @@ from sfrik.runs.folder import Run
 from sfrik.settings import run_folder
 from sfrik.system.live import LiveLines
 from sfrik.system.progress import duration, time_left
-from sfrik.system.terminal import paint, print_line
+from sfrik.system.terminal import align, paint, print_line
 
 __all__ = ["Forecast", "StageClock", "TableProgress", "format_progress"]
 
@@ -98,7 +98,7 @@ class TableProgress:
         if 0 < width < max(map(len, names)) + 2 + LONGEST_TEXT:
             names = [name.split("/", 1)[-1] for name in names]
         texts = [format_progress(clock.facts) for clock in self._running.values()]
-        lines = [f"{name:<{max(map(len, names))}}  {text}" for name, text in zip(names, texts, strict=True)]
+        lines = align(list(zip(names, texts, strict=True)))
         failed = f", {self._failed} failed" if self._failed else ""
         left = self._left("about ") or f"{duration(time.monotonic() - self._started)} so far"
         return [*lines, f"{self._ended - self._failed} of {self._total} runs done{failed}, {left}"]

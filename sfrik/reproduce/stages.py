@@ -24,6 +24,7 @@ __all__ = [
     "existing_scores",
     "missing_stages",
     "refusal",
+    "score_names",
     "score_problems",
     "stage_scores",
 ]
@@ -115,7 +116,7 @@ def refusal(recipe: str, seed: int, root: str | Path | None = None) -> str:
 
 def score_problems(recipe: str, seed: int, root: str | Path | None, stages: Sequence[str]) -> list[str]:
     """Why scores that exist in a run's folder are not those of the recipe."""
-    names = [name for stage in stages for name, _ in stage_scores(recipe, seed, stage)]
+    names = score_names(recipe, stages)
     return [problem for name in names if (problem := read_score(recipe, seed, name, root)[1])]
 
 
@@ -130,12 +131,17 @@ class _CachedRun(Run):
         return self._digest
 
 
+def score_names(recipe: str, stages: Sequence[str]) -> list[str]:
+    """The names of the scores that stages of a run write."""
+    scores = [score for stage in stages for score in STAGES[stage].scores]
+    targets = [f"transfer_{target}" for target in TARGETS[recipe.split("/")[0]]]
+    return [name for score in scores for name in (targets if score == "transfer" else [score])]
+
+
 def stage_scores(recipe: str, seed: int, stage: str) -> Iterator[tuple[str, Settings]]:
     """The scores that a stage of a run writes, each with the settings that it must have been computed with."""
-    for score in STAGES[stage].scores:
-        targets = TARGETS[recipe.split("/")[0]]
-        for name in [f"transfer_{target}" for target in targets] if score == "transfer" else [score]:
-            yield name, score_settings(recipe, seed, name)
+    for name in score_names(recipe, [stage]):
+        yield name, score_settings(recipe, seed, name)
 
 
 def existing_scores(recipe: str, seed: int, root: str | Path, stages: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -144,5 +150,5 @@ def existing_scores(recipe: str, seed: int, root: str | Path, stages: Sequence[s
     Raises:
         SfrikError: one of them is broken; its file is named.
     """
-    names = [name for stage in stages for name, _ in stage_scores(recipe, seed, stage)]
+    names = score_names(recipe, stages)
     return {name: score for name in names if (score := read_score(recipe, seed, name, root)[0])}

@@ -5,36 +5,39 @@ It reads the runs' folders and, with SLURM, the queue; it changes nothing.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import product
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from sfrik.errors import SfrikError
 from sfrik.launch.slurm_queue import QueuedJob, queued_jobs
 from sfrik.reproduce.run_log import error_summary, last_attempt
-from sfrik.reproduce.stages import STAGES, missing_stages, refusal, score_problems
+from sfrik.reproduce.run_progress import format_progress
+from sfrik.reproduce.stages import STAGES, missing_stages, refusal, score_names, score_problems
 from sfrik.runs.folder import Run
 from sfrik.runs.records import RunSettings, Score, State
-from sfrik.settings import run_folder, runs_root
-from sfrik.system.progress import duration
+from sfrik.settings import published_root, run_folder, runs_root
 from sfrik.system.records import Provenance, read_record
-from sfrik.system.terminal import paint, print_line
+from sfrik.system.terminal import align, paint, print_line
+from sfrik.tables.collect import existing_seeds, read_score
 from sfrik.tables.cost_rows import cost_problem, read_costs
 from sfrik.tables.definitions import experiment, grids, read_choice, rows_of, tables_of
 
 __all__ = ["STATES", "RunStatus", "format_status", "needed_runs", "run_status", "state_counts", "tables_status"]
 
-COLOURS = {
-    **{"done": "green", "running": "blue", "queued": "yellow", "preempted": "yellow"},
-    **{"stopped": "red", "failed": "red", "broken": "red", "missing": "dim"},
+COLOURS = {  # in the order in which the states are listed
+    **{"done": "green", "running": "blue", "failed": "red", "broken": "red", "refused": "red", "queued": "yellow"},
+    **{"preempted": "yellow", "stopped": "red", "missing": "dim"},
 }
-STATES = tuple(COLOURS)
+STATES = tuple(state for state in COLOURS if state != "refused")  # of a run: one that is refused is missing
 # the files of a run that are read back, with the type of their content
 RECORDS = {
     **{f"{score}.json": Score for stage in STAGES.values() for score in stage.scores},
@@ -58,6 +61,7 @@ class RunStatus:
         refused: why they cannot be: the folder holds another run; empty if they can.
         jobs: the ids of its jobs in SLURM's queue.
         facts: the content of its state.json: stage, epoch, loss, seconds left.
+        published: its published scores by name: `top1`, and of all published seeds `mean` and `n`.
     """
 
     recipe: str
@@ -68,6 +72,12 @@ class RunStatus:
     jobs: tuple[str, ...]
     facts: dict[str, Any]
     refused: str = ""
+    published: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def shown(self) -> str:
+        """The state, or "refused"."""
+        return "refused" if self.state == "missing" and self.refused else self.state
 
 
 def needed_runs(tables: Sequence[str], profile: str, seeds: int, root: str | Path) -> dict[tuple[str, int], tuple[str, ...]]:
@@ -131,16 +141,16 @@ def _run_status(recipe: str, seed: int, stages: Sequence[str], root: str | Path,
         return RunStatus(recipe, seed, state, detail, missing, tuple(job.id for job in ours), facts, refused)
 
     recorded, active = facts.get("state"), [job for job in ours if not job.waits]
+    reached = format_progress(facts, running=False)
     if not missing:
         return status("done")
     if active or (not ours and run.is_locked()):
         place = f"{active[0]}" if active else f"on {facts.get('host', 'an unknown host')}"
-        reached = _reached(facts) if recorded == "running" else "starting"
-        return status("running", f"{reached}, {place}")
+        return status("running", f"{format_progress(facts) if recorded == 'running' else 'starting'}, {place}")
     if ours:
         first = ours[0]
         if recorded in ("running", "preempted") and facts.get("slurm_job") == first.id:
-            return status("preempted", f"{_reached(facts)}; requeued, {first}")
+            return status("preempted", f"{reached}; requeued, {first}")
         stages = first.run[2] if first.run else ()
         return status("queued", f"{', '.join(stages)}: {first}")
     if refused:
@@ -151,9 +161,9 @@ def _run_status(recipe: str, seed: int, stages: Sequence[str], root: str | Path,
     if recorded == "failed":
         return status("failed", f"{facts.get('stage', '')}: {error_summary(facts.get('error') or reason)}")
     if recorded == "preempted":
-        return status("preempted", f"{_reached(facts)}; the same command resumes")
+        return status("preempted", f"{reached}; the same command resumes")
     if recorded == "running":
-        return status("stopped", f"{_reached(facts)}; its process is gone{f' ({reason})' if reason else ''}")
+        return status("stopped", f"{reached}; its process is gone{f' ({reason})' if reason else ''}")
     if reason:
         return status("failed", reason)
     if stuck:
@@ -165,28 +175,75 @@ def tables_status(
     tables: Sequence[str], profile: str, seeds: int = 1, root: str | Path | None = None
 ) -> tuple[list[RunStatus], list[QueuedJob]]:
     """The status of every run of the tables, and the queue."""
-    root = root or runs_root()
+    root = Path(root or runs_root())
     needed = needed_runs(tables, profile, seeds, root)
     try:
         jobs = queued_jobs(root)
     except SfrikError as error:  # the cluster does not answer; the folders can still be read
-        print_line(f"sfrik: the queue is left out: {error}", error=True)
+        if any(root.glob("*/*/seed*/slurm.log")) or any(root.glob("*/tables/*.slurm.log")):  # of a job that was submitted
+            print_line(f"sfrik: the queue is left out: {error}", error=True)
         jobs = []
-    return [run_status(recipe, seed, stages, root, jobs) for (recipe, seed), stages in needed.items()], jobs
+    found = [run_status(recipe, seed, stages, root, jobs) for (recipe, seed), stages in needed.items()]
+    if root.resolve() == published_root().resolve():
+        return found, jobs
+    scores = {recipe: _published(recipe, stages) for (recipe, _), stages in needed.items()}
+    return [replace(status, published=scores[status.recipe].get(status.seed, {})) for status in found], jobs
 
 
-def format_status(found: Sequence[RunStatus], jobs: Iterable[QueuedJob] = ()) -> list[str]:
-    """Format the runs, then the other jobs in the queue, one line each, then the number of runs in each state."""
-    width = max((len(status.recipe) for status in found), default=0)
-    lines = []
-    for status in found:
-        state = paint(status.state, COLOURS[status.state]) + " " * (9 - len(status.state))
-        lines.append(f"{status.recipe:<{width}}  seed {status.seed}  {state}  {status.detail}".rstrip())
-    for job in jobs:
-        if job.run is None:
-            lines.append(f"{job.what}: {job}")
-    counts = state_counts(found)
-    return [*lines, ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "no runs"]
+def _published(recipe: str, stages: Sequence[str]) -> dict[int, dict[str, dict[str, Any]]]:
+    """The published scores of a recipe, by seed and name; one that cannot be read is not among them."""
+    profile, kind, *table = recipe.split("/")
+    folder, names = (f"{profile}/complexity", table) if kind == "complexity" else (recipe, score_names(recipe, stages))
+    by_name: dict[str, dict[int, Any]] = {}
+    for seed, name in product(existing_seeds(folder, published_root()), names):
+        with suppress(SfrikError):
+            if score := read_score(folder, seed, name, published_root())[0]:
+                by_name.setdefault(name, {})[seed] = score.get("top1")
+    found: dict[int, dict[str, dict[str, Any]]] = {}
+    for name, by_seed in by_name.items():
+        values = [value for value in by_seed.values() if value is not None]
+        for seed, value in by_seed.items():
+            of_all = {"mean": mean(values) if values else None, "n": len(by_seed)}
+            found.setdefault(seed, {})[name] = {"top1": value, **of_all}
+    return found
+
+
+def format_status(found: Sequence[RunStatus], jobs: Iterable[QueuedJob] = (), root: str | Path | None = None) -> list[str]:
+    """Format the number of runs in each state, then those that are not done, and the other jobs in the queue."""
+    if not found:
+        return ["no runs"]
+    counts = Counter(status.shown for status in found)
+    published = sum(1 for status in found if status.published)
+    yours = f"{counts['done']} of {len(found)} runs are yours ({Path(root or runs_root())}/)"
+    lines = [f"{yours}; {published} are published ({published_root()}/)"] if published else []
+    lines += align([[paint(state, colour), str(counts[state])] for state, colour in COLOURS.items() if counts[state]], right=[1])
+    rows = []
+    for state in list(COLOURS)[1:]:
+        groups: dict[Any, list[RunStatus]] = {}
+        for status in found:
+            if status.shown == state:  # missing runs of a recipe are one line if they lack the same
+                groups.setdefault((status.recipe, _detail(status), state == "missing" or status.seed), []).append(status)
+        for (recipe, detail, _), group in groups.items():
+            rows.append([recipe, _seeds([status.seed for status in group]), paint(state, COLOURS[state]), detail])
+    others = [f"{job.what}: {job}" for job in jobs if job.run is None]
+    return [*lines, *([""] if rows or others else []), *align(rows), *others]
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    if len(seeds) == 1:
+        return f"seed {seeds[0]}"
+    together = seeds[-1] - seeds[0] == len(seeds) - 1
+    return f"seeds {seeds[0]} to {seeds[-1]}" if together else f"seeds {', '.join(map(str, seeds))}"
+
+
+def _detail(status: RunStatus) -> str:
+    """The detail of a run that is not done, and for a missing one what is published of it."""
+    if status.shown != "missing" or not status.published:
+        return status.detail
+    name, score = next(iter(status.published.items()))
+    value = f"{score['mean']:.1f} % {name}" if score["mean"] is not None else name
+    text = f"published: {value}, n = {score['n']}"
+    return text if status.detail == ", ".join(status.missing) and "pretrain" in status.missing else f"{status.detail}; {text}"
 
 
 def state_counts(found: Iterable[RunStatus]) -> dict[str, int]:
@@ -235,18 +292,6 @@ def _cost_status(recipe: str, seed: int, root: str | Path, jobs: Iterable[Queued
 def _entries(name: str, profile: str) -> frozenset[str | None]:
     """The entries that a table of costs needs from each seed."""
     return frozenset(row.entry for row in rows_of(name, profile))
-
-
-def _reached(facts: dict[str, Any]) -> str:
-    """The progress recorded in a run's state, such as `pretrain: epoch 3/20, loss 1.2345, 12 min left`."""
-    parts = []
-    epoch, epochs, left = (facts.get(name) for name in ("epoch", "epochs", "seconds_left"))
-    if facts.get("stage") == "pretrain" and epoch is not None and epochs is not None:  # of an earlier stage otherwise
-        parts.append(f"epoch {min(epoch + 1, epochs)}/{epochs}")
-        parts += [f"loss {facts['loss']:.4f}"] if facts.get("loss") is not None else []
-        parts += [f"{duration(left)} left"] if left is not None and math.isfinite(left) else []
-    stage = facts.get("stage", "starting")
-    return f"{stage}: {', '.join(parts)}" if parts else stage
 
 
 def _reason(*paths: Path) -> str:

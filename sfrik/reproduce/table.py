@@ -65,6 +65,7 @@ def make_table(
         with render_lock(profile, root):
             theory = Path(root) / profile / "notebooks" / "01_kernel_theory.ipynb"
             if not render_only and "pretrain" in stages and not theory.is_file():
+                print_line("executing notebook 01_kernel_theory")
                 execute("01_kernel_theory", {}, theory)
             _render(name, profile, root, None if render_only else seeds)
             print_line(read_text(Path(root) / profile / "tables" / f"{name}.md"))
@@ -197,4 +198,5 @@ def _render(name: str, profile: str, root: str | Path, seeds: int | None) -> Non
     texts = {folder / "tables" / f"{name}.csv": as_csv(table), folder / "tables" / f"{name}.md": as_markdown(table)}
     if executed.is_file() and all(path.is_file() and read_text(path) == text for path, text in texts.items()):
         return
+    print_line(f"rendering {name}")
     execute("07_tables", {"tables": [name], "profile": profile, "seeds": seeds or 0, "root": str(root)}, executed)

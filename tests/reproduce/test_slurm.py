@@ -482,7 +482,7 @@ def test_status_without_slurm_works_from_the_folders_and_as_json(root, run, monk
     assert main(["status", "table1", "--profile", "smoke", "--results", str(root)]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert any(line.split() == ["smoke/sfrik_l3_q64", "seed", "0", "failed", "pretrain:", "no", "images"] for line in printed)
-    assert printed[-1] == "1 failed, 7 missing"
+    assert printed[:3] == ["failed   1", "missing  7", ""]
     assert main(["status", "table1", "table5", "--profile", "smoke", "--seeds", "2", "--results", str(root), "--json"]) == 0
     shown_json = json.loads(capsys.readouterr().out)
     assert shown_json["counts"]["missing"] == 17
@@ -491,13 +491,16 @@ def test_status_without_slurm_works_from_the_folders_and_as_json(root, run, monk
     assert failed["missing"] == ["pretrain", "linear", "knn"]
 
 
-def test_a_queue_that_does_not_answer_is_reported_and_the_folders_are_shown(cluster, root, capsys):
-    (cluster.folder / "squeue").write_text(
-        "#!/bin/sh\necho 'squeue: error: Unable to contact slurm controller' >&2; exit 1\n", encoding="utf-8"
-    )
-    found, _ = tables_status(["table1"], "smoke", root=root)
-    assert {entry.state for entry in found} == {"missing"}
-    assert "Unable to contact slurm controller" in capsys.readouterr().err
+def test_a_queue_that_does_not_answer_is_reported_where_jobs_were_submitted(cluster, root, tmp_path, capsys):
+    submit_runs([RUN], Layout(), Site(), root)
+    cluster.replace("squeue", "echo 'squeue: error: Unable to contact slurm controller' >&2; exit 1")
+    for place, reported in ((root, True), (tmp_path / "another", False)):
+        capsys.readouterr()
+        found, _ = tables_status(["table1"], "smoke", root=place)
+        assert {entry.state for entry in found} == {"missing"}
+        assert capsys.readouterr().err == (
+            "sfrik: the queue is left out: squeue refuses: Unable to contact slurm controller\n" if reported else ""
+        )
 
 
 def test_the_runs_of_a_choice_are_known_once_it_has_been_made(root):

@@ -19,7 +19,7 @@ from sfrik.reproduce.run_log import error_summary
 from sfrik.reproduce.status import run_status, tables_status
 from sfrik.reproduce.table import write_choices
 from sfrik.runs.folder import Run
-from sfrik.settings import Settings, identity, load_recipe, run_folder
+from sfrik.settings import Settings, identity, load_recipe, published_root, run_folder
 from sfrik.system import files
 from sfrik.system.files import write_json
 from sfrik.tables.claims import write_claims
@@ -96,6 +96,12 @@ def shown(capsys, *arguments):
     return status, captured
 
 
+def listed(captured):
+    """The lines of the states, and those of the runs that are not done."""
+    lines = captured.out.splitlines()
+    return lines[: lines.index("")], lines[lines.index("") + 1 :]
+
+
 @pytest.mark.parametrize(("name", "way"), BROKEN)
 def test_a_broken_file_of_one_run_is_named_and_the_others_are_shown(root, capsys, name, way):
     path = run_folder(RECIPE, 0, root) / name
@@ -104,12 +110,12 @@ def test_a_broken_file_of_one_run_is_named_and_the_others_are_shown(root, capsys
     place = ["--results", str(root)]
     status, captured = shown(capsys, "status", "table1", *place)
     assert status == 0
-    *lines, counts = captured.out.splitlines()
+    counts, lines = listed(captured)
     (line,) = [line for line in lines if line.startswith(f"{RECIPE} ")]
     assert line.split()[3] == "broken"
     assert str(path) in line
-    assert [line.split()[3] for line in lines].count("done") == 5
-    assert counts == "5 done, 1 broken, 2 missing"
+    assert [line.split()[3] for line in lines] == ["broken", "missing", "missing"], "what is done is only counted"
+    assert counts == ["done     5", "broken   1", "missing  2"]
 
     shown_json = json.loads(shown(capsys, "status", "table1", *place, "--json")[1].out)
     assert shown_json["counts"]["broken"] == 1
@@ -134,7 +140,7 @@ def test_a_folder_that_is_a_file_is_a_broken_run(root, capsys):
     run_folder(RECIPE, 0, root).write_text("", encoding="utf-8")
     status, captured = shown(capsys, "status", "table1", "--results", str(root))
     assert status == 0
-    assert captured.out.splitlines()[-1] == "5 done, 1 broken, 2 missing"
+    assert listed(captured)[0] == ["done     5", "broken   1", "missing  2"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
@@ -142,7 +148,7 @@ def test_a_file_that_may_not_be_read_is_a_broken_run(root, capsys):
     (run_folder(RECIPE, 0, root) / "linear.json").chmod(0)
     status, captured = shown(capsys, "status", "table1", "--results", str(root))
     assert status == 0
-    assert captured.out.splitlines()[-1] == "5 done, 1 broken, 2 missing"
+    assert listed(captured)[0] == ["done     5", "broken   1", "missing  2"]
 
 
 @pytest.mark.parametrize("way", [*WAYS.values(), without_keys, text('{"chosen": 3}'), text('{"chosen": "no_such_recipe"}')])
@@ -168,7 +174,7 @@ def test_a_broken_file_of_costs_is_named(root, capsys, way):
     way(path)
     status, captured = shown(capsys, "status", "table5", "table1", "--results", str(root))
     assert status == 0
-    assert captured.out.splitlines()[-1] == "6 done, 1 broken, 2 missing"
+    assert listed(captured)[0] == ["done     6", "broken   1", "missing  2"]
     (line,) = [line for line in captured.out.splitlines() if line.startswith("smoke/complexity/table5 ")]
     assert str(path) in line
 
@@ -212,6 +218,66 @@ def test_the_dry_run_of_all_tables_names_the_one_that_cannot_be_rendered(root, c
     assert status == 1
     assert f"table1: broken: {path} " in captured.out
     assert captured.out.splitlines()[-1] == "would render table2; trains nothing", "it shares another run"
+
+
+# --- what is listed
+
+
+def test_each_state_is_counted_and_what_is_not_done_is_listed_by_state_with_missing_seeds_on_one_line(root, capsys):
+    write_json(run_folder("smoke/raw_pixels", 1, root) / "state.json", {"state": "failed", "stage": "knn", "error": "no images"})
+    other = finished_run(root, RECIPE, 2)
+    (other.folder / "settings.json").unlink()
+    write_json(other.folder / "settings.json", {"hash": "", "settings": {"epochs": 1}})
+    with Run(run_folder(RECIPE, 1, root)).lock("run.lock"):
+        Run(run_folder(RECIPE, 1, root)).update_status("running", stage="linear", epoch=1, epochs=4, seconds_left=0.2)
+        counts, lines = listed(shown(capsys, "status", "table1", "--seeds", "4", "--results", str(root))[1])
+    assert counts == ["done      6", "running   1", "failed    1", "refused   1", "missing  23"]
+    assert re.fullmatch(rf"{RECIPE}    seed 1 +running  linear: epoch 2/4, on \S+", lines[0]), "no time is left below a second"
+    assert re.fullmatch(r"smoke/raw_pixels      seed 1 +failed   knn: no images", lines[1])
+    assert re.fullmatch(rf"{RECIPE}    seed 2 +refused  .* holds another run, .*", lines[2])
+    assert lines[3:5] == [
+        "smoke/simclr_q64      seeds 1 to 3   missing  pretrain, linear, knn",
+        "smoke/auh_q64         seeds 1 to 3   missing  pretrain, linear, knn",
+    ]
+    assert lines[-1] == "smoke/raw_pixels      seeds 0, 2, 3  missing  pretrain, linear, knn"
+
+
+def test_published_runs_that_are_missing_here_are_listed_as_published(tmp_path, monkeypatch, capsys):
+    published = tmp_path / "results"
+    monkeypatch.setattr("sfrik.reproduce.status.published_root", lambda: published)
+    for seed, top1 in enumerate((90.0, 92.0)):
+        run = finished_run(published, RECIPE, seed)
+        write_json(run.folder / "linear.json", {**json.loads((run.folder / "linear.json").read_text()), "top1": top1})
+        for weights in run.folder.glob("*.safetensors"):
+            weights.unlink()
+    finished_run(tmp_path / "runs", RECIPE, 1)
+    finished_run(published, "smoke/auh_q64")
+    (run_folder("smoke/auh_q64", 0, published) / "linear.json").write_text("", encoding="utf-8")
+    place = ["--results", str(tmp_path / "runs"), "--seeds", "3"]
+    counts, lines = listed(shown(capsys, "status", "table1", *place)[1])
+    assert counts[0] == f"1 of 24 runs are yours ({tmp_path}/runs/); 3 are published ({published}/)"
+    assert counts[1:] == ["done      1", "missing  23"]
+    of_recipe = [line.split(maxsplit=2)[2] for line in lines if line.startswith(f"{RECIPE} ")]
+    assert [" ".join(line.split()) for line in of_recipe] == [
+        "0 missing published: 91.0 % linear, n = 2",
+        "2 missing pretrain, linear, knn",
+    ]
+    runs = json.loads(shown(capsys, "status", "table1", *place, "--json")[1].out)["runs"]
+    scores = {(run["recipe"], run["seed"]): run["published"] for run in runs}
+    assert scores[RECIPE, 0]["linear"] == {"top1": 90.0, "mean": 91.0, "n": 2}
+    assert scores[RECIPE, 2] == {}
+    assert "linear" not in scores["smoke/auh_q64", 0], "a published score that cannot be read is not shown"
+    assert not any(
+        run["published"] for run in json.loads(shown(capsys, "status", "--results", str(published), "--json")[1].out)["runs"]
+    )
+
+
+def test_a_fresh_clone_shows_what_is_published(tmp_path, capsys):
+    assert main(["status", "table1", "--results", str(tmp_path)]) == 0
+    counts, lines = listed(capsys.readouterr())
+    assert counts == [f"0 of 16 runs are yours ({tmp_path}/); 16 are published ({published_root()}/)", "missing  16"]
+    assert all(re.search(r"seed 0  missing  published: \d+\.\d % linear, n = 3$", line) for line in lines)
+    assert max(map(len, lines)) <= 80
 
 
 # --- what reads a broken file ends with one line that names it
