@@ -115,7 +115,7 @@ tables: $(READY)  ## render every table from the existing scores, without traini
 notebooks: $(READY)  ## execute all notebooks, 01 to 07, into runs/PROFILE/notebooks
 	$(BIN)python -m sfrik chapters $(PLACE)
 
-status: $(READY)  ## state of every run: done, running, queued, preempted, failed, broken or missing
+status: $(READY)  ## how many runs are done, running, failed, missing, ...; then what is not done
 	$(BIN)python -m sfrik status $(PLACE) --seeds $(call quoted,SEEDS)
 
 test: $(READY)  ## the whole check: ruff, types, all tests (COVERAGE=1: with coverage)
