@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -138,8 +139,8 @@ class Training:
             Preempted: stopped by SIGTERM, SIGUSR1 or SIGHUP (KeyboardInterrupt: by SIGINT), after saving.
         """
         self.saved_at = time.monotonic()
-        done, save = self.position.epoch * self.steps + self.position.step, Run(self.settings.exp_dir).update_progress
-        self.bar = Progress(self.settings.epochs * self.steps, done, save if self.progress else None, show=self.progress)
+        done, save = self.position.epoch * self.steps + self.position.step, self._update_status if self.progress else None
+        self.bar = Progress(self.settings.epochs * self.steps, done, save, show=self.progress)
         try:
             return self._epochs(score, describe)
         finally:
@@ -280,6 +281,12 @@ class Training:
         self._reset_losses()
         if self.progress:
             print_line(f"{self._name}: resumed after epoch {self.position.epoch}, step {self.position.step} of {self.steps}")
+
+    def _update_status(self, **facts: Any) -> None:
+        """Add the progress to state.json of a run that `sfrik run` is executing; an evaluation on its own has none."""
+        run = Run(self.settings.exp_dir)
+        if (run.state() or {}).get("state") == "running":
+            run.update_last_status("running", **facts)
 
     @property
     def _name(self) -> str:

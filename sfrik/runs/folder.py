@@ -261,11 +261,6 @@ class Run:
         """Change the state in state.json and add facts, keeping the other keys, such as the epoch."""
         self.update_status(**{**(self.state() or {}), **facts, "state": state})
 
-    def update_progress(self, **facts: Any) -> None:
-        """Add the progress of an evaluation to state.json of a run that is being executed; does nothing for a finished run."""
-        if (state := self.state()) and state["state"] == "running":
-            self.update_status(**{**state, **facts})
-
     def clear_status(self) -> None:
         (self.folder / "state.json").unlink(missing_ok=True)
 
