@@ -106,7 +106,7 @@ table7: $(READY)  ## two views, OBoW and SwAV multi-crop
 table8: $(READY)  ## random crops, few labels (in the paper: STL10)
 table9: $(READY)  ## tuning: each method's grid on the validation split, then one test score of the chosen setting
 table1 $(TABLES):
-	$(BIN)python -m sfrik table $@ $(PLACE) --seeds $(call quoted,SEEDS) --jobs $(call quoted,JOBS) --data-dir=$(call quoted,DATA) \
+	SFRIK_MAKE=1 $(BIN)python -m sfrik table $@ $(PLACE) --seeds $(call quoted,SEEDS) --jobs $(call quoted,JOBS) --data-dir=$(call quoted,DATA) \
 	  --launch $(call quoted,LAUNCH) $(CLUSTER)
 
 tables: $(READY)  ## render every table from the existing scores, without training

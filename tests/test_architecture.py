@@ -235,14 +235,44 @@ def test_a_notebook_trains_nothing_itself(name):
         assert not called & {"backward", "zero_grad"}
 
 
+def is_explore(cell):
+    return "explore" in cell["metadata"].get("tags", [])
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_every_code_cell_of_a_notebook_follows_a_sentence(name):
-    code_cells(name)  # skips where there is no notebook
-    cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
-    assert cells[0]["cell_type"] == "markdown"
-    for before, cell in itertools.pairwise(cells):
-        if cell["cell_type"] == "code":
-            assert before["cell_type"] == "markdown", "".join(cell["source"])[:60]
+def test_every_code_cell_of_a_notebook_follows_a_sentence_also_without_the_cells_for_a_reader(name):
+    every = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    for cells in (every, [cell for cell in every if not is_explore(cell)]):
+        assert cells[0]["cell_type"] == "markdown"
+        for before, cell in itertools.pairwise(cells):
+            if cell["cell_type"] == "code":
+                assert before["cell_type"] == "markdown", "".join(cell["source"])[:60]
+                assert is_explore(before) == is_explore(cell), "the sentence and its cell are left out together"
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_no_cell_of_a_table_uses_a_name_that_a_cell_for_a_reader_defined(name):
+    readers = {}  # name: whether the last cell that defined it is left out of a table's run
+    found = [is_explore(cell) for _, _, cell in code_cells(name)]
+    for _, tree, cell in code_cells(name):
+        names = {node: node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        defined = {text for node, text in names.items() if not isinstance(node.ctx, ast.Load)}
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                defined |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.FunctionDef):
+                defined |= {node.name, *(argument.arg for argument in node.args.args)}
+        if not is_explore(cell):
+            assert not [text for text in names.values() if text not in defined and readers.get(text)]
+        readers |= dict.fromkeys(defined, is_explore(cell))
+    assert any(found) == (name[:2] in {"02", "03", "04", "05", "06"})
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_the_parameters_are_hidden_and_the_cell_after_them_checks_those_of_papermill(name):
+    (tags, _, parameters), (_, first, _) = code_cells(name)[:2]
+    assert (tags, parameters["metadata"]["jupyter"]) == (["parameters"], {"source_hidden": True})
+    assert "check_injected()" in [ast.unparse(node) for node in first.body]
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

@@ -1,4 +1,4 @@
-"""Parameters of notebooks 02 to 05: every setting is one, and overrides that of the recipe."""
+"""Parameters of the notebooks: in 02 to 05 every setting is one, and overrides that of the recipe; misspelt ones are refused."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from types import SimpleNamespace
 import matplotlib
 import pytest
 
+from sfrik.errors import SfrikError
 from sfrik.reproduce import notebooks
-from sfrik.reproduce.parameters import PARAMETERS, typed_parameters
+from sfrik.reproduce.kernel import Kernel
+from sfrik.reproduce.parameters import PARAMETERS, check_injected, typed_parameters
 from sfrik.settings import (
     EvaluateSettings,
     FeatureSettings,
@@ -107,6 +109,58 @@ def test_papermill_takes_what_the_command_line_takes(name, given, found, expecte
     assert {setting: getattr(found(namespace), setting) for setting in expected} == expected
 
 
+# --- unknown parameters
+
+
+def test_an_unknown_parameter_is_refused_before_anything_is_executed(tmp_path):
+    for unknown in ("epoch", "epochs_"):
+        with pytest.raises(SfrikError, match=rf"notebook 02_pretraining has no parameter {unknown} .*epochs"):
+            notebooks.execute("02_pretraining", {unknown: 3}, tmp_path / "out.ipynb")
+    with pytest.raises(SfrikError, match="no parameter chapter"):  # of earlier releases
+        notebooks.execute("02_pretraining", {"chapter": True}, tmp_path / "out.ipynb")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_first_cell_refuses_an_unknown_parameter_of_papermill(tmp_path):
+    """By papermill itself, on the cells of notebook 03 up to the check."""
+    papermill = pytest.importorskip("papermill", reason="comes with the extra notebooks")
+    content = json.loads((NOTEBOOKS / "03_linear_probing.ipynb").read_text(encoding="utf-8"))
+    before, _, _ = first_cells("03_linear_probing")[1].partition("check_injected()")
+    content["cells"] = [cell for cell in content["cells"] if cell["cell_type"] == "code"][:2]
+    content["cells"][1]["source"] = [*[line for line in before.splitlines(True) if "check" in line], "check_injected()\n", "seed"]
+    (tmp_path / "03.ipynb").write_text(json.dumps(content), encoding="utf-8")
+    with Kernel() as kernel:
+        for given in ({"seed": 3}, {"seed": 3, "epoch": 1}):
+            with (
+                nullcontext() if len(given) == 1 else pytest.raises(Exception, match=r"no parameter epoch \(did you mean epochs")
+            ):
+                how = {"km": kernel.manager(), "kernel_name": "python3", "progress_bar": False}
+                papermill.execute_notebook(tmp_path / "03.ipynb", tmp_path / "out.ipynb", given, **how)
+
+
+INJECTED = "# Parameters\nepoch = 1\n"
+
+
+@pytest.mark.parametrize(
+    ("cells", "metadata", "refused"),
+    [
+        (["epochs = 2", INJECTED], {}, True),
+        (["epochs = 2", "# Parameters\nepochs = 1"], {}, False),
+        (["epochs = 2"], {}, False),
+        (["epochs = 2", INJECTED], {"cellId": "a"}, False),  # JupyterLab, VS Code
+        (["epochs = 2", INJECTED, "1 + 1"], {}, False),
+        ([INJECTED], {}, False),
+        ([], {}, False),
+    ],
+)
+def test_the_check_of_parameters_expects_the_order_of_papermill(cells, metadata, refused, monkeypatch):
+    getipython = pytest.importorskip("IPython.core.getipython", reason="comes with the extra notebooks")
+    shell = SimpleNamespace(user_ns={"In": ["", *cells, "check_injected()"]}, get_parent=lambda: {"metadata": metadata})
+    monkeypatch.setattr(getipython, "get_ipython", lambda: shell)
+    with pytest.raises(SfrikError, match="this notebook has no parameter epoch") if refused else nullcontext():
+        check_injected()
+
+
 # --- what was typed into a notebook's file
 
 
@@ -122,7 +176,7 @@ def test_the_committed_parameters_of_every_notebook_are_known():
         ("\nepochs = None", "\nepochs = 1", {"epochs": None}),
         ("\nsfrik_weights = None", '\nsfrik_weights = "1.0"', {"sfrik_weights": None}),
         ("\nseed = 0", "\nseed = 1", {"seed": 0}),
-        ("\nchapter = True", "\nchapter = 1", {"chapter": True}),
+        ("\nddp_epochs = 2", "\nddp_epochs = 2.0", {"ddp_epochs": 2}),
         ("\nmlp = None", "\nmlp = str(64)", {"mlp": None}),
         ("\nnproc_per_node = None", "\nnproc_per_node = 2", {"nproc_per_node": None}),
         ("\nwd = None", "\nwd = None\nmine = 3", {}),
@@ -158,7 +212,7 @@ def test_a_notebook_is_executed_with_the_committed_parameters_unless_others_are_
     )
     executed = []
 
-    def run(name, source, partial, parameters, manager):
+    def run(name, source, partial, parameters, manager, explore):
         executed.append(parameters)
         partial.write_text('{"cells": [], "metadata": {}}', encoding="utf-8")
 

@@ -58,7 +58,7 @@ def _read(app, docname: str, source: list[str]) -> None:
         return
     if docname.startswith("notebooks/"):
         executed = ROOT / EXECUTED / f"{posixpath.basename(docname)}.ipynb"
-        source[0] = _without_widgets(executed.read_text(encoding="utf-8") if executed.is_file() else source[0])
+        source[0] = _for_the_site(executed.read_text(encoding="utf-8") if executed.is_file() else source[0])
         return
     source[0] = source[0].replace(" ± ", "\u00a0±\u00a0")  # no line break between a mean and its deviation
     if docname == "results/README":
@@ -71,11 +71,13 @@ def _read(app, docname: str, source: list[str]) -> None:
             source[0] += f"\n\n![Figure of table {table[1]}](../figures/table{table[1]}.svg)\n"
 
 
-def _without_widgets(notebook: str) -> str:
-    """Remove widgets, which need a script and a kernel, and keep the picture or text in the same output."""
+def _for_the_site(notebook: str) -> str:
+    """Collapse the parameters. Remove widgets, which need a script and a kernel; keep the picture or text in the same output."""
     content = json.loads(notebook)
     content["metadata"].pop("widgets", None)
     for cell in content["cells"]:
+        if "parameters" in (tags := cell["metadata"].setdefault("tags", [])):
+            tags.append("hide-input")
         if cell["cell_type"] == "code":
             # an output with only a text besides the widget shows only the widget's name
             cell["outputs"] = [o for o in cell["outputs"] if not {WIDGET} <= set(o.get("data", ())) <= {WIDGET, "text/plain"}]

@@ -5,13 +5,13 @@ the other flags override it. `--json` prints the result as JSON.
 
 Exit status:
 
-====  ==========================================================
+====  ======================================================================================
 0     success
-1     a negative answer: a run has collapsed, a table is incomplete
+1     a negative answer: a run has collapsed, a table is incomplete, two folders do not agree
 2     failure
 75    stopped by SIGTERM, SIGUSR1 or SIGHUP
 130   stopped by Ctrl-C
-====  ==========================================================
+====  ======================================================================================
 
 An error in the input (`SfrikError`) or of the operating system is printed as one line on stderr, the failure of a worker as that
 worker reported it. Any other error, also a ValueError of a library, is a bug: it is printed with its traceback and a request to
@@ -29,6 +29,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import sfrik
+from sfrik.cli.compare import add_compare
 from sfrik.cli.diagnose import add_diagnose
 from sfrik.cli.output import run_and_print
 from sfrik.cli.shell import add_completion, add_env
@@ -47,7 +48,7 @@ REPORT = "this is a bug in sfrik: please report it, with these lines and the out
 # Two flags for folders, and what they are.
 MEANING = {"--exp-dir": "the folder of one run", "--results": "the root folder of all runs"}
 ROOT_OR_RUN = dict(zip(MEANING, reversed(MEANING), strict=True))
-ANYWHERE = ("completion", "diagnose", "env", "memory", "status")  # commands that only read
+ANYWHERE = ("compare", "completion", "diagnose", "env", "memory", "status")  # commands that only read
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -165,6 +166,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_training(commands)
     add_memory(commands)
     add_table(commands)
+    add_compare(commands)
     add_status(commands)
     add_run(commands)
     add_chapters(commands)

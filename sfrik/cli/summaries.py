@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sfrik.cli.flags import DEFAULT_EXP_DIR
+from sfrik.reproduce.commands import table_command
 from sfrik.runs.folder import Run
-from sfrik.settings import SECTIONS, FrozenSettings, PretrainSettings, Settings, run_folder, runs_root
+from sfrik.settings import SECTIONS, FrozenSettings, PretrainSettings, Settings, run_folder
 from sfrik.tables.definitions import EXPERIMENTS, rows_of
 
 __all__ = ["format_score", "next_command", "run_summary", "summary", "table_summary"]
@@ -35,12 +36,12 @@ def summary(section: str, settings: Settings, recipe: str | None, outcome: dict[
 def run_summary(recipe: str, folder: Path, scores: dict[str, dict[str, Any]], root: str | Path) -> list[str]:
     """The summary that `sfrik run` prints at its end; `scores` maps names to the contents of the score files."""
     table = _table_of(recipe)
-    following = [f"next: {_table(table, recipe.split('/')[0], root)} --render-only"] if table else []
+    following = [f"next: {table_command(table, recipe.split('/')[0], root, render_only=True)}"] if table else []
     lines = [f"{name}: {format_score(score)}" for name, score in scores.items()]
     return [*lines, f"notebooks and scores: {folder}", *following]
 
 
-def table_summary(name: str, profile: str, seeds: int, root: str | Path) -> list[str]:
+def table_summary(name: str, profile: str, seeds: int, root: str | Path, data_dir: str = "") -> list[str]:
     """The summary of a table rendered with this number of seeds."""
     folder = Path(root) / profile
     kinds = {
@@ -51,7 +52,7 @@ def table_summary(name: str, profile: str, seeds: int, root: str | Path) -> list
     lines = [
         f"{kind}: {', '.join([str(paths[0]), *(path.suffix for path in paths[1:])])}" for kind, paths in existing.items() if paths
     ]
-    more = f"{_table(name, profile, root)} --seeds 3" if seeds < 3 else _table("all", profile, root)
+    more = table_command(name, profile, root, 3, data_dir) if seeds < 3 else table_command("all", profile, root)
     return [*lines, f"next: {more}"]
 
 
@@ -91,7 +92,7 @@ def next_command(settings: Settings, recipe: str | None) -> str:
         if not impossible and not (Path(settings.exp_dir) / f"{score}.json").is_file():
             return command(section, recipe, settings)
     if recipe and Path(settings.exp_dir) == run_folder(recipe, settings.seed) and (table := _table_of(recipe)):
-        return f"{_table(table, recipe.split('/')[0])} --render-only"
+        return table_command(table, recipe.split("/")[0], render_only=True)
     if Run(settings.exp_dir).projector.is_file():
         elsewhere = settings.data_dir != type(settings).model_fields["data_dir"].default  # a run's files do not record it
         images = ["--data-dir", settings.data_dir] if elsewhere else []
@@ -135,8 +136,3 @@ def _table_of(recipe: str) -> str | None:
         if profile in found.profiles and any(row.recipe == recipe for row in rows_of(name, profile)):
             return name
     return None
-
-
-def _table(name: str, profile: str, root: str | Path | None = None) -> str:
-    folder = [] if root is None or Path(root) == runs_root() else ["--results", str(root)]
-    return shlex.join(["python", "-m", "sfrik", "table", name, "--profile", profile, *folder])

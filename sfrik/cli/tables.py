@@ -89,7 +89,8 @@ def add_run(commands) -> None:
 
 def _table(options: argparse.Namespace) -> CommandOutput:
     from sfrik.reproduce.table import make_table, render_all
-    from sfrik.settings import runs_root
+    from sfrik.settings import published_root, runs_root
+    from sfrik.tables.compare import compare_tables
 
     check_text(options.results or "", options.data_dir)
     check_folder(options.results)
@@ -116,7 +117,9 @@ def _table(options: argparse.Namespace) -> CommandOutput:
         return CommandOutput({"table": options.name, "profile": options.profile, "complete": False}, status=status)
     with (Path(root) / options.profile / "tables" / f"{options.name}.csv").open(newline="", encoding="utf-8") as file:
         content = {"table": options.name, "profile": options.profile, "complete": True, "rows": list(csv.DictReader(file))}
-    return CommandOutput(content, table_summary(options.name, options.profile, seeds, root))
+    shown = None if options.render_only else seeds
+    content["comparison"] = compare_tables(options.name, options.profile, root, published_root(), shown).as_json()
+    return CommandOutput(content, table_summary(options.name, options.profile, seeds, root, options.data_dir))
 
 
 def _layout(options: argparse.Namespace) -> Layout:

@@ -22,11 +22,12 @@ WORTHWHILE = 0.95  # advice is given only if it lowers the total to this fractio
 
 
 def format_plan(settings: Settings, processes: int | None, multi_process: bool) -> list[str]:
-    """Settings, steps, images and expected memory of a command on `processes`.
+    """Settings in use, steps, images and expected memory of a command on `processes`.
 
     With None: on 1 process, or with `multi_process` on each of `PROCESSES` that divides the batch.
     """
-    lines = align([(name, str(value)) for name, value in settings.model_dump().items()])
+    unused = settings.unused()
+    lines = align([(name, str(value)) for name, value in settings.model_dump().items() if name not in unused])
     counts, images = expected_steps(settings), expected_images(settings)
     if counts is not None and images is not None:
         steps, epochs = counts

@@ -17,7 +17,7 @@ from typing import Any
 
 from sfrik.errors import Preempted, SfrikError, nearest
 from sfrik.reproduce.kernel import Kernel
-from sfrik.reproduce.parameters import typed_parameters
+from sfrik.reproduce.parameters import check_names, parameter_names, typed_parameters
 from sfrik.runs.provenance import hide_paths
 from sfrik.system.files import check_text, make_folder, read_json, write_text
 from sfrik.system.links import in_checkout, relative_link
@@ -29,7 +29,8 @@ __all__ = ["execute", "notebook_path", "print_typed"]
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 LINK = re.compile(r"\]\(([^)#:\s]+)")  # to a file of the checkout, in Markdown
 BINARY = re.compile(r"(image|audio|video)/(?!svg)|application/pdf")  # outputs in base64
-SCHEME = "sfrik:"  # before the path of a copy, so that papermill writes it by `_CopyHandler`
+EXPLORE = "explore"  # tag of the cells that are for a reader and not for a table
+SCHEME = "sfrik:"  # before a path that papermill reads or writes by `_Handler`
 
 
 def notebook_path(name: str) -> Path:
@@ -43,29 +44,26 @@ def notebook_path(name: str) -> Path:
     return path
 
 
-def execute(name: str, parameters: dict[str, Any], output: Path, kernel: Kernel | None = None) -> None:
+def execute(name: str, parameters: dict[str, Any], output: Path, kernel: Kernel | None = None, explore: bool = True) -> None:
     """Execute a notebook with parameters and write the executed copy to `output`, complete or not at all.
 
-    papermill lets a misspelt parameter pass, so the names are checked first. A parameter that is not given has the value that is
+    papermill sets a misspelt parameter too, so the names are checked first. A parameter that is not given has the value that is
     committed, not one that was typed into the notebook's file. The copy of a notebook that did not reach its end is
     kept beside `output` with the suffix .partial.ipynb; its last cell holds the traceback. A signal that asks to stop interrupts
     the running cell, which may save first; a kernel that has not ended `KERNEL_GRACE` seconds later is killed.
 
     Args:
         kernel: where to execute it; a new kernel when None.
+        explore: whether to keep the cells tagged `explore`.
 
     Raises:
         SfrikError: an unknown parameter, a path that is not text, or a cell failed.
         Preempted: SIGTERM, SIGUSR1 or SIGHUP asked this process to stop, or SLURM its workers.
         KeyboardInterrupt: SIGINT asked it to stop.
     """
-    papermill = _papermill()
     source = notebook_path(name)
-    known = papermill.inspect_notebook(_literal(source))
     check_text(*_strings(parameters))
-    for parameter in parameters:
-        if parameter not in known:
-            raise SfrikError(f"notebook {name} has no parameter {parameter}{nearest(parameter, known)}")
+    check_names(parameters, parameter_names(_parameters_cell(source)), f"notebook {name}")
     typed = {key: value for key, value in _typed(name).items() if key not in parameters}
     print_typed(name, typed)
     parameters = parameters | typed
@@ -75,7 +73,7 @@ def execute(name: str, parameters: dict[str, Any], output: Path, kernel: Kernel 
         manager = kernel.manager()
         # not in the main thread, where nbclient would handle the signals and end the kernel at once
         thread = ThreadPoolExecutor(1)
-        running = thread.submit(_run, name, source, partial, parameters, manager)
+        running = thread.submit(_run, name, source, partial, parameters, manager, explore)
         asked, interrupted, terminated = 0.0, False, False
         try:
             while not wait([running], timeout=0.1).done:
@@ -116,12 +114,18 @@ def _papermill() -> ModuleType:
 
     if sys.modules["rfc3987_syntax"] is None:
         del sys.modules["rfc3987_syntax"]
-    papermill_io.register(SCHEME, _CopyHandler)
+    papermill_io.register(SCHEME, _Handler)
     return papermill
 
 
-class _CopyHandler:
-    """Writes papermill's copy after each cell, complete or not at all; an error names the file."""
+class _Handler:
+    """Reads a notebook without its cells for a reader; writes the copy after each cell, complete or not at all."""
+
+    @staticmethod
+    def read(path: str) -> str:
+        content = read_json(Path(path.removeprefix(SCHEME)))
+        content["cells"] = [cell for cell in content["cells"] if EXPLORE not in cell["metadata"].get("tags", ())]
+        return json.dumps(content)
 
     @staticmethod
     def write(text: str, path: str) -> None:
@@ -132,14 +136,14 @@ class _CopyHandler:
         return path
 
 
-def _run(name: str, source: Path, partial: Path, parameters: dict[str, Any], manager: Any) -> None:
-    import papermill
+def _run(name: str, source: Path, partial: Path, parameters: dict[str, Any], manager: Any, explore: bool) -> None:
+    papermill = _papermill()
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     try:
         papermill.execute_notebook(
-            _literal(source),
+            ("" if explore else SCHEME) + _literal(source),
             SCHEME + _literal(partial),
             parameters,
             progress_bar=False,

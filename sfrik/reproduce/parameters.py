@@ -1,16 +1,19 @@
-"""The parameters of the notebooks as they are committed, so that what was typed into a notebook does not change a table."""
+"""The parameters of the notebooks: their committed values, which a table uses whatever was typed, and a check of their names."""
 
 from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterable, Set
 from typing import Any
 
+from sfrik.errors import SfrikError, nearest
 from sfrik.settings import SECTIONS
 
-__all__ = ["PARAMETERS", "typed_parameters"]
+__all__ = ["PARAMETERS", "check_injected", "check_names", "parameter_names", "typed_parameters"]
 
-RUN = {"recipe": "digits/sfrik_l3_q512", "seed": 0, "exp_dir": "", "chapter": True}
+RUN = {"recipe": "digits/sfrik_l3_q512", "seed": 0, "exp_dir": ""}
+INJECTED = "# Parameters\n"  # the first line of the cell that papermill inserts after the cell of parameters
 RUN_OPTIONS = ("nproc_per_node", "targets")  # None, though they are not settings
 # The committed value of every parameter that is not None, by notebook; a setting is None, which keeps the recipe's value.
 PARAMETERS: dict[str, dict[str, Any]] = {
@@ -29,6 +32,42 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "06_complexity": {"table": "table6", "profile": "digits", "seed": 0, "exp_dir": "", "device": "auto", "rounds": 5},
     "07_tables": {"tables": [], "profile": "digits", "seeds": 0, "root": ""},
 }
+
+
+def parameter_names(source: str) -> set[str]:
+    """The names that a cell of parameters assigns."""
+    return set(_assigned(source)[0])
+
+
+def check_names(given: Iterable[str], known: Set[str], notebook: str) -> None:
+    """Refuse parameters that a notebook does not have.
+
+    Raises:
+        SfrikError: One of them is named, with the nearest parameter.
+    """
+    for name in given:
+        if name not in known:
+            raise SfrikError(f"{notebook} has no parameter {name}{nearest(name, sorted(known))}")
+
+
+def check_injected() -> None:
+    """Refuse parameters that papermill has set and the notebook does not have. Called in the first cell after the parameters.
+
+    papermill sets a misspelt name too, and only logs a warning: without this check the default would be used, for a training of
+    days. It executes the cell of parameters, then the one that it inserts, then the one that calls this function; after other
+    cells, and in JupyterLab or VS Code, which send the ID of a cell with its source, nothing is checked.
+
+    Raises:
+        SfrikError: A parameter is unknown.
+    """
+    from IPython.core.getipython import get_ipython
+
+    shell = get_ipython()
+    message = shell.get_parent() if hasattr(shell, "get_parent") else {}
+    *before, injected = shell.user_ns["In"][:-1] if shell and shell.user_ns.get("In") else [""]
+    known = set().union(*map(parameter_names, before))
+    if known and injected.startswith(INJECTED) and "cellId" not in message.get("metadata", {}):
+        check_names(sorted(parameter_names(injected)), known, "this notebook")
 
 
 def typed_parameters(notebook: str, source: str) -> dict[str, Any]:

@@ -60,13 +60,13 @@ def run_recipe(
                 for name in missing_stages(recipe, seed, root, stages):
                     stage = STAGES[name]
                     print_line(f"{recipe} seed {seed}: {stage.notebook}")
-                    parameters = {"recipe": recipe, "seed": seed, "exp_dir": str(run.folder), "chapter": False}
+                    parameters = {"recipe": recipe, "seed": seed, "exp_dir": str(run.folder)}
                     parameters |= stage.parameters | ({"data_dir": data_dir} if data_dir else {})
                     parameters |= {"nproc_per_node": nproc_per_node} if nproc_per_node and name == "pretrain" else {}
                     run.update_status("running", stage=name)
                     if requests.number:  # between two notebooks, each of which handles signals itself
                         stop(requests.number, f"before {stage.notebook}")
-                    execute(stage.notebook, parameters, run.folder / stage.copy, kernel)
+                    execute(stage.notebook, parameters, run.folder / stage.copy, kernel, explore=False)
                     if problems := score_problems(recipe, seed, root, [name]):  # of a notebook whose cells were changed
                         raise SfrikError(f"notebook {stage.notebook} measured something else: {'; '.join(problems)}")
             except (Preempted, KeyboardInterrupt):

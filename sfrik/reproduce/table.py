@@ -13,23 +13,26 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sfrik.errors import SfrikError
+from sfrik.reproduce.commands import table_command
 from sfrik.reproduce.local import default_jobs, run_side_by_side
 from sfrik.reproduce.notebooks import execute, notebook_path, print_typed
 from sfrik.reproduce.stages import STAGES, PlannedRun, missing_stages, refusal
 from sfrik.runs.provenance import code
 from sfrik.runs.records import Choice
 from sfrik.runs.refusals import refuse_published
-from sfrik.settings import run_folder, runs_root
+from sfrik.settings import published_root, run_folder, runs_root
 from sfrik.system.files import path_exists, read_text, write_json
 from sfrik.system.locks import folder_lock
 from sfrik.system.records import VERSION, read_record
 from sfrik.system.signals import stop_at_once
-from sfrik.system.terminal import print_line
+from sfrik.system.terminal import print_line, terminal_width
 from sfrik.tables.claims import write_claims
 from sfrik.tables.collect import build_table, read_score, tables_with_scores
+from sfrik.tables.compare import compare_tables
 from sfrik.tables.cost_rows import ROUNDS
 from sfrik.tables.definitions import experiment, grids, rows_of
 from sfrik.tables.render import as_csv, as_markdown
+from sfrik.tables.text import agreement, as_text
 
 __all__ = ["make_table", "render_all", "render_lock", "table_runs", "without_refused", "writable_root", "write_choices"]
 
@@ -68,8 +71,15 @@ def make_table(
                 print_line("executing notebook 01_kernel_theory")
                 execute("01_kernel_theory", {}, theory)
             _render(name, profile, root, None if render_only else seeds)
-            print_line(read_text(Path(root) / profile / "tables" / f"{name}.md"))
+            _print_table(name, profile, root, None if render_only else seeds, data_dir)
     return int(not complete)
+
+
+def _print_table(name: str, profile: str, root: Path, seeds: int | None, data_dir: str) -> None:
+    """Print a table beside the published one, and whether they agree."""
+    comparison, width = compare_tables(name, profile, root, published_root(), seeds), terminal_width()
+    measure = table_command(name, profile, root, seeds or 1, data_dir)
+    print_line("\n".join([*as_text(comparison, width), "", *agreement([comparison], width, measure=measure)]))
 
 
 def render_all(profile: str, root: str | Path | None = None) -> int:
@@ -187,7 +197,7 @@ def _measure_costs(name: str, profile: str, seed: int, root: str | Path) -> None
         if not (measured_here(path, name, profile) and executed.is_file()):
             print_line(f"{name}, profile {profile}: measuring, repetition {seed}")
             parameters = {"table": name, "profile": profile, "seed": seed, "exp_dir": str(folder), "rounds": ROUNDS}
-            execute("06_complexity", parameters, executed)
+            execute("06_complexity", parameters, executed, explore=False)
 
 
 def _render(name: str, profile: str, root: str | Path, seeds: int | None) -> None:

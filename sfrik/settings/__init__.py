@@ -9,7 +9,7 @@ from sfrik.settings.evaluation import (
     LogisticSettings,
     TransferSettings,
 )
-from sfrik.settings.fields import ARCHITECTURES, as_bool, as_list, as_path, as_whole, parse_mlp
+from sfrik.settings.fields import ARCHITECTURES, as_list, as_path, as_whole, parse_mlp
 from sfrik.settings.identity import recipe_of, recipe_settings, score_settings
 from sfrik.settings.pretraining import PretrainSettings
 
@@ -24,7 +24,6 @@ __all__ = [
     "PretrainSettings",
     "Settings",
     "TransferSettings",
-    "as_bool",
     "as_list",
     "as_path",
     "as_whole",

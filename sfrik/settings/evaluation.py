@@ -47,6 +47,14 @@ class FrozenSettings(Settings):
     def without_effect(self) -> set[str]:
         return super().without_effect() | (set() if self.choice and self.val_dataset == "val" else {"choice"})
 
+    def unused(self) -> set[str]:
+        return super().unused() | (set() if self.val_dataset == "train" or self.chooses else {"val_subset"})
+
+    @property
+    def chooses(self) -> bool:
+        """Whether a hyperparameter is chosen on the tuning split."""
+        return False
+
     def elsewhere(self, folder: Path) -> dict[str, Any]:
         given = {name: value for name in ("pretrained", "ckp_path", "extraction_dir") if (value := getattr(self, name, ""))}
         own = folder.resolve() / "backbone.safetensors"
@@ -112,6 +120,14 @@ class EvaluateSettings(FrozenSettings, sections=("evaluate", "semi1", "semi10"))
         idle |= {"lr_backbone"} if self.weights == "freeze" else set()
         return idle | ({"only_inference"} if not self.only_inference else set())
 
+    def unused(self) -> set[str]:
+        head = {"epochs", "lr_head", "lr_sweep", "lr_backbone", "weight_decay", "label_list"}
+        return super().unused() | (head if self.only_inference else {"ckp_path"})
+
+    @property
+    def chooses(self) -> bool:
+        return bool(self.lr_sweep) and not self.only_inference
+
 
 class _OnFeatures(FrozenSettings):
     extraction_dir: OptionalPath = Field("", description="folder of the features; features/ in the run's folder when unset")
@@ -129,6 +145,9 @@ class FeatureSettings(_OnFeatures, sections=("extract_features",)):
         if self.image_dir and self.dataset == "mnist5k":
             raise ValueError("image_dir is for image files, but mnist5k's backbones take grey digits: use another dataset's")
         return self
+
+    def unused(self) -> set[str]:
+        return super().unused() | ({"subset", "val_dataset"} if self.image_dir else set())
 
     def elsewhere(self, folder: Path) -> dict[str, Any]:
         # `sfrik extract-features` writes extraction_dir
@@ -159,6 +178,14 @@ class LogisticSettings(_OnFeatures, sections=("logistic_regression",)):
     def without_effect(self) -> set[str]:
         return super().without_effect() | ({"lr_sweep"} if not self.lr_sweep else {"lr_head"})
 
+    def unused(self) -> set[str]:
+        of_sgd = {"epochs", "lr_head", "lr_sweep", "weight_decay"}
+        return super().unused() | ({"inverse_penalties"} if self.solver == "sgd" else of_sgd)
+
+    @property
+    def chooses(self) -> bool:
+        return self.solver == "lbfgs" or bool(self.lr_sweep)
+
 
 class TransferSettings(FrozenSettings, sections=("transfer",)):
     """`sfrik transfer`: a frozen backbone on another data set."""
@@ -174,3 +201,9 @@ class TransferSettings(FrozenSettings, sections=("transfer",)):
     epochs: Epochs = Field(28, ge=1, description="Places205: passes over the training images")
     lr_head: Rate = Field(0.4, description="Places205: learning rate of the linear head")
     weight_decay: NotNegative = Field(1e-6, description="Places205: weight decay of the linear head")
+
+    def unused(self) -> set[str]:
+        of_target = {"voc07": {"svm_costs"}, "places205": {"epochs", "lr_head", "weight_decay"}}
+        others = set().union(*(names for target, names in of_target.items() if target != self.target))
+        place = {"data_dir"} if self.target == "digits8x8" or self.target_dir else set()
+        return super().unused() - {"data_dir"} | others | place | {"dataset", "subset", "val_dataset"}

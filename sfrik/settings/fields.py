@@ -46,7 +46,6 @@ __all__ = [
     "Slices",
     "Temperature",
     "Unset",
-    "as_bool",
     "as_list",
     "as_path",
     "as_whole",
@@ -104,21 +103,6 @@ def as_list(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [part for item in value for part in (isinstance(item, str) and PARTS.findall(item)) or [item]]
     return [value] if isinstance(value, int | float) else value
-
-
-def as_bool(value: Any) -> bool:
-    """A truth value from true, false, yes, no, on, off, 1 or 0, in any case.
-
-    Raises:
-        SfrikError: It is none of these.
-
-    >>> as_bool("false"), as_bool(True)
-    (False, True)
-    """
-    try:
-        return TypeAdapter(bool).validate_python(value)
-    except ValidationError:
-        raise SfrikError(f"expected true or false, got {value!r:.100}") from None
 
 
 def as_whole(value: Any, name: str, least: int, most: int) -> int:

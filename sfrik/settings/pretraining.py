@@ -39,6 +39,11 @@ CROPS = {
     "obow": ("num_img_crops", "image_crop_size", "num_img_patches", "img_patch_size"),
     "swav": ("nmb_crops", "size_crops", "min_scale_crops", "max_scale_crops", "general_indices"),
 }
+METHODS = ("sfrik_", "auh_", "simclr_", "vicreg_", "sigreg_")  # how the names of the objectives' settings start
+# The settings that play no part if the backbone keeps its initial weights.
+TRAINING = {"subset", "batch_size", "precision", "workers", "augmentations", "input_pipeline", "reg_small"}
+TRAINING |= {"epochs", "warmup_epochs", "base_lr", "wd", "micro_batch", "compile", "checkpoint_minutes", "loggers"}
+TRAINING |= {"log_every", "knn_every", *CROPS["obow"], *CROPS["swav"]}
 
 
 class PretrainSettings(Settings, sections=("pretrain",)):
@@ -166,6 +171,13 @@ class PretrainSettings(Settings, sections=("pretrain",)):
         idle |= {"input_pipeline"} if self.dataset == "mnist5k" else set()
         series = {"sfrik_kernel", "sfrik_kernel_scale", "sfrik_kernel_degree"}
         return idle | (series if self.sfrik_kernel == "truncated" else {"sfrik_weights"})
+
+    def unused(self) -> set[str]:
+        unused = super().unused()
+        unused |= {name for name in type(self).model_fields if name.startswith(METHODS) and not name.startswith(self.ssl_method)}
+        if self.ssl_method == "none":
+            unused |= TRAINING
+        return unused | ({"mlp"} if self.arch == "pixels" else set())
 
     @property
     def warmup_note(self) -> str:

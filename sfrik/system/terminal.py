@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,6 +25,7 @@ __all__ = [
     "paint",
     "print_line",
     "replace_unprintable",
+    "terminal_width",
     "text_width",
     "tolerate_output_errors",
     "wants_colour",
@@ -133,6 +135,11 @@ def align(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[st
 def text_width(text: str) -> int:
     """The columns of a terminal that a text takes; colours take none."""
     return len(re.sub("\x1b\\[[0-9;]*m", "", text))
+
+
+def terminal_width() -> int:
+    """The columns of the terminal, or of COLUMNS; 80 without a terminal, and at least 40."""
+    return max(40, shutil.get_terminal_size().columns)
 
 
 def replace_unprintable(encoding: str | None = None) -> None:

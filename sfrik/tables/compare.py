@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from sfrik.runs.cached import cached_provenance
+from sfrik.runs.provenance import format_code
 from sfrik.settings import run_folder
 from sfrik.tables.collect import Measured, Table, build_table
 from sfrik.tables.cost_rows import BASELINE
@@ -132,7 +133,7 @@ def provenance_differences(comparisons: Sequence[Comparison]) -> tuple[dict[str,
     """What only the runs in A record about code and hardware, of cells that do not agree, and what those in B record instead.
 
     Returns:
-        The values in A and those in B, by kind: device, precision, processes, threads, torch, commit, data.
+        The values in A and those in B, by kind: device, precision, processes, threads, torch, code, data.
     """
     found: tuple[dict[str, list[str]], dict[str, list[str]]] = {}, {}
     for comparison in comparisons:
@@ -191,7 +192,7 @@ def _add_facts(found: dict[str, list[str]], table: Table, root: Path, recipes: C
         if recipe in recipes:
             record = cached_provenance(run_folder(recipe, seed, root) / "provenance.json")
             facts = {name: record.get("hardware", {}).get(name) for name in HARDWARE}
-            facts |= {"torch": record.get("versions", {}).get("torch"), "commit": record.get("commit")}
+            facts |= {"torch": record.get("versions", {}).get("torch"), "code": format_code(record)}
             for name, value in facts.items():
-                if value is not None and str(value) not in found.setdefault(name, []):
+                if value and str(value) not in found.setdefault(name, []):
                     found[name].append(str(value))

@@ -17,7 +17,7 @@ __all__ = ["YOURS", "agreement", "as_text"]
 
 YOURS = ("yours", "published")  # the names of A and B where these are the user's results and the published ones
 NARROWEST = 16  # columns of a terminal that a heading or a label needs at least
-UNITS = {"threads": "thread", "processes": "process"}
+UNITS = {"threads": ("thread", "threads"), "processes": ("process", "processes")}
 
 
 @dataclass(frozen=True)
@@ -98,14 +98,15 @@ def agreement(comparisons: Sequence[Comparison], width: int, names: tuple[str, s
         lines.append(f"{_explanation(comparisons, names)} About 1 cell in 20 is outside by chance.")
     a, b = ("your results", "the published ones") if names == YOURS else names
     uncompared = [f"{count} {REASONS[reason].format(a=a, b=b)}" for reason, count in reasons.items()]
-    uncompared += [f"to measure what is missing: {measure}"] if measure and reasons["missing in A"] else []
     lines += [f"Not compared: {'; '.join(uncompared)}."] if uncompared else []
-    return _wrap(lines, width)
+    return [*_wrap(lines, width), *([f"To measure what is missing: {measure}"] if measure and reasons["missing in A"] else [])]
 
 
 def _wrap(lines: Sequence[str], width: int) -> list[str]:
-    """Lines of at most this width; the parts of an indented line are indented more."""
-    return [part for line in lines for part in textwrap.wrap(line, width, subsequent_indent="    " if line[:1] == " " else "")]
+    """Lines of at most this width, not broken at an equals sign; the parts of an indented line are indented more."""
+    fixed = [line.replace(" = ", "\xa0=\xa0") for line in lines]
+    parts = [part for line in fixed for part in textwrap.wrap(line, width, subsequent_indent="    " if line[:1] == " " else "")]
+    return [part.replace("\xa0", " ") for part in parts]
 
 
 def _block(comparison: Comparison, column: Column, names: tuple[str, str]) -> Block:
@@ -237,12 +238,9 @@ def _explanation(comparisons: Sequence[Comparison], names: tuple[str, str]) -> s
 
 
 def _fact(kind: str, values: Sequence[str]) -> str:
-    """A kind of fact with its values, such as `2 threads`, `torch 2.10.0` or `commit 0123abcd, 4567cdef and 7 others`."""
-    if kind == "commit":
-        values = [value[:8] + ("-dirty" if value.endswith("-dirty") else "") for value in values]
-    if len(values) > 3:
-        values = [*values[:2], f"{len(values) - 2} others"]
-    text = " and ".join([", ".join(values[:-1]), values[-1]] if len(values) > 1 else values)
+    """A kind of fact with its values, such as `2 threads`, `torch 2.10.0` or `code 0123456789ab, ba9876543210 and 7 others`."""
+    shown = [*values[:2], f"{len(values) - 2} others"] if len(values) > 3 else list(values)
+    text = " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
     if kind in UNITS:
-        return f"{text} {UNITS[kind]}{'' if values == ['1'] else 'es' if kind == 'processes' else 's'}"
+        return f"{text} {UNITS[kind][shown != ['1']]}"
     return text if kind in ("device", "precision") else f"{kind} {text}"

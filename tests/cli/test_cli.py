@@ -492,8 +492,10 @@ def test_a_dry_run_prints_the_settings_and_touches_nothing(here, capsys, command
     assert main([command, "--recipe", "smoke/sfrik_l2_q64", "--seed", "5", "--exp-dir", "run", "--dry-run"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
-    for name in SECTIONS[command.replace("-", "_")].model_fields:
-        assert re.search(rf"^{name} ", captured.out, re.MULTILINE), name
+    kind = SECTIONS[command.replace("-", "_")]
+    unused = kind.from_recipe("smoke/sfrik_l2_q64").unused()
+    for name in kind.model_fields:
+        assert bool(re.search(rf"^{name} ", captured.out, re.MULTILINE)) == (name not in unused), name
     assert re.search(r"^seed +5$", captured.out, re.MULTILINE)
     assert list(here.iterdir()) == []
 

@@ -15,6 +15,7 @@ from sfrik.reproduce import run as run_module
 from sfrik.reproduce import table as table_module
 from sfrik.settings import run_folder
 from sfrik.system.files import write_json
+from sfrik.tables.definitions import rows_of
 
 PLACE = ["--device", "cpu", "--workers", "0"]
 QUICK = [*PLACE, "--precision", "fp32"]
@@ -227,5 +228,11 @@ def test_a_table_prints_its_files_and_the_command_for_more_seeds(here, capsys, m
     assert called(capsys, *table, "--seeds", "3").out.splitlines()[-1] == (
         "next: python -m sfrik table all --profile smoke --results out"
     )
+    monkeypatch.setenv("SFRIK_MAKE", "1")  # as the Makefile does
+    following = called(capsys, *table, "--data-dir", "my images").out.splitlines()[-1]
+    assert following == "next: make table1 PROFILE=smoke SEEDS=3 RESULTS=out 'DATA=my images'"
+    assert called(capsys, *table, "--seeds", "3").out.splitlines()[-1] == "next: make tables PROFILE=smoke RESULTS=out"
     printed = json.loads(called(capsys, *table, "--json").out)
     assert printed["rows"] == [{"method": "VICReg", "q": "64"}]
+    assert (printed["comparison"]["table"], printed["comparison"]["compared"]) == ("table1", 0)
+    assert len(printed["comparison"]["cells"]) == 3 * len(rows_of("table1", "smoke"))

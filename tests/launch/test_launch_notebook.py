@@ -249,7 +249,7 @@ def test_a_command_that_is_asked_to_stop_while_its_kernel_trains_without_workers
 ):
     # notebook 02 without its figures; the command runs here, where no other test will send a signal
     monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
-    write_notebook(tmp_path / "02_pretraining.ipynb", 'recipe = ""\nseed = 0\nexp_dir = ""\nchapter = True', LIGHT)
+    write_notebook(tmp_path / "02_pretraining.ipynb", 'recipe = ""\nseed = 0\nexp_dir = ""', LIGHT)
     folder = tmp_path / RECIPE / "seed0"
     during = During(("asked", lambda: last_step(folder) >= 0, lambda: os.kill(os.getpid(), number), everything))
     assert main(["run", "--recipe", RECIPE, "--results", str(tmp_path), "--stages", "pretrain"]) == status

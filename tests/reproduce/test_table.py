@@ -154,7 +154,11 @@ def test_a_table_with_a_run_of_other_settings_computes_the_others_and_is_rendere
     assert [run.recipe for run in executed] == recipes[3:]
     printed = capsys.readouterr()
     assert "table2: 4 runs, 2 finished here" in printed.out
-    assert f"- {recipes[2]} seed 0: its settings are not the recipe's (epochs 1 -> 2): restore the recipe, or move" in printed.out
+    shown = " ".join(printed.out.split())
+    assert (
+        f"Not shown: {recipes[2]} seed 0: its settings are not the recipe's (epochs 1 -> 2): restore the recipe, or move" in shown
+    )
+    assert "Nothing is published for table2 in profile smoke" in shown
     assert printed.err == f"refused: {recipes[2]} seed 0: {refusal(recipes[2], 0, tmp_path)}\n"
     assert {path: path.read_bytes() for path in run.folder.iterdir()} == before
     with pytest.raises(SfrikError, match=r"holds another run, .*epochs 1 -> 2.*: move that folder away, or restore the recipe"):

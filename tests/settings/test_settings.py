@@ -26,11 +26,11 @@ from sfrik.settings import (
     KnnSettings,
     LogisticSettings,
     PretrainSettings,
-    as_bool,
     as_list,
     as_path,
     load_recipe,
     recipe_names,
+    recipe_settings,
     run_folder,
 )
 from sfrik.settings import base as module
@@ -484,12 +484,9 @@ def test_functions_that_take_a_path_expand_the_home_folder_too(monkeypatch, tmp_
 
 
 def test_parameters_of_notebooks_that_are_not_settings_are_read_alike():
-    assert [as_bool(value) for value in (True, "True", "true", 1, "no", "False", 0, "off")] == [True] * 4 + [False] * 4
     assert [as_list(value) for value in ("table1", "table1, table2", [], "none", ["voc07"])] == [
         *(["table1"], ["table1", "table2"], [], [], ["voc07"])
     ]
-    with pytest.raises(SfrikError, match="expected true or false, got 'maybe'"):
-        as_bool("maybe")
 
 
 @pytest.mark.parametrize(("epochs", "warmup", "words"), [(3, 10, "ends at 30 % of its peak"), (1, 1e7, "ends at 1e-05 % of")])
@@ -615,6 +612,49 @@ def test_the_weights_of_the_truncated_kernel_do_not_count_under_another_kernel()
     assert first.hash() == second.hash()
     assert "sfrik_weights" not in first.what()
     assert PretrainSettings(sfrik_weights="1.0").hash() != PretrainSettings(sfrik_weights="1.0-40.0").hash()
+
+
+TRAINED = "dataset size arch seed batch_size precision epochs"
+PRETRAINED = f"{TRAINED} augmentations mlp warmup_epochs base_lr wd ssl_method log_every knn_every"
+SCORED = "dataset size arch seed batch_size precision val_dataset"
+SGD = "epochs lr_head weight_decay"
+
+
+@pytest.mark.parametrize(
+    ("section", "recipe", "given", "names"),
+    [
+        ("pretrain", "digits/simclr_q512", {}, f"{PRETRAINED} simclr_temp"),
+        ("pretrain", "digits/vicreg_q512", {}, f"{PRETRAINED} vicreg_sim_coeff vicreg_std_coeff vicreg_cov_coeff"),
+        ("pretrain", "digits/auh_q512", {"subset": 9}, f"{PRETRAINED} subset auh_sim_coeff auh_unif_coeff auh_scale"),
+        ("pretrain", "digits/sfrik_l3_q512", {}, f"{PRETRAINED} sfrik_sim_coeff sfrik_mmd_coeff sfrik_weights"),
+        (
+            *("pretrain", "digits/sfrik_l3_q512", {"sfrik_kernel": "rbf", "sfrik_slices": 8}),
+            f"{PRETRAINED} sfrik_sim_coeff sfrik_mmd_coeff sfrik_kernel sfrik_kernel_scale sfrik_kernel_degree sfrik_slices",
+        ),
+        ("pretrain", "digits/simclr_q512", {"ssl_method": "sigreg"}, f"{PRETRAINED} sigreg_weight sigreg_slices"),
+        ("pretrain", "cifar10/simclr_q512", {}, f"{PRETRAINED} subset simclr_temp stem input_pipeline"),
+        ("pretrain", "digits/random_weights", {}, "dataset size arch seed mlp ssl_method"),
+        ("pretrain", "digits/raw_pixels", {}, "dataset size arch seed ssl_method"),
+        ("evaluate", "cifar10/simclr_q512", {"lr_sweep": ()}, f"{SCORED} subset stem weights {SGD}"),
+        (
+            *("evaluate", "digits/simclr_q512", {"val_subset": 9}),
+            f"{SCORED} weights epochs lr_sweep weight_decay val_subset",
+        ),
+        ("evaluate", "smoke/sfrik_l3_q64", {"val_subset": 9}, f"{SCORED} subset weights {SGD}"),
+        ("evaluate", "digits/simclr_q512", {"only_inference": True}, f"{SCORED} weights only_inference"),
+        ("semi1", "digits/simclr_q512", {}, f"{SCORED} weights train_percent lr_backbone {SGD}"),
+        ("knn_eval", "digits/simclr_q512", {"val_subset": 9}, f"{SCORED} nb_knn temperature"),
+        ("logistic_regression", "digits/simclr_q512", {}, f"{SCORED} solver inverse_penalties"),
+        ("logistic_regression", "digits/simclr_q512", {"solver": "sgd"}, f"{SCORED} solver {SGD}"),
+        ("transfer", "digits/simclr_q512", {}, "size arch seed batch_size precision target"),
+        ("transfer", "digits/simclr_q512", {"target": "voc07"}, "size arch seed batch_size precision target svm_costs"),
+        ("transfer", "digits/simclr_q512", {"target": "places205"}, f"size arch seed batch_size precision target {SGD}"),
+    ],
+)
+def test_settings_that_play_no_part_are_not_shown(section, recipe, given, names):
+    settings = recipe_settings(recipe, 0, section, **given)
+    assert settings.shown().keys() == set(names.split())
+    assert settings.shown().items() <= settings.what().items()
 
 
 @pytest.mark.parametrize(

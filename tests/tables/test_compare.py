@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import replace
@@ -10,6 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sfrik.cli import compare as command
+from sfrik.cli import main
+from sfrik.reproduce import table as table_module
 from sfrik.system.files import write_json
 from sfrik.system.terminal import text_width
 from sfrik.tables.compare import compare_tables, prediction_interval, provenance_differences
@@ -34,7 +38,7 @@ def record(root, recipe=RECIPE, **facts):
     folder = root / "digits" / recipe / "seed0"
     hardware = {"device": "cpu: A", "precision": "bf16", "processes": 1, "threads": 1}
     versions = {"torch": facts.pop("torch", "2.14.1")}
-    commit = facts.pop("commit", "0123456789")
+    commit = facts.pop("commit", "01234567890123456789")
     write_json(folder / "provenance.json", {"commit": commit, "hardware": hardware | facts, "versions": versions})
 
 
@@ -193,14 +197,13 @@ def test_lower_costs_are_better_at_the_same_size_and_an_effective_rank_is_not(mo
 
 def test_cells_outside_are_listed_with_what_differs_between_the_runs(roots):
     write_scores(roots[0], linear=[80.0], knn=[70.0])
-    record(roots[0], threads=2, torch="2.10.0", commit="fedcba9876543210-dirty")
+    record(roots[0], threads=2, torch="2.10.0", commit="fedcba98765432100123-dirty")
     record(roots[1])
     text = "\n".join(agreement([compare_tables("table1", "digits", *roots)], 140, measure="make table1"))
     assert text.startswith("1 of 2 cells agree with the published ones (95 % prediction interval).\n")
     assert "\n  SFRIK L=2, q = 512, linear probing, %: 80.00, expected 88.03 to 97.97\n" in text
-    assert (
-        "What differs: yours: 2 threads, torch 2.10.0, commit fedcba98-dirty; published: 1 thread, torch 2.14.1, commit 01234567."
-    ) in text.replace("\n", " ")
+    theirs = "published: 1 thread, torch 2.14.1, code 012345678901."
+    assert f"What differs: yours: 2 threads, torch 2.10.0, code fedcba987654-dirty; {theirs}" in text.replace("\n", " ")
     assert "Not compared: 46 missing in both." in text
 
 
@@ -212,7 +215,7 @@ def test_what_is_the_same_in_both_is_not_named(roots):
     assert provenance_differences([comparison]) == ({}, {})
     text = " ".join(agreement([comparison], 140, measure="make table1"))
     assert "name no difference; most often it is the precision" in text
-    assert "1 missing in your results; to measure what is missing: make table1." in text
+    assert "1 missing in your results. To measure what is missing: make table1" in text
     write_scores(roots[0], linear=[93.0])
     assert "differ" not in " ".join(agreement([compare_tables("table1", "digits", *roots)], 140))
 
@@ -222,3 +225,88 @@ def test_a_table_that_is_not_published_is_one_line(roots):
     comparison = compare_tables("table8", "digits", *roots)
     assert agreement([comparison], 80) == ["Nothing is published for table8 in profile digits: nothing to compare with."]
     assert "published" not in "".join(as_text(comparison, 80))
+
+
+# --- the commands
+
+
+def compare(capsys, *arguments):
+    """The exit status, stdout and stderr of `sfrik compare`."""
+    capsys.readouterr()
+    status = main(["compare", *map(str, arguments)])
+    return status, *capsys.readouterr()
+
+
+def test_compare_ends_with_1_if_a_cell_does_not_agree(roots, capsys):
+    write_scores(roots[0], linear=[93.5], knn=[70.0])
+    status, out, _ = compare(capsys, *roots)
+    assert status == 0
+    assert out.startswith(f"A: {roots[0]}, B: {roots[1]}\n")
+    for name in ("table1", "table4", "table7"):
+        assert (f"{name}: 2 of 2 cells agree with those of B" in out) == any(m.row.recipe.endswith(RECIPE) for m in rows(name))
+    write_scores(roots[0], linear=[70.0], knn=[70.0])
+    status, out, _ = compare(capsys, *roots, "table1")
+    assert status == 1
+    assert "linear probing, %" in out  # the table itself, since it is named
+    assert "1 of 2 cells agree with those of B" in out
+    status, out, _ = compare(capsys, "--json", "table1", *roots)
+    assert status == 1
+    found = json.loads(out)
+    assert {name: found[name] for name in ("a", "b", "profile", "compared", "agree")} == {
+        "a": str(roots[0]), "b": str(roots[1]), "profile": "digits", "compared": 2, "agree": 1
+    }  # fmt: skip
+    cells = {(c["recipe"], c["column"]): c for c in found["tables"][0]["cells"]}
+    assert len(cells) == 48
+    linear = cells[f"digits/{RECIPE}", "linear_top1"]
+    assert (linear["mean_a"], linear["n_a"], linear["sd_a"], linear["mean_b"], linear["n_b"]) == (70.0, 1, None, 93.0, 3)
+    assert (linear["sd_b"], linear["agree"], linear["reason"]) == (1.0, False, "")
+    assert linear["interval"] == pytest.approx([88.032, 97.968], abs=1e-3)
+    other = cells["digits/raw_pixels", "knn_top1"]
+    assert (other["agree"], other["interval"], other["reason"]) == (None, None, "missing in both")
+
+
+def rows(name):
+    return compare_tables(name, "digits", "nowhere", "nowhere").a.measured
+
+
+def test_compare_takes_runs_and_results_by_default(roots, capsys, monkeypatch):
+    write_scores(roots[0], linear=[93.5], knn=[70.0])
+    for module in (command, table_module):
+        monkeypatch.setattr(module, "published_root", lambda: roots[1])
+        monkeypatch.setattr(module, "runs_root", lambda: roots[0])
+    assert "2 of 2 cells agree with the published ones" in compare(capsys, "table1")[1]
+    assert "2 of 2 cells agree with the published ones" in compare(capsys, roots[0], "table1")[1]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["A", "A"], ["are the same folder"]),
+        (["A", "nowhere"], ["there are no results of profile digits in nowhere", "with digits/ in it"]),
+        (["A", "tabel1"], ["there are no results", "did you mean table1?"]),
+        (["A", "B", "C"], ["two folders are compared, got 3"]),
+        (["A", "B", "table8"], ["table8 has no scores in", "python -m sfrik table table8 --profile digits --results"]),
+        (["A", "B", "--profile", "smok"], ["did you mean smoke?"]),
+    ],
+)
+def test_compare_refuses_what_has_nothing_in_one_line(roots, capsys, given, words):
+    write_scores(roots[0], linear=[93.0])
+    places = {"A": str(roots[0]), "B": str(roots[1])}
+    status, out, err = compare(capsys, *(places.get(name, name) for name in given))
+    assert (status, out, len(err.splitlines())) == (2, "", 1)
+    assert all(word in err for word in words), err
+
+
+def test_a_table_is_printed_beside_the_published_one_and_ends_with_0_where_cells_disagree(roots, capsys, monkeypatch):
+    write_scores(roots[0], linear=[70.0], knn=[70.0])
+    monkeypatch.setattr(table_module, "published_root", lambda: roots[1])
+    monkeypatch.setattr(table_module, "execute", lambda *given: None)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert table_module.make_table("table1", "digits", render_only=True, root=roots[0]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(text_width, lines)) <= 80
+    assert "1 of 2 cells agree with the published ones (95 % prediction interval)." in lines
+    assert not any("](" in line for line in lines)
+    assert "to measure what is missing: python -m sfrik table table1" not in " ".join(
+        lines
+    )  # nothing that is published is missing
