@@ -162,7 +162,7 @@ def required_split(data_dir: Path, part: str) -> Path:
     return folder
 
 
-def refuse_held_out(data_dir: Path, names: list[str]) -> None:
+def refuse_held_out(data_dir: Path, names: Iterable[str]) -> None:
     """Refuse to pretrain on images without labels if some of them are for validation or testing.
 
     Args:

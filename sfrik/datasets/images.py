@@ -176,11 +176,13 @@ def images_of_folder(folder: str | Path) -> Images:
     Raises:
         SfrikError: there is no such folder, or it holds no images.
     """
-    names = images_below(folder)
+    found = images_below(folder)
+    names = list(found)
     tops = [name.split("/", 1)[0] for name in names]
     classes = sorted(set(tops)) if all("/" in name for name in names) and not split_names(tops) else None
     labels = np.unique(tops, return_inverse=True)[1] if classes else np.full(len(names), -1)
-    return image_files(Path(folder), names, labels.astype(np.int64), classes)
+    sizes = np.array(list(found.values()), dtype=np.int64)
+    return image_files(Path(folder), names, labels.astype(np.int64), classes, sizes=sizes)
 
 
 @dataclass(frozen=True)
@@ -228,9 +230,10 @@ def _all_images(dataset: str, split: str, data_dir: Path) -> Images:
     if dataset == "stl10":
         return _from_torchvision("STL10", data_dir, split="unlabeled" if pretrain else "test" if test else "train")
     if dataset == "image_folder" and pretrain and data_dir.is_dir() and split_folder(data_dir, "train") is None:
-        names = images_below(data_dir)
-        refuse_held_out(data_dir, names)
-        return image_files(data_dir, names, np.full(len(names), -1, dtype=np.int64), num_classes=0)
+        found = images_below(data_dir)
+        refuse_held_out(data_dir, found)
+        sizes = np.array(list(found.values()), dtype=np.int64)
+        return image_files(data_dir, found, np.full(len(found), -1, dtype=np.int64), num_classes=0, sizes=sizes)
     return _image_folder(data_dir, "val" if test else "train", labelled=not pretrain)
 
 
@@ -268,7 +271,7 @@ def _image_folder(data_dir: Path, part: str, labelled: bool = True) -> Images:
         raise SfrikError(f"{folder} and {train} must have the same class folders, but only one of them has {min(others)}")
     if labelled:
         check_classes(folder, listing.classes, train if part == "val" else None)
-    return image_files(folder, listing.names, listing.labels, listing.classes, cached=listing.cached)
+    return image_files(folder, listing.names, listing.labels, listing.classes, cached=listing.cached, sizes=listing.sizes)
 
 
 def _from_torchvision(name: str, data_dir: Path, **arguments: Any) -> Images:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from sfrik.datasets.entries import split_folder
 from sfrik.datasets.images import Images, image_files, load_images
+from sfrik.datasets.listing import file_sizes
 from sfrik.datasets.sizes import class_members
 from sfrik.errors import MissingImagesError, SfrikError, nearest
 from sfrik.system.files import read_text
@@ -111,7 +112,8 @@ def _voc07(split: str, data_dir: Path) -> Images:
     if missing or not ids:
         raise SfrikError(f"voc07: {len(missing)} of the {len(ids)} images are not in {folder} ({missing[:1]}): {remedy}")
     targets = np.array(columns, dtype=np.int64).T.copy()  # [n, 20]
-    return image_files(folder, (f"{image}.jpg" for image in ids), targets, VOC_CLASSES)
+    names = [f"{image}.jpg" for image in ids]
+    return image_files(folder, names, targets, VOC_CLASSES, sizes=np.array(file_sizes(folder, names), dtype=np.int64))
 
 
 def _places205(split: str, data_dir: Path) -> Images:

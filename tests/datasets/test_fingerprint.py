@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from sfrik.datasets import describe_data, print_images
+from sfrik.datasets.fingerprint import SAMPLE
 from sfrik.datasets.images import Images, image_files, load_images
 from sfrik.runs.data import data_differences
 
@@ -54,6 +55,28 @@ def test_a_change_of_the_images_is_a_difference(photos, change, difference):
     assert before == described(photos) == before | {"images": 6, "classes": 2}
     change(photos / "train")
     assert data_differences(before, described(photos)) == difference
+
+
+@pytest.mark.parametrize("dataset", ["imagenet", "image_folder"])
+def test_the_size_of_each_file_counts_and_not_only_of_those_that_are_read(tmp_path, dataset):
+    """The names of an imagenet folder come from the cache, those of images without labels from the folder."""
+    folder = tmp_path / "train" / "cat" if dataset == "imagenet" else tmp_path / "photos"
+    folder.mkdir(parents=True)
+    for k in range(3 * SAMPLE):
+        (folder / f"{k:03d}.png").write_bytes(b"old")
+    for place in (folder, folder.parent):
+        os.utime(place, (1000, 1000))  # long ago: the listing is cached
+
+    def described():
+        return describe_data(load_images(dataset, "pretrain", folder.parents[1] if dataset == "imagenet" else folder))
+
+    before = described()
+    (folder / "001.png").write_bytes(b"newer")  # the time of the folder is the same
+    assert data_differences(before, described()) == OTHERS
+    (folder / "001.png").write_bytes(b"new")
+    assert described() == before, "not read, and as large"
+    (folder / "000.png").write_bytes(b"new")
+    assert data_differences(before, described()) == OTHERS
 
 
 def test_a_moved_or_copied_folder_has_the_same_fingerprint(photos, tmp_path):

@@ -135,7 +135,7 @@ def test_a_folder_that_several_links_lead_to_counts_once(folder, tmp_path, capsy
     (tmp_path / "val" / "n01" / "1.png").touch()
     (folder / "under" / "more").symlink_to(tmp_path / "val")  # not listed elsewhere
     names = [name for name in FILES if not name.endswith(("txt", "csv", "md"))]
-    assert images_below(folder) == sorted([*names, "n01/deep/more/n01/1.png"])
+    assert list(images_below(folder)) == sorted([*names, "n01/deep/more/n01/1.png"])
     with pytest.raises(SfrikError, match="no images in the class folders under"):
         content(folder)
     (folder / "under").unlink()
@@ -224,9 +224,10 @@ def test_training_images_are_not_scored_as_test_images_and_a_single_class_is_rep
 # --- cache
 
 
-def test_the_second_start_lists_no_class_folder_and_stats_each_folder_once(folder, monkeypatch):
+def test_the_second_start_lists_no_class_folder_and_stats_each_folder_and_a_sample_of_the_files_once(folder, monkeypatch):
     expected = content(folder)
     forbid_walk(monkeypatch)
+    monkeypatch.setattr(listing, "SAMPLE", 3)
     statted = []
     stat = os.stat
 
@@ -237,8 +238,9 @@ def test_the_second_start_lists_no_class_folder_and_stats_each_folder_once(folde
     monkeypatch.setattr(os, "stat", counted)
     assert content(folder) == expected
     inside = [path for path in statted if path.startswith(f"{folder}{os.sep}")]
+    sample = [expected[1][k][0] for k in (0, (len(expected[1]) - 1) // 2, -1)]
     assert sorted(inside) == sorted(
-        str(folder / name) for name in ("N03", "n01", "n01/deep", "n01/deep/er", "n01/deep-er", "n02")
+        str(folder / name) for name in ("N03", "n01", "n01/deep", "n01/deep/er", "n01/deep-er", "n02", *sample)
     )
 
 
