@@ -134,7 +134,7 @@ class _Part:
     """The folders of one class.
 
     Attributes:
-        images: image files of each folder, sorted, and their sizes in bytes; folders are named by their path below the data folder.
+        images: image files of each folder, sorted, with their sizes; folders are named by their path below the data folder.
         times: times of modification and of the last change of each folder, in nanoseconds.
         identities: device and inode of each folder.
         links: links to folders, which have not been followed.
