@@ -30,7 +30,7 @@ from sfrik.datasets.entries import (
     leads_to_folder,
     report,
 )
-from sfrik.errors import SfrikError
+from sfrik.errors import MissingImagesError, SfrikError
 from sfrik.system.files import WriteError, atomic_write, check_regular
 
 __all__ = ["Listing", "cache_folder", "file_sizes", "images_below", "list_images", "pack_names"]
@@ -107,14 +107,14 @@ def images_below(folder: str | Path) -> dict[str, int]:
     """Paths of the image files anywhere below `folder`, sorted, with their sizes in bytes. The rules are those of `list_images`.
 
     Raises:
-        SfrikError: there are none, or a link leads nowhere.
+        SfrikError: there are none (a MissingImagesError if the folder is empty), or a link leads nowhere.
     """
     (part,) = _walk_all(Path(folder), ["."])
     images = dict(sorted((name.removeprefix("./"), size) for name, size in part.files()))
     unread = _format_unread(part.unread)
     if not images:
         seen = f"; it has {unread}" if unread else ""
-        raise SfrikError(
+        raise (SfrikError if os.listdir(folder) else MissingImagesError)(
             f"{folder} holds no images (looked for {' '.join(EXTENSIONS)}{seen}): is it the right folder for --data-dir?"
         )
     if unread:

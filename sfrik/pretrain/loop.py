@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfrik.datasets import Images, batches, explain_worker_death, load_images
+from sfrik.datasets import Images, batches, describe_data, explain_worker_death
 from sfrik.errors import Preempted, SfrikError
 from sfrik.networks import Encoder, build_encoder
 from sfrik.networks.precision import network_precision
@@ -29,15 +29,15 @@ from sfrik.optim import LARS, learning_rate
 from sfrik.pretrain.accumulate import backward, micro_batches
 from sfrik.pretrain.distributed import distribute, explain_compile_failure
 from sfrik.pretrain.epoch_metrics import describe_epoch, format_epoch
-from sfrik.pretrain.finish import clean_up, finish, record_failure
+from sfrik.pretrain.finish import already_pretrained, finish, last_epoch, read_images, record_failure
 from sfrik.pretrain.nonfinite import save_nonfinite_state
 from sfrik.pretrain.order import check_batch_size, epoch_order
-from sfrik.pretrain.resume import Position, check_images, describe_images, print_from_rank_zero, restore
+from sfrik.pretrain.resume import Position, check_earlier, print_from_rank_zero, restore
 from sfrik.runs.checkpoints import random_state
 from sfrik.runs.folder import Run
 from sfrik.runs.loggers import Loggers, check_loggers
 from sfrik.runs.provenance import provenance
-from sfrik.runs.refusals import refuse_published
+from sfrik.runs.refusals import refuse_folder, refuse_published
 from sfrik.settings import PretrainSettings
 from sfrik.system.devices import autocast, channels_last, pick_device
 from sfrik.system.progress import Progress
@@ -73,25 +73,27 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any
     check_loggers(settings.loggers)
     device = pick_device(settings.device)
     precision = network_precision(settings, device)
+    if broadcast_from_rank_zero(run.finished):
+        return already_pretrained(run, settings, progress)
     # Errors in the input are raised before the folder is created.
-    images = load_images(settings.dataset, "pretrain", settings.data_dir, settings.subset)
+    images = read_images(settings, progress)
+    data = describe_data(images) if rank() == 0 and settings.ssl_method != "none" else None
     try:
         steps_per_epoch = check_batch_size(settings, images, synchronised=device.type == "cuda")
     except SfrikError:
         if len(images) < settings.batch_size and (checkpoint := run.checkpoints.load()) is not None:
-            check_images(checkpoint, settings, images)  # fewer than when the training began
+            # fewer than when the training began
+            refuse_folder(run.folder, settings, data)
+            check_earlier(run, settings, images, checkpoint, steps_per_epoch=0)
         raise
     views = build_views(settings.augmentations, settings.size, settings.dataset, settings.input_pipeline, **settings.crops)
     torch.manual_seed(derived_seed("initialisation", settings.seed))
     encoder = channels_last(build_encoder(settings, images.channels), device)
-    with run.lock(optional=run.finished) if rank() == 0 else nullcontext():
+    with run.lock() if rank() == 0 else nullcontext():
         if rank() == 0:
-            run.start(settings)
-        if broadcast_from_rank_zero(run.finished):
-            print_from_rank_zero(progress, f"{run.folder}: already pretrained")
-            if rank() == 0:  # a killed process may have recorded the weights without cleaning up
-                clean_up(run)
-            return (run.epochs() or [{}])[-1]
+            run.start(settings, data)
+        if broadcast_from_rank_zero(run.finished):  # by another process, meanwhile
+            return last_epoch(run, progress)
         if rank() == 0:
             run.update_status("running", stage="pretrain")
         try:
@@ -101,7 +103,8 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any
                     finish(run, encoder, settings)
                 barrier()
                 return {}
-            return _Training(settings, run, images, views, encoder, device, precision, steps_per_epoch, progress).run_to_end()
+            given = settings, run, images, data, views, encoder, device, precision, steps_per_epoch, progress
+            return _Training(*given).run_to_end()
         except Exception as error:
             if not isinstance(error, Preempted):
                 record_failure(run, error)
@@ -116,6 +119,7 @@ class _Training:
         settings: PretrainSettings,
         run: Run,
         images: Images,
+        data: dict[str, Any] | None,
         views: Views,
         encoder: Encoder,
         device: torch.device,
@@ -123,9 +127,9 @@ class _Training:
         steps_per_epoch: int,
         progress: bool,
     ) -> None:
-        self.settings, self.run, self.images, self.views, self.steps_per_epoch = settings, run, images, views, steps_per_epoch
+        self.settings, self.run, self.images, self.data = settings, run, images, data
+        self.views, self.steps_per_epoch = views, steps_per_epoch
         self.encoder, self.device, self.precision = encoder, device, precision
-        self.about_images = describe_images(images)
         if world_size() > 1 and device.type == "cpu":
             text = "BatchNorm on CPU: each process normalises its own shard; rank 0's running averages are saved"
             print_from_rank_zero(progress, text)
@@ -296,8 +300,7 @@ class _Training:
         random_states = all_gather_json(random_state(self.device))
         if rank() == 0:
             self.run.sync_log()  # a run resumed from this checkpoint does not write these lines again
-            about = {"version": VERSION, "settings": self.settings.what()}
-            about |= self.about_images
+            about = {"version": VERSION, "settings": self.settings.what(), "data": self.data}
             progress = {"place": asdict(self.position), "processes": world_size(), "random": random_states}
             progress["provenance"] = self.origin
             self.run.checkpoints.save({**about, **self._states(), **progress})

@@ -12,13 +12,15 @@ from sfrik.datasets import Images
 from sfrik.errors import SfrikError
 from sfrik.ops.collectives import broadcast_from_rank_zero, rank, world_size
 from sfrik.runs.checkpoints import explain_mismatch, restore_random_state
+from sfrik.runs.data import data_differences
 from sfrik.runs.folder import Run
 from sfrik.runs.records import TrainingCheckpoint
+from sfrik.runs.refusals import refuse_other_images
 from sfrik.settings import PretrainSettings
 from sfrik.system.records import parse_record
 from sfrik.system.terminal import print_line
 
-__all__ = ["Position", "check_images", "describe_images", "print_from_rank_zero", "restore"]
+__all__ = ["Position", "check_earlier", "print_from_rank_zero", "restore"]
 
 
 @dataclass
@@ -62,8 +64,8 @@ def restore(
         The position from which to continue, the first one if there is no checkpoint; and the provenance of the steps before it.
 
     Raises:
-        SfrikError: The checkpoint is broken, has other settings or another number of images or classes, or does not fit the model
-            or optimizer.
+        SfrikError: The checkpoint is broken, has other settings, is of an earlier release and of other images, or does not fit
+            the model or optimizer.
     """
     checkpoint = run.checkpoints.load() if rank() == 0 else None
     if not broadcast_from_rank_zero(checkpoint is not None):
@@ -75,7 +77,7 @@ def restore(
     assert checkpoint is not None  # parse_record refuses None
     if differences := settings.differences(checkpoint["settings"]):
         raise SfrikError(f"{path} is of a run with other settings ({differences}): move it away, or choose another --exp-dir")
-    check_images(checkpoint, settings, images, steps_per_epoch)
+    check_earlier(run, settings, images, checkpoint, steps_per_epoch)
     with explain_mismatch(path):
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
@@ -95,35 +97,22 @@ def restore(
     return position, checkpoint.get("provenance") or {}
 
 
-def check_images(
-    checkpoint: dict[str, Any], settings: PretrainSettings, images: Images, steps_per_epoch: int | None = None
-) -> None:
-    """Refuse a checkpoint of other images: an epoch would have other steps, in another order and at other learning rates.
+def check_earlier(run: Run, settings: PretrainSettings, images: Images, checkpoint: dict[str, Any], steps_per_epoch: int) -> None:
+    """Refuse a checkpoint of an earlier release that was trained on other images, as far as it records them.
 
-    Checkpoints of earlier releases do not record numbers and names; theirs is only refused if its step is beyond the epoch's last
-    one.
+    `Run.start` refuses later ones. An epoch of other images would have other steps, in another order and at other learning rates.
     """
-    ours = describe_images(images)
-    theirs = {name: ours[name] if checkpoint.get(name) is None else checkpoint[name] for name in ours}
-    numbers = [name for name in ("images", "classes") if theirs[name] != ours[name]]
-    changed = [f"{theirs[name]} {name} -> {ours[name]} {name}" for name in numbers]
-    if not changed and theirs != ours:
-        changed = [f"{len(images)} images as before, but with other names"]
-    if not changed and steps_per_epoch is not None and checkpoint["place"]["step"] >= steps_per_epoch:
-        changed = [f"step {checkpoint['place']['step']} of an epoch that now has {steps_per_epoch}, of {len(images)} images"]
-    if changed:
-        raise SfrikError(
-            f"the training images have changed since the checkpoint in {settings.exp_dir} ({', '.join(changed)}): restore them "
-            f"in {settings.data_dir}, or train on the present ones in another --exp-dir"
-        )
-
-
-def describe_images(images: Images) -> dict[str, Any]:
-    """What a checkpoint records of the training images: their number, that of their classes, and a hash of their names."""
-    names = hashlib.sha256()
-    for index in range(len(images)):
-        names.update(images.name(index).encode("utf-8", "surrogateescape") + b"\0")
-    return {"images": len(images), "classes": images.num_classes, "names_sha256": names.hexdigest()}
+    present = {"images": len(images), "classes": images.num_classes}
+    recorded = {name: value if checkpoint.get(name) is None else checkpoint[name] for name, value in present.items()}
+    differences = data_differences(recorded, present)
+    if not differences and checkpoint.get("names_sha256"):
+        names = hashlib.sha256()
+        for index in range(len(images)):
+            names.update(images.name(index).encode("utf-8", "surrogateescape") + b"\0")
+        differences = "" if names.hexdigest() == checkpoint["names_sha256"] else f"{len(images)} images with other names"
+    if not differences and checkpoint["place"]["step"] >= steps_per_epoch:
+        differences = f"step {checkpoint['place']['step']} of an epoch that now has {steps_per_epoch}, of {len(images)} images"
+    refuse_other_images(run.folder, differences, settings.data_dir, finished=False)
 
 
 def print_from_rank_zero(progress: bool, text: str) -> None:

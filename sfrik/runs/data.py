@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from sfrik.runs.records import RunSettings
+from sfrik.system.files import path_exists, write_json
+from sfrik.system.records import read_record
 
-__all__ = ["DataRecord", "data_differences", "split_differences"]
+__all__ = ["FIXED", "data_differences", "forget_fingerprint", "recorded_data", "split_differences"]
+
+# Data sets with the same images in every folder: a package has them, or torchvision checks the MD5 of their files.
+FIXED = ("mnist5k", "cifar10", "stl10")
 
 
-class DataRecord(BaseModel):
-    """The images of one split: their number, that of their classes (0 without labels), and a fingerprint of all of them."""
+def recorded_data(folder: Path) -> dict[str, Any] | None:
+    """The training images in settings.json; None without a training or a record, or in a record of an earlier release.
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    Raises:
+        SfrikError: settings.json is broken.
+    """
+    path = folder / "settings.json"
+    return read_record(path, RunSettings).get("data") if path_exists(path) else None
 
-    images: int
-    classes: int
-    sha256: str
+
+def forget_fingerprint(folder: Path) -> None:
+    """Keep only the numbers of the images in settings.json: one of them cannot be read, and another file will replace it."""
+    if data := recorded_data(folder):
+        path = folder / "settings.json"
+        write_json(path, {**read_record(path, RunSettings), "data": {**data, "sha256": ""}})
 
 
 def data_differences(recorded: Mapping[str, Any] | None, present: Mapping[str, Any] | None) -> str:
@@ -30,7 +43,7 @@ def data_differences(recorded: Mapping[str, Any] | None, present: Mapping[str, A
         return ""
     numbers = [name for name in ("images", "classes") if recorded.get(name) != present.get(name)]
     changed = [f"{recorded.get(name)} {name} -> {present.get(name)} {name}" for name in numbers]
-    if not changed and recorded.get("sha256") != present.get("sha256"):
+    if not changed and recorded.get("sha256") and recorded["sha256"] != present.get("sha256"):
         changed = ["the same numbers of images and classes, but other names, sizes, labels or contents"]
     return ", ".join(changed)
 

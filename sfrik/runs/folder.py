@@ -2,7 +2,7 @@
 
 Its files::
 
-    settings.json          all settings and their hash; a rerun with other settings is refused
+    settings.json          all settings, their hash, and the images; a rerun with others is refused
     provenance.json        commit, versions, hardware, start and end; the SHA-256 of the finished weights
     metrics.jsonl          one line per logging step and per epoch
     state.json             what an unfinished run is doing, or why it stopped
@@ -27,9 +27,11 @@ from typing import TYPE_CHECKING, Any
 
 from sfrik.errors import SfrikError
 from sfrik.runs.cached import cached_hash, cached_provenance, header_error
+from sfrik.runs.data import data_differences
+from sfrik.runs.metrics import Metrics
 from sfrik.runs.provenance import code, now
-from sfrik.runs.records import LogLine, RunSettings, Score, State
-from sfrik.runs.refusals import refuse_other_recipe, refuse_other_settings
+from sfrik.runs.records import RunSettings, Score, State
+from sfrik.runs.refusals import refuse_other_images, refuse_other_recipe, refuse_other_settings
 from sfrik.runs.scores import score_problem
 from sfrik.settings import Settings, as_path
 from sfrik.system.files import (
@@ -39,15 +41,11 @@ from sfrik.system.files import (
     make_folder,
     read_json,
     rename_broken,
-    sync_file,
-    write_error,
     write_json,
-    write_text,
 )
 from sfrik.system.locks import folder_lock, is_locked
 from sfrik.system.records import VERSION, check_numbers, parse_record, read_record
 from sfrik.system.tensor_files import check_weights, read_header
-from sfrik.system.terminal import warn_once
 
 if TYPE_CHECKING:
     from sfrik.runs.checkpoints import Checkpoints
@@ -58,7 +56,7 @@ RECORDS = ("settings.json", "provenance.json", "state.json")
 FILES = (*RECORDS, "metrics.jsonl", "projector.safetensors", "backbone.safetensors")
 
 
-class Run:
+class Run(Metrics):
     """The folder of one run. Nothing is written before `start` is called.
 
     Args:
@@ -82,28 +80,34 @@ class Run:
 
         return Checkpoints(self.folder)
 
-    def start(self, settings: Settings) -> None:
-        """Create the folder and write settings.json, or check that an existing run has the same settings.
+    def start(self, settings: Settings, data: dict[str, Any] | None = None) -> None:
+        """Create the folder and write settings.json, or check that an existing run has the same settings and images.
 
         Weights that cannot be opened (older releases could leave them after a power cut) are renamed, so that the run is trained
         again.
 
+        Args:
+            settings: The settings of the run.
+            data: The training images, as `sfrik.datasets.describe_data` describes them; None: they are not compared.
+
         Raises:
-            SfrikError: The folder holds a run with other settings, or is that of a recipe with other settings (the message lists
-                the differences), or its finished weights have changed since they were written.
+            SfrikError: The folder holds a run with other settings or on other images, or is that of a recipe with other settings
+                (the message lists the differences), or its finished weights have changed since they were written.
         """
         refuse_other_recipe(self.folder, settings)
         for name in (*FILES, *(checkpoint.name for checkpoint in self.checkpoints.paths)):
             if (self.folder / name).is_dir():
                 raise SfrikError(f"{self.folder / name} is a folder, but the run writes a file of that name: move it away")
         path, ours = self.folder / "settings.json", settings.what()
-        recorded = self._recorded_settings()
+        recorded, trained_on = self._recorded()
         differences = settings.differences(recorded) if recorded is not None else ""
         errors = {weights: header_error(weights) for weights in (self.backbone, self.projector) if weights.is_file()}
         if recorded is None and errors.get(self.backbone) == "" and (theirs := read_header(self.backbone).get("settings")):
             differences = "" if theirs == settings.hash() else f"hash {theirs} -> {settings.hash()}"
         if self.backbone.is_file() or self.checkpoints.exist:
             refuse_other_settings(self.folder, differences, self.backbone.is_file())
+            refuse_other_images(self.folder, data_differences(trained_on, data), settings.data_dir, self.backbone.is_file())
+            data = data if trained_on else None  # what an earlier release has trained on is not known
         if not errors.get(self.backbone) and self.finished:
             for weights, error in errors.items():
                 if not error:
@@ -114,21 +118,23 @@ class Run:
         if recorded is not None and not self.backbone.is_file() and not self.checkpoints.exist:
             # Stopped before its first checkpoint, or its weights were deleted: it is trained again, and its log is rewritten.
             (self.folder / "metrics.jsonl").unlink(missing_ok=True)
-        if not path.is_file() or (recorded != ours and not self.backbone.is_file()):
-            write_json(path, {"version": VERSION, "hash": settings.hash(), "settings": ours})
+        if not path.is_file() or ((recorded, trained_on) != (ours, data) and not self.backbone.is_file()):
+            record = {"version": VERSION, "hash": settings.hash(), "settings": ours}
+            write_json(path, record | ({"data": data} if data else {}))
 
-    def _recorded_settings(self) -> dict[str, Any] | None:
-        """The settings in settings.json, else in the checkpoint; None if there is neither."""
+    def _recorded(self) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        """The settings and the images in settings.json, else in the checkpoint; None where they are not recorded."""
         path = self.folder / "settings.json"
         try:
             if path.exists():
-                return read_record(path, RunSettings)["settings"]
+                record = read_record(path, RunSettings)
+                return record["settings"], record.get("data")
         except UnreadableError:
             raise
         except SfrikError as error:
             rename_broken(path, str(error))
         if not self.checkpoints.exist:
-            return None
+            return None, None
         state = self.checkpoints.load() or {}
         settings = state.get("settings")
         if not isinstance(settings, dict):
@@ -136,7 +142,7 @@ class Run:
                 f"neither settings.json nor a checkpoint in {self.folder} has the run's settings: restore settings.json, or move "
                 "the folder away"
             )
-        return settings
+        return settings, state.get("data")
 
     @property
     def finished(self) -> bool:
@@ -189,45 +195,6 @@ class Run:
             recorded = origin
         began = {name: value for name, value in recorded.items() if name not in ("finished", "weights")}
         return self.record_start(**{**began, "resumed": [*began.get("resumed", []), facts]})
-
-    def log(self, line: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl."""
-        path, text = self.folder / "metrics.jsonl", json.dumps(line) + "\n"
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(text)
-        except OSError as error:
-            raise write_error(path, error, len(text)) from None
-
-    def sync_log(self) -> None:
-        """Flush metrics.jsonl to disk. Called before a checkpoint is saved, after which these lines are not written again."""
-        if (self.folder / "metrics.jsonl").is_file():
-            sync_file(self.folder / "metrics.jsonl")
-
-    def truncate_log(self, epoch: int, step: int) -> None:
-        """Remove the lines that a run resuming at `epoch` and `step` (counted from the start of the run) will write again."""
-        path = self.folder / "metrics.jsonl"
-        kept = [line for line in self.metrics() if line["epoch"] < epoch or line.get("step", step) < step]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))  # atomic: a kill must not lose the kept lines
-
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl. Broken ones are skipped with a warning; a truncated last one is skipped silently."""
-        path = self.folder / "metrics.jsonl"
-        texts = path.read_bytes().split(b"\n") if path.is_file() else []
-        lines = []
-        for number, text in enumerate(texts, 1):
-            try:
-                if text.strip():
-                    lines.append(parse_record(json.loads(text.decode()), LogLine, f"line {number}", "skipped"))
-            except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or an SfrikError of parse_record
-                if number < len(texts):
-                    reason = error if isinstance(error, SfrikError) else f"line {number} is not JSON ({error}): skipped"
-                    warn_once(f"{path}: {reason}")
-        return lines
-
-    def epochs(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl that describe an epoch."""
-        return [line for line in self.metrics() if "effective_rank" in line]
 
     def update_status(self, state: str, **facts: Any) -> None:
         """Write state.json for `sfrik status`.

@@ -6,13 +6,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sfrik.runs.data import DataRecord
 from sfrik.system.records import Record
 
 __all__ = [
     "Checkpoint",
     "Choice",
     "Costs",
+    "DataRecord",
     "EvaluationCheckpoint",
     "FeatureOrigin",
     "LogLine",
@@ -27,11 +27,29 @@ __all__ = [
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 
+class DataRecord(BaseModel):
+    """The images of one split: their number, that of their classes (0 without labels), and a fingerprint of all of them.
+
+    The fingerprint is empty after one of them could not be read, and has to be replaced (`sfrik.runs.data.forget_fingerprint`).
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    images: int
+    classes: int
+    sha256: str
+
+
 class RunSettings(Record):
-    """settings.json: all settings that affect the result, and their hash."""
+    """settings.json: all settings that affect the result, their hash, and the images of the training.
+
+    Attributes:
+        data: None without a training, and in files of earlier releases.
+    """
 
     hash: str
     settings: dict[str, Any]
+    data: DataRecord | None = None
 
 
 class State(Record):
@@ -83,12 +101,12 @@ class TrainingCheckpoint(Checkpoint):
     Attributes:
         random: For each process the states of its random number generators.
         provenance: provenance.json of the run; checkpoints of earlier releases do not record it.
-        images: Number of training images; checkpoints of earlier releases do not record it.
-        classes: Number of their classes, 0 without labels.
-        names_sha256: SHA-256 of their names; checkpoints of earlier releases do not record it.
+        data: The training images. Checkpoints of earlier releases have their number, that of their classes, and the SHA-256 of
+            their names instead, or none of them.
     """
 
     settings: dict[str, Any]
+    data: DataRecord | None = None
     images: int | None = None
     classes: int | None = None
     names_sha256: str | None = None

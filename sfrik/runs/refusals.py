@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from sfrik.errors import SfrikError
 from sfrik.runs.cached import header_error
+from sfrik.runs.data import data_differences
 from sfrik.runs.records import RunSettings
 from sfrik.settings import Settings, published_root, recipe_of, recipe_settings, runs_root
 from sfrik.system.files import UnreadableError
 from sfrik.system.records import read_record
 from sfrik.system.tensor_files import read_header
 
-__all__ = ["refuse_folder", "refuse_other_recipe", "refuse_other_settings", "refuse_published"]
+__all__ = ["refuse_folder", "refuse_other_images", "refuse_other_recipe", "refuse_other_settings", "refuse_published"]
 
 
-def refuse_folder(folder: Path, settings: Settings) -> None:
+def refuse_folder(folder: Path, settings: Settings, data: dict[str, Any] | None = None) -> None:
     """Refuse the folder of another run, as `sfrik.runs.folder.Run.start` does, but change nothing in it.
+
+    Args:
+        data: The training images; None: they are not compared.
 
     Raises:
         SfrikError: The message lists the differences.
@@ -24,10 +29,11 @@ def refuse_folder(folder: Path, settings: Settings) -> None:
     refuse_published(folder)
     refuse_other_recipe(folder, settings)
     record, weights = folder / "settings.json", folder / "backbone.safetensors"
-    differences = ""
+    differences = of_images = ""
     try:
         if record.exists():
-            differences = settings.differences(read_record(record, RunSettings)["settings"])
+            recorded = read_record(record, RunSettings)
+            differences, of_images = settings.differences(recorded["settings"]), data_differences(recorded.get("data"), data)
         elif weights.is_file() and not header_error(weights) and (theirs := read_header(weights).get("settings")):
             differences = "" if theirs == settings.hash() else f"hash {theirs} -> {settings.hash()}"
     except UnreadableError:
@@ -36,6 +42,7 @@ def refuse_folder(folder: Path, settings: Settings) -> None:
         return
     if weights.is_file() or any((folder / name).is_file() for name in ("checkpoint.pt", "checkpoint.previous.pt")):
         refuse_other_settings(folder, differences, weights.is_file())
+        refuse_other_images(folder, of_images, settings.data_dir, weights.is_file())
 
 
 def refuse_published(folder: str | Path) -> None:
@@ -62,6 +69,25 @@ def refuse_other_recipe(folder: Path, settings: Settings) -> None:
         raise SfrikError(
             f"{folder} is the folder of recipe {of[0]}, which tables read, but these are other settings "
             f"({differences}): leave --exp-dir out, or choose another one"
+        )
+
+
+def refuse_other_images(folder: Path, differences: str, data_dir: str, finished: bool) -> None:
+    """Refuse a folder that holds a run that was trained on other images.
+
+    Args:
+        folder: The folder of the run.
+        differences: `sfrik.runs.data.data_differences`; nothing is refused if it is empty.
+        data_dir: The folder of the present images.
+        finished: Whether the folder holds weights, and not only checkpoints.
+
+    Raises:
+        SfrikError: The message lists the differences.
+    """
+    if differences:
+        raise SfrikError(
+            f"{folder} holds {'a run' if finished else 'an unfinished run'} on other training images ({differences}): restore "
+            f"them in {data_dir}, or train on the present ones in another --exp-dir"
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 from contextlib import closing
 from functools import partial
@@ -111,39 +110,6 @@ def test_with_skip_broken_a_broken_image_is_replaced_named_and_counted(folder, t
     assert [line["broken_images"] for line in epochs] == [["b/3.png"]] * 2
     assert all(0 <= line["knn"] <= 100 for line in epochs), "the kNN score skips it too"
     assert "broken images skipped: 1" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("batch_size", [8, 24])  # 24: there are fewer images than a batch
-def test_a_resume_with_other_images_is_refused_with_both_numbers(folder, tmp_path, monkeypatch, batch_size):
-    def stop(self, requests):
-        self.position.step = self.steps_per_epoch - 1
-        self._save()
-        raise RuntimeError("stopped")
-
-    settings = photo_settings(folder, tmp_path / "run", batch_size=batch_size, skip_broken=True)
-    with monkeypatch.context() as patch:
-        patch.setattr("sfrik.pretrain.loop._Training._epoch", stop)
-        with pytest.raises(RuntimeError, match="stopped"):
-            pretrain(settings, progress=False)
-    aside = folder / "0.png"
-    (folder / "train" / "a" / "0.png").rename(aside)
-    with pytest.raises(
-        SfrikError, match=r"have changed since the checkpoint in .*run \(24 images -> 23 images\): restore"
-    ) as removed:
-        pretrain(settings, progress=False)
-    assert "\n" not in str(removed.value)
-    (folder / "train" / "c").mkdir()
-    shutil.copy(aside, folder / "train" / "c" / "0.png")
-    aside.rename(folder / "train" / "a" / "0.png")
-    with pytest.raises(SfrikError, match=r"\(24 images -> 25 images, 2 classes -> 3 classes\)"):
-        pretrain(settings, progress=False)
-    shutil.rmtree(folder / "train" / "c")
-    other = (folder / "train" / "a" / "0.png").rename(folder / "train" / "a" / "new.png")  # one removed and one added
-    with pytest.raises(SfrikError, match=r"\(24 images as before, but with other names\)"):
-        pretrain(settings, progress=False)
-    other.rename(folder / "train" / "a" / "0.png")
-    pretrain(settings, progress=False)
-    assert len(Run(tmp_path / "run").epochs()) == 2
 
 
 def test_a_broken_image_is_replaced_by_the_next_one():
