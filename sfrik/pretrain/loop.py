@@ -77,7 +77,8 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any
         return already_pretrained(run, settings, progress)
     # Errors in the input are raised before the folder is created.
     images = read_images(settings, progress)
-    data = describe_data(images) if rank() == 0 and settings.ssl_method != "none" else None
+    trained = settings.ssl_method != "none"
+    data = broadcast_from_rank_zero(describe_data(images) if trained and rank() == 0 else None)
     try:
         steps_per_epoch = check_batch_size(settings, images, synchronised=device.type == "cuda")
     except SfrikError:
