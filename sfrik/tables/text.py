@@ -99,6 +99,8 @@ def agreement(comparisons: Sequence[Comparison], width: int, names: tuple[str, s
     a, b = ("your results", "the published ones") if names == YOURS else names
     uncompared = [f"{count} {REASONS[reason].format(a=a, b=b)}" for reason, count in reasons.items()]
     lines += [f"Not compared: {'; '.join(uncompared)}."] if uncompared else []
+    left_out = list(dict.fromkeys(line for comparison in comparisons for line in comparison.b.left_out))
+    lines += [f"Left out of {b}: {len(left_out)}, such as {left_out[0]}"] if left_out else []
     return [*_wrap(lines, width), *([f"To measure what is missing: {measure}"] if measure and reasons["missing in A"] else [])]
 
 

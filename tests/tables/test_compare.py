@@ -227,6 +227,15 @@ def test_a_table_that_is_not_published_is_one_line(roots):
     assert "published" not in "".join(as_text(comparison, 80))
 
 
+def test_published_scores_that_cannot_be_shown_are_counted_with_a_reason(roots):
+    write_scores(roots[0], linear=[93.0])
+    for seed in range(3):
+        write_json(roots[1] / "digits" / RECIPE / f"seed{seed}" / "settings.json", {"hash": "0", "settings": {"epochs": 1}})
+    text = " ".join(agreement([compare_tables("table1", "digits", *roots)], 80))
+    assert "Nothing is published for table1" in text
+    assert f"Left out of the published ones: 3, such as digits/{RECIPE} seed 0: settings.json was edited" in text
+
+
 # --- the commands
 
 
