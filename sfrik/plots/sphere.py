@@ -52,7 +52,7 @@ FIRST_AZIMUTH, TURN = -8.0, 1.2  # of an animation: the camera's azimuth in its 
 PALETTE = [COLOURS[name] for name in ("SFRIK L=1", "SFRIK L=2", "SFRIK L=3", "AUH", "SimCLR")]
 WIDTH, BALL, BARS = 1.85, 1.75, 0.7  # width of a column, height of a row of spheres and of a row of bars, in inches
 LAYERS = 5  # of depth: the points of a layer have one size and one shade
-COLOURS_PER_ANIMATION = 200
+COLOURS_PER_ANIMATION = 64
 
 
 def two_groups(n: int, seed: int = 0, width: float = 0.08) -> Tensor:

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sfrik.system.files import atomic_write
+from sfrik.system.png import smaller_png
 from sfrik.tables.collect import Measured, Table
 from sfrik.tables.cost_rows import PLAIN
 
@@ -243,5 +244,6 @@ def write_figure(figure: Figure, path: Path, **options: Any) -> None:
     """Write a figure atomically, in the format of the path's suffix; `options` are those of `Figure.savefig`."""
     content = BytesIO()
     figure.savefig(content, format=path.suffix[1:], **options)
-    with atomic_write(path, len(content.getbuffer())) as file:
-        file.write(content.getbuffer())
+    written = smaller_png(content.getvalue()) if path.suffix == ".png" else content.getvalue()
+    with atomic_write(path, len(written)) as file:
+        file.write(written)

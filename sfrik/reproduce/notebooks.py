@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import time
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import nullcontext
@@ -21,10 +22,11 @@ from sfrik.reproduce.parameters import check_names, parameter_names, typed_param
 from sfrik.runs.provenance import hide_paths
 from sfrik.system.files import check_text, make_folder, read_json, write_text
 from sfrik.system.links import in_checkout, relative_link
+from sfrik.system.png import smaller_png
 from sfrik.system.signals import KERNEL_GRACE, KERNEL_SIGTERM, place_reached, stop, stop_requests
 from sfrik.system.terminal import print_line
 
-__all__ = ["execute", "notebook_path", "print_typed"]
+__all__ = ["execute", "notebook_path", "print_typed", "shrink_pictures"]
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 LINK = re.compile(r"\]\(([^)#:\s]+)")  # to a file of the checkout, in Markdown
@@ -195,8 +197,17 @@ def _publish(partial: Path, output: Path, parameters: dict[str, Any]) -> None:
             if cell["cell_type"] == "markdown":
                 cell["source"] = LINK.sub(lambda link: f"]({_relative_link(folder, link[1])}", "".join(cell["source"]))
     content = _map_strings(content, hide_paths(_strings(parameters)))
+    shrink_pictures(content)
     write_text(output, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     partial.unlink()
+
+
+def shrink_pictures(notebook: dict[str, Any]) -> None:
+    """Replace the pictures in the outputs of a notebook by smaller ones that look the same."""
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", ()):
+            if picture := output.get("data", {}).get("image/png"):
+                output["data"]["image/png"] = b64encode(smaller_png(b64decode("".join(picture)))).decode()
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -19,7 +19,7 @@ RUN_OPTIONS = ("nproc_per_node", "targets")  # None, though they are not setting
 PARAMETERS: dict[str, dict[str, Any]] = {
     "01_kernel_theory": {
         **{"dim": 64, "degrees": 8, "weights": "1.0-40.0-40.0", "scale": 2.5, "heat_time": 0.05, "sphere_heat_time": 0.1},
-        **{"points": 200, "repeats": 20, "steps": 400, "rate": 0.2, "pictures": 40, "seed": 0, "figures": ""},
+        **{"points": 200, "repeats": 20, "steps": 400, "rate": 0.2, "pictures": 32, "seed": 0, "figures": ""},
     },
     "02_pretraining": {
         **RUN,

@@ -145,12 +145,12 @@ def test_the_error_of_a_cell_names_no_folder_of_the_user(user, tmp_path):
 
 def test_the_data_of_images_is_not_changed(user, tmp_path):
     picture = f"AAAA{user}/BBBB"
-    data = {"image/png": picture, "image/svg+xml": f"<!-- {user}/x -->", "text/plain": [f"{user}/x\n", "y"]}
+    data = {"image/jpeg": picture, "image/svg+xml": f"<!-- {user}/x -->", "text/plain": [f"{user}/x\n", "y"]}
     cells = [{"cell_type": "code", "outputs": [{"data": data}]}]
     (tmp_path / "copy.partial.ipynb").write_text(json.dumps({"cells": cells, "metadata": {}}), encoding="utf-8")
     notebooks._publish(tmp_path / "copy.partial.ipynb", tmp_path / "copy.ipynb", {})
     found = json.loads((tmp_path / "copy.ipynb").read_text(encoding="utf-8"))["cells"][0]["outputs"][0]["data"]
-    assert found == {"image/png": picture, "image/svg+xml": "<!-- ~/x -->", "text/plain": ["~/x\n", "y"]}
+    assert found == {"image/jpeg": picture, "image/svg+xml": "<!-- ~/x -->", "text/plain": ["~/x\n", "y"]}
 
 
 def test_the_command_in_a_provenance_names_no_folder_of_the_user(user):
