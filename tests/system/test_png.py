@@ -20,7 +20,7 @@ def png(picture, **options):
 def drawing(mode="RGB"):
     picture = Image.new(mode, (200, 100), "white")
     for k in range(20):
-        ImageDraw.Draw(picture).ellipse((5 * k, 3 * k, 60 + 5 * k, 40), outline="red", fill=(10 * k, 99, 0))
+        ImageDraw.Draw(picture).ellipse((5 * k, 3 * k, 60 + 5 * k, 40 + 3 * k), outline="red", fill=(10 * k, 99, 0))
     return picture
 
 
