@@ -14,6 +14,7 @@ from sfrik.evaluate import evaluate, extract_features, knn
 from sfrik.evaluate.knn import scores_by_k
 from sfrik.evaluate.logistic import logistic_sgd
 from sfrik.pretrain.loop import pretrain
+from sfrik.runs.folder import Run
 from sfrik.settings import EvaluateSettings, FeatureSettings, PretrainSettings
 from sfrik.system import progress
 
@@ -39,14 +40,20 @@ def weights(tmp_path_factory):
 
 
 def lines(capsys):
-    return capsys.readouterr().out.splitlines()
+    """What was printed, except which images were read."""
+    return [line for line in capsys.readouterr().out.splitlines() if " images: " not in line]
 
 
 @pytest.mark.parametrize("protocol", [{}, {"weights": "finetune"}, {"lr_sweep": (0.1, 0.4)}])
 def test_an_evaluation_prints_epoch_loss_step_and_the_time_left(every_step, weights, tmp_path, capsys, protocol):
     network = {"device": "cpu", "precision": "fp32", "workers": 0, "subset": 6, "batch_size": 32, "epochs": 2}
     given = {"exp_dir": str(tmp_path), "pretrained": f"{weights}/backbone.safetensors", **network, **protocol}
+    executed = not protocol  # by `sfrik run`, which writes state.json
+    if executed:
+        Run(tmp_path).update_status("running", stage="linear")
     evaluate(EvaluateSettings.from_recipe("smoke/random_weights", **given))
+    state = Run(tmp_path).state() or {}
+    assert [state.get(key) for key in ("stage", "epochs")] == (["linear", 2] if executed else [None, None])
     found = lines(capsys)
     assert re.match(rf"epoch 1/2, loss [\d.]+, step 1 of 4, {LEFT}", found[0])
     assert re.match(r"epoch 1/2  (mean )?loss [\d.]+  top-1", found[2])
