@@ -298,8 +298,7 @@ def _splits(settings: FrozenSettings) -> list[str]:
         return []
     if isinstance(settings, EvaluateSettings) and settings.only_inference:
         return [scored]
-    chooses = getattr(settings, "lr_sweep", ()) or getattr(settings, "solver", "") == "lbfgs"
-    return list(dict.fromkeys(["train", *(["tune"] if chooses else []), scored]))
+    return list(dict.fromkeys(["train", *(["tune"] if settings.chooses else []), scored]))
 
 
 def _check_choice(settings: FrozenSettings) -> None:
