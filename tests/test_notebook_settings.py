@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import matplotlib
 import pytest
 
+from sfrik import settings as settings_room
 from sfrik.errors import SfrikError
 from sfrik.reproduce import notebooks
 from sfrik.reproduce.kernel import Kernel
@@ -107,6 +108,23 @@ def test_papermill_takes_what_the_command_line_takes(name, given, found, expecte
     with matplotlib.rc_context():
         exec(cell, namespace)
     assert {setting: getattr(found(namespace), setting) for setting in expected} == expected
+
+
+def test_notebook_07_without_runs_prints_what_to_do_and_where_the_published_tables_are(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("IPython", reason="comes with the extra notebooks")
+    monkeypatch.setattr(settings_room, "runs_root", lambda: tmp_path / "runs")
+    parameters, cell = first_cells("07_tables")
+    for root in ("", str(settings_room.published_root())):
+        namespace = {}
+        exec(parameters, namespace)
+        namespace["root"] = root
+        expected = pytest.raises(SfrikError, match="part of the published results") if root else nullcontext()
+        with matplotlib.rc_context(), expected:
+            exec(cell, namespace)
+    printed = capsys.readouterr().out
+    assert "run `make table1 PROFILE=digits`" in printed
+    assert "results/digits/README.md" in printed
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- unknown parameters
