@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from sfrik.runs.cached import cached_provenance
+from sfrik.runs.data import recorded_data
 from sfrik.runs.provenance import format_code
 from sfrik.settings import run_folder
 from sfrik.tables.collect import Measured, Table, build_table
@@ -130,10 +131,10 @@ def compare_tables(name: str, profile: str, a: str | Path, b: str | Path, seeds:
 
 
 def provenance_differences(comparisons: Sequence[Comparison]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """What only the runs in A record about code and hardware, of cells that do not agree, and what those in B record instead.
+    """What only the runs in A record about code, hardware and images, of cells that do not agree, and what B records instead.
 
     Returns:
-        The values in A and those in B, by kind: device, precision, processes, threads, torch, code, data.
+        The values in A and those in B, by kind: device, precision, processes, threads, torch, code, and images by split.
     """
     found: tuple[dict[str, list[str]], dict[str, list[str]]] = {}, {}
     for comparison in comparisons:
@@ -188,11 +189,16 @@ def _not_compared(cell: Cell) -> str:
 
 def _add_facts(found: dict[str, list[str]], table: Table, root: Path, recipes: Collection[str]) -> None:
     """Add to `found` what the runs of some recipes record, by kind, each value once."""
-    for recipe, seed in dict.fromkeys((m.row.recipe, seed) for m in table.measured for seed in m.seeds):
-        if recipe in recipes:
-            record = cached_provenance(run_folder(recipe, seed, root) / "provenance.json")
+    for m in table.measured:
+        for seed in m.seeds if m.row.recipe in recipes else ():
+            folder = run_folder(m.row.recipe, seed, root)
+            record = cached_provenance(folder / "provenance.json")
             facts = {name: record.get("hardware", {}).get(name) for name in HARDWARE}
             facts |= {"torch": record.get("versions", {}).get("torch"), "code": format_code(record)}
+            splits = {split: data for of_seeds in m.data.values() for split, data in of_seeds.get(seed, {}).items()}
+            for split, data in {"pretraining": recorded_data(folder), **splits}.items():
+                if data and data.get("sha256"):  # it is empty where an image could not be read
+                    facts[f"{split} images"] = f"{data['images']} (SHA-256 {data['sha256'][:8]})"
             for name, value in facts.items():
                 if value and str(value) not in found.setdefault(name, []):
                     found[name].append(str(value))

@@ -14,7 +14,8 @@ import pytest
 from sfrik.cli import compare as command
 from sfrik.cli import main
 from sfrik.reproduce import table as table_module
-from sfrik.system.files import write_json
+from sfrik.settings import recipe_settings
+from sfrik.system.files import read_json, write_json
 from sfrik.system.terminal import text_width
 from sfrik.tables.compare import compare_tables, prediction_interval, provenance_differences
 from sfrik.tables.definitions import EXPERIMENTS
@@ -205,6 +206,20 @@ def test_cells_outside_are_listed_with_what_differs_between_the_runs(roots):
     theirs = "published: 1 thread, torch 2.14.1, code 012345678901."
     assert f"What differs: yours: 2 threads, torch 2.10.0, code fedcba987654-dirty; {theirs}" in text.replace("\n", " ")
     assert "Not compared: 46 missing in both." in text
+
+
+def test_other_images_are_named_where_both_record_theirs(roots):
+    write_scores(roots[0], linear=[80.0])
+    for root, images, digest in ((roots[0], 900, "aaaaaaaaaa"), (roots[1], 1000, "bbbbbbbbbb")):
+        path = root / "digits" / RECIPE / "seed0" / "linear.json"
+        test = {"images": images, "classes": 10, "sha256": digest}
+        write_json(path, {**read_json(path), "data": {"test": test, "train": {"images": 3500, "classes": 10, "sha256": "c"}}})
+    settings = recipe_settings(f"digits/{RECIPE}", 0)  # published records of earlier releases do not have the key data
+    data = {"images": 3000, "classes": 10, "sha256": "d"}
+    record = {"version": 1, "hash": settings.hash(), "settings": settings.what(), "data": data}
+    write_json(roots[0] / "digits" / RECIPE / "seed0" / "settings.json", record)
+    text = " ".join(agreement([compare_tables("table1", "digits", *roots)], 200))
+    assert "What differs: yours: test images 900 (SHA-256 aaaaaaaa); published: test images 1000 (SHA-256 bbbbbbbb)." in text
 
 
 def test_what_is_the_same_in_both_is_not_named(roots):
