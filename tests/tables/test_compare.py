@@ -130,6 +130,37 @@ def test_of_costs_ratios_and_memory_are_compared_and_times_are_not():
     assert {c.reason for c in baseline} == {"1 by definition"}
 
 
+# --- real runs: seeds that were not published, and ten times the learning rate
+
+
+RECORDED = json.loads(Path(__file__).with_name("recorded_scores.json").read_text(encoding="utf-8"))
+
+
+def place(root, runs, protocols):
+    """Write recorded scores and metrics of tables 1 and 2 as runs of their recipes."""
+    for recipe, seeds in runs.items():
+        for seed, found in seeds.items():
+            folder = root / "digits" / recipe / f"seed{seed}"
+            for protocol in protocols:
+                value = {"top1_at": {"20": found[protocol]}} if protocol == "knn" else {"top1": found[protocol]}
+                write_json(folder / f"{protocol}.json", {"protocol": protocol, "images": 1000, **value})
+            (folder / "metrics.jsonl").write_text(json.dumps(found["metrics"]) + "\n", encoding="utf-8")
+
+
+def test_other_seeds_agree_with_the_published_ones(tmp_path):
+    place(tmp_path, RECORDED["runs"], ("linear", "logistic", "knn"))
+    for name, cells in (("table1", 3 * len(RECORDED["runs"])), ("table2", 6)):
+        comparison = compare_tables(name, "digits", tmp_path, RESULTS)
+        assert (len(comparison.compared), comparison.outside) == (cells, [])
+
+
+def test_ten_times_the_learning_rate_does_not_agree(tmp_path):
+    place(tmp_path, RECORDED["base_lr_100"], ("linear", "logistic", "knn"))
+    outside = compare_tables("table2", "digits", tmp_path, RESULTS).outside
+    assert {cell.column.name for cell in outside} == {"uniformity", "effective_rank"}
+    assert main(["compare", str(tmp_path), "table2"]) == 1
+
+
 # --- text
 
 
