@@ -15,7 +15,7 @@ class SfrikError(ValueError):
 
 
 class MissingImagesError(SfrikError):
-    """The images of a data set are not where they are looked for. What was computed from them before can still be used."""
+    """The images of a data set, or their labels, are not where they are looked for. What was computed from them can be used."""
 
 
 class Preempted(SfrikError):

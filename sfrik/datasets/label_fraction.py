@@ -21,7 +21,7 @@ import numpy as np
 from sfrik.datasets.images import Images
 from sfrik.datasets.listing import cache_folder
 from sfrik.datasets.sizes import class_members
-from sfrik.errors import SfrikError
+from sfrik.errors import MissingImagesError, SfrikError
 from sfrik.system.files import WriteError, atomic_write, read_bytes
 from sfrik.system.terminal import print_line
 
@@ -97,7 +97,9 @@ def simclr_list(percent: float) -> str:
             content = response.read()
     except (OSError, http.client.HTTPException) as error:
         reason = str(getattr(error, "reason", "") or error or type(error).__name__)
-        raise SfrikError(f"the label list {url} could not be downloaded ({reason}): get it elsewhere, then {remedy}") from None
+        raise MissingImagesError(
+            f"the label list {url} could not be downloaded ({reason}): get it elsewhere, then {remedy}"
+        ) from None
     found = hashlib.sha256(content).hexdigest()
     if found != SHA256[percent]:
         raise SfrikError(f"the label list {url} is not the known one (SHA-256 {found[:12]}... of {len(content)} bytes): {remedy}")

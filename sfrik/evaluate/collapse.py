@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sfrik.datasets import Images, batches, load_images
+from sfrik.datasets import Images, batches, describe_data, load_images, print_images
 from sfrik.diagnostics import Measures, measure
 from sfrik.errors import SfrikError
 from sfrik.networks import Encoder, build_encoder, build_pixels, build_projector, load_backbone
 from sfrik.ops.random import derived_seed
+from sfrik.runs.data import data_differences
 from sfrik.runs.folder import Run
 from sfrik.runs.records import RunSettings
 from sfrik.settings import PretrainSettings
@@ -82,6 +83,9 @@ def diagnose(
 ) -> Diagnosis:
     """Measure the embeddings of a run, finished or not.
 
+    The numbers of images and classes are printed. A reason reports images that are not those that the run was trained on, as far
+    as its settings.json records them.
+
     Args:
         folder: the folder of the run.
         images: number of training images, at most all of them; fewer than q limit every rank.
@@ -100,16 +104,21 @@ def diagnose(
     found = _weights(run, settings)
     if found is None:
         return _by_log(run, settings, "the weights are missing")
+    print_images("training", found.images)
+    differences = data_differences(
+        read_record(run.folder / "settings.json", RunSettings).get("data"), describe_data(found.images)
+    )
+    others = (f"these are not the images that the run was trained on ({differences})",) if differences else ()
     (first, second), features = _embed(found.encoder, found.images, settings, images, seed, device)
     shown = replace(measure(features[0], features[1]), energy=(), energy_share=())
     about: dict[str, Any] = {"source": found.source, "epoch": found.epoch, "backbone_sha256": found.sha256, "features": shown}
     if settings.ssl_method == "none":
-        return Diagnosis(**vars(shown), verdict=UNKNOWN, reasons=_UNTRAINED, **about)
+        return Diagnosis(**vars(shown), verdict=UNKNOWN, reasons=(*_UNTRAINED, *others), **about)
     if not len(first):
         return replace(_by_log(run, settings, "there is no projector.safetensors beside the backbone"), features=shown)
     measures = measure(first, second)
     verdict, reasons = classify(measures)
-    return Diagnosis(**vars(measures), verdict=verdict, reasons=reasons, **about)
+    return Diagnosis(**vars(measures), verdict=verdict, reasons=(*reasons, *others), **about)
 
 
 def classify(measures: Measures) -> tuple[str, tuple[str, ...]]:

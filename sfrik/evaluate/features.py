@@ -251,8 +251,9 @@ def _extract_if_missing(folder: Path, inputs: Inputs[Any], named: bool = False) 
 def _extract(folder: Path, inputs: Inputs[Any], splits: dict[str, Images], backbone: Backbone) -> None:
     settings, image_dir = inputs.settings, inputs.image_dir
     record = folder / ("all_weights.json" if image_dir else "weights.json")
-    data = {split: inputs.data[split] for split in (["all"] if image_dir else ["train", inputs.split])}
+    data: dict[str, Any] = {}
     if rank() == 0:
+        data = {split: inputs.data[split] for split in (["all"] if image_dir else ["train", inputs.split])}
         with suppress(SfrikError):  # broken
             known = read_record(record, FeatureOrigin).get("data", {}) if record.exists() else {}
             if differences := split_differences(known, data):

@@ -1,4 +1,7 @@
-"""The evaluation commands: from settings to a score in the run's folder. A score that exists is returned at once."""
+"""The evaluation commands: from settings to a score in the run's folder.
+
+A score that exists is returned if it was measured with the same settings on the same weights and images.
+"""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ AS = {"places205": "imagenet", "voc07": "imagenet", "digits8x8": "mnist5k"}
 
 
 def transfer(settings: TransferSettings, progress: bool = True) -> dict[str, Any]:
-    """Score the backbone on `settings.target`: writes transfer_<target>.json. A score that exists is returned at once.
+    """Score the backbone on `settings.target`: writes transfer_<target>.json, unless it exists for the same images.
 
     All choices (a cost, a penalty) are made on training images of the target; its test images are scored once. A second process
     that scores the same run on the same target waits for the first and returns its score.

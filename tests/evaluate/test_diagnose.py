@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from sfrik.cli import main
-from sfrik.datasets import batches, load_images
+from sfrik.datasets import batches, describe_data, load_images
 from sfrik.diagnostics import Measures, measure
 from sfrik.errors import SfrikError
 from sfrik.evaluate.collapse import DIMENSIONAL, FULL, HEALTHY, LEAST_RANK, LEAST_UNIFORMITY, UNKNOWN, classify, diagnose
@@ -98,6 +98,18 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_different_ones(wh
     one, again, other = (diagnose(folder, images=64, seed=seed, device="cpu") for seed in (0, 0, 1))
     assert one == again
     assert one.alignment != other.alignment
+
+
+def test_a_diagnosis_reports_images_that_the_run_was_not_trained_on(tmp_path, capsys):
+    run, _, _ = run_of(tmp_path)
+    record, data = read_json(run.folder / "settings.json"), describe_data(load_images("mnist5k", "pretrain", subset=30))
+    for recorded, expected in ((data, ""), (data | {"images": 500}, "500 images -> 300 images"), (None, "")):
+        write_json(run.folder / "settings.json", record | {"data": recorded})
+        reasons = diagnose(run.folder, images=64, device="cpu").reasons
+        assert "training images: 300, 10 classes" in capsys.readouterr().out
+        assert [reason for reason in reasons if "trained on" in reason] == (
+            [f"these are not the images that the run was trained on ({expected})"] if expected else []
+        )
 
 
 def test_at_most_all_images_are_measured_and_so_are_their_features(whole):
