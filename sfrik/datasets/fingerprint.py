@@ -53,7 +53,8 @@ def print_images(title: str, images: Images) -> None:
         title: what the images are for, such as "training" or "test".
     """
     if rank() == 0:
-        classes = f"{images.num_classes} classes" if (images.targets != -1).any() else "without labels"
+        labelled = f"{images.num_classes} class{'' if images.num_classes == 1 else 'es'}"
+        classes = labelled if (images.targets != -1).any() else "without labels"
         print_line(f"{title} images: {len(images)}, {classes}" + (f", from {images.source}" if images.source else ""))
 
 

@@ -40,7 +40,7 @@ from sfrik.system.tensor_files import check_weights
 from sfrik.system.terminal import print_line
 from sfrik.views.base import Views, resize_for_test
 
-__all__ = ["Inputs", "scored_images", "training_images"]
+__all__ = ["Inputs", "scored_images", "split_images", "training_images"]
 
 TITLES = {"train": "training", "tune": "tuning", "test": "test", "all": "extracted"}  # of the splits, for messages
 
@@ -87,7 +87,7 @@ class Inputs(Generic[AnySettings]):
         _check_splits(settings)
         run = Run(settings.exp_dir)
         weights = Path(settings.pretrained) if settings.pretrained else run.backbone
-        return cls(settings, run, _scored(settings), weights, load or partial(_load, settings))
+        return cls(settings, run, _scored(settings), weights, load or partial(split_images, settings))
 
     @cached_property
     def device(self) -> torch.device:
@@ -264,7 +264,8 @@ def training_images(settings: EvaluateSettings) -> Images:
     return labelled_share(images, settings.dataset, settings.train_percent, settings.label_list)
 
 
-def _load(settings: FrozenSettings, split: str) -> Images:
+def split_images(settings: FrozenSettings, split: str) -> Images:
+    """The images of a split of `dataset`: "train" (those whose labels are used), "tune" or "test"."""
     if isinstance(settings, EvaluateSettings) and split == "train":
         return training_images(settings)
     return load_images(settings.dataset, split, settings.data_dir, settings.subset, settings.val_subset)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sfrik.errors import SfrikError
+from sfrik.reproduce.present import PresentImages
 from sfrik.reproduce.run import STOP_AT_END_OF_STDIN
 from sfrik.reproduce.run_log import attempt_header, error_summary, reported_error
 from sfrik.reproduce.run_progress import TableProgress
@@ -56,11 +57,14 @@ def default_jobs() -> int:
     return cores() if pick_device("auto").type == "cpu" else 1  # imports PyTorch, which a table that is finished does without
 
 
-def run_side_by_side(runs: Sequence[PlannedRun], root: str | Path, jobs: int, data_dir: str = "") -> list[tuple[PlannedRun, str]]:
+def run_side_by_side(
+    runs: Sequence[PlannedRun], root: str | Path, jobs: int, data_dir: str = "", present: PresentImages | None = None
+) -> list[tuple[PlannedRun, str]]:
     """Execute the runs in processes, `jobs` at a time, and print the progress.
 
     Args:
         data_dir: the folder of the images; the recipe's when empty.
+        present: these images, as `missing_stages` compares them.
 
     Returns:
         The runs that failed, each with the reason.
@@ -68,7 +72,7 @@ def run_side_by_side(runs: Sequence[PlannedRun], root: str | Path, jobs: int, da
     waiting, running = list(runs), []
     failed: list[tuple[PlannedRun, str]] = []
     try:
-        with TableProgress(runs, root, jobs) as progress:
+        with TableProgress(runs, root, jobs, present) as progress:
             while waiting or running:
                 while waiting and len(running) < jobs:
                     run = waiting.pop(0)

@@ -9,6 +9,7 @@ from pathlib import Path
 from sfrik.errors import Preempted, SfrikError
 from sfrik.reproduce.kernel import Kernel
 from sfrik.reproduce.notebooks import execute
+from sfrik.reproduce.present import PresentImages
 from sfrik.reproduce.stages import DEFAULT_STAGES, STAGES, check_run, missing_stages, refusal, score_problems
 from sfrik.runs.folder import Run
 from sfrik.runs.refusals import refuse_published
@@ -52,12 +53,13 @@ def run_recipe(
         stop_at_end_of_stdin(RUN_GRACE)
     with stop_at_once(), run.lock("run.lock", wait=True, optional=True):
         _wait_for_writers(run)
-        if reason := refusal(recipe, seed, root):
+        present = PresentImages(data_dir)
+        if reason := refusal(recipe, seed, root, present):
             raise SfrikError(reason)
         with stop_requests() as requests, Kernel() as kernel:
             name = ""
             try:
-                for name in missing_stages(recipe, seed, root, stages):
+                for name in missing_stages(recipe, seed, root, stages, present):
                     stage = STAGES[name]
                     print_line(f"{recipe} seed {seed}: {stage.notebook}")
                     parameters = {"recipe": recipe, "seed": seed, "exp_dir": str(run.folder)}
@@ -70,7 +72,7 @@ def run_recipe(
                     if problems := score_problems(recipe, seed, root, [name]):  # of a notebook whose cells were changed
                         raise SfrikError(f"notebook {stage.notebook} measured something else: {'; '.join(problems)}")
             except (Preempted, KeyboardInterrupt):
-                if missing_stages(recipe, seed, root, stages):
+                if missing_stages(recipe, seed, root, stages, present):
                     run.update_last_status("preempted", stage=name)
                 else:  # the request came when everything was done
                     run.clear_status()

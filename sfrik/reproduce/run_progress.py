@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from sfrik.reproduce.present import PresentImages
 from sfrik.reproduce.stages import STAGES, PlannedRun, missing_stages
 from sfrik.runs.folder import Run
 from sfrik.settings import run_folder
@@ -32,12 +33,13 @@ class TableProgress:
     Args:
         root: the folder of the results.
         jobs: the number of runs in parallel.
+        present: the images, as `missing_stages` compares them.
     """
 
-    def __init__(self, runs: Sequence[PlannedRun], root: str | Path, jobs: int) -> None:
+    def __init__(self, runs: Sequence[PlannedRun], root: str | Path, jobs: int, present: PresentImages | None = None) -> None:
         self._root, self._jobs, self._live = root, jobs, LiveLines()
         self._total, self._failed, self._forecast = len(runs), 0, Forecast()
-        self._waiting = {run: tuple(missing_stages(run.recipe, run.seed, root, run.stages)) for run in runs}
+        self._waiting = {run: tuple(missing_stages(run.recipe, run.seed, root, run.stages, present)) for run in runs}
         self._running: dict[PlannedRun, StageClock] = {}
         self._started = self._reported = time.monotonic()
         self._read = 0.0

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sfrik.errors import SfrikError, nearest
+from sfrik.reproduce.present import PresentImages
+from sfrik.runs.data import split_differences
 from sfrik.runs.folder import Run
 from sfrik.runs.scores import run_problem
 from sfrik.settings import Settings, load_recipe, recipe_settings, run_folder, score_settings
@@ -82,13 +84,23 @@ def check_run(recipe: str, stages: Sequence[str]) -> None:
     load_recipe(recipe)
 
 
-def missing_stages(recipe: str, seed: int, root: str | Path | None = None, stages: Sequence[str] = DEFAULT_STAGES) -> list[str]:
+def missing_stages(
+    recipe: str,
+    seed: int,
+    root: str | Path | None = None,
+    stages: Sequence[str] = DEFAULT_STAGES,
+    present: PresentImages | None = None,
+) -> list[str]:
     """The stages of a run that are still to be executed, because a score of the recipe or the executed copy is missing.
 
     A score counts where it is, also after the weights were deleted. Weights are missing only if a missing stage needs them.
+    Scores of other images than the present ones are missing, and so is all of a run on other training images.
+
+    Args:
+        present: the images to compare with; they are not compared when None.
     """
-    run = _CachedRun(run_folder(recipe, seed, root))
-    if run_problem(run.folder, recipe_settings(recipe, seed)):
+    run = _CachedRun(run_folder(recipe, seed, root), present)
+    if _run_problem(recipe, seed, run.folder, present):
         return list(stages)
     missing = [
         name
@@ -102,16 +114,25 @@ def missing_stages(recipe: str, seed: int, root: str | Path | None = None, stage
     return missing
 
 
-def refusal(recipe: str, seed: int, root: str | Path | None = None) -> str:
+def refusal(recipe: str, seed: int, root: str | Path | None = None, present: PresentImages | None = None) -> str:
     """Why the recipe cannot be run in its folder, which holds another run, and what to do; empty if it can.
 
     A folder with the record of a run, but without weights and checkpoints, is used again.
+
+    Args:
+        present: the images to compare with; they are not compared when None.
     """
     folder = run_folder(recipe, seed, root)
     if not any((folder / name).is_file() for name in ("backbone.safetensors", "checkpoint.pt", "checkpoint.previous.pt")):
         return ""
-    problem = run_problem(folder, recipe_settings(recipe, seed))
-    return f"{folder} holds another run, {problem}: move that folder away, or restore the recipe" if problem else ""
+    return _run_problem(recipe, seed, folder, present)
+
+
+def _run_problem(recipe: str, seed: int, folder: Path, present: PresentImages | None) -> str:
+    settings = recipe_settings(recipe, seed)
+    if problem := run_problem(folder, settings):
+        return f"{folder} holds another run, {problem}: move that folder away, or restore the recipe"
+    return present.training_problem(folder, settings) if present else ""
 
 
 def score_problems(recipe: str, seed: int, root: str | Path | None, stages: Sequence[str]) -> list[str]:
@@ -121,7 +142,17 @@ def score_problems(recipe: str, seed: int, root: str | Path | None, stages: Sequ
 
 
 class _CachedRun(Run):
-    """A run that computes the hash of its weights once, and not for each score."""
+    """A run that computes the hash of its weights once, and not for each score; its scores are of the present images."""
+
+    def __init__(self, folder: Path, present: PresentImages | None) -> None:
+        super().__init__(folder)
+        self._present = present
+
+    def result(self, protocol: str, settings: Settings | None = None) -> dict[str, Any] | None:
+        score = super().result(protocol, settings)
+        if score is None or settings is None or self._present is None:
+            return score
+        return None if split_differences(score.get("data", {}), self._present.of_score(score, settings)) else score
 
     @cached_property
     def _digest(self) -> str | None:

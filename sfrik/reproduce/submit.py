@@ -18,6 +18,7 @@ from sfrik.launch.slurm import Job, Layout, Site, read_site, scontrol, submit
 from sfrik.launch.slurm_client import ignored_variables
 from sfrik.launch.slurm_queue import QueuedJob, queued_jobs
 from sfrik.reproduce.notebooks import notebook_path
+from sfrik.reproduce.present import PresentImages
 from sfrik.reproduce.stages import PlannedRun, missing_stages
 from sfrik.reproduce.status import run_status
 from sfrik.reproduce.table import make_table, table_runs, without_refused, writable_root
@@ -88,7 +89,7 @@ class _Submission:
     """
 
     def __init__(self, layout: Layout, site: Site, root: str | Path, data_dir: str) -> None:
-        self.layout, self.site, self.root = layout, site, root
+        self.layout, self.site, self.root, self.present = layout, site, root, PresentImages(data_dir)
         self.places = (f"--results={root}", *((f"--data-dir={data_dir}",) if data_dir else ()))
         # before the folders are read: a run that ends in between is not submitted again
         self.jobs = [job for job in queued_jobs(root) if job.can_start]
@@ -96,8 +97,8 @@ class _Submission:
 
     def missing(self, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
         """The runs with missing stages, and these stages; without those whose folder holds another run."""
-        missing = (run._replace(stages=tuple(missing_stages(run.recipe, run.seed, self.root, run.stages))) for run in runs)
-        return without_refused([run for run in missing if run.stages], self.root)
+        missing = [(run, missing_stages(run.recipe, run.seed, self.root, run.stages, self.present)) for run in runs]
+        return without_refused([run._replace(stages=tuple(stages)) for run, stages in missing if stages], self.root, self.present)
 
     def queued(self, what: str) -> list[QueuedJob]:
         """The jobs in the queue whose names start with `what`."""

@@ -16,6 +16,7 @@ from sfrik.errors import SfrikError
 from sfrik.reproduce.commands import table_command
 from sfrik.reproduce.local import default_jobs, run_side_by_side
 from sfrik.reproduce.notebooks import execute, notebook_path, print_typed
+from sfrik.reproduce.present import PresentImages
 from sfrik.reproduce.stages import STAGES, PlannedRun, missing_stages, refusal
 from sfrik.runs.provenance import code
 from sfrik.runs.records import Choice
@@ -164,14 +165,15 @@ def _compute(name: str, profile: str, seeds: int, root: str | Path, jobs: int, d
         for seed in range(seeds):
             _measure_costs(name, profile, seed, root)
         return False, True
+    present = PresentImages(data_dir)
     for title, runs in table_runs(name, profile, seeds, root):
-        missing = [run for run in runs if missing_stages(run.recipe, run.seed, root, run.stages)]
+        missing = [run for run in runs if missing_stages(run.recipe, run.seed, root, run.stages, present)]
         print_line(f"{title}: {len(runs)} runs, {len(runs) - len(missing)} finished here")
-        allowed = without_refused(missing, root)
+        allowed = without_refused(missing, root, present)
         for notebook in dict.fromkeys(STAGES[stage].notebook for run in allowed for stage in run.stages):
             print_typed(notebook)  # the runs print it to their logs only
         usual = default_jobs() if allowed else 1  # checks the GPUs, also where JOBS is given
-        failed = run_side_by_side(allowed, root, jobs or usual, data_dir)
+        failed = run_side_by_side(allowed, root, jobs or usual, data_dir, present)
         for run, reason in failed:
             print_line(f"failed: {run.recipe} seed {run.seed}: {reason}", error=True)
         if failed or len(allowed) < len(missing):  # then table 9 has no choice yet
@@ -179,9 +181,9 @@ def _compute(name: str, profile: str, seeds: int, root: str | Path, jobs: int, d
     return False, True
 
 
-def without_refused(runs: Sequence[PlannedRun], root: str | Path) -> list[PlannedRun]:
+def without_refused(runs: Sequence[PlannedRun], root: str | Path, present: PresentImages) -> list[PlannedRun]:
     """The runs except those whose folder holds another run; these are named, with what to do."""
-    refused = {run: reason for run in runs if (reason := refusal(run.recipe, run.seed, root))}
+    refused = {run: reason for run in runs if (reason := refusal(run.recipe, run.seed, root, present))}
     for run, reason in refused.items():
         print_line(f"refused: {run.recipe} seed {run.seed}: {reason}", error=True)
     return [run for run in runs if run not in refused]

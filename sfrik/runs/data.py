@@ -13,7 +13,8 @@ from sfrik.system.records import read_record
 __all__ = ["FIXED", "data_differences", "forget_fingerprint", "recorded_data", "split_differences"]
 
 # Data sets with the same images in every folder: a package has them, or torchvision checks the MD5 of their files.
-FIXED = ("mnist5k", "cifar10", "stl10")
+FIXED = ("mnist5k", "digits8x8", "cifar10", "stl10")
+SINGULAR = {"images": "image", "classes": "class"}
 
 
 def recorded_data(folder: Path) -> dict[str, Any] | None:
@@ -41,11 +42,15 @@ def data_differences(recorded: Mapping[str, Any] | None, present: Mapping[str, A
     """
     if not recorded or not present or recorded == present:
         return ""
-    numbers = [name for name in ("images", "classes") if recorded.get(name) != present.get(name)]
-    changed = [f"{recorded.get(name)} {name} -> {present.get(name)} {name}" for name in numbers]
+    numbers = [name for name in SINGULAR if recorded.get(name) != present.get(name)]
+    changed = [" -> ".join(_count(data.get(name), name) for data in (recorded, present)) for name in numbers]
     if not changed and recorded.get("sha256") and recorded["sha256"] != present.get("sha256"):
         changed = ["the same numbers of images and classes, but other names, sizes, labels or contents"]
     return ", ".join(changed)
+
+
+def _count(number: int | None, name: str) -> str:
+    return f"1 {SINGULAR[name]}" if number == 1 else f"{number} {name}"
 
 
 def split_differences(recorded: Mapping[str, Any], present: Mapping[str, Any]) -> str:

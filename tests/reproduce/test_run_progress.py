@@ -30,7 +30,7 @@ class Runs:
         self.root, self.now, self.hooks, self.stopped = root, 0.0, {}, []
         for module in (run_progress, local):
             monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now, sleep=self.sleep))
-        monkeypatch.setattr(run_progress, "missing_stages", lambda recipe, seed, root, stages: stages)
+        monkeypatch.setattr(run_progress, "missing_stages", lambda recipe, seed, root, stages, present: stages)
         monkeypatch.setattr(local, "_start", self.start)
         monkeypatch.setattr(local, "_outcome", lambda ended, root: ("linear 50.0 %", "" if ended.run.seed != 1 else "no images"))
 

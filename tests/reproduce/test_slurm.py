@@ -35,7 +35,7 @@ UNTRAINED = PlannedRun("smoke/random_weights", 0, ("pretrain", "linear", "knn"))
 def finished(monkeypatch):
     """The runs and stages that count as done, instead of executed notebooks."""
     done: set[tuple[str, str]] = set()
-    there = lambda recipe, seed, root, stages: [s for s in stages if (recipe, s) not in done]  # noqa: E731
+    there = lambda recipe, seed, root, stages, present=None: [s for s in stages if (recipe, s) not in done]  # noqa: E731
     monkeypatch.setattr(submit_module, "missing_stages", there)
     monkeypatch.setattr("sfrik.reproduce.status.missing_stages", there)
     return done
