@@ -22,7 +22,9 @@ from sfrik.reproduce.parameters import check_names, parameter_names, typed_param
 from sfrik.runs.provenance import hide_paths
 from sfrik.system.files import check_text, make_folder, read_json, write_text
 from sfrik.system.links import in_checkout, relative_link
+from sfrik.system.live import LiveLines
 from sfrik.system.png import smaller_png
+from sfrik.system.progress import duration
 from sfrik.system.signals import KERNEL_GRACE, KERNEL_SIGTERM, place_reached, stop, stop_requests
 from sfrik.system.terminal import print_line
 
@@ -71,14 +73,15 @@ def execute(name: str, parameters: dict[str, Any], output: Path, kernel: Kernel 
     parameters = parameters | typed
     make_folder(output.parent)
     partial = output.with_suffix(".partial.ipynb")
-    with stop_requests() as requests, nullcontext(kernel) if kernel else Kernel() as kernel:
+    with stop_requests() as requests, nullcontext(kernel) if kernel else Kernel() as kernel, LiveLines() as live:
         manager = kernel.manager()
         # not in the main thread, where nbclient would handle the signals and end the kernel at once
         thread = ThreadPoolExecutor(1)
         running = thread.submit(_run, name, source, partial, parameters, manager, explore)
-        asked, interrupted, terminated = 0.0, False, False
+        started, asked, interrupted, terminated = time.monotonic(), 0.0, False, False
         try:
             while not wait([running], timeout=0.1).done:
+                live.show([f"notebook {name}: {duration(time.monotonic() - started)} so far"])
                 asked = asked or (time.monotonic() if requests.number else 0.0)
                 waited = time.monotonic() - asked if asked else 0.0
                 if asked and not interrupted:  # again and again: a kernel between two cells would miss it

@@ -29,7 +29,7 @@ class LiveLines:
         self._stream = sys.stdout
         self.possible = is_terminal(self._stream) and os.environ.get("TERM", "") not in ("", "dumb")
         self._replaced: dict[str, TextIO] = {}
-        self._drawn = False
+        self._drawn: Any = None  # the lines that are on the screen, and its size
         self.line_ended = True  # whether what was printed last ended its line
 
     def __enter__(self) -> LiveLines:
@@ -57,16 +57,18 @@ class LiveLines:
         """Replace the lines, each cut to the width; of too many for the screen the first ones and the last one are shown."""
         if not self.possible or not self.line_ended:
             return
-        width, height = self.size
+        width, height = size = self.size
+        if self._drawn == (lines, size):
+            return
+        self._drawn = lines, size
         if len(lines) > height:
             lines = [*lines[: max(0, height - 2)], f"({len(lines) - height + 1} more)", lines[-1]][-height:]
         back = f"\x1b[{len(lines) - 1}A\r" if len(lines) > 1 else "\r"
         self._write("\r" + "\x1b[K\n".join(line[:width] for line in lines) + "\x1b[J" + back)
-        self._drawn = True
 
     def erase(self) -> None:
-        if self._drawn:
-            self._drawn = False
+        if self._drawn is not None:
+            self._drawn = None
             self._write(ERASE)
 
     def _write(self, text: str) -> None:
