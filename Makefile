@@ -106,17 +106,17 @@ table7: $(READY)  ## two views, OBoW and SwAV multi-crop
 table8: $(READY)  ## random crops, few labels (in the paper: STL10)
 table9: $(READY)  ## tuning: each method's grid on the validation split, then one test score of the chosen setting
 table1 $(TABLES):
-	SFRIK_MAKE=1 $(BIN)python -m sfrik table $@ $(PLACE) --seeds $(call quoted,SEEDS) --jobs $(call quoted,JOBS) --data-dir=$(call quoted,DATA) \
+	@SFRIK_MAKE=1 $(BIN)python -m sfrik table $@ $(PLACE) --seeds $(call quoted,SEEDS) --jobs $(call quoted,JOBS) --data-dir=$(call quoted,DATA) \
 	  --launch $(call quoted,LAUNCH) $(CLUSTER)
 
 tables: $(READY)  ## render every table from the existing scores, without training
-	$(BIN)python -m sfrik table all $(PLACE)
+	@$(BIN)python -m sfrik table all $(PLACE)
 
 notebooks: $(READY)  ## execute all notebooks, 01 to 07, into runs/PROFILE/notebooks
-	$(BIN)python -m sfrik chapters $(PLACE)
+	@$(BIN)python -m sfrik chapters $(PLACE)
 
 status: $(READY)  ## how many runs are done, running, failed, missing, ...; then what is not done
-	$(BIN)python -m sfrik status $(PLACE) --seeds $(call quoted,SEEDS)
+	@$(BIN)python -m sfrik status $(PLACE) --seeds $(call quoted,SEEDS)
 
 test: $(READY)  ## the whole check: ruff, types, all tests (COVERAGE=1: with coverage)
 	$(BIN)python -m ruff check . && $(BIN)python -m ruff format --check .
