@@ -121,10 +121,10 @@ def test_the_first_seeds_are_compared_if_their_number_is_given(roots):
 
 
 def test_of_costs_ratios_and_memory_are_compared_and_times_are_not():
-    comparison = compare_tables("table6", "digits", RESULTS, RESULTS)
+    comparison = compare_tables("table5", "digits", RESULTS, RESULTS)
     compared = {c.column.name for c in comparison.compared}
-    assert compared == {"loss_products", "loss_mib", "loss_time_ratio", "loss_memory_ratio", "step_time_ratio"}
-    assert {c.column.name for c in comparison.cells if c.reason == "a time"} == {"product_ms", "loss_ms", "step_ms"}
+    assert compared == {"loss_products", "loss_mib", "loss_time_ratio", "loss_memory_ratio"}
+    assert {c.column.name for c in comparison.cells if c.reason == "a time"} == {"product_ms", "loss_ms"}
     baseline = [c for c in comparison.cells if c.row.method == "VICReg plain" and c.column.name.endswith("ratio")]
     assert baseline
     assert {c.reason for c in baseline} == {"1 by definition"}
