@@ -86,6 +86,8 @@ $(READY): pyproject.toml
 endif
 
 PLACE = --profile=$(call quoted,PROFILE) --results=$(call quoted,RESULTS)
+# Set for the commands that a command proposes at its end: make started it, with this environment.
+PROPOSE = SFRIK_MAKE=$(if $(filter command,$(origin VENV)),VENV=$(call quoted,VENV))
 # The flags of the variables that are not empty.
 CLUSTER = $(foreach flag,PARTITION NODES GPUS PROCS TIME,$(if $(value $(flag)),--$(shell echo $(flag) | tr A-Z a-z) $(call quoted,$(flag))))
 
@@ -106,7 +108,7 @@ table7: $(READY)  ## two views, OBoW and SwAV multi-crop
 table8: $(READY)  ## random crops, few labels (in the paper: STL10)
 table9: $(READY)  ## tuning: each method's grid on the validation split, then one test score of the chosen setting
 table1 $(TABLES):
-	@SFRIK_MAKE=1 $(BIN)python -m sfrik table $@ $(PLACE) --seeds $(call quoted,SEEDS) --jobs $(call quoted,JOBS) --data-dir=$(call quoted,DATA) \
+	@$(PROPOSE) $(BIN)python -m sfrik table $@ $(PLACE) --seeds $(call quoted,SEEDS) --jobs $(call quoted,JOBS) --data-dir=$(call quoted,DATA) \
 	  --launch $(call quoted,LAUNCH) $(CLUSTER)
 
 tables: $(READY)  ## render every table from the existing scores, without training

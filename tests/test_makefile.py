@@ -117,6 +117,8 @@ def test_git_ignores_everything_that_commands_write_in_a_checkout():
     assert done.stdout.splitlines() == paths
 
 
-def test_a_table_knows_that_make_started_it():
+def test_a_table_knows_that_make_started_it_and_with_which_environment():
     """Then the commands that it proposes are those of make."""
-    assert words("table1", "VENV=")[0] == "SFRIK_MAKE=1"
+    assert words("table1", "VENV=")[0] == "SFRIK_MAKE=VENV="
+    assert "SFRIK_MAKE=VENV=my venv" in words("table1", "VENV=my venv")
+    assert "SFRIK_MAKE=" in words("table1")

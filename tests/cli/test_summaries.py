@@ -228,9 +228,10 @@ def test_a_table_prints_its_files_and_the_command_for_more_seeds(here, capsys, m
     assert called(capsys, *table, "--seeds", "3").out.splitlines()[-1] == (
         "next: python -m sfrik table all --profile smoke --results out"
     )
-    monkeypatch.setenv("SFRIK_MAKE", "1")  # as the Makefile does
+    monkeypatch.setenv("SFRIK_MAKE", "VENV=")  # as the Makefile does
     following = called(capsys, *table, "--data-dir", "my images").out.splitlines()[-1]
-    assert following == "next: make table1 PROFILE=smoke SEEDS=3 RESULTS=out 'DATA=my images'"
+    assert following == "next: make table1 VENV= PROFILE=smoke SEEDS=3 RESULTS=out 'DATA=my images'"
+    monkeypatch.setenv("SFRIK_MAKE", "")
     assert called(capsys, *table, "--seeds", "3").out.splitlines()[-1] == "next: make tables PROFILE=smoke RESULTS=out"
     printed = json.loads(called(capsys, *table, "--json").out)
     assert printed["rows"] == [{"method": "VICReg", "q": "64"}]
