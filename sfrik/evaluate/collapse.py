@@ -105,9 +105,7 @@ def diagnose(
     if found is None:
         return _by_log(run, settings, "the weights are missing")
     print_images("training", found.images)
-    differences = data_differences(
-        read_record(run.folder / "settings.json", RunSettings).get("data"), describe_data(found.images)
-    )
+    differences = data_differences(recorded_data(run.folder), describe_data(found.images))
     others = (f"these are not the images that the run was trained on ({differences})",) if differences else ()
     (first, second), features = _embed(found.encoder, found.images, settings, images, seed, device)
     shown = replace(measure(features[0], features[1]), energy=(), energy_share=())

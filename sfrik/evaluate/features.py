@@ -5,7 +5,7 @@ The files of an extraction::
     <split>_features.npy    float32 [n, d]
     <split>_labels.npy      int64 [n]; for the images of one folder only if each is in a subfolder, which is its class
     <split>_names.txt, <split>_classes.txt    the image of each row and the names of the classes (sfrik.evaluate.name_files)
-    weights.json            the weights, how the images were read, and those that were skipped (skip_broken); written last
+    weights.json            the weights, the images, how they were read, and those that were skipped (skip_broken); written last
 
 The splits are train and val; with `image_dir` all, whose record is all_weights.json.
 """
