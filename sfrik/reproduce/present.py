@@ -39,7 +39,7 @@ class PresentImages:
         if not (recorded := recorded_data(folder)):
             return ""
         differences, place = data_differences(recorded, self._describe(settings, "pretrain")), self._data_dir or settings.data_dir
-        remedy = f"restore them in {place}, or move that folder away"
+        remedy = f"check --data-dir (DATA=), restore them in {place}, or move that folder away"
         return f"{folder} holds a run on other training images ({differences}): {remedy}" if differences else ""
 
     def of_score(self, score: Mapping[str, Any], settings: Settings) -> dict[str, Any]:

@@ -86,8 +86,8 @@ def refuse_other_images(folder: Path, differences: str, data_dir: str, finished:
     """
     if differences:
         raise SfrikError(
-            f"{folder} holds {'a run' if finished else 'an unfinished run'} on other training images ({differences}): restore "
-            f"them in {data_dir}, or train on the present ones in another --exp-dir"
+            f"{folder} holds {'a run' if finished else 'an unfinished run'} on other training images ({differences}): check "
+            f"--data-dir, restore them in {data_dir}, or train on the present ones in another --exp-dir"
         )
 
 

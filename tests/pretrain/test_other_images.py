@@ -90,7 +90,8 @@ def test_other_images_are_refused_with_the_difference_and_nothing_is_changed(pla
     with pytest.raises(SfrikError) as error:
         pretrain(photo_settings(place), progress=False)
     assert str(error.value).startswith(f"{place / 'run'} holds {kind} on other training images ({difference}")
-    assert str(error.value).endswith(f"): restore them in {place / 'images'}, or train on the present ones in another --exp-dir")
+    remedy = f"check --data-dir, restore them in {place / 'images'}, or train on the present ones in another --exp-dir"
+    assert str(error.value).endswith(f"): {remedy}")
     assert all(path.read_bytes() == content for path, content in before.items() if path.name != "state.json")
     if change == "another content":
         pretrain(photo_settings(place, data_dir=str(place / "kept")), progress=False)
@@ -129,7 +130,7 @@ def test_without_a_record_nothing_is_refused(place):
             ({"place": state["place"] | {"step": 3}}, "step 3 of an epoch that now has 3, of 24 images"),
         ):
             torch.save({**state, **other}, checkpoints.paths[0])
-            with pytest.raises(SfrikError, match=rf"an unfinished run on other training images \({refusal}\): restore them"):
+            with pytest.raises(SfrikError, match=rf"an unfinished run on other training images \({refusal}\): check"):
                 pretrain(photo_settings(place), progress=False)
         torch.save(state, checkpoints.paths[0])
     pretrain(photo_settings(place), progress=False)

@@ -66,8 +66,8 @@ def test_a_run_on_other_training_images_is_refused_by_run_and_table_which_does_t
     write_json(other.folder / "settings.json", {name: value for name, value in record.items() if name != "data"})
     before = {path: path.read_bytes() for path in run.folder.iterdir()}
     reason = (
-        f"{run.folder} holds a run on other training images (6 images -> 3 images, 2 classes -> 1 class): restore them in "
-        f"{place / 'copy'}, or move that folder away"
+        f"{run.folder} holds a run on other training images (6 images -> 3 images, 2 classes -> 1 class): check --data-dir "
+        f"(DATA=), restore them in {place / 'copy'}, or move that folder away"
     )
     with pytest.raises(SfrikError) as error:
         run_recipe(RECIPES[0], 0, place / "runs", STAGES, str(place / "copy"))

@@ -171,7 +171,7 @@ def test_a_table_with_a_run_of_other_settings_computes_the_others_and_is_rendere
 
 def test_a_cost_that_was_measured_on_other_hardware_is_measured_again(tmp_path, monkeypatch):
     executed = []
-    monkeypatch.setattr(table_module, "execute", lambda *arguments: executed.append(arguments[1]["table"]))
+    monkeypatch.setattr(table_module, "execute", lambda *arguments, **_: executed.append(arguments[1]["table"]))
     folder = run_folder("smoke/complexity", 0, tmp_path)
     folder.mkdir(parents=True)
     (folder / "06_complexity_table5.ipynb").write_text("{}", encoding="utf-8")
@@ -186,7 +186,7 @@ def test_a_cost_that_was_measured_on_other_hardware_is_measured_again(tmp_path, 
 
 def test_costs_that_another_process_measured_meanwhile_are_not_measured_again(tmp_path, monkeypatch):
     executed = []
-    monkeypatch.setattr(table_module, "execute", lambda *arguments: executed.append(arguments))
+    monkeypatch.setattr(table_module, "execute", lambda *arguments, **_: executed.append(arguments))
     folder = run_folder("smoke/complexity", 0, tmp_path)
     with folder_lock(folder, "run.lock"):
         waiting = threading.Thread(target=table_module._measure_costs, args=("table5", "smoke", 0, tmp_path))
@@ -212,7 +212,7 @@ def test_costs_that_another_process_measured_meanwhile_are_not_measured_again(tm
     ],
 )
 def test_the_state_of_a_run_that_fails_holds_the_reason_whatever_the_error(tmp_path, monkeypatch, error, reason):
-    def fails(*arguments):
+    def fails(*arguments, **_):
         raise error
 
     monkeypatch.setattr(run_module, "execute", fails)
@@ -241,7 +241,7 @@ def test_runs_whose_log_cannot_be_written_fail_and_the_others_continue(tmp_path)
 def test_a_run_that_is_stopped_records_where_unless_everything_is_done(tmp_path, monkeypatch, done):
     run = Run(tmp_path / "smoke" / "sfrik_l3_q64" / "seed0")
 
-    def stopped(*arguments):
+    def stopped(*arguments, **_):
         run.update_status("running", stage="pretrain", epoch=3)
         if done:
             monkeypatch.setattr(run_module, "missing_stages", lambda *arguments: [])
