@@ -144,15 +144,16 @@ def _stop(running: Sequence[RunProcess]) -> None:
 
 
 def _outcome(ended: RunProcess, root: str | Path) -> tuple[str, str]:
-    """The top-1 accuracies of a process that has ended, and in one line why it failed; empty if it did not."""
+    """The top-1 accuracies of a process that has ended, for kNN at k = 20, and why it failed in one line, or ""."""
     if ended.process.returncode:
         return "", _failure(ended, root)
     try:
         scores = existing_scores(ended.run.recipe, ended.run.seed, root, ended.run.stages)
     except SfrikError as error:
         return "", str(error)
-    accuracies = [f"{name} {score['top1']:.1f} %" for name, score in scores.items() if score.get("top1") is not None]
-    return ", ".join(accuracies) or "done", ""
+    top1 = {name: score.get("top1") for name, score in scores.items()}
+    top1 |= {"20-NN": scores.get("knn", {}).get("top1_at", {}).get("20")}
+    return ", ".join(f"{name} {value:.1f} %" for name, value in top1.items() if value is not None) or "done", ""
 
 
 def _failure(ended: RunProcess, root: str | Path) -> str:
