@@ -419,7 +419,7 @@ def test_the_reason_of_a_failed_run_is_of_its_own_attempt_and_one_line(tmp_path,
     assert len(found.splitlines()) == 1
 
 
-def test_a_run_that_ended_well_with_a_broken_score_is_reported_as_failed(root):
+def test_a_run_that_ended_well_is_reported_with_its_scores_and_one_with_a_broken_score_as_failed(root):
     folder = run_folder(RECIPE, 0, root)
     scores = "linear 50.0 %, knn 50.0 %, logistic 50.0 %, 20-NN 50.0 %"  # a knn.json of the library has no top1
     assert local._outcome(child(folder, "", 0), root) == (scores, "")
