@@ -8,9 +8,10 @@ and `render.lock` in a profile's folder lets one render; the others wait, then c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sfrik.errors import SfrikError
 from sfrik.reproduce.commands import table_command
@@ -18,6 +19,7 @@ from sfrik.reproduce.local import default_jobs, run_side_by_side
 from sfrik.reproduce.notebooks import execute, notebook_path, print_typed
 from sfrik.reproduce.present import PresentImages
 from sfrik.reproduce.stages import STAGES, PlannedRun, missing_stages, refusal
+from sfrik.runs.data import split_differences
 from sfrik.runs.provenance import code
 from sfrik.runs.records import Choice
 from sfrik.runs.refusals import refuse_published
@@ -135,11 +137,16 @@ def write_choices(profile: str, root: str | Path) -> dict[str, str]:
 
     Returns:
         The chosen recipes, by the name of the grid.
+
+    Raises:
+        SfrikError: A score is missing or broken, has other settings, or the scores of a grid were measured on different images.
     """
     chosen = {}
     with render_lock(profile, root):
         for grid, recipes in grids(profile).items():
-            scores = {recipe: _tuning_score(recipe, root) for recipe in recipes}
+            found = {recipe: _tuning_score(recipe, root) for recipe in recipes}
+            _refuse_mixed_images(grid, found)
+            scores = {recipe: score["top1"] for recipe, score in found.items()}
             chosen[grid] = max(scores, key=lambda recipe: scores[recipe])  # the first of equals
             path = Path(root) / profile / "tuning" / f"{grid}.json"
             name = chosen[grid].split("/")[-1]
@@ -150,13 +157,23 @@ def write_choices(profile: str, root: str | Path) -> dict[str, str]:
     return chosen
 
 
-def _tuning_score(recipe: str, root: str | Path) -> float:
+def _tuning_score(recipe: str, root: str | Path) -> dict[str, Any]:
     found, problem = read_score(recipe, 0, "linear_tune", root)
     if problem:
         raise SfrikError(f"{recipe} seed 0: {problem}")
     if found.get("top1") is None:
         raise SfrikError(f"{run_folder(recipe, 0, root) / 'linear_tune.json'} has no top1: move it away and run again")
-    return found["top1"]
+    return found
+
+
+def _refuse_mixed_images(grid: str, scores: Mapping[str, dict[str, Any]]) -> None:
+    known = {recipe: score["data"] for recipe, score in scores.items() if score.get("data")}
+    for recipe, data in known.items():
+        if differences := split_differences(data, next(iter(known.values()))):
+            raise SfrikError(
+                f"{recipe} seed 0: linear_tune.json was measured on other images than {next(iter(known))} of grid {grid} "
+                f"({differences}): measure both again, with make table9"
+            )
 
 
 def _compute(name: str, profile: str, seeds: int, root: str | Path, jobs: int, data_dir: str) -> tuple[bool, bool]:

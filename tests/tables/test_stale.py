@@ -220,6 +220,11 @@ def test_a_score_with_other_settings_is_missing_and_measured_again(root, name, s
 def test_the_claims_and_the_choice_of_table9_use_the_same_reader(root):
     for recipe in ("vicreg_5", "vicreg_10", "sfrik_128", "sfrik_256"):
         finished_run(root, f"smoke/tune_{recipe}", stages=("pretrain", "tune"), top1=10.0)
+    for recipe, count in (("vicreg_5", 500), ("vicreg_10", 499)):
+        path = run_folder(f"smoke/tune_{recipe}", 0, root) / "linear_tune.json"
+        write_json(path, {**read_json(path), "data": {"tune": {"images": count, "classes": 10, "sha256": ""}}})
+    with pytest.raises(SfrikError, match=r"tune_vicreg_10 .* other images than smoke/tune_vicreg_5 of grid .*499 images -> 500"):
+        write_choices("smoke", root)
     run = Run(run_folder("smoke/tune_vicreg_10", 0, root))
     other = score_settings("smoke/tune_vicreg_10", 0, "linear_tune").model_copy(update={"epochs": 9})
     record_score(run, "linear_tune", other, top1=99.0)
