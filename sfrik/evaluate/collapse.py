@@ -21,7 +21,7 @@ from sfrik.diagnostics import Measures, measure
 from sfrik.errors import SfrikError
 from sfrik.networks import Encoder, build_encoder, build_pixels, build_projector, load_backbone
 from sfrik.ops.random import derived_seed
-from sfrik.runs.data import data_differences
+from sfrik.runs.data import data_differences, recorded_data
 from sfrik.runs.folder import Run
 from sfrik.runs.records import RunSettings
 from sfrik.settings import PretrainSettings
