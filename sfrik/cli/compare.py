@@ -59,15 +59,15 @@ def _folders(given: Sequence[str], profile: str) -> tuple[Path, Path]:
     Raises:
         SfrikError: there are more than two, they are the same, or one has no results of the profile.
     """
+    known = tables_of(profile)
     if len(given) > 2:
-        raise SfrikError(f"two folders are compared, got {len(given)}: {', '.join(given)}{nearest(given[2], EXPERIMENTS)}")
+        raise SfrikError(f"two folders are compared, got {len(given)}: {', '.join(given)}{nearest(given[2], known)}")
     a, b = (Path(folder) for folder in (*given, *(runs_root(), published_root())[len(given) :]))
     for root in (a, b):
         if not (root / profile).is_dir():
-            raise SfrikError(
-                f"there are no results of profile {profile} in {root}{nearest(str(root), EXPERIMENTS)}: a folder such as "
-                f"{runs_root()} is needed, with {profile}/ in it"
-            )
+            remedy = f"a folder such as {runs_root()} is needed, with {profile}/ in it"
+            remedy = table_command(known[0], profile) if root == runs_root() else remedy
+            raise SfrikError(f"there are no results of profile {profile} in {root}{nearest(str(root), known)}: {remedy}")
     if a.resolve() == b.resolve():
         raise SfrikError(f"{a} and {b} are the same folder")
     return a, b

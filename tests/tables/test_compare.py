@@ -326,9 +326,12 @@ def rows(name):
 
 def test_compare_takes_runs_and_results_by_default(roots, capsys, monkeypatch):
     write_scores(roots[0], linear=[93.5], knn=[70.0])
-    for module in (command, table_module):
-        monkeypatch.setattr(module, "published_root", lambda: roots[1])
-        monkeypatch.setattr(module, "runs_root", lambda: roots[0])
+    monkeypatch.setattr(command, "published_root", lambda: roots[1])
+    monkeypatch.setattr(command, "runs_root", lambda: roots[1].parent / "nothing")
+    status, _, err = compare(capsys, "--profile", "digits")
+    assert status == 2
+    assert err.endswith(": python -m sfrik table table1 --profile digits\n")
+    monkeypatch.setattr(command, "runs_root", lambda: roots[0])
     assert "2 of 2 cells agree with the published ones" in compare(capsys, "table1")[1]
     assert "2 of 2 cells agree with the published ones" in compare(capsys, roots[0], "table1")[1]
 
