@@ -188,11 +188,12 @@ def _side_by_side(blocks: Sequence[Block]) -> list[str]:
 
 def _caption(comparison: Comparison, names: tuple[str, str]) -> str:
     """What the columns are, with n where all columns have the same."""
-    seeds = [_usual([getattr(cell, n) for cell in comparison.cells]) for n in ("n_a", "n_b")]
+    seeds = [[getattr(cell, n) for cell in comparison.cells] for n in ("n_a", "n_b")]
     parts: dict[str, list[str]] = {}
-    for name, root, n in zip(names, (comparison.root_a, comparison.root_b), seeds, strict=True):
-        if n:
-            count = f"n = {n}" if _same_n(comparison) else "n as given above"
+    for name, root, counts in zip(names, (comparison.root_a, comparison.root_b), seeds, strict=True):
+        if n := _usual(counts):
+            other = "" if set(counts) <= {0, n} else " where no other is in brackets"
+            count = f"n = {n}{other}" if _same_n(comparison) else "n as given above"
             spread = "" if count == "n = 1" else "mean ± standard deviation, "
             parts.setdefault(spread + count, []).append(name if names == YOURS else f"{name} ({root})")
     texts = [f"{' and '.join(sides)}: {text}" for text, sides in parts.items()]

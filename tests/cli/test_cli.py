@@ -741,7 +741,9 @@ def test_the_help_lists_every_command_with_what_it_does(program, arguments):
     assert "a share such as 10 % of the labels" in " ".join(done.stdout.split())
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "memory", "table", "compare", "status", "run", "chapters", "diagnose", "env", "completion"])
+@pytest.mark.parametrize(
+    "command", [*COMMANDS, "memory", "table", "compare", "status", "run", "chapters", "diagnose", "env", "completion"]
+)
 def test_the_help_of_a_command_fits_80_columns_and_shows_no_empty_default(command, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit):

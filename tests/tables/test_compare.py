@@ -199,6 +199,7 @@ def test_a_table_shows_yours_the_published_and_the_papers_figure_and_no_deviatio
     lines = as_text(compare_tables("table1", "digits", *roots), 80)
     assert any(re.match(r"SFRIK L=2 +512 +93\.5 ± 0\.7 +93\.0 ± 1\.0 ", line) for line in lines)
     assert any(re.match(r"VICReg +256 +90\.0 +\(1\) +– ", line) for line in lines)
+    assert "n = 2 where no other is in brackets." in " ".join(lines)
 
 
 def test_the_best_value_of_a_column_is_bold_on_a_terminal_only(roots, monkeypatch):
