@@ -199,7 +199,7 @@ def test_a_log_gets_a_plain_line_per_minute_and_no_bar(headless, monkeypatch, ca
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     report(saved)
     out, err = capsys.readouterr()
-    assert out == "epoch 1/2, loss 0.5000, step 3 of 8, 0 s left\na line\n"
+    assert out == "epoch 1/2, loss 0.5000, step 3 of 8\na line\n"
     assert err == ""
 
 
