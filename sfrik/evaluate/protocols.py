@@ -102,12 +102,12 @@ def _inference(inputs: Inputs[EvaluateSettings]) -> dict[str, Any]:
     name = inputs.score_name(f"{settings.protocol}_inference")
     if score := inputs.finished_score(name):
         return score
-    images = inputs.scored_images()
+    images, data = inputs.scored_images(), inputs.data
     saved, backbone, digest = _saved_model(inputs, images)
     head, broken = saved.head.to(inputs.device), cast("list[str]", [])
     top1, top5 = score_images(backbone, head, images, settings, inputs.device, inputs.precision, skipped=broken)
     score = {"images": len(images), "head": saved.path.name, "head_sha256": file_hash(saved.path), "top1": top1, "top5": top5}
-    score |= {**note_broken({"test": broken}, test=len(images)), "data": inputs.data}
+    score |= {**note_broken({"test": broken}, test=len(images)), "data": data}
     return inputs.run.save_result(name, settings, score, digest)
 
 
