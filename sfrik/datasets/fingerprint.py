@@ -1,12 +1,14 @@
 """The fingerprint of a set of images, by which a run and its scores name the images that they were computed from.
 
-It covers the names of all images, the sizes of their files, their labels, and the content of a sample of them. It does not
-depend on the place of their folder, on times, or on the order in which a file system lists them.
+It covers the names of all images, the sizes of their files, their labels, and the content of all of a small folder or of a sample
+of a large one: there it misses a file that is replaced by one of the same size and is not in the sample. It does not depend on
+the place of the folder, on times, or on the order in which a file system lists the files.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -20,13 +22,19 @@ from sfrik.system.terminal import print_line
 __all__ = ["describe_data", "print_images"]
 
 SAMPLE = 64  # images whose content is read
+WHOLE, WHOLE_BYTES = 1024, 2**26  # up to so many files, of so many bytes in all, the content of each is read: within a second
 
 
-def describe_data(images: Images) -> dict[str, Any]:
+def describe_data(images: Images, unread: Collection[str] = ()) -> dict[str, Any]:
     """What records state of the images that they were computed from: their number, that of their classes, and a fingerprint.
 
-    The content of at most 64 images is read, evenly spaced among all of them by name: the bytes of a file, or the pixels of an
-    image in memory. A file that cannot be read counts as empty, since training may skip it.
+    The content of all images is read if they are at most 1,024 files of 64 MiB in all, else that of 64 of them, evenly spaced by
+    name: the bytes of a file, or the pixels of an image in memory. A file that cannot be read counts as empty, since training may
+    skip it.
+
+    Args:
+        images: of one split.
+        unread: names of images whose sizes and contents are not compared.
 
     Returns:
         "images", "classes" (0 without labels) and "sha256" in hexadecimal digits, over all images in the order of their names:
@@ -34,14 +42,19 @@ def describe_data(images: Images) -> dict[str, Any]:
     """
     names = [images.name(index) for index in range(len(images))]
     order = np.array(sorted(range(len(names)), key=names.__getitem__), dtype=np.int64)
-    sample = order[np.linspace(0, len(order) - 1, min(len(order), SAMPLE)).astype(np.int64)]
+    sizes, left_out = images.sizes, [index for index, name in enumerate(names) if unread and name in unread]
+    whole = sizes is not None and len(order) <= WHOLE and sizes.sum() <= WHOLE_BYTES
+    sample = order[np.linspace(0, len(order) - 1, len(order) if whole else min(len(order), SAMPLE)).astype(np.int64)]
+    if sizes is not None and left_out:
+        sizes = sizes.copy()
+        sizes[left_out] = -1
     digest = hashlib.sha256()
     for texts in ([names[index] for index in order], images.classes or ()):
         digest.update("\0".join((str(len(texts)), *texts)).encode("utf-8", "surrogateescape"))
-    for numbers in (images.targets, images.sizes):
+    for numbers in (images.targets, sizes):
         digest.update(b"" if numbers is None else numbers[order].astype("<i8").tobytes())
     for index in sample:
-        digest.update(_content(images, int(index)))
+        digest.update(bytes(32) if index in left_out else _content(images, int(index)))
     labelled = len(images) > 0 and bool((images.targets != -1).any())
     return {"images": len(images), "classes": images.num_classes if labelled else 0, "sha256": digest.hexdigest()}
 

@@ -77,13 +77,14 @@ def clean_up(run: Run) -> None:
     run.clear_status()
 
 
-def record_failure(run: Run, error: Exception) -> None:
+def record_failure(run: Run, error: Exception, images: Images) -> None:
     """Write the error to state.json, unless another process has: the first failure causes those of the other processes.
 
     After an image that cannot be read, the same command resumes with a sound file in its place.
     """
     with suppress(OSError, SfrikError):  # this must not hide the error itself
-        if "cannot read image" in str(error):
-            forget_fingerprint(run.folder)
+        if "cannot read image" in (text := str(error)):
+            unread = [name for name in map(images.name, range(len(images))) if f"/{name}: " in text]
+            forget_fingerprint(run.folder, unread, describe_data(images, unread)["sha256"])
         if (run.state() or {}).get("state") != "failed":
             run.update_last_status("failed", stage="pretrain", error=str(error))

@@ -32,7 +32,7 @@ from sfrik.pretrain.epoch_metrics import describe_epoch, format_epoch
 from sfrik.pretrain.finish import already_pretrained, finish, last_epoch, read_images, record_failure
 from sfrik.pretrain.nonfinite import save_nonfinite_state
 from sfrik.pretrain.order import check_batch_size, epoch_order
-from sfrik.pretrain.resume import Position, check_earlier, print_from_rank_zero, restore
+from sfrik.pretrain.resume import Position, check_earlier, check_replaced, print_from_rank_zero, restore
 from sfrik.runs.checkpoints import random_state
 from sfrik.runs.folder import Run
 from sfrik.runs.loggers import Loggers, check_loggers
@@ -92,6 +92,7 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any
     encoder = channels_last(build_encoder(settings, images.channels), device)
     with run.lock() if rank() == 0 else nullcontext():
         if rank() == 0:
+            check_replaced(run, settings, images)
             run.start(settings, data)
         if broadcast_from_rank_zero(run.finished):  # by another process, meanwhile
             return last_epoch(run, progress)
@@ -108,7 +109,7 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any
             return _Training(*given).run_to_end()
         except Exception as error:
             if not isinstance(error, Preempted):
-                record_failure(run, error)
+                record_failure(run, error, images)
             raise
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from sfrik.datasets import Images
+from sfrik.datasets import Images, describe_data
 from sfrik.errors import SfrikError
 from sfrik.ops.collectives import broadcast_from_rank_zero, rank, world_size
 from sfrik.runs.checkpoints import explain_mismatch, restore_random_state
-from sfrik.runs.data import data_differences
+from sfrik.runs.data import data_differences, recorded_data
 from sfrik.runs.folder import Run
 from sfrik.runs.records import TrainingCheckpoint
 from sfrik.runs.refusals import refuse_other_images
@@ -20,7 +21,7 @@ from sfrik.settings import PretrainSettings
 from sfrik.system.records import parse_record
 from sfrik.system.terminal import print_line
 
-__all__ = ["Position", "check_earlier", "print_from_rank_zero", "restore"]
+__all__ = ["Position", "check_earlier", "check_replaced", "print_from_rank_zero", "restore"]
 
 
 @dataclass
@@ -113,6 +114,17 @@ def check_earlier(run: Run, settings: PretrainSettings, images: Images, checkpoi
     if not differences and checkpoint["place"]["step"] >= steps_per_epoch:
         differences = f"step {checkpoint['place']['step']} of an epoch that now has {steps_per_epoch}, of {len(images)} images"
     refuse_other_images(run.folder, differences, settings.data_dir, finished=False)
+
+
+def check_replaced(run: Run, settings: PretrainSettings, images: Images) -> None:
+    """Refuse other images than those of a training that a broken image stopped, except for a file in the place of that image."""
+    recorded: dict[str, Any] = {}
+    with suppress(SfrikError):  # a broken settings.json, which `Run.start` replaces
+        recorded = recorded_data(run.folder) or {}
+    if recorded.get("unread") and run.checkpoints.exist:
+        others = {**recorded, "sha256": recorded.get("others_sha256")}
+        differences = data_differences(others, describe_data(images, recorded["unread"]))
+        refuse_other_images(run.folder, differences, settings.data_dir, finished=False)
 
 
 def print_from_rank_zero(progress: bool, text: str) -> None:

@@ -27,11 +27,18 @@ def recorded_data(folder: Path) -> dict[str, Any] | None:
     return read_record(path, RunSettings).get("data") if path_exists(path) else None
 
 
-def forget_fingerprint(folder: Path) -> None:
-    """Keep only the numbers of the images in settings.json: one of them cannot be read, and another file will replace it."""
+def forget_fingerprint(folder: Path, unread: list[str], others_sha256: str) -> None:
+    """Replace the fingerprint in settings.json by that of the images that can be read: another file will replace the broken one.
+
+    Args:
+        folder: The folder of the run.
+        unread: Names of the images that cannot be read.
+        others_sha256: The fingerprint without their sizes and contents.
+    """
     if data := recorded_data(folder):
+        data |= {"sha256": "", "unread": unread, "others_sha256": others_sha256}
         path = folder / "settings.json"
-        write_json(path, {**read_record(path, RunSettings), "data": {**data, "sha256": ""}})
+        write_json(path, {**read_record(path, RunSettings), "data": data})
 
 
 def data_differences(recorded: Mapping[str, Any] | None, present: Mapping[str, Any] | None) -> str:

@@ -1,9 +1,10 @@
 """Collect the scores of a table from the score files of its runs.
 
 A table depends on these files only; `sfrik.tables.definitions` defines its rows and columns, `sfrik.tables.render` its formats.
-A run or a score of other settings than the recipe's is left out, with the reason (`sfrik.runs.scores`). So is a score that was
-measured on other images than most scores of its column, in a tie than the first of them: a table compares methods on the same
-images. Scores that do not record their images, which earlier releases wrote, are kept.
+A run or a score of other settings than the recipe's is left out, with the reason (`sfrik.runs.scores`). So is a run that was
+trained on other images than most runs of the table, and a score that was measured on other images than most scores of its
+column, in a tie than the first of them: a table compares methods on the same images. Runs and scores that do not record their
+images, which earlier releases wrote, are kept.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sfrik.errors import SfrikError
-from sfrik.runs.data import split_differences
+from sfrik.runs.data import data_differences, recorded_data, split_differences
 from sfrik.runs.folder import Run
 from sfrik.runs.records import Score
 from sfrik.runs.scores import run_problem, score_problem
@@ -44,7 +45,7 @@ class Measured:
     """The scores of one row by column and seed, in the column's unit.
 
     `images` is the number of test images by column, `data` what the scores record of their images by file and seed, and
-    `left_out` the reasons why scores are left out, by seed.
+    `left_out` the reasons why scores are left out, by seed; `trained_on` is what the runs record of their images, by seed.
     """
 
     row: Row
@@ -52,6 +53,7 @@ class Measured:
     images: dict[str, int] = field(default_factory=dict)
     left_out: dict[int, list[str]] = field(default_factory=dict)
     data: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)
+    trained_on: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def seeds(self) -> list[int]:
@@ -126,6 +128,7 @@ def build_table(name: str, profile: str, root: str | Path | None = None, seeds: 
     definition = experiment(name, profile)
     columns = definition.columns(profile)
     measured = [_measure(row, columns, root, seeds) for row in definition.rows(profile)]
+    _leave_out_other_runs(measured)
     _leave_out_other_images(measured, columns)
     return Table(name, profile, definition, columns, measured)
 
@@ -151,6 +154,8 @@ def _measure(row: Row, columns: list[Column], root: str | Path | None, seeds: in
     for seed in existing_seeds(row.recipe, root) if seeds is None else range(seeds):
         files: dict[str, dict[str, Any]] = {}
         folder = run_folder(row.recipe, seed, root)
+        if data := recorded_data(folder):
+            measured.trained_on[seed] = data
         for column in columns:
             if column.only is not None and seed not in column.only:
                 continue
@@ -170,12 +175,35 @@ def _measure(row: Row, columns: list[Column], root: str | Path | None, seeds: in
     return measured
 
 
+def _leave_out_other_runs(measured: list[Measured]) -> None:
+    """Leave out the runs that were trained on other images than most runs on the same data set, in a tie than the first."""
+    groups: dict[tuple[str, int | None], list[tuple[Measured, int, dict[str, Any]]]] = {}
+    for m in measured:
+        for seed, data in m.trained_on.items():
+            settings = recipe_settings(m.row.recipe, seed)
+            assert isinstance(settings, PretrainSettings)
+            groups.setdefault((settings.dataset, settings.subset), []).append((m, seed, data))
+    for runs in groups.values():
+        most = _most([data for _, _, data in runs])
+        for m, seed, data in runs:
+            if differences := data_differences(data, most):
+                reason = f"the run was trained on other images than most of this table ({differences})"
+                m.left_out.setdefault(seed, []).append(f"{reason}: move its folder away, and run again")
+                for found in (*m.scores.values(), *m.data.values()):
+                    found.pop(seed, None)
+
+
+def _most(data: list[dict[str, Any]]) -> dict[str, Any]:
+    """The most frequent record of images, in a tie the first; empty if there is none."""
+    keys = [json.dumps(each, sort_keys=True) for each in data]
+    return json.loads(Counter(keys).most_common(1)[0][0]) if keys else {}
+
+
 def _leave_out_other_images(measured: list[Measured], columns: list[Column]) -> None:
     """Leave out the scores that were measured on other images than most scores of their column, in a tie than the first."""
     for score in dict.fromkeys(column.score for column in columns):
         found = [(m, seed, data) for m in measured for seed, data in m.data.get(score, {}).items()]
-        keys = [json.dumps(data, sort_keys=True) for _, _, data in found]
-        most = json.loads(Counter(keys).most_common(1)[0][0]) if keys else {}
+        most = _most([data for _, _, data in found])
         for m, seed, data in found:
             if differences := split_differences(data, most):
                 reason = f"{score}.json was measured on other images than most of this column ({differences})"

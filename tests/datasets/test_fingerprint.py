@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sfrik.datasets import describe_data, print_images
+from sfrik.datasets import describe_data, fingerprint, print_images
 from sfrik.datasets.fingerprint import SAMPLE
 from sfrik.datasets.images import Images, image_files, load_images
 from sfrik.runs.data import data_differences
@@ -58,7 +58,7 @@ def test_a_change_of_the_images_is_a_difference(photos, change, difference):
 
 
 @pytest.mark.parametrize("dataset", ["imagenet", "image_folder"])
-def test_the_size_of_each_file_counts_and_not_only_of_those_that_are_read(tmp_path, dataset):
+def test_the_size_of_each_file_counts_and_not_only_of_those_that_are_read(tmp_path, dataset, monkeypatch):
     """The names of an imagenet folder come from the cache, those of images without labels from the folder."""
     folder = tmp_path / "train" / "cat" if dataset == "imagenet" else tmp_path / "photos"
     folder.mkdir(parents=True)
@@ -70,11 +70,16 @@ def test_the_size_of_each_file_counts_and_not_only_of_those_that_are_read(tmp_pa
     def described():
         return describe_data(load_images(dataset, "pretrain", folder.parents[1] if dataset == "imagenet" else folder))
 
+    small = described()
+    monkeypatch.setattr(fingerprint, "WHOLE", SAMPLE)
     before = described()
     (folder / "001.png").write_bytes(b"newer")  # the time of the folder is the same
     assert data_differences(before, described()) == OTHERS
     (folder / "001.png").write_bytes(b"new")
     assert described() == before, "not read, and as large"
+    with monkeypatch.context() as patch:
+        patch.setattr(fingerprint, "WHOLE", 3 * SAMPLE)
+        assert data_differences(small, described()) == OTHERS, "all files of a small folder are read"
     (folder / "000.png").write_bytes(b"new")
     assert data_differences(before, described()) == OTHERS
 

@@ -96,6 +96,20 @@ def test_a_score_of_other_images_than_most_of_its_column_is_left_out(root):
     assert set(measured.scores["knn_top1"]) == {0, 1, 2}
 
 
+def test_a_run_that_was_trained_on_other_images_than_most_is_left_out_with_all_its_scores(root):
+    runs = [Run(run_folder(OTHER, 0, root)), *(finished_run(root, RECIPE, seed=seed) for seed in (1, 2))]
+    for run, count in zip(runs, (300, 200, 300), strict=True):
+        path = run.folder / "settings.json"
+        write_json(path, read_json(path) | {"data": {"images": count, "classes": 10, "sha256": str(count)}})
+    table = build_table("table1", "smoke", root)  # RECIPE's seed 0 is of an earlier release, which did not record its images
+    (measured,) = (m for m in table.measured if m.row.recipe == RECIPE)
+    assert measured.seeds == [0, 2]
+    assert table.left_out == [
+        f"{RECIPE} seed 1: the run was trained on other images than most of this table (200 images -> 300 images): "
+        "move its folder away, and run again"
+    ]
+
+
 def copied_from_another_recipe(root):
     shutil.rmtree(run_folder(RECIPE, 0, root))
     shutil.copytree(run_folder("smoke/vicreg_q64", 0, root), run_folder(RECIPE, 0, root))
