@@ -18,7 +18,7 @@ def smaller_png(content: bytes) -> bytes:
     if picture.mode not in ("RGB", "RGBA") or getattr(picture, "n_frames", 1) > 1:
         return content
     if picture.mode == "RGBA":
-        if picture.getextrema()[3] != (255, 255):
+        if np.asarray(picture)[..., 3].min() < 255:  # transparent
             return content
         picture = picture.convert("RGB")
     reduced = picture.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
