@@ -1,6 +1,7 @@
 # Reproduces the paper's tables. `make` without a target prints the list of targets.
 #
 #   PROFILE=digits   smoke (minutes, for tests), digits (minutes, two CPU cores), cifar10 (one GPU), paper (days, estimated)
+#   TABLE=           publish: a table, several in quotes, or all
 #   SEEDS=1          seeds 0 to SEEDS-1 of each run
 #   JOBS=0           number of parallel runs; 0: one per core, or one on a GPU
 #   DATA=            image folder, for profiles that need one (ImageNet: has train/ and val/; also contains STL10, Places205, VOC07)
@@ -20,9 +21,10 @@ SHELL := /bin/bash
 export PYTHONDONTWRITEBYTECODE :=
 .DEFAULT_GOAL := help
 TABLES := table2 table3 table4 table5 table6 table7 table8 table9
-.PHONY: help setup table1 $(TABLES) tables notebooks status test types matrix test-slurm test-lab docs bench lab clean clean-results
+.PHONY: help setup table1 $(TABLES) tables notebooks publish status test types matrix test-slurm test-lab docs bench lab clean clean-results
 
 PROFILE ?= digits
+TABLE =
 SEEDS ?= 1
 JOBS ?= 0
 DATA ?=
@@ -45,7 +47,7 @@ literal = $(subst |<,,$(subst |<~/,$(HOME)/,|<$(value $(1))))
 quoted = '$(subst ','\'',$(call literal,$(1)))'
 
 # A variable that is misspelt would have no effect. Those of the environment are not looked at, nor are names that programs read.
-VARIABLES := PROFILE SEEDS JOBS DATA RESULTS LAUNCH PARTITION NODES GPUS PROCS TIME PYTHON VENV COVERAGE LAB
+VARIABLES := PROFILE TABLE SEEDS JOBS DATA RESULTS LAUNCH PARTITION NODES GPUS PROCS TIME PYTHON VENV COVERAGE LAB
 OTHERS := -* .% MAKE% SHELL HOME PATH LANG LC_% TMPDIR TERM COLUMNS NO_COLOR FORCE_COLOR DISPLAY HTTP% HTTPS% NO_PROXY http% no_proxy \
   SFRIK_% PYTHON% PYTEST_% PIP_% VIRTUAL_ENV OMP_% MKL_% OPENBLAS_% CUDA_% NVIDIA_% NCCL_% GLOO_% TORCH% PYTORCH_% WANDB_% HF_% \
   XDG_% JUPYTER_% SLURM_% SBATCH_% SQUEUE_% MPLBACKEND MPLCONFIGDIR CHROME% LD_LIBRARY_PATH
@@ -116,6 +118,9 @@ tables: $(READY)  ## render every table from the existing scores, without traini
 
 notebooks: $(READY)  ## execute all notebooks, 01 to 07, into runs/PROFILE/notebooks
 	@$(BIN)python -m sfrik chapters $(PLACE)
+
+publish: $(READY)  ## copy the finished runs of TABLE to results/PROFILE, the published results (TABLE="table1 table2" or all)
+	$(BIN)python -m sfrik publish $(PLACE) -- $(call quoted,TABLE)
 
 status: $(READY)  ## how many runs are done, running, failed, missing, ...; then what is not done
 	@$(BIN)python -m sfrik status $(PLACE) --seeds $(call quoted,SEEDS)

@@ -32,6 +32,7 @@ import sfrik
 from sfrik.cli.compare import add_compare
 from sfrik.cli.diagnose import add_diagnose
 from sfrik.cli.output import run_and_print
+from sfrik.cli.publish import add_publish
 from sfrik.cli.shell import add_completion, add_env
 from sfrik.cli.tables import add_chapters, add_run, add_status, add_table
 from sfrik.cli.train import MULTI_PROCESS, add_memory, add_training
@@ -167,6 +168,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_memory(commands)
     add_table(commands)
     add_compare(commands)
+    add_publish(commands)
     add_status(commands)
     add_run(commands)
     add_chapters(commands)

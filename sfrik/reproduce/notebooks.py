@@ -20,7 +20,7 @@ from sfrik.errors import Preempted, SfrikError, nearest
 from sfrik.reproduce.kernel import Kernel
 from sfrik.reproduce.parameters import check_names, parameter_names, typed_parameters
 from sfrik.runs.provenance import hide_paths
-from sfrik.system.files import check_text, make_folder, read_json, write_text
+from sfrik.system.files import check_text, make_folder, read_json, read_text, write_text
 from sfrik.system.links import in_checkout, relative_link
 from sfrik.system.live import LiveLines
 from sfrik.system.png import smaller_png
@@ -28,7 +28,7 @@ from sfrik.system.progress import duration
 from sfrik.system.signals import KERNEL_GRACE, KERNEL_SIGTERM, place_reached, stop, stop_requests
 from sfrik.system.terminal import print_line
 
-__all__ = ["execute", "notebook_path", "print_typed", "shrink_pictures"]
+__all__ = ["copy_notebook", "execute", "notebook_path", "print_typed", "same_code", "shrink_pictures"]
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 LINK = re.compile(r"\]\(([^)#:\s]+)")  # to a file of the checkout, in Markdown
@@ -203,6 +203,38 @@ def _publish(partial: Path, output: Path, parameters: dict[str, Any]) -> None:
     shrink_pictures(content)
     write_text(output, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     partial.unlink()
+
+
+def copy_notebook(source: Path, target: Path, root: Path) -> None:
+    """Copy an executed notebook from below `root` to the same place below another root; its links hold there."""
+    content, here, there = read_json(source), source.parent, target.parent
+
+    def moved(link: re.Match[str]) -> str:
+        found = here / link[1]
+        if not in_checkout(here):  # there it is as in the source
+            return f"]({_relative_link(there, link[1])}"
+        inside = found.resolve().is_relative_to(root.resolve())
+        return link[0] if inside or not found.exists() else f"]({relative_link(found, there)}"
+
+    for cell in content["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = LINK.sub(moved, "".join(cell["source"]))
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    if not target.is_file() or read_text(target) != text:
+        write_text(target, text)
+
+
+def same_code(name: str, copy: Path) -> bool:
+    """Whether an executed copy has the code of the notebook as it is now."""
+    ours, theirs = (
+        [
+            "".join(cell["source"])
+            for cell in read_json(path)["cells"]
+            if cell["cell_type"] == "code" and "injected-parameters" not in cell["metadata"].get("tags", ())
+        ]
+        for path in (notebook_path(name), copy)
+    )
+    return ours == theirs
 
 
 def shrink_pictures(notebook: dict[str, Any]) -> None:

@@ -37,7 +37,16 @@ from sfrik.tables.definitions import experiment, grids, rows_of
 from sfrik.tables.render import as_csv, as_markdown
 from sfrik.tables.text import agreement, as_text
 
-__all__ = ["make_table", "render_all", "render_lock", "table_runs", "without_refused", "writable_root", "write_choices"]
+__all__ = [
+    "make_table",
+    "render_all",
+    "render_lock",
+    "render_tables",
+    "table_runs",
+    "without_refused",
+    "writable_root",
+    "write_choices",
+]
 
 
 def make_table(
@@ -91,15 +100,20 @@ def render_all(profile: str, root: str | Path | None = None) -> int:
     names = tables_with_scores(profile, root)
     if not names:
         raise SfrikError(f"nothing has been measured in {root / profile} yet: make table1 PROFILE={profile}")
-    parameters = {"tables": names, "profile": profile, "seeds": 0, "root": str(root)}
     with stop_at_once(), render_lock(profile, root):
-        execute("07_tables", parameters, root / profile / "notebooks" / "07_tables.ipynb")
-        if profile == "digits":
-            write_claims(profile, root)
+        render_tables(names, profile, root)
     left_out = dict.fromkeys(line for name in names for line in build_table(name, profile, root).left_out)
     print_line("".join(f"not shown: {line}\n" for line in left_out), error=True, end="")
     print_line(f"{len(names)} tables in {root / profile / 'tables'}: {', '.join(names)}")
     return 0
+
+
+def render_tables(names: Sequence[str], profile: str, root: Path) -> None:
+    """Write tables, figures, pages and claims from the scores in `root`, with notebook 07."""
+    parameters = {"tables": list(names), "profile": profile, "seeds": 0, "root": str(root)}
+    execute("07_tables", parameters, root / profile / "notebooks" / "07_tables.ipynb")
+    if profile == "digits":
+        write_claims(profile, root)
 
 
 def writable_root(root: str | Path | None = None) -> Path:

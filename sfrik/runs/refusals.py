@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,16 @@ from sfrik.system.files import UnreadableError
 from sfrik.system.records import read_record
 from sfrik.system.tensor_files import read_header
 
-__all__ = ["refuse_folder", "refuse_other_images", "refuse_other_recipe", "refuse_other_settings", "refuse_published"]
+__all__ = [
+    "publishing",
+    "refuse_folder",
+    "refuse_other_images",
+    "refuse_other_recipe",
+    "refuse_other_settings",
+    "refuse_published",
+]
+
+PUBLISHING = "SFRIK_PUBLISHING"  # in the environment: the id of the process that publishes
 
 
 def refuse_folder(folder: Path, settings: Settings, data: dict[str, Any] | None = None) -> None:
@@ -46,17 +58,29 @@ def refuse_folder(folder: Path, settings: Settings, data: dict[str, Any] | None 
 
 
 def refuse_published(folder: str | Path) -> None:
-    """Refuse to write into the published results, which only `sfrik publish` changes.
+    """Refuse to write into the published results, which only `sfrik publish` changes, and the notebook that it executes.
 
     Raises:
         SfrikError: The folder is results/ of the checkout, or below it.
     """
+    if os.environ.get(PUBLISHING) in (str(os.getpid()), str(os.getppid())):
+        return
     published = published_root().resolve()
     if Path(folder).resolve().is_relative_to(published) and published.is_dir():
         raise SfrikError(
             f"{folder} is part of the published results, which only sfrik publish changes: choose another folder, such as "
             f"{runs_root()}"
         )
+
+
+@contextmanager
+def publishing() -> Iterator[None]:
+    """Let this process and its kernels write into the published results."""
+    os.environ[PUBLISHING] = str(os.getpid())
+    try:
+        yield
+    finally:
+        del os.environ[PUBLISHING]
 
 
 def refuse_other_recipe(folder: Path, settings: Settings) -> None:
