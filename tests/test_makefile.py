@@ -40,7 +40,7 @@ def test_every_target_can_be_printed_and_quotes_its_variables(target):
     takes = takes if target != "clean-results" else set()  # its --results is the folder of a profile
     for flag in takes:
         assert f"--{flag}={ODD}" in given or given[given.index(f"--{flag}") + 1] == ODD, flag
-    assert bool(takes) == (target.startswith("table") or target in ("notebooks", "status", "bench"))
+    assert bool(takes) == (target.startswith("table") or target in ("notebooks", "publish", "status", "bench"))
     assert (ODD in given or f"PYTHON={ODD}" in given) or target not in ("matrix", "clean", "clean-results")
     assert f"--results={ODD}/digits" in given or target != "clean-results"
 

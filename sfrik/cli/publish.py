@@ -22,7 +22,7 @@ PUBLISH = "Copy the finished runs of tables to results/ and render what is publi
 def add_publish(commands) -> None:
     publish = add_command(commands, "publish", PUBLISH)
     publish.add_argument(
-        "names", nargs="+", metavar="TABLE", help="table1 to table9, or all: every table that has a score in each row"
+        "names", nargs="+", metavar="TABLE", help="table1 to table9, or all: every table that has a score in each cell"
     )
     add_profile(publish)
     add_root(publish)

@@ -15,7 +15,7 @@ from typing import Any
 from sfrik.errors import SfrikError
 from sfrik.reproduce.commands import table_command
 from sfrik.reproduce.notebooks import copy_notebook, same_code
-from sfrik.reproduce.publishable import COSTS, PublishedRun, published_runs, score_names, table_problems
+from sfrik.reproduce.publishable import COSTS, PublishedRun, has_all_cells, published_runs, score_names, table_problems
 from sfrik.reproduce.stages import STAGES
 from sfrik.reproduce.table import render_lock, render_tables
 from sfrik.runs.cached import cached_provenance
@@ -51,7 +51,7 @@ def publish(
     """Publish tables: replace the published runs of their rows by those in `root`.
 
     Args:
-        names: table1, table2, ..., or "all": every table that has a score in each of its rows.
+        names: table1, table2, ..., or "all": every table that has a score in each of its cells.
         profile: digits, ...
         root: the folder of the runs; `runs_root()` when None.
         target: the published results; `published_root()` when None.
@@ -69,9 +69,9 @@ def publish(
         )
     notes = []
     if "all" in names:
-        begun = {name: build_table(name, profile, root).measured for name in tables_with_scores(profile, root)}
-        names = [name for name, measured in begun.items() if all(m.seeds for m in measured)]
-        notes = [f"{name} is not published: some of its rows have no score in {root}" for name in begun if name not in names]
+        begun = tables_with_scores(profile, root)
+        names = [name for name in begun if has_all_cells(name, profile, root)]
+        notes = [f"{name} is not published: some of its cells have no score in {root}" for name in begun if name not in names]
     names = list(dict.fromkeys(names))
     for name in names:
         rows_of(name, profile)  # an unknown table is an error

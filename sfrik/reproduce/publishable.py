@@ -23,7 +23,7 @@ from sfrik.tables.cost_rows import read_costs
 from sfrik.tables.definitions import experiment, grids, read_choice
 from sfrik.tables.rows import Column
 
-__all__ = ["COSTS", "PublishedRun", "name_runs", "published_runs", "score_names", "table_problems"]
+__all__ = ["COSTS", "PublishedRun", "has_all_cells", "name_runs", "published_runs", "score_names", "table_problems"]
 
 COSTS = ("table5", "table6")
 HARDWARE = ("device", "precision", "processes", "threads")
@@ -64,10 +64,18 @@ def score_names(name: str, profile: str, recipe: str, seed: int) -> list[str]:
     return [score for stage in _stages(name, profile) for score, _ in stage_scores(recipe, seed, stage)]
 
 
+def has_all_cells(name: str, profile: str, root: str | Path) -> bool:
+    """Whether every cell of a table has a score of some seed."""
+    table = build_table(name, profile, root)
+    seeds = _seeds(table)
+    cells = [(m, column) for m in table.measured for column in table.columns]
+    return not any(not m.n(column.name) and _missing(m, column, seeds, table, root) for m, column in cells)
+
+
 def table_problems(name: str, profile: str, root: str | Path) -> list[str]:
     """Why a table in `root` cannot be published, in one line each, which names the runs; empty if it can."""
     table = build_table(name, profile, root)
-    seeds = sorted({seed for m in table.measured for seed in m.seeds})
+    seeds = _seeds(table)
     if not seeds:
         return [f"{name}: nothing has been measured in {Path(root) / profile}"]
     runs = published_runs(name, profile, root)
@@ -92,6 +100,10 @@ def name_runs(runs: Iterable[tuple[str, int]]) -> str:
     for recipe, seed in dict.fromkeys(runs):
         seeds.setdefault(recipe, []).append(seed)
     return "; ".join(f"{recipe} seed {', '.join(map(str, sorted(numbers)))}" for recipe, numbers in seeds.items())
+
+
+def _seeds(table: Table) -> list[int]:
+    return sorted({seed for m in table.measured for seed in m.seeds})
 
 
 def _stages(name: str, profile: str) -> tuple[str, ...]:

@@ -98,7 +98,7 @@ def test_records_and_scores_of_every_seed_and_the_notebooks_of_one_are_published
     before = files(target)
     again = publish(["all"], "smoke", root, target)
     assert (again["tables"], again["cells"], again["removed"]) == (["table1"], [], [])
-    assert "table2 is not published: some of its rows have no score" in " ".join(again["notes"])
+    assert "table2 is not published: some of its cells have no score" in " ".join(again["notes"])
     assert set(again["files"].values()) == {0}
     assert files(target) == before
 
