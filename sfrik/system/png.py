@@ -17,6 +17,7 @@ def smaller_png(content: bytes) -> bytes:
     picture = Image.open(io.BytesIO(content))
     if picture.mode not in ("RGB", "RGBA") or getattr(picture, "n_frames", 1) > 1:
         return content
+    resolution = {"dpi": picture.info["dpi"]} if "dpi" in picture.info else {}
     if picture.mode == "RGBA":
         if np.asarray(picture)[..., 3].min() < 255:  # transparent
             return content
@@ -24,5 +25,5 @@ def smaller_png(content: bytes) -> bytes:
     reduced = picture.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     error = np.asarray(reduced.convert("RGB"), dtype=float) - np.asarray(picture, dtype=float)
     small = io.BytesIO()
-    reduced.save(small, "PNG", optimize=True)
+    reduced.save(small, "PNG", optimize=True, **resolution)
     return small.getvalue() if (error**2).mean() ** 0.5 <= LARGEST_ERROR and small.tell() < len(content) else content
