@@ -23,7 +23,7 @@ from sfrik.tables.rows import DIMS
 
 __all__ = ["execute_chapters"]
 
-RENDERED = ("01_kernel_theory", "07_tables")  # `sfrik table` executes these too
+RENDERED = ("01_kernel_theory", "07_tables")  # these write figures and tables, as `sfrik table` does
 
 
 def execute_chapters(profile: str = "digits", root: str | Path | None = None) -> dict[str, float]:

@@ -69,7 +69,7 @@ def make_table(
         The exit status: 1 if a run failed, or its folder holds another run, which is not touched and not shown.
     """
     root = writable_root(root)
-    stages = experiment(name, profile).stages
+    experiment(name, profile)  # an unknown table or profile is refused before anything is written
     notebook_path("07_tables")  # fails before hours of work if there are no notebooks
     complete = True
     with stop_at_once():
@@ -78,10 +78,6 @@ def make_table(
             if failed:
                 return 1
         with render_lock(profile, root):
-            theory = Path(root) / profile / "notebooks" / "01_kernel_theory.ipynb"
-            if not render_only and "pretrain" in stages and not theory.is_file():
-                print_line("executing notebook 01_kernel_theory")
-                execute("01_kernel_theory", {}, theory)
             _render(name, profile, root, None if render_only else seeds)
             _print_table(name, profile, root, None if render_only else seeds, data_dir)
     return int(not complete)

@@ -93,7 +93,7 @@ def test_the_executed_notebooks_are_beside_the_scores_and_have_run_to_the_end(in
     run = folder / "sfrik_l3_q64" / "seed0"
     stages = ("02_pretraining", "03_linear_probing", "05_knn_and_logistic_regression")
     paths = [run / f"{stage}.ipynb" for stage in stages]
-    paths += [folder / "notebooks" / f"{name}.ipynb" for name in ("01_kernel_theory", "07_table1")]
+    paths += [folder / "notebooks" / "07_table1.ipynb"]
     for path in paths:
         cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
         assert all(cell["execution_count"] for cell in cells), path
