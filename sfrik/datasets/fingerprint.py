@@ -22,6 +22,7 @@ from sfrik.system.terminal import print_line
 __all__ = ["describe_data", "print_images"]
 
 SAMPLE = 64  # images whose content is read
+UNREADABLE = bytes(32)  # in place of the SHA-256 of a content
 WHOLE, WHOLE_BYTES = 1024, 2**26  # up to so many files, of so many bytes in all, the content of each is read: within a second
 
 
@@ -38,7 +39,8 @@ def describe_data(images: Images, unread: Collection[str] = ()) -> dict[str, Any
 
     Returns:
         "images", "classes" (0 without labels) and "sha256" in hexadecimal digits, over all images in the order of their names:
-        names, file sizes, labels, the names of the classes, and the content of the sample.
+        names, file sizes, labels, the names of the classes, and the content of the sample. With `unread` it is empty if other
+        images of the sample cannot be read either, as while their disk is not mounted.
     """
     names = [images.name(index) for index in range(len(images))]
     order = np.array(sorted(range(len(names)), key=names.__getitem__), dtype=np.int64)
@@ -53,10 +55,11 @@ def describe_data(images: Images, unread: Collection[str] = ()) -> dict[str, Any
         digest.update("\0".join((str(len(texts)), *texts)).encode("utf-8", "surrogateescape"))
     for numbers in (images.targets, sizes):
         digest.update(b"" if numbers is None else numbers[order].astype("<i8").tobytes())
-    for index in sample:
-        digest.update(bytes(32) if index in left_out else _content(images, int(index)))
+    contents = [_content(images, int(index)) for index in sample if index not in left_out]
+    digest.update(b"".join(contents))
+    sha256 = "" if unread and UNREADABLE in contents else digest.hexdigest()
     labelled = len(images) > 0 and bool((images.targets != -1).any())
-    return {"images": len(images), "classes": images.num_classes if labelled else 0, "sha256": digest.hexdigest()}
+    return {"images": len(images), "classes": images.num_classes if labelled else 0, "sha256": sha256}
 
 
 def print_images(title: str, images: Images) -> None:
@@ -79,5 +82,5 @@ def _content(images: Images, index: int) -> bytes:
             return bytes.fromhex(file_hash(images.path(index)))
         pixels = images.pixels(index) if images.tensor is None else images.tensor[index]
     except (OSError, SfrikError):
-        return bytes(32)
+        return UNREADABLE
     return hashlib.sha256(repr(tuple(pixels.shape)).encode() + pixels.contiguous().numpy().tobytes()).digest()

@@ -178,3 +178,21 @@ def test_a_run_that_stopped_at_a_broken_image_resumes_once_a_sound_one_is_in_its
     assert (place / "run" / "backbone.safetensors").read_bytes() == (
         places["finished"] / "run" / "backbone.safetensors"
     ).read_bytes()
+
+
+def test_a_run_whose_images_vanished_while_it_trained_resumes_once_they_are_there_again(places, tmp_path, monkeypatch):
+    place = shutil.copytree(places["finished"] / "images", tmp_path / "images").parent
+    save = _Training._save
+
+    def save_and_unmount(self):
+        save(self)
+        if (place / "images").exists():
+            (place / "images").rename(place / "unmounted")
+
+    monkeypatch.setattr(_Training, "_save", save_and_unmount)
+    with pytest.raises(SfrikError, match="cannot read image"):
+        pretrain(photo_settings(place, checkpoint_minutes=1e-9), progress=False)
+    (place / "unmounted").rename(place / "images")
+    monkeypatch.undo()
+    pretrain(photo_settings(place), progress=False)
+    assert read_json(place / "run" / "settings.json") == read_json(places["finished"] / "run" / "settings.json")
