@@ -216,7 +216,7 @@ def _walk(folder: Path, name: str, seen: Collection[Identity] = ()) -> _Part:
                     elif "." not in entry.name and not (entry.name.isalpha() and entry.name.isupper()):  # README, LICENSE
                         part.unread["without a suffix"] += 1
         except OSError as error:
-            raise SfrikError(f"cannot list the folder {place}: {error.strerror}") from None
+            raise SfrikError(f"cannot list the folder {os.path.normpath(place)}: {error.strerror}") from None
         part.images[below] = dict(sorted(files.items()))
     return part
 

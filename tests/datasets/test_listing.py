@@ -102,8 +102,9 @@ def test_a_folder_without_class_folders_and_one_that_cannot_be_listed_are_reject
     (tmp_path / "val" / "ILSVRC2012_val_00000001.JPEG").touch()
     with pytest.raises(SfrikError, match=r"val holds no class folders: put the images of each class"):
         list_images(tmp_path / "val")
-    with pytest.raises(SfrikError, match=r"cannot list the folder .*gone: No such file"):
-        list_images(tmp_path / "gone")
+    for read in (list_images, images_below):
+        with pytest.raises(SfrikError, match=r"cannot list the folder .*gone: No such file"):
+            read(tmp_path / "gone")
 
 
 # --- what is no image and no class
