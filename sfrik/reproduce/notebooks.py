@@ -217,8 +217,9 @@ def copy_notebook(source: Path, target: Path, root: Path) -> None:
         return link[0] if inside or not found.exists() else f"]({relative_link(found, there)}"
 
     for cell in content["cells"]:
-        if cell["cell_type"] == "markdown":
-            cell["source"] = LINK.sub(moved, "".join(cell["source"]))
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown" and (changed := LINK.sub(moved, text)) != text:
+            cell["source"] = changed
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     if not target.is_file() or read_text(target) != text:
         write_text(target, text)
