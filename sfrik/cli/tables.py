@@ -88,13 +88,13 @@ def add_run(commands) -> None:
 
 
 def _table(options: argparse.Namespace) -> CommandOutput:
-    from sfrik.reproduce.table import make_table, render_all
-    from sfrik.settings import published_root, runs_root
+    from sfrik.reproduce.table import make_table, render_all, writable_root
+    from sfrik.settings import published_root
     from sfrik.tables.compare import compare_tables
 
     check_text(options.results or "", options.data_dir)
     check_folder(options.results)
-    root = options.results or runs_root()
+    root = writable_root(options.profile, options.results)
     check_one_task()
     if options.launch not in LAUNCHES:
         raise SfrikError(f"--launch must be local or slurm, got {options.launch!r}{nearest(options.launch, LAUNCHES)}")

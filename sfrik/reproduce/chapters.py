@@ -39,7 +39,7 @@ def execute_chapters(profile: str = "digits", root: str | Path | None = None) ->
         Seconds by notebook.
     """
     tables_of(profile)  # an unknown profile is an error before any kernel is started
-    folder = writable_root(root) / profile
+    folder = writable_root(profile, root) / profile
     recipe = f"{profile}/sfrik_l3_q{DIMS[profile][-1]}"
     load_recipe(recipe)
     of_run: dict[str, Any] = {"recipe": recipe, "exp_dir": str(folder / "chapters")}

@@ -45,10 +45,9 @@ def run_recipe(
         Preempted: SIGTERM, SIGUSR1 or SIGHUP asked this process to stop, or SLURM its workers.
         KeyboardInterrupt: SIGINT asked it to stop.
     """
-    root = root or runs_root()
-    refuse_published(root)
     check_run(recipe, stages)  # before any folder is made
     run = Run(run_folder(recipe, seed, root))
+    refuse_published(run.folder)
     if os.environ.pop(STOP_AT_END_OF_STDIN, None):  # not for the kernel
         stop_at_end_of_stdin(RUN_GRACE)
     with stop_at_once(), run.lock("run.lock", wait=True, optional=True):

@@ -50,7 +50,7 @@ def submit_table(
     Returns:
         The exit status: 1 if a part that was submitted is not complete.
     """
-    root = writable_root(root)
+    root = writable_root(profile, root)
     experiment(name, profile)
     notebook_path("07_tables")
     with _submitting(layout or Layout(), site or read_site(), root, data_dir) as submission:

@@ -68,7 +68,7 @@ def make_table(
     Returns:
         The exit status: 1 if a run failed, or its folder holds another run, which is not touched and not shown.
     """
-    root = writable_root(root)
+    root = writable_root(profile, root)
     experiment(name, profile)  # an unknown table or profile is refused before anything is written
     notebook_path("07_tables")  # fails before hours of work if there are no notebooks
     complete = True
@@ -92,7 +92,7 @@ def _print_table(name: str, profile: str, root: Path, seeds: int | None, data_di
 
 def render_all(profile: str, root: str | Path | None = None) -> int:
     """Render every table that has a score; trains nothing. Returns the exit status."""
-    root = writable_root(root)
+    root = writable_root(profile, root)
     names = tables_with_scores(profile, root)
     if not names:
         raise SfrikError(f"nothing has been measured in {root / profile} yet: make table1 PROFILE={profile}")
@@ -112,10 +112,14 @@ def render_tables(names: Sequence[str], profile: str, root: Path) -> None:
         write_claims(profile, root)
 
 
-def writable_root(root: str | Path | None = None) -> Path:
-    """The folder of runs and tables that a command writes: `runs_root()` when None, never the published results."""
+def writable_root(profile: str, root: str | Path | None = None) -> Path:
+    """The folder of runs and tables that a command writes: `runs_root()` when None, never the published results.
+
+    Neither may the profile's folder be, or what is in it, by a link.
+    """
     root = Path(root or runs_root())
-    refuse_published(root)
+    for folder in (root, root / profile, *(path for path in root.glob(f"{profile}/*") if path.is_symlink())):
+        refuse_published(folder)
     return root
 
 

@@ -61,12 +61,14 @@ def refuse_published(folder: str | Path) -> None:
     """Refuse to write into the published results, which only `sfrik publish` changes, and the notebook that it executes.
 
     Raises:
-        SfrikError: The folder is results/ of the checkout, or below it.
+        SfrikError: The folder is results/ of a checkout (this one or another, such as a git worktree), or below it.
     """
     if os.environ.get(PUBLISHING) in (str(os.getpid()), str(os.getppid())):
         return
-    published = published_root().resolve()
-    if Path(folder).resolve().is_relative_to(published) and published.is_dir():
+    place, ours = Path(folder).resolve(), Path(os.path.abspath(published_root()))
+    above = [path for path in (place, *place.parents) if path.name == "results"]
+    above += [ours] if place.is_relative_to(ours.resolve()) else []  # results/ may be a link
+    if any((path.parent / "sfrik" / "recipes").is_dir() for path in above):  # without a checkout, results/ is the user's
         raise SfrikError(
             f"{folder} is part of the published results, which only sfrik publish changes: choose another folder, such as "
             f"{runs_root()}"

@@ -21,7 +21,7 @@ from sfrik.reproduce import table as table_module
 from sfrik.reproduce.local import run_side_by_side
 from sfrik.reproduce.run import run_recipe
 from sfrik.reproduce.stages import PlannedRun, missing_stages, refusal
-from sfrik.reproduce.table import make_table, render_all, write_choices
+from sfrik.reproduce.table import make_table, render_all, writable_root, write_choices
 from sfrik.runs.folder import Run
 from sfrik.settings import EvaluateSettings, PretrainSettings, recipe_settings, run_folder
 from sfrik.system.devices import pick_device
@@ -79,14 +79,33 @@ WRITING = {
 @pytest.mark.parametrize("command", WRITING.values(), ids=WRITING)
 @pytest.mark.parametrize("place", ["results", "results/smoke/mine", "link"])
 def test_no_command_but_publish_writes_into_the_published_results(command, place, tmp_path, monkeypatch, capsys):
+    (tmp_path / "sfrik" / "recipes").mkdir(parents=True)  # another checkout than the one of the tests, such as a worktree
     (tmp_path / "results" / "smoke" / "mine").mkdir(parents=True)
     (tmp_path / "link").symlink_to("results")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sfrik.runs.refusals.published_root", lambda: tmp_path / "results")
     before = sorted(tmp_path.rglob("*"))
     assert main([*command, place]) == 2
     assert re.search(f"error: {place}.* published results, which only sfrik publish changes", capsys.readouterr().err)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_published_results_are_refused_behind_links_and_a_folder_of_that_name_elsewhere_is_not(tmp_path, monkeypatch):
+    checkout, disk, runs = (tmp_path / name for name in ("checkout", "disk", "runs"))
+    for folder in (checkout / "sfrik" / "recipes", disk / "smoke" / "tables", runs / "digits", tmp_path / "results"):
+        folder.mkdir(parents=True)
+    (checkout / "results").symlink_to(disk)
+    monkeypatch.setattr("sfrik.runs.refusals.published_root", lambda: checkout / "results")
+    writable_root("smoke", runs)
+    writable_root("smoke", tmp_path / "results")  # of no checkout
+    (runs / "smoke").symlink_to(checkout / "results" / "smoke")
+    (runs / "digits" / "tables").symlink_to(disk / "smoke" / "tables")
+    for profile, root in {"smoke": disk, "paper": checkout / "results", "digits": runs}.items():
+        with pytest.raises(SfrikError, match="part of the published results"):
+            writable_root(profile, root)
+    for command in (["table", "all"], ["table", "table8"], ["run", "--recipe", "smoke/raw_pixels"]):
+        profile = [] if command[0] == "run" else ["--profile", "smoke", "--dry-run"]
+        assert main([*command, *profile, "--results", str(runs)]) == 2
+    assert sorted(path.name for path in disk.rglob("*")) == ["smoke", "tables"]
 
 
 def test_the_choice_is_the_best_on_the_tuning_split_and_the_first_of_equals(tmp_path):
