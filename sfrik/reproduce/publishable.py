@@ -13,11 +13,9 @@ from typing import Any
 
 from sfrik.reproduce.stages import STAGES, stage_scores
 from sfrik.runs.cached import cached_provenance
+from sfrik.runs.data import recorded_data
 from sfrik.runs.folder import Run
-from sfrik.runs.records import RunSettings
 from sfrik.settings import run_folder
-from sfrik.system.files import path_exists
-from sfrik.system.records import read_record
 from sfrik.tables.collect import Measured, Table, build_table, read_score
 from sfrik.tables.cost_rows import read_costs
 from sfrik.tables.definitions import experiment, grids, read_choice
@@ -163,8 +161,8 @@ def _facts(run: PublishedRun, root: str | Path) -> Iterator[tuple[str, str]]:
         yield "torch", str(part.get("versions", {}).get("torch"))
         for name in HARDWARE:
             yield name, str(part.get("hardware", {}).get(name))
-    record = folder / "settings.json"
-    yield "images of the training", _images(read_record(record, RunSettings) if path_exists(record) else {})
+    if data := recorded_data(folder):  # random weights and raw pixels are not trained
+        yield "images of the training", _images({"data": {"train": data}})
     for score in run.scores:
         found = _score(run.recipe, run.seed, score, root)
         yield "commit", str(found.get("commit") or "none")

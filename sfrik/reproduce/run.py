@@ -13,7 +13,7 @@ from sfrik.reproduce.present import PresentImages
 from sfrik.reproduce.stages import DEFAULT_STAGES, STAGES, check_run, missing_stages, refusal, score_problems
 from sfrik.runs.folder import Run
 from sfrik.runs.refusals import refuse_published
-from sfrik.settings import run_folder, runs_root
+from sfrik.settings import run_folder
 from sfrik.system.signals import RUN_GRACE, stop, stop_at_end_of_stdin, stop_at_once, stop_requests
 from sfrik.system.terminal import print_line
 

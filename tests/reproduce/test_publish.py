@@ -28,6 +28,7 @@ HEAD = "a" * 40
 RECIPES = [row.recipe for row in rows_of("table1", "smoke")]
 RUN, LAST = RECIPES[0], RECIPES[-1]
 HARDWARE = {"device": "cpu: X", "precision": "bf16", "processes": 1, "threads": 1}
+DATA = {"images": 300, "classes": 10, "sha256": "e" * 64}
 ALL = ("pretrain", "linear", "semi", "knn")
 
 
@@ -43,9 +44,13 @@ def train(root, recipe, seed, weights=b"1", stages=("pretrain", "linear", "knn")
         versions={"torch": "2"},
         weights={run.backbone.name: sha},
     )
+    if recipe != LAST:  # raw pixels are not trained
+        record = run.folder / "settings.json"
+        write_json(record, {**read_json(record), "data": DATA})
     for path in run.folder.glob("*.json"):
         if path.name not in publishing.RECORDS:
-            write_json(path, {**read_json(path), "backbone_sha256": sha, "commit": commit})
+            found = {"backbone_sha256": sha, "commit": commit, "data": {"train": DATA, "test": DATA}}
+            write_json(path, {**read_json(path), **found})
     run.backbone.unlink()  # a score counts without its weights
     run.log({"epoch": 1, "alignment": 0.5, "uniformity": -1.0, "effective_rank": 9.0})
     (run.folder / "features").mkdir(exist_ok=True)
@@ -131,6 +136,10 @@ def images(run):
     score(data={"train": {"images": 9, "classes": 3, "sha256": "f" * 64}})(run)
 
 
+def trained_on(run):
+    write_json(run.folder / "settings.json", {**read_json(run.folder / "settings.json"), "data": {**DATA, "images": 9}})
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -143,6 +152,7 @@ def images(run):
         (score(commit="b" * 40), f"mixed commit: {'b' * 40}: {RUN} seed 1"),
         (hardware(device="cpu: Y"), f"mixed device: cpu: Y: {RUN} seed 1 | cpu: X: the other runs"),
         (hardware(precision="fp32"), f"mixed precision: fp32: {RUN} seed 1 | bf16: the other runs"),
+        (trained_on, f"mixed images of the training: train 9 (eeeeeeeeeeee): {RUN} seed 1 | train 300 (eeeeeeeeeeee): the other"),
         (hardware(threads=2), f"mixed threads: 2: {RUN} seed 1"),
         (hardware(processes=2), f"mixed processes: 2: {RUN} seed 1"),
         (record(versions={"torch": "3"}), f"mixed torch: 3: {RUN} seed 1"),
