@@ -128,9 +128,8 @@ def _tree_problems() -> list[str]:
 
 
 def _links(folder: Path) -> list[str]:
-    return [
-        f"{path} is a symbolic link, to files outside the published results" for path in folder.rglob("*") if path.is_symlink()
-    ]
+    found = [path for path in (folder.parent, folder, *folder.rglob("*")) if path.is_symlink()]
+    return [f"{path} is a symbolic link, to files outside the published results" for path in found]
 
 
 # --- what leaves the published results

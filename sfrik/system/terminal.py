@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import sys
+import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import zip_longest
@@ -133,8 +134,9 @@ def align(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[st
 
 
 def text_width(text: str) -> int:
-    """The columns of a terminal that a text takes; colours take none."""
-    return len(re.sub("\x1b\\[[0-9;]*m", "", text))
+    """The columns of a terminal that a text takes: two for a wide character, none for colours and combining characters."""
+    shown = [character for character in re.sub("\x1b\\[[0-9;]*m", "", text) if not unicodedata.combining(character)]
+    return len(shown) + sum(unicodedata.east_asian_width(character) in "WF" for character in shown)
 
 
 def terminal_width() -> int:

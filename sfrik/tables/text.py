@@ -44,7 +44,7 @@ def as_text(comparison: Comparison, width: int, names: tuple[str, str] = YOURS) 
     As many columns as fit in the width are side by side, the others below. On a terminal the best values in A are bold.
 
     Args:
-        width: of a line, in characters; 80 is enough.
+        width: of a line, in characters; in less than 60 the columns under a heading may be below each other.
         names: of A and B.
     """
     table, notes = comparison.a, [_caption(comparison, names)]
@@ -56,6 +56,7 @@ def as_text(comparison: Comparison, width: int, names: tuple[str, str] = YOURS) 
         elif rows:
             blocks.append(Block(heading, [["paper"], *([_paper(m.row, key)] for m in table.measured)]))
     identity, constant = _identity(table, width - 2 - max(block.width for block in blocks))
+    blocks = [part for block in blocks for part in _parts(block, width - 2 - identity.width)]
     lines = textwrap.wrap("; ".join([table.title, *constant]), width)
     while blocks:
         fit = 1
@@ -169,6 +170,13 @@ def _identity(table: Table, room: int) -> tuple[Block, list[str]]:
     others = sum(2 + max(map(len, column)) for column in columns[:-1])
     columns[-1] = [textwrap.fill(text, max(NARROWEST, room - others)) for text in columns[-1]]
     return Block("", [list(row) for row in zip(*columns, strict=True)], right=False), constant
+
+
+def _parts(block: Block, room: int) -> list[Block]:
+    """The block, or its columns as blocks where they do not fit in a line."""
+    if block.width <= room:
+        return [block]
+    return [Block(block.heading, [[cell] for cell in column], block.right) for column in zip(*block.rows, strict=True)]
 
 
 def _side_by_side(blocks: Sequence[Block]) -> list[str]:

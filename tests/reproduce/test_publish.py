@@ -240,11 +240,12 @@ def test_seeds_and_rows_that_are_no_longer_there_leave_and_files_of_others_stay(
     assert not (target / "smoke" / "tables" / "table5.csv").exists()
 
 
-def test_links_out_of_the_published_results_are_refused(roots, tmp_path, capsys):
+@pytest.mark.parametrize("place", [".", "smoke", RUN])
+def test_links_out_of_the_published_results_are_refused(roots, tmp_path, capsys, place):
     root, target = roots
-    (target / "smoke").mkdir(parents=True)
+    (target / place).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / "elsewhere").mkdir()
-    (target / RUN).symlink_to(tmp_path / "elsewhere")
+    (target / place).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(SfrikError, match="nothing was published"):
         publish(["table1"], "smoke", root, target)
     assert "is a symbolic link" in capsys.readouterr().err

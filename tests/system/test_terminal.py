@@ -71,6 +71,10 @@ def test_a_closed_stream_is_no_terminal(tmp_path):
     assert not is_terminal(None)
 
 
+def test_wide_and_combining_characters_take_the_columns_that_a_terminal_gives_them():
+    assert align([("写真", "1"), ("e\u0301te\u0301", "2"), ("abcd", "3")]) == ["写真  1", "e\u0301te\u0301   2", "abcd  3"]
+
+
 def test_columns_are_aligned_whatever_colours_dashes_and_lines_a_cell_has(monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     bold = paint("9.0", "bold")

@@ -166,13 +166,13 @@ def test_ten_times_the_learning_rate_does_not_agree(tmp_path):
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_a_published_table_fits_80_and_140_columns_and_agrees_with_itself(name, monkeypatch):
+def test_a_published_table_fits_48_80_and_140_columns_and_agrees_with_itself(name, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     comparison = compare_tables(name, "digits", RESULTS, RESULTS)
     assert comparison.compared
     assert comparison.outside == []
     blocks = {}
-    for width in (80, 140):
+    for width in (48, 80, 140):
         lines = [*as_text(comparison, width), *agreement([comparison], width)]
         assert max(map(text_width, lines)) <= width
         text = "\n".join(lines)
