@@ -145,8 +145,8 @@ def _run_status(recipe: str, seed: int, stages: Sequence[str], root: str | Path,
     if not missing:
         return status("done")
     if active or (not ours and run.is_locked()):
-        place = f"{active[0]}" if active else f"on {facts.get('host', 'an unknown host')}"
-        return status("running", f"{format_progress(facts) if recorded == 'running' else 'starting'}, {place}")
+        place = f", {active[0]}" if active else f", on {facts['host']}" if "host" in facts else ""
+        return status("running", f"{format_progress(facts) if recorded == 'running' else 'starting'}{place}")
     if ours:
         first = ours[0]
         if recorded in ("running", "preempted") and facts.get("slurm_job") == first.id:
