@@ -8,7 +8,6 @@ the place of the folder, on times, or on the order in which a file system lists 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -19,47 +18,42 @@ from sfrik.ops.collectives import rank
 from sfrik.system.files import check_regular, file_hash
 from sfrik.system.terminal import print_line
 
-__all__ = ["describe_data", "print_images"]
+__all__ = ["describe_data", "print_images", "sample_contents"]
 
 SAMPLE = 64  # images whose content is read
 UNREADABLE = bytes(32)  # in place of the SHA-256 of a content
 WHOLE, WHOLE_BYTES = 1024, 2**26  # up to so many files, of so many bytes in all, the content of each is read: within a second
 
 
-def describe_data(images: Images, unread: Collection[str] = ()) -> dict[str, Any]:
+def describe_data(images: Images) -> dict[str, Any]:
     """What records state of the images that they were computed from: their number, that of their classes, and a fingerprint.
 
     The content of all images is read if they are at most 1,024 files of 64 MiB in all, else that of 64 of them, evenly spaced by
     name: the bytes of a file, or the pixels of an image in memory. A file that cannot be read counts as empty, since training may
     skip it.
 
-    Args:
-        images: of one split.
-        unread: names of images whose sizes and contents are not compared.
-
     Returns:
         "images", "classes" (0 without labels) and "sha256" in hexadecimal digits, over all images in the order of their names:
-        names, file sizes, labels, the names of the classes, and the content of the sample. With `unread` it is empty if other
-        images of the sample cannot be read either, as while their disk is not mounted.
+        names, file sizes, labels, the names of the classes, and the content of the sample.
     """
     names = [images.name(index) for index in range(len(images))]
     order = np.array(sorted(range(len(names)), key=names.__getitem__), dtype=np.int64)
-    sizes, left_out = images.sizes, [index for index, name in enumerate(names) if unread and name in unread]
-    whole = sizes is not None and len(order) <= WHOLE and sizes.sum() <= WHOLE_BYTES
-    sample = order[np.linspace(0, len(order) - 1, len(order) if whole else min(len(order), SAMPLE)).astype(np.int64)]
-    if sizes is not None and left_out:
-        sizes = sizes.copy()
-        sizes[left_out] = -1
+    whole = images.sizes is not None and len(order) <= WHOLE and images.sizes.sum() <= WHOLE_BYTES
     digest = hashlib.sha256()
     for texts in ([names[index] for index in order], images.classes or ()):
         digest.update("\0".join((str(len(texts)), *texts)).encode("utf-8", "surrogateescape"))
-    for numbers in (images.targets, sizes):
+    for numbers in (images.targets, images.sizes):
         digest.update(b"" if numbers is None else numbers[order].astype("<i8").tobytes())
-    contents = [_content(images, int(index)) for index in sample if index not in left_out]
-    digest.update(b"".join(contents))
-    sha256 = "" if unread and UNREADABLE in contents else digest.hexdigest()
+    for index in order if whole else _spaced(order):
+        digest.update(_content(images, int(index)))
     labelled = len(images) > 0 and bool((images.targets != -1).any())
-    return {"images": len(images), "classes": images.num_classes if labelled else 0, "sha256": sha256}
+    return {"images": len(images), "classes": images.num_classes if labelled else 0, "sha256": digest.hexdigest()}
+
+
+def sample_contents(images: Images) -> list[str]:
+    """The SHA-256 of the content of at most 64 images, evenly spaced; "" for one that cannot be read."""
+    contents = [_content(images, int(index)) for index in _spaced(np.arange(len(images)))]
+    return ["" if content == UNREADABLE else content.hex() for content in contents]
 
 
 def print_images(title: str, images: Images) -> None:
@@ -72,6 +66,10 @@ def print_images(title: str, images: Images) -> None:
         labelled = f"{images.num_classes} class{'' if images.num_classes == 1 else 'es'}"
         classes = labelled if (images.targets != -1).any() else "without labels"
         print_line(f"{title} images: {len(images)}, {classes}" + (f", from {images.source}" if images.source else ""))
+
+
+def _spaced(order: np.ndarray) -> np.ndarray:
+    return order[np.linspace(0, len(order) - 1, min(len(order), SAMPLE)).astype(np.int64)]
 
 
 def _content(images: Images, index: int) -> bytes:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from sfrik.datasets import Images, describe_data, load_images, print_images
+from sfrik.datasets.fingerprint import sample_contents
 from sfrik.errors import MissingImagesError, SfrikError
 from sfrik.networks import Encoder, save_weights
 from sfrik.ops.collectives import rank
@@ -83,8 +84,7 @@ def record_failure(run: Run, error: Exception, images: Images) -> None:
     After an image that cannot be read, the same command resumes with a sound file in its place.
     """
     with suppress(OSError, SfrikError):  # this must not hide the error itself
-        if "cannot read image" in (text := str(error)):
-            unread = [name for name in map(images.name, range(len(images))) if f"/{name}: " in text]
-            forget_fingerprint(run.folder, unread, describe_data(images, unread)["sha256"])
+        if "cannot read image" in str(error):
+            forget_fingerprint(run.folder, sample_contents(images))
         if (run.state() or {}).get("state") != "failed":
             run.update_last_status("failed", stage="pretrain", error=str(error))

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from sfrik.datasets import Images, describe_data
+from sfrik.datasets import Images
+from sfrik.datasets.fingerprint import sample_contents
 from sfrik.errors import SfrikError
 from sfrik.ops.collectives import broadcast_from_rank_zero, rank, world_size
 from sfrik.runs.checkpoints import explain_mismatch, restore_random_state
@@ -117,13 +118,17 @@ def check_earlier(run: Run, settings: PretrainSettings, images: Images, checkpoi
 
 
 def check_replaced(run: Run, settings: PretrainSettings, images: Images) -> None:
-    """Refuse other images than those of a training that a broken image stopped, except for a file in the place of that image."""
+    """Refuse other images than those of a training that a broken image stopped.
+
+    Files may have replaced it and other broken ones, so half of the sample may differ.
+    """
     recorded: dict[str, Any] = {}
     with suppress(SfrikError):  # a broken settings.json, which `Run.start` replaces
         recorded = recorded_data(run.folder) or {}
-    if recorded.get("unread") and run.checkpoints.exist:
-        others = {**recorded, "sha256": recorded.get("others_sha256")}
-        differences = data_differences(others, describe_data(images, recorded["unread"]))
+    if recorded.get("sample") and len(images) == recorded["images"] and run.checkpoints.exist:
+        pairs = zip(recorded["sample"], sample_contents(images), strict=False)
+        equal = [one == other for one, other in pairs if one and other]
+        differences = "the same number of images, but other contents" if 2 * sum(equal) < len(equal) else ""
         refuse_other_images(run.folder, differences, settings.data_dir, finished=False)
 
 

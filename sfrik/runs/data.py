@@ -27,16 +27,15 @@ def recorded_data(folder: Path) -> dict[str, Any] | None:
     return read_record(path, RunSettings).get("data") if path_exists(path) else None
 
 
-def forget_fingerprint(folder: Path, unread: list[str], others_sha256: str) -> None:
-    """Replace the fingerprint in settings.json by that of the images that can be read: another file will replace the broken one.
+def forget_fingerprint(folder: Path, sample: list[str]) -> None:
+    """Replace the fingerprint in settings.json by contents of images: one cannot be read, and another file will replace it.
 
     Args:
         folder: The folder of the run.
-        unread: Names of the images that cannot be read.
-        others_sha256: The fingerprint without their sizes and contents.
+        sample: `sfrik.datasets.fingerprint.sample_contents` of the images.
     """
     if data := recorded_data(folder):
-        data |= {"sha256": "", "unread": unread, "others_sha256": others_sha256}
+        data |= {"sha256": "", "sample": sample}
         path = folder / "settings.json"
         write_json(path, {**read_record(path, RunSettings), "data": data})
 
