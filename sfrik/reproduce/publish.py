@@ -69,9 +69,9 @@ def publish(
         )
     notes = []
     if "all" in names:
-        begun = tables_with_scores(profile, root)
-        names = [name for name in begun if has_all_cells(name, profile, root)]
-        notes = [f"{name} is not published: some of its cells have no score in {root}" for name in begun if name not in names]
+        scored = tables_with_scores(profile, root)
+        names = [name for name in scored if has_all_cells(name, profile, root)]
+        notes = [f"{name} is not published: some of its cells have no score in {root}" for name in scored if name not in names]
     names = list(dict.fromkeys(names))
     for name in names:
         rows_of(name, profile)  # an unknown table is an error
