@@ -180,7 +180,7 @@ def submit(job: Job, site: Site, root: str | Path) -> str:
     if not (number := re.fullmatch(r"(\d+)(;\w+)?", last.strip())):  # "12;cluster" if there are several
         raise SfrikError(f"sbatch prints no job number but {last[:200]!r}: look into the queue (squeue) before the next try")
     with suppress(OSError):
-        log.open("a").close()  # records the submission before the job starts
+        log.touch()  # records the submission before the job starts
     return number[1]
 
 

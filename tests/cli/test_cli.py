@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import os
 import re
 import struct
@@ -348,15 +349,14 @@ def test_every_setting_is_a_flag_in_both_spellings(command, capsys):
     [([], False), (["--only-inference"], True), (["--only_inference", "True"], True), (["--only-inference", "False"], False)],
 )
 def test_a_boolean_flag_without_a_value_is_true(here, capsys, flags, value):
-    assert main(["evaluate", *flags, "--exp-dir", "run", "--dry-run"]) == 0
-    assert re.search(rf"^only_inference +{value}$", capsys.readouterr().out, re.MULTILINE)
+    assert main(["evaluate", *flags, "--exp-dir", "run", "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["settings"]["only_inference"] is value
 
 
 def test_a_flag_after_a_boolean_is_not_its_value(here, capsys):
-    assert main(["evaluate", "--only-inference", "--epochs", "7", "--exp-dir", "run", "--dry-run"]) == 0
-    out = capsys.readouterr().out
-    assert re.search(r"^only_inference +True$", out, re.MULTILINE)
-    assert re.search(r"^epochs +7$", out, re.MULTILINE)
+    assert main(["evaluate", "--only-inference", "--epochs", "7", "--exp-dir", "run", "--dry-run", "--json"]) == 0
+    settings = json.loads(capsys.readouterr().out)["settings"]
+    assert (settings["only_inference"], settings["epochs"]) == (True, 7)
 
 
 @pytest.mark.parametrize("flag", ["--lr-sweep", "--lr_sweep"])
@@ -381,10 +381,9 @@ def test_a_flag_takes_several_values_separated_by_spaces(here, capsys, flag):
     ],
 )
 def test_without_a_recipe_results_go_where_the_original_commands_put_them(here, capsys, arguments, exp_dir, extraction_dir):
-    assert main([*arguments, "--dry-run"]) == 0
-    out = capsys.readouterr().out
-    assert re.search(rf"^exp_dir +{exp_dir}$", out, re.MULTILINE)
-    assert extraction_dir is None or re.search(rf"^extraction_dir +{extraction_dir}$", out, re.MULTILINE)
+    assert main([*arguments, "--dry-run", "--json"]) == 0
+    settings = json.loads(capsys.readouterr().out)["settings"]
+    assert (settings["exp_dir"], settings.get("extraction_dir")) == (exp_dir, extraction_dir)
 
 
 def test_the_default_folder_of_the_results_is_printed_in_one_line(here, capsys):
@@ -436,7 +435,7 @@ def test_variables_of_another_launcher_are_reported_or_have_no_effect(here, caps
         assert "1 process" in capsys.readouterr().out, "nothing is printed on another rank than 0"
     monkeypatch.setenv("WORLD_SIZE", "2")
     fails_in_one_line(capsys, command, "WORLD_SIZE is 2", "torchrun did not start this process", "unset WORLD_SIZE")
-    assert main(["status", "table8", "--profile", "smoke", "--exp-dir", "run"]) == 0
+    assert main(["status", "table8", "--profile", "smoke", "--results", "run"]) == 0
 
 
 @pytest.mark.parametrize(

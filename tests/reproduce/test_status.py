@@ -247,7 +247,9 @@ def test_published_runs_that_are_missing_here_are_listed_as_published(tmp_path, 
     monkeypatch.setattr("sfrik.reproduce.status.published_root", lambda: published)
     for seed, top1 in enumerate((90.0, 92.0)):
         run = finished_run(published, RECIPE, seed)
-        write_json(run.folder / "linear.json", {**json.loads((run.folder / "linear.json").read_text()), "top1": top1})
+        write_json(
+            run.folder / "linear.json", {**json.loads((run.folder / "linear.json").read_text(encoding="utf-8")), "top1": top1}
+        )
         for weights in run.folder.glob("*.safetensors"):
             weights.unlink()
     finished_run(tmp_path / "runs", RECIPE, 1)

@@ -21,7 +21,9 @@ AUTHOR = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=fal
 
 def git(folder, *arguments):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    done = subprocess.run(["git", "-C", folder, *AUTHOR, *arguments], check=True, capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        ["git", "-C", folder, *AUTHOR, *arguments], check=True, capture_output=True, encoding="utf-8", env=environment
+    )
     return done.stdout.strip()
 
 

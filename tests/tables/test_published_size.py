@@ -10,7 +10,9 @@ MOST_BYTES = 15_000_000
 
 
 def published():
-    names = subprocess.run(["git", "ls-files", "-z", "results"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    names = subprocess.run(
+        ["git", "ls-files", "-z", "results"], cwd=ROOT, check=True, capture_output=True, encoding="utf-8"
+    ).stdout
     return [ROOT / name for name in names.split("\0") if name]
 
 
