@@ -18,7 +18,7 @@ from sfrik.ops.collectives import rank
 from sfrik.system.files import check_regular, file_hash
 from sfrik.system.terminal import print_line
 
-__all__ = ["describe_data", "print_images", "sample_contents"]
+__all__ = ["describe_data", "names_sha256", "print_images", "sample_contents"]
 
 SAMPLE = 64  # images whose content is read
 UNREADABLE = bytes(32)  # in place of the SHA-256 of a content
@@ -48,6 +48,14 @@ def describe_data(images: Images) -> dict[str, Any]:
         digest.update(_content(images, int(index)))
     labelled = len(images) > 0 and bool((images.targets != -1).any())
     return {"images": len(images), "classes": images.num_classes if labelled else 0, "sha256": digest.hexdigest()}
+
+
+def names_sha256(images: Images) -> str:
+    """The SHA-256 of the names of the images in their order."""
+    names = hashlib.sha256()
+    for index in range(len(images)):
+        names.update(images.name(index).encode("utf-8", "surrogateescape") + b"\0")
+    return names.hexdigest()
 
 
 def sample_contents(images: Images) -> list[str]:

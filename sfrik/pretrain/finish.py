@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from sfrik.datasets import Images, describe_data, load_images, print_images
-from sfrik.datasets.fingerprint import sample_contents
+from sfrik.datasets.fingerprint import names_sha256, sample_contents
 from sfrik.errors import MissingImagesError, SfrikError
 from sfrik.networks import Encoder, save_weights
 from sfrik.ops.collectives import rank
@@ -85,6 +85,6 @@ def record_failure(run: Run, error: Exception, images: Images) -> None:
     """
     with suppress(OSError, SfrikError):  # this must not hide the error itself
         if "cannot read image" in str(error):
-            forget_fingerprint(run.folder, sample_contents(images))
+            forget_fingerprint(run.folder, names_sha256(images), sample_contents(images))
         if (run.state() or {}).get("state") != "failed":
             run.update_last_status("failed", stage="pretrain", error=str(error))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 
 from sfrik.datasets import Images
-from sfrik.datasets.fingerprint import sample_contents
+from sfrik.datasets.fingerprint import names_sha256, sample_contents
 from sfrik.errors import SfrikError
 from sfrik.ops.collectives import broadcast_from_rank_zero, rank, world_size
 from sfrik.runs.checkpoints import explain_mismatch, restore_random_state
@@ -108,10 +107,7 @@ def check_earlier(run: Run, settings: PretrainSettings, images: Images, checkpoi
     recorded = {name: value if checkpoint.get(name) is None else checkpoint[name] for name, value in present.items()}
     differences = data_differences(recorded, present)
     if not differences and checkpoint.get("names_sha256"):
-        names = hashlib.sha256()
-        for index in range(len(images)):
-            names.update(images.name(index).encode("utf-8", "surrogateescape") + b"\0")
-        differences = "" if names.hexdigest() == checkpoint["names_sha256"] else f"{len(images)} images with other names"
+        differences = "" if names_sha256(images) == checkpoint["names_sha256"] else f"{len(images)} images with other names"
     if not differences and checkpoint["place"]["step"] >= steps_per_epoch:
         differences = f"step {checkpoint['place']['step']} of an epoch that now has {steps_per_epoch}, of {len(images)} images"
     refuse_other_images(run.folder, differences, settings.data_dir, finished=False)
@@ -120,7 +116,7 @@ def check_earlier(run: Run, settings: PretrainSettings, images: Images, checkpoi
 def check_replaced(run: Run, settings: PretrainSettings, images: Images) -> None:
     """Refuse other images than those of a training that a broken image stopped.
 
-    Files may have replaced it and other broken ones, so half of the sample may differ.
+    Files of the same names may have replaced it and other broken ones, so half of the sample may differ.
     """
     recorded: dict[str, Any] = {}
     with suppress(SfrikError):  # a broken settings.json, which `Run.start` replaces
@@ -129,6 +125,8 @@ def check_replaced(run: Run, settings: PretrainSettings, images: Images) -> None
         pairs = zip(recorded["sample"], sample_contents(images), strict=False)
         equal = [one == other for one, other in pairs if one and other]
         differences = "the same number of images, but other contents" if 2 * sum(equal) < len(equal) else ""
+        if recorded.get("names_sha256", names := names_sha256(images)) != names:
+            differences = "the same numbers of images and classes, but other names"
         refuse_other_images(run.folder, differences, settings.data_dir, finished=False)
 
 

@@ -27,15 +27,16 @@ def recorded_data(folder: Path) -> dict[str, Any] | None:
     return read_record(path, RunSettings).get("data") if path_exists(path) else None
 
 
-def forget_fingerprint(folder: Path, sample: list[str]) -> None:
-    """Replace the fingerprint in settings.json by contents of images: one cannot be read, and another file will replace it.
+def forget_fingerprint(folder: Path, names_sha256: str, sample: list[str]) -> None:
+    """Replace the fingerprint in settings.json by names and contents: an image cannot be read, and a file will replace it.
 
     Args:
         folder: The folder of the run.
+        names_sha256: `sfrik.datasets.fingerprint.names_sha256` of the images.
         sample: `sfrik.datasets.fingerprint.sample_contents` of the images.
     """
     if data := recorded_data(folder):
-        data |= {"sha256": "", "sample": sample}
+        data |= {"sha256": "", "names_sha256": names_sha256, "sample": sample}
         path = folder / "settings.json"
         write_json(path, {**read_record(path, RunSettings), "data": data})
 

@@ -30,8 +30,8 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 class DataRecord(BaseModel):
     """The images of one split: their number, that of their classes (0 without labels), and a fingerprint of all of them.
 
-    The fingerprint is empty after one of them could not be read, and has to be replaced; `sample` then is the SHA-256 of the
-    contents of some (`sfrik.runs.data.forget_fingerprint`).
+    The fingerprint is empty after one of them could not be read, and has to be replaced; `names_sha256` and `sample` then are
+    the SHA-256 of the names of all and of the contents of some (`sfrik.runs.data.forget_fingerprint`).
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
