@@ -125,7 +125,7 @@ def draw_rows(table: Table) -> Figure:
     """Each row of a table as a point with its standard deviation over seeds, one panel per measured column."""
     rows = [m for m in table.measured if m.seeds]
     columns = [column for column in table.columns if any(m.mean(column.name) is not None for m in rows)]
-    names = [", ".join([m.row.method, *([f"q = {m.row.q}"] if m.row.q else []), *m.row.labels.values()]) for m in rows]
+    names = [", ".join(m.row.parts) for m in rows]
     down = -(-len(columns) // MAX_PANELS)
     across = -(-len(columns) // down)
     label_width = max(2.6, 0.3 + 0.08 * max(map(len, names), default=0))

@@ -15,6 +15,7 @@ from typing import Any
 from sfrik.errors import SfrikError
 from sfrik.reproduce.commands import table_command
 from sfrik.reproduce.notebooks import copy_notebook, same_code
+from sfrik.reproduce.parameters import PARAMETERS
 from sfrik.reproduce.publishable import COSTS, PublishedRun, has_all_cells, published_runs, score_names, table_problems
 from sfrik.reproduce.stages import STAGES
 from sfrik.reproduce.table import render_lock, render_tables
@@ -27,20 +28,14 @@ from sfrik.system.signals import stop_at_once
 from sfrik.system.terminal import print_line
 from sfrik.tables.collect import Measured, build_table, existing_seeds, tables_with_scores
 from sfrik.tables.definitions import grids, rows_of, tables_of
-from sfrik.tables.render import MISSING
+from sfrik.tables.render import MISSING, plus_minus
+from sfrik.tables.rows import Column
 
 __all__ = ["publish"]
 
 RECORDS = ("settings.json", "provenance.json", "metrics.jsonl")
 COST_CHAPTER = "06_complexity"
-CHAPTERS = (
-    "01_kernel_theory",
-    "02_pretraining",
-    "03_linear_probing",
-    "04_semi_supervised",
-    "05_knn_and_logistic_regression",
-    COST_CHAPTER,
-)
+CHAPTERS = [name for name in PARAMETERS if name != "07_tables"]  # which is rendered from what is published
 FLOW = ("flow.gif", "flow.png")  # drawn by notebook 01
 SUFFIXES = {"tables": (".csv", ".md", ".tex"), "figures": (".png", ".svg")}
 
@@ -280,16 +275,14 @@ def _cells(profile: str, target: Path) -> dict[str, str]:
     for name in tables_with_scores(profile, target):
         table = build_table(name, profile, target)
         for m in table.measured:
-            row = ", ".join([m.row.method, *([f"q = {m.row.q}"] if m.row.q else []), *m.row.labels.values()])
-            found |= {f"{name}, {row}, {column.heading}": _cell(m, column.name, column.digits) for column in table.columns}
+            row = ", ".join(m.row.parts)
+            found |= {f"{name}, {row}, {column.heading}": _cell(m, column) for column in table.columns}
     return {cell: text for cell, text in found.items() if text != MISSING}
 
 
-def _cell(m: Measured, column: str, digits: int) -> str:
-    mean, spread = m.mean(column), m.spread(column)
-    if mean is None:
-        return MISSING
-    return f"{mean:.{digits}f}{'' if spread is None else f' ± {spread:.{digits}f}'} (n = {m.n(column)})"
+def _cell(m: Measured, column: Column) -> str:
+    number = plus_minus(m, column, " ± ")
+    return number if number == MISSING else f"{number} (n = {m.n(column.name)})"
 
 
 def _changes(old: dict[str, str], new: dict[str, str]) -> list[str]:

@@ -15,6 +15,7 @@ from sfrik.reproduce.stages import STAGES, stage_scores
 from sfrik.runs.cached import cached_provenance
 from sfrik.runs.data import recorded_data
 from sfrik.runs.folder import Run
+from sfrik.runs.provenance import HARDWARE
 from sfrik.settings import run_folder
 from sfrik.tables.collect import Measured, Table, build_table, read_score
 from sfrik.tables.cost_rows import read_costs
@@ -24,7 +25,6 @@ from sfrik.tables.rows import Column
 __all__ = ["COSTS", "PublishedRun", "has_all_cells", "name_runs", "published_runs", "score_names", "table_problems"]
 
 COSTS = ("table5", "table6")
-HARDWARE = ("device", "precision", "processes", "threads")
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,12 @@ import sfrik
 from sfrik.errors import SfrikError
 from sfrik.system.files import read_toml
 
-__all__ = ["code", "commit", "format_code", "hide_paths", "now", "processor", "provenance", "version"]
+__all__ = ["HARDWARE", "code", "commit", "format_code", "hide_paths", "now", "processor", "provenance", "version"]
 
 GIT_SECONDS = 60  # until a checkout on a file system that does not answer counts as none
 GIT_KEPT = ("GIT_CONFIG", "GIT_EXEC_PATH")  # such as safe.directory
 CHECKOUT = Path(__file__).parents[2]
+HARDWARE = ("device", "precision", "processes", "threads")  # what provenance.json names as the hardware
 DETERMINES_RESULTS = ("sfrik", "notebooks", "pyproject.toml")
 PATH_START = r"(?:(?<![\w.~-])|(?<=\dm|\\n))"  # not within a name, or right after a colour code or an escaped newline
 

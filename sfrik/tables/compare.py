@@ -28,7 +28,7 @@ from typing import Any
 
 from sfrik.runs.cached import cached_provenance
 from sfrik.runs.data import recorded_data
-from sfrik.runs.provenance import format_code
+from sfrik.runs.provenance import HARDWARE, format_code
 from sfrik.settings import run_folder
 from sfrik.tables.collect import Measured, Table, build_table
 from sfrik.tables.cost_rows import BASELINE
@@ -46,7 +46,6 @@ REASONS = {
     "1 by definition": "1 by definition",
     "one seed in B": "with one seed in {b}",
 }
-HARDWARE = ("device", "precision", "processes", "threads")
 
 
 @dataclass(frozen=True)

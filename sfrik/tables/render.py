@@ -17,7 +17,17 @@ from sfrik.system.files import write_text
 from sfrik.tables.collect import Measured, Table, build_table
 from sfrik.tables.rows import Column, Row
 
-__all__ = ["MISSING", "as_csv", "as_latex", "as_markdown", "left_out_lines", "markdown_table", "write_table"]
+__all__ = [
+    "MISSING",
+    "as_csv",
+    "as_latex",
+    "as_markdown",
+    "left_out_lines",
+    "markdown_table",
+    "paper_cell",
+    "plus_minus",
+    "write_table",
+]
 
 MISSING = "–"
 
@@ -64,7 +74,7 @@ def as_markdown(table: Table, base: str = "..") -> str:
     for m in table.measured:
         folder = m.row.recipe.split("/")[-1]
         links = " ".join(f"[{seed}]({base}/{folder}/seed{seed})" for seed in m.seeds)
-        numbers = (_plus_minus(m, column, " ± ") for column in table.columns)
+        numbers = (plus_minus(m, column, " ± ") for column in table.columns)
         cells = [*_identity(m.row, table.labels)]
         cells += [number if number == MISSING else f"[{number}]({base}/{folder}/README.md)" for number in numbers]
         rows.append([*cells, links or MISSING, *_paper(m.row, table)])
@@ -98,7 +108,7 @@ def as_latex(table: Table) -> str:
         r"\hline",
     ]
     for m in table.measured:
-        cells = [*_identity(m.row, table.labels), *(_plus_minus(m, column, r" $\pm$ ") for column in table.columns)]
+        cells = [*_identity(m.row, table.labels), *(plus_minus(m, column, r" $\pm$ ") for column in table.columns)]
         cells = [*cells, str(len(m.seeds)), *_paper(m.row, table)]
         lines.append(" & ".join(escape(cell) for cell in cells).replace(MISSING, "--") + r" \\")
     return "\n".join([*lines, r"\hline", r"\end{tabular}", ""])
@@ -133,16 +143,18 @@ def _identity(row: Row, labels: list[str]) -> list[str]:
 
 
 def _paper(row: Row, table: Table) -> list[str]:
-    return [_paper_cell(row.paper.get(name), row.paper_q) for name in table.experiment.paper_columns]
+    return [paper_cell(row.paper.get(name), row.paper_q) for name in table.experiment.paper_columns]
 
 
-def _paper_cell(value: float | str | None, q: int | None) -> str:
+def paper_cell(value: float | str | None, q: int | None) -> str:
+    """A figure of the paper with its q in brackets; a dash without one."""
     if value is None:
         return MISSING
     return f"{value} ({q})" if q else str(value)
 
 
-def _plus_minus(measured: Measured, column: Column, sign: str) -> str:
+def plus_minus(measured: Measured, column: Column, sign: str) -> str:
+    """The mean and the standard deviation of a cell, which one seed lacks; a dash without a score."""
     mean, spread = measured.mean(column.name), measured.spread(column.name)
     if mean is None:
         return MISSING

@@ -100,6 +100,11 @@ class Row:
     labels: Mapping[str, str] = field(default_factory=dict)
     entry: str | None = None
 
+    @property
+    def parts(self) -> list[str]:
+        """What identifies the row, for a reader: the method, q and the labels."""
+        return [self.method, *([f"q = {self.q}"] if self.q else []), *self.labels.values()]
+
 
 def paper_figures() -> dict[str, Any]:
     """The paper's figures and their sources."""

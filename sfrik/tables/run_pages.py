@@ -60,7 +60,7 @@ class RunPage:
         self.left_out: dict[str, None] = {}
 
     def as_markdown(self, folder: Path) -> str:
-        about = " · ".join([self.row.method, *([f"q = {self.row.q}"] if self.row.q else []), *self.row.labels.values()])
+        about = " · ".join(self.row.parts)
         lines = [f"# {self.row.recipe}", ""]
         if self.row.entry is None:
             lines += [f"{about}. Recipe: `sfrik/recipes/{self.row.recipe}.toml`."]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from sfrik.system.terminal import align, paint, text_width
 from sfrik.tables.collect import Table
 from sfrik.tables.compare import REASONS, Cell, Comparison, provenance_differences
-from sfrik.tables.render import MISSING
+from sfrik.tables.render import MISSING, paper_cell
 from sfrik.tables.rows import Column, Row
 
 __all__ = ["YOURS", "agreement", "as_text"]
@@ -54,7 +54,9 @@ def as_text(comparison: Comparison, width: int, names: tuple[str, str] = YOURS) 
         if any(isinstance(row.paper[key], str) for row in rows):
             notes += [f"The paper's figures of {heading}: {_place(row)}: {row.paper[key]}." for row in rows]
         elif rows:
-            blocks.append(Block(heading, [["paper"], *([_paper(m.row, key)] for m in table.measured)]))
+            blocks.append(
+                Block(heading, [["paper"], *([paper_cell(m.row.paper.get(key), m.row.paper_q)] for m in table.measured)])
+            )
     identity, constant = _identity(table, width - 2 - max(block.width for block in blocks))
     blocks = [part for block in blocks for part in _parts(block, width - 2 - identity.width)]
     lines = textwrap.wrap("; ".join([table.title, *constant]), width)
@@ -125,7 +127,7 @@ def _block(comparison: Comparison, column: Column, names: tuple[str, str]) -> Bl
         columns.append([names[1], *theirs])
     if any(column.name in cell.row.paper for cell in cells):
         q = " (q)" if any(cell.row.paper_q for cell in cells) else ""
-        columns.append([f"paper{q}", *(_paper(cell.row, column.name) for cell in cells)])
+        columns.append([f"paper{q}", *(paper_cell(cell.row.paper.get(column.name), cell.row.paper_q) for cell in cells)])
     return Block(f"{column.heading}{n if any(usual) else ''}", [list(row) for row in zip(*columns, strict=True)])
 
 
@@ -223,11 +225,6 @@ def _same_n(comparison: Comparison) -> bool:
     columns = comparison.a.columns
     pairs = [[(cell.n_a, cell.n_b) for cell in comparison.cells if cell.column == column] for column in columns]
     return all(len({_usual([pair[side] for pair in column]) for column in pairs} - {0}) <= 1 for side in (0, 1))
-
-
-def _paper(row: Row, key: str) -> str:
-    value = row.paper.get(key)
-    return MISSING if value is None else f"{value} ({row.paper_q})" if row.paper_q else str(value)
 
 
 def _place(row: Row) -> str:
