@@ -47,7 +47,7 @@ def batches(
     Args:
         images: the split.
         indices: the images to load, int64 [m], in this order.
-        views: the views to draw of each image.
+        views: the views to draw of each image; images in memory that can also be opened are read only if they have `per_image`.
         batch_size: images per batch; the last batch may be smaller.
         seeds: values that seed the random numbers, such as (seed, epoch, rank).
         device: device of the views and targets.
@@ -64,7 +64,7 @@ def batches(
         SfrikError: an image cannot be read (with `skip_broken`, 100 consecutive ones), or a worker process was killed.
     """
     indices = indices[first * batch_size :]
-    if images.tensor is not None:
+    if images.tensor is not None and views.per_image is None:
         pieces = (
             ([images.tensor[torch.from_numpy(indices[lo : lo + batch_size])]], indices[lo : lo + batch_size])
             for lo in range(0, len(indices), batch_size)
