@@ -129,19 +129,25 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def split_folder(data_dir: Path, part: str) -> Path | None:
-    """The folder "train" or "val" of a data folder, also in capitals; None if there is none.
+    """The folder "train" or "val" of a data folder, also in capitals; None if there is none. Without val/, test/ is used as val/.
 
     Raises:
         SfrikError: several differ in capitals only, it is a link that leads nowhere, or `data_dir` cannot be listed.
     """
-    if (data_dir / part).is_dir():
-        return data_dir / part
-    named = [name for name in _names(data_dir) if name.lower() == part]
-    folders = [name for name in named if (data_dir / name).is_dir()]
+    found = (_folder_named(data_dir, name) for name in (("val", "test") if part == "val" else (part,)))
+    return next((folder for folder in found if folder is not None), None)
+
+
+def _folder_named(data_dir: Path, name: str) -> Path | None:
+    """The folder of that name, given in lower case, also in capitals; None if there is none. Errors as in `split_folder`."""
+    if (data_dir / name).is_dir():
+        return data_dir / name
+    named = [other for other in _names(data_dir) if other.lower() == name]
+    folders = [other for other in named if (data_dir / other).is_dir()]
     if len(folders) > 1:
-        raise SfrikError(f"{data_dir} holds {'/, '.join(folders)}/: keep one of them, as {part}/")
-    for name in named:
-        if (path := data_dir / name).is_symlink() and not path.exists():
+        raise SfrikError(f"{data_dir} holds {'/, '.join(folders)}/: keep one of them, as {name}/")
+    for other in named:
+        if (path := data_dir / other).is_symlink() and not path.exists():
             raise SfrikError(f"{path} is a link to {os.readlink(path)}, which does not exist: restore it, or delete the link")
     return data_dir / folders[0] if folders else None
 
@@ -157,7 +163,8 @@ def required_split(data_dir: Path, part: str) -> Path:
         others = [name for name in _names(data_dir) if part == "val" and name.lower() in HELD_OUT and (data_dir / name).is_dir()]
         hint = f" (there is {others[0]}/: rename it to val, or link to it)" if others else ""
         raise (SfrikError if _names(data_dir) else MissingImagesError)(
-            f"there is no image folder {data_dir / part}: --data-dir must hold train/ and val/, with one folder per class{hint}"
+            f"there is no image folder {data_dir / part}: --data-dir must hold train/ and val/ (or test/), with one folder per "
+            f"class{hint}"
         )
     return folder
 

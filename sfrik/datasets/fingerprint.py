@@ -8,6 +8,9 @@ the place of the folder, on times, or on the order in which a file system lists 
 from __future__ import annotations
 
 import hashlib
+import os
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,7 @@ from sfrik.system.terminal import print_line
 __all__ = ["describe_data", "names_sha256", "print_images", "sample_contents"]
 
 SAMPLE = 64  # images whose content is read
+SAME_FORMAT = {"jpg": "jpeg", "jpe": "jpeg", "jfif": "jpeg", "tif": "tiff"}  # suffixes
 UNREADABLE = bytes(32)  # in place of the SHA-256 of a content
 WHOLE, WHOLE_BYTES = 1024, 2**26  # up to so many files, of so many bytes in all, the content of each is read: within a second
 
@@ -34,7 +38,9 @@ def describe_data(images: Images) -> dict[str, Any]:
 
     Returns:
         "images", "classes" (0 without labels) and "sha256" in hexadecimal digits, over all images in the order of their names:
-        names, file sizes, labels, the names of the classes, and the content of the sample.
+        names, file sizes, labels, the names of the classes, and the content of the sample. Also "encoding", how the images are
+        stored: the suffix that most files have, such as "JPEG", or "original" for the arrays that torchvision reads; records are
+        not compared by it, and images that come with a package have none.
     """
     names = [images.name(index) for index in range(len(images))]
     order = np.array(sorted(range(len(names)), key=names.__getitem__), dtype=np.int64)
@@ -47,7 +53,9 @@ def describe_data(images: Images) -> dict[str, Any]:
     for index in order if whole else _spaced(order):
         digest.update(_content(images, int(index)))
     labelled = len(images) > 0 and bool((images.targets != -1).any())
-    return {"images": len(images), "classes": images.num_classes if labelled else 0, "sha256": digest.hexdigest()}
+    found = {"images": len(images), "classes": images.num_classes if labelled else 0, "sha256": digest.hexdigest()}
+    encoding = images.encoding if images.path is None else _most_common_format([names[index] for index in order])
+    return found | ({"encoding": encoding} if encoding else {})
 
 
 def names_sha256(images: Images) -> str:
@@ -74,6 +82,15 @@ def print_images(title: str, images: Images) -> None:
         labelled = f"{images.num_classes} class{'' if images.num_classes == 1 else 'es'}"
         classes = labelled if (images.targets != -1).any() else "without labels"
         print_line(f"{title} images: {len(images)}, {classes}" + (f", from {images.source}" if images.source else ""))
+
+
+def _most_common_format(names: Sequence[str]) -> str:
+    """The suffix that most files have, in capitals; "" without files. JPEG and TIFF have several."""
+    suffixes = Counter(os.path.splitext(name)[1].lower().removeprefix(".") for name in names)
+    formats: Counter[str] = Counter()
+    for suffix, count in suffixes.items():
+        formats[SAME_FORMAT.get(suffix, suffix).upper()] += count
+    return max(formats, key=formats.__getitem__, default="")
 
 
 def _spaced(order: np.ndarray) -> np.ndarray:

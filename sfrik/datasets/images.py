@@ -50,6 +50,7 @@ class Images:
         path: index -> file of the image, for images on disk.
         sizes: of these files in bytes, int64 [n], where they are known.
         source: the folder or the data set that the images are from.
+        encoding: how the images are stored, if not in files of their own.
     """
 
     targets: np.ndarray
@@ -62,6 +63,7 @@ class Images:
     path: Callable[[int], Path] | None = None
     sizes: np.ndarray | None = None
     source: str = ""
+    encoding: str = ""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -110,9 +112,9 @@ def load_images(
         dataset: mnist5k, cifar10 (torchvision's CIFAR10), stl10 (torchvision's STL10; its unlabelled images for pretraining),
             imagenet or image_folder (both as torchvision's ImageFolder).
         split: "pretrain", "train", "tune" or "test".
-        data_dir: folder of the images; for imagenet and image_folder with train/<class>/ and val/<class>/. For pretraining on
-            an image_folder without train/ and val/, all images below the folder are used, without labels. Upper and lower
-            case of train and val do not matter.
+        data_dir: folder of the images; for imagenet and image_folder with train/<class>/ and val/<class>/ (test/<class>/
+            where there is no val/). For pretraining on an image_folder without these, all images below the folder are used,
+            without labels. Upper and lower case of train, val and test do not matter.
         subset: training images per class, the first ones; of images without labels the first ones in all. None: all.
         val_subset: images per class of the tuning split.
 
@@ -302,7 +304,9 @@ def _from_torchvision(name: str, data_dir: Path, **arguments: Any) -> Images:
     targets = np.asarray(targets, dtype=np.int64)
     name_of = (name + " image {}").format
     classes = getattr(content, "classes", None)  # STL10 has them in a file of its own
-    return Images(targets, 10, name_of, open=partial(_image_of_tensor, pixels), classes=classes, source=str(data_dir))
+    return Images(
+        targets, 10, name_of, open=partial(_image_of_tensor, pixels), classes=classes, source=str(data_dir), encoding="original"
+    )
 
 
 def _image_of_tensor(pixels: Tensor, index: int) -> Image.Image:

@@ -192,6 +192,24 @@ def test_train_and_val_are_found_in_capitals_and_two_of_them_are_rejected(folder
         load_images("image_folder", "pretrain", folder)
 
 
+@pytest.mark.parametrize("dataset", ["imagenet", "image_folder"])
+def test_without_val_the_folder_test_is_used_in_its_place_with_the_same_checks(folder, dataset):
+    shutil.copytree(folder / "val", folder / "Test")
+    next((folder / "Test" / "n01").iterdir()).rename(folder / "Test" / "n01" / "renamed.JPEG")
+    expected = names(load_images(dataset, "test", folder))
+    assert "n01/renamed.JPEG" not in expected, "val/ comes first"
+    shutil.rmtree(folder / "Test")
+    (folder / "val").rename(folder / "Test")
+    assert names(load_images(dataset, "test", folder)) == expected
+    (folder / "Test" / "n02").rename(folder / "Test" / "n04")
+    with pytest.raises(SfrikError, match=r"Test and .*train must have the same class folders, but only one of them has n02"):
+        load_images(dataset, "test", folder)
+    shutil.rmtree(folder / "Test")
+    (folder / "test").symlink_to("train")
+    with pytest.raises(SfrikError, match=r"test is the same folder as in .*train"):
+        load_images(dataset, "test", folder)
+
+
 @pytest.mark.parametrize("held_out", ["val", "Validation", "test"])
 def test_test_images_are_never_pretrained_on_as_a_folder_without_labels(tmp_path, folder, held_out):
     folder = tmp_path / "own" / "photos"
@@ -203,8 +221,10 @@ def test_test_images_are_never_pretrained_on_as_a_folder_without_labels(tmp_path
     shutil.rmtree(folder / "train")
     with pytest.raises(SfrikError, match=rf"{folder} holds {held_out}/ and no train/: put the training images into train/"):
         load_images("image_folder", "pretrain", folder)
-    if held_out != "val":
-        with pytest.raises(SfrikError, match=rf"must hold train/ and val/.* \(there is {held_out}/: rename it to val"):
+    if held_out == "Validation":
+        with pytest.raises(
+            SfrikError, match=r"must hold train/ and val/ \(or test/\).* \(there is Validation/: rename it to val"
+        ):
             load_images("image_folder", "test", folder)
     assert len(load_images("image_folder", "pretrain", folder / held_out)) == 6, "asked for by name"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -129,6 +130,23 @@ def test_without_a_record_there_is_no_difference(photos):
     present = described(photos)
     assert data_differences(None, present) == data_differences(present, None) == data_differences({}, present) == ""
     assert data_differences({"images": 6, "classes": 2, "sha256": present["sha256"]}, present) == ""
+
+
+def test_the_format_of_most_files_is_recorded_and_is_no_difference(photos, tmp_path):
+    before = described(photos)
+    assert before["encoding"] == "BMP"
+    older = {name: value for name, value in before.items() if name != "encoding"}
+    assert data_differences(older, before) == data_differences(before, older) == ""
+    assert data_differences(before | {"encoding": "original"}, before) == ""
+    rest = ["a/0.png", "a/1.png", "a/2.JPG", "a/3.jpeg", "a/4.jpe", "a/5.webp"]
+    for name in rest:
+        (tmp_path / "mixed" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mixed" / name).write_bytes(b"")
+    for names, encoding in ((rest, "JPEG"), (rest[:3], "PNG"), (["a/0.TIF", "a/0.png", "a/1.tiff"], "TIFF")):
+        assert describe_data(image_files(tmp_path / "mixed", names, np.zeros(len(names), dtype=np.int64)))["encoding"] == encoding
+    arrays = load_images("mnist5k", "test")
+    assert "encoding" not in describe_data(arrays)
+    assert describe_data(replace(arrays, encoding="original")) == describe_data(arrays) | {"encoding": "original"}
 
 
 def test_a_line_states_how_many_images_of_how_many_classes_were_read(photos, capsys):

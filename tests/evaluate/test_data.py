@@ -72,7 +72,8 @@ def test_a_score_is_measured_again_on_other_images_and_returned_for_the_same_one
     first = work(of(kind, place, "one", **more))
     splits = {"lbfgs": ["train", "tune", "test"], "sweep": ["train", "tune", "test"], "tune": ["train", "tune"]}
     assert sorted(first["data"]) == sorted(splits.get(command, ["train", "test"]))
-    assert first["data"]["train"] | {"sha256": ""} == {"images": first["train_images"], "classes": 2, "sha256": ""}
+    expected = {"images": first["train_images"], "classes": 2, "sha256": "", "encoding": "BMP"}
+    assert first["data"]["train"] | {"sha256": ""} == expected
     capsys.readouterr()
     second = work(of(kind, place, "two", **more))
     name = second["protocol"]
@@ -229,7 +230,8 @@ def test_a_score_whose_images_are_gone_is_returned_and_reported(place, command, 
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{place / 'run' / first['protocol']}.json is used as it is, since its images cannot be compared")
     assert line.endswith(
-        f"there is no image folder {place / 'one' / 'train'}: --data-dir must hold train/ and val/, with one folder per class"
+        f"there is no image folder {place / 'one' / 'train'}: --data-dir must hold train/ and val/ (or test/), with one folder per "
+        "class"
     )
     (place / "one" / "test").mkdir(parents=True)  # other images, which cannot be read as these are
     with pytest.raises(SfrikError, match="there is no image folder"):
