@@ -1,6 +1,6 @@
 """Every setting with its type, default, unit and meaning; recipes, which are files of settings."""
 
-from sfrik.settings.base import SECTIONS, Settings, load_recipe, published_root, recipe_names, run_folder, runs_root
+from sfrik.settings.base import SECTIONS, Settings, load_recipe, published_root, run_folder, runs_root
 from sfrik.settings.evaluation import (
     EvaluateSettings,
     FeatureSettings,
@@ -12,6 +12,7 @@ from sfrik.settings.evaluation import (
 from sfrik.settings.fields import ARCHITECTURES, as_list, as_path, as_whole, parse_mlp
 from sfrik.settings.identity import recipe_of, recipe_settings, score_settings
 from sfrik.settings.pretraining import PretrainSettings
+from sfrik.settings.recipes import grid_recipes, recipe_names
 
 __all__ = [
     "ARCHITECTURES",
@@ -27,6 +28,7 @@ __all__ = [
     "as_list",
     "as_path",
     "as_whole",
+    "grid_recipes",
     "load_recipe",
     "parse_mlp",
     "published_root",

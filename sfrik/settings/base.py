@@ -32,21 +32,11 @@ from sfrik.settings.fields import (
     Unset,
     as_path,
 )
+from sfrik.settings.recipes import RECIPES, recipe_files, recipe_names
 from sfrik.system.files import read_toml
 
-__all__ = [
-    "RECIPES",
-    "SECTIONS",
-    "Settings",
-    "hash_of",
-    "load_recipe",
-    "published_root",
-    "recipe_names",
-    "run_folder",
-    "runs_root",
-]
+__all__ = ["SECTIONS", "Settings", "hash_of", "load_recipe", "published_root", "run_folder", "runs_root"]
 
-RECIPES = Path(__file__).parents[1] / "recipes"
 SECTIONS: dict[str, type[Settings]] = {}  # section of a recipe -> its class; "pretrain" is the top level
 
 # Settings for where and on what a run is computed, which do not change its result: excluded from its identity (`Settings.what`).
@@ -249,12 +239,6 @@ def run_folder(recipe: str, seed: int, root: str | Path | None = None) -> Path:
     return Path(as_path(root) or runs_root()) / recipe / f"seed{seed}"
 
 
-def recipe_names(profile: str | None = None) -> list[str]:
-    """The names PROFILE/NAME of all recipes, or of one profile's."""
-    found = (path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.glob("*/*.toml"))
-    return sorted(name for name in found if not name.endswith("/profile") and (not profile or name.startswith(profile + "/")))
-
-
 def load_recipe(name: str, command: str = "pretrain") -> dict[str, Any]:
     """Settings of the recipe PROFILE/NAME for one command. The settings of all commands are checked.
 
@@ -265,38 +249,35 @@ def load_recipe(name: str, command: str = "pretrain") -> dict[str, Any]:
         SfrikError: the recipe does not exist, a file cannot be read, a section or a setting is unknown, or a value is invalid.
     """
     name = str(name)  # papermill makes a number of `-p recipe 5`
-    profile, _, file = name.partition("/")
-    signatures = [_signature(RECIPES / f"{part}.toml") for part in (f"{profile}/profile", name)]
-    if not re.fullmatch(r"[^/\\]+/[^/\\]+", name) or profile in (".", "..") or file == "profile" or signatures[1] is None:
+    files = recipe_files(name)
+    if files is None:
         raise SfrikError(f"unknown recipe {name!r}{nearest(name, recipe_names())}: the recipes are in sfrik/recipes")
-    return dict(_checked_recipe(RECIPES, name, *signatures)[command])
-
-
-def _signature(path: Path) -> tuple[int, ...] | None:
-    """A value that changes when the file does; None if there is no file."""
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError):  # ValueError: a null byte in the name
-        return None
-    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
+    point = json.dumps(files.point)
+    return dict(_checked_recipe(RECIPES, name, files.paths, files.signatures, point)[command])
 
 
 @lru_cache(maxsize=1024)
-def _checked_recipe(root: Path, name: str, *signatures: tuple[int, ...] | None) -> dict[str, dict[str, Any]]:
-    """The settings of each section. `signatures`, of the profile's and the recipe's file, are part of the cache's key."""
+def _checked_recipe(
+    root: Path, name: str, paths: tuple[str, ...], signatures: tuple[tuple[int, ...] | None, ...], point: str
+) -> dict[str, dict[str, Any]]:
+    """The settings of each section, from the files and the point of a grid (JSON); `signatures` are part of the cache's key."""
     merged: dict[str, Any] = {}
-    for part, signature in zip((f"{name.split('/')[0]}/profile", name), signatures, strict=True):
-        if signature is None:
-            continue
-        for key, value in read_toml(root / f"{part}.toml").items():
+    for path, signature in zip(paths, signatures, strict=True):
+        for key, value in (read_toml(root / f"{path}.toml") if signature else {}).items():
+            if (key == "base" and path.endswith("/profile")) or (key == "grid" and point != "{}"):
+                continue  # of the recipe, no setting (`sfrik.settings.recipes`)
             if not isinstance(value, dict):
                 merged[key] = value
             elif key == "pretrain":
-                raise SfrikError(f"section [pretrain] in recipe {part}.toml: move its settings to the top, above all sections")
+                raise SfrikError(f"section [pretrain] in recipe {path}.toml: move its settings to the top, above all sections")
             elif key not in SECTIONS:
-                raise SfrikError(f"unknown section [{key}] in recipe {part}.toml{nearest(key, SECTIONS)}")
+                raise SfrikError(f"unknown section [{key}] in recipe {path}.toml{nearest(key, SECTIONS)}")
             else:
                 merged[key] = {**merged.get(key, {}), **value}
+        if point != "{}" and path == paths[1]:
+            merged |= json.loads(point)
+            grid = path.split("/")[1].removeprefix("tune_")
+            merged |= {key: {**merged.get(key, {}), "choice": grid} for key in SECTIONS if key != "pretrain"}
     top = {key: value for key, value in merged.items() if not isinstance(value, dict)}
     SECTIONS["pretrain"].parse(top, f"recipe {name}")
     shared = {key: value for key, value in top.items() if key in Settings.model_fields and key != "batch_size"}

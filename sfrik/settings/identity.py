@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sfrik.errors import SfrikError
-from sfrik.settings.base import RECIPES, SECTIONS, Settings, load_recipe
+from sfrik.settings.base import SECTIONS, Settings, load_recipe
+from sfrik.settings.recipes import recipe_files
 
 __all__ = ["recipe_of", "recipe_settings", "score_settings"]
 
@@ -29,7 +30,7 @@ def recipe_of(folder: str | Path) -> tuple[str, int] | None:
     for path in (Path(folder).absolute(), Path(folder).resolve()):  # a link leads to a run, or a run is a link
         seed = re.fullmatch(r"seed(0|[1-9][0-9]*)", path.name)
         profile, recipe = path.parent.parent.name, path.parent.name
-        if seed and profile and recipe != "profile" and (RECIPES / profile / f"{recipe}.toml").is_file():
+        if seed and profile and recipe_files(f"{profile}/{recipe}"):
             return f"{profile}/{recipe}", int(seed[1])
     return None
 

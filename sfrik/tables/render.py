@@ -15,6 +15,7 @@ from typing import Any
 from sfrik.settings import runs_root
 from sfrik.system.files import write_text
 from sfrik.tables.collect import Measured, Table, build_table
+from sfrik.tables.remarks import remark
 from sfrik.tables.rows import Column, Row
 
 __all__ = [
@@ -125,7 +126,7 @@ def escape(text: str) -> str:
 def _note(table: Table) -> str:
     counts = {len(m.seeds) for m in table.measured if m.seeds}
     n = "-" if not counts else str(counts.pop()) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
-    remark = f"{table.experiment.remark} " if table.experiment.remark else ""
+    note = remark(table.name, table.profile)
     paper = (
         f"The columns *paper* are the paper's figures, not measured here ({table.experiment.setting}; q in brackets; source: "
         f"{table.source})."
@@ -134,7 +135,7 @@ def _note(table: Table) -> str:
     )
     return (
         f"Profile {table.profile}: mean ± standard deviation over n = {n} seeds, measured here. A number links to the scores of "
-        f"each seed, a seed to the folder of its run. {remark}{paper}"
+        f"each seed, a seed to the folder of its run. {f'{note} ' if note else ''}{paper}"
     )
 
 

@@ -1,6 +1,6 @@
 """Rows and columns of the paper's tables: a row is a recipe with the paper's figures, a column a key of a score file.
 
-The profiles digits and smoke have smaller dimensions q; they are compared with the largest ones of the paper.
+The small profiles have smaller dimensions q; they are compared with the largest ones of the paper.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from sfrik.settings import grid_recipes
 
 __all__ = [
     "DIMS",
@@ -36,6 +38,7 @@ __all__ = [
 DIMS = {
     "smoke": (64,),
     "digits": (128, 256, 512),
+    "photos": (128, 512),
     "cifar10": (512, 1024, 2048),
     "paper": (1024, 2048, 4096, 8192),
 }
@@ -43,10 +46,11 @@ PREFIX = {"paper": "in20_"}
 IMAGES = {
     "smoke": "300 digits of MNIST5k (a test of the software)",
     "digits": "MNIST5k (3,500 training, 1,000 test digits)",
+    "photos": "10,000 of CIFAR-10's training images, its 10,000 test images",
     "cifar10": "CIFAR-10",
     "paper": "ImageNet",
 }
-TARGETS = {"paper": ("places205", "voc07"), "digits": ("digits8x8",), "smoke": ("digits8x8",), "cifar10": ()}
+TARGETS = {"paper": ("places205", "voc07"), "digits": ("digits8x8",), "smoke": ("digits8x8",)}  # the others have none
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,8 @@ KNN = Column("knn_top1", "20-NN", "knn", ("top1_at", "20"))
 def table1_rows(profile: str) -> list[Row]:
     """All methods and dimensions, and the two baselines that need no training."""
     figures = paper_figures()["linear_in20"]
-    dims, paper_dims = DIMS[profile], figures["q"][-len(DIMS[profile]) :]
+    dims = DIMS[profile]
+    paper_dims = [figures["q"][-1] * q // dims[-1] for q in dims]  # the largest ones correspond, and so do ratios
     rows = []
     for label, stem in [("SimCLR", "simclr"), ("AUH", "auh"), ("VICReg", "vicreg"), ("SFRIK L=2", "sfrik_l2")]:
         by_q = dict(zip(figures["q"], figures[label.replace(" L=", "_L")], strict=True))
@@ -135,7 +140,9 @@ def table1_rows(profile: str) -> list[Row]:
     for degree in (1, 3):
         paper = {"linear_top1": figures[f"SFRIK_L{degree}_q{paper_q}"]}
         rows.append(Row(f"SFRIK L={degree}", q, _recipe(profile, f"sfrik_l{degree}_q{q}"), paper, paper_q))
-    if profile in ("digits", "smoke"):
+    if profile == "photos":  # a small q, to see whether degree 3 helps there too; the paper has none
+        rows.append(Row("SFRIK L=3", dims[0], f"{profile}/sfrik_l3_q{dims[0]}"))
+    if profile != "paper":
         rows.append(Row("random weights", None, f"{profile}/random_weights"))
         rows.append(Row("raw pixels", None, f"{profile}/raw_pixels"))
     return rows
@@ -257,7 +264,14 @@ GRIDS = {
 
 
 def table9_rows(profile: str) -> list[Row]:
-    """The tuning grid of each method."""
+    """The tuning grid of each method, for profiles with grids in files at each q."""
+    if profile not in GRIDS:
+        return [
+            Row(method, q, recipe, labels={"setting": ", ".join(f"{name} = {value:g}" for name, value in point.items())})
+            for method, stem in [("SimCLR", "simclr"), ("AUH", "auh"), ("VICReg", "vicreg"), ("SFRIK L=3", "sfrik")]
+            for q in DIMS[profile]
+            for recipe, point in grid_recipes(profile, f"tune_{stem}_q{q}").items()
+        ]
     q = DIMS[profile][-1]
     return [
         Row(method, q, f"{profile}/tune_{stem}_{value}", labels={"setting": f"{setting} = {value}"})

@@ -1,4 +1,4 @@
-"""The recipes at the paper's scale and of CIFAR-10: every row of a table has one, published values are as published."""
+"""The recipes at the paper's scale and of natural images: every row of a table has one, published values are as published."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ import pytest
 
 from sfrik.cost.memory import _counts, expected_memory
 from sfrik.settings import SECTIONS, EvaluateSettings, KnnSettings, LogisticSettings, PretrainSettings, recipe_names
-from sfrik.settings.base import RECIPES
-from sfrik.tables.definitions import EXPERIMENTS, rows_of
+from sfrik.settings.recipes import RECIPES, recipe_files
+from sfrik.tables.definitions import EXPERIMENTS, grids, rows_of
+from sfrik.tables.rows import DIMS
 
 PAPER = recipe_names("paper")
 CIFAR10 = recipe_names("cifar10")
+PHOTOS = recipe_names("photos")
 IN20 = [recipe for recipe in PAPER if recipe.startswith("paper/in20_")]
 IN1K = [recipe for recipe in PAPER if recipe.startswith("paper/in1k_")]
 STL10 = [recipe for recipe in PAPER if recipe.startswith("paper/stl10_")]
 
 
 def text_of(recipe):
-    return (RECIPES / f"{recipe}.toml").read_text(encoding="utf-8")
+    return (RECIPES / f"{recipe_files(recipe).paths[1]}.toml").read_text(encoding="utf-8")
 
 
 def q_of(recipe):
@@ -39,7 +41,12 @@ def test_a_recipe_resolves_for_every_section(recipe, section):
         assert (settings.protocol, settings.weights) == expected
 
 
-TABLES = [(name, profile) for name, table in EXPERIMENTS.items() for profile in ("paper", "cifar10") if profile in table.profiles]
+TABLES = [
+    (name, profile)
+    for name, table in EXPERIMENTS.items()
+    for profile in ("paper", "cifar10", "photos")
+    if profile in table.profiles
+]
 
 
 @pytest.mark.parametrize(("name", "profile"), TABLES)
@@ -47,7 +54,7 @@ def test_every_row_of_a_table_has_its_recipe_and_the_recipe_names_the_table(name
     for row in rows_of(name, profile):
         if row.entry is not None:  # measurements of a loss, no training
             continue
-        assert row.recipe in PAPER + CIFAR10
+        assert row.recipe in PAPER + CIFAR10 + PHOTOS
         head = text_of(row.recipe).split("\n\n")[0].lower()
         assert re.search(rf"\b{name[:-1]} {name[-1]}\b", head), f"{row.recipe} does not say that it fills {name}"
         settings = PretrainSettings.from_recipe(row.recipe)
@@ -59,9 +66,20 @@ def test_every_row_of_a_table_has_its_recipe_and_the_recipe_names_the_table(name
             )
 
 
-def test_every_recipe_of_the_paper_is_in_a_table():
+def test_every_recipe_is_in_a_table():
     rows = {row.recipe for name, profile in TABLES for row in rows_of(name, profile)}
-    assert set(PAPER) <= rows
+    assert set(PAPER + PHOTOS) <= rows
+
+
+def test_the_grids_of_table_9_have_the_same_number_of_runs_of_the_same_length():
+    for profile in ("photos",):
+        sizes = {name: len(recipes) for name, recipes in grids(profile).items()}
+        assert set(sizes) == {f"{method}_q{q}" for method in ("simclr", "auh", "vicreg", "sfrik") for q in DIMS[profile]}
+        assert len(set(sizes.values())) == 1, sizes
+        runs = [PretrainSettings.from_recipe(row.recipe) for row in rows_of("table9", profile)]
+        assert len({(run.epochs, run.warmup_epochs, run.subset, run.batch_size, run.base_lr > 0) for run in runs}) == 1
+        methods = {run.ssl_method: {other.base_lr for other in runs if other.ssl_method == run.ssl_method} for run in runs}
+        assert len({len(rates) for rates in methods.values()}) == 1
 
 
 @pytest.mark.parametrize("recipe", PAPER)
@@ -79,14 +97,15 @@ def test_the_first_lines_state_table_figure_hardware_and_command(recipe):
 
 @pytest.mark.parametrize("recipe", [*PAPER, "paper/profile"])
 def test_every_value_is_marked_as_theirs_or_as_ours_with_a_reason(recipe):
-    for line in text_of(recipe).splitlines():
+    for line in (RECIPES / f"{recipe}.toml").read_text(encoding="utf-8").splitlines():
         if " = " in line and not line.startswith("#"):
             assert re.search(r"  # (theirs|ours)(: .+)?$", line), f"{recipe}: {line}"
 
 
 @pytest.mark.parametrize("recipe", [*CIFAR10, "cifar10/profile"])
 def test_the_cifar10_recipes_say_that_nothing_was_measured(recipe):
-    assert "not measured" in text_of(recipe) or "not run here" in text_of(recipe)
+    text = (RECIPES / f"{recipe}.toml").read_text(encoding="utf-8")
+    assert "not measured" in text or "not run here" in text
 
 
 # --- published values

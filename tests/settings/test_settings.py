@@ -28,12 +28,14 @@ from sfrik.settings import (
     PretrainSettings,
     as_list,
     as_path,
+    base,
     load_recipe,
     recipe_names,
+    recipe_of,
     recipe_settings,
     run_folder,
 )
-from sfrik.settings import base as module
+from sfrik.settings import recipes as recipe_listing
 from sfrik.settings.pretraining import CROPS
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +49,8 @@ PLACES = {
 @pytest.fixture
 def recipes(tmp_path, monkeypatch):
     """An empty folder of recipes instead of the package's; returns a function that writes one."""
-    monkeypatch.setattr(module, "RECIPES", tmp_path / "recipes")
+    for module in (base, recipe_listing):
+        monkeypatch.setattr(module, "RECIPES", tmp_path / "recipes")
 
     def write(name: str, text: str) -> None:
         path = tmp_path / "recipes" / f"{name}.toml"
@@ -80,10 +83,15 @@ def test_every_recipe_resolves_for_every_command(recipe, section):
 
 @pytest.mark.parametrize("recipe", recipe_names())
 def test_the_first_lines_of_every_recipe_state_its_table_and_its_command(recipe):
-    head = (module.RECIPES / f"{recipe}.toml").read_text(encoding="utf-8").split("\n\n")[0]
+    files = recipe_listing.recipe_files(recipe)
+    head = (recipe_listing.RECIPES / f"{files.paths[1]}.toml").read_text(encoding="utf-8").split("\n\n")[0]
     assert head.startswith("# ")
     assert re.search(r"[Tt]able \d", head)
-    assert f"--recipe {recipe}" in head
+    commands = re.findall(r"--recipe (\S+)", head)
+    if files.point:  # the file of a grid names one of its recipes
+        assert commands[0] in recipe_listing.grid_recipes(*files.paths[1].split("/"))
+    else:
+        assert recipe in commands
 
 
 def test_a_recipe_overrides_its_profile_and_a_flag_overrides_both(recipes):
@@ -97,6 +105,82 @@ def test_a_recipe_overrides_its_profile_and_a_flag_overrides_both(recipes):
     assert (evaluation.epochs, evaluation.lr_head) == (8, 0.1)
     assert evaluation.batch_size == 256, "the batch of pretraining is not the batch of the probe"
     assert EvaluateSettings.from_recipe("toy/one", epochs=9).epochs == 9
+
+
+GRID = """mlp = "64-32"
+[evaluate]
+epochs = 7
+[grid]
+"vicreg_sim_coeff = vicreg_std_coeff" = [5.0, 10.0]
+base_lr = [2.5, 5.0]
+"""
+
+
+def test_a_grid_is_a_recipe_for_each_combination_of_its_values(recipes):
+    recipes("toy/profile", "ssl_method = 'vicreg'\nbase_lr = 1.0\n")
+    recipes("toy/tune_vicreg_q32", GRID)
+    recipes("toy/tune_vicreg", "vicreg_sim_coeff = 3.0\n")
+    of_grid = [f"toy/tune_vicreg_q32_sim{sim}_lr{lr}" for sim in (5, 10) for lr in (2.5, 5)]
+    assert recipe_names("toy") == sorted(["toy/tune_vicreg", *of_grid])
+    settings = [PretrainSettings.from_recipe(recipe) for recipe in of_grid]
+    assert [(s.vicreg_sim_coeff, s.vicreg_std_coeff, s.base_lr) for s in settings] == [
+        *((5.0, 5.0, 2.5), (5.0, 5.0, 5.0), (10.0, 10.0, 2.5), (10.0, 10.0, 5.0))
+    ]
+    assert {(s.ssl_method, s.mlp) for s in settings} == {("vicreg", "64-32")}
+    assert EvaluateSettings.from_recipe(of_grid[0]).epochs == 7
+    for section in SECTIONS:
+        if section != "pretrain":
+            assert load_recipe(of_grid[0], section)["choice"] == "vicreg_q32", section
+    assert recipe_of(f"runs/{of_grid[3]}/seed2") == (of_grid[3], 2)
+    recipes("toy/tune_vicreg_q32", GRID.replace("2.5, 5.0", "2.5, 5.0, 7.5"))
+    assert len(recipe_names("toy")) == 7, "a file that has changed is read again"
+
+
+@pytest.mark.parametrize("name", ["tune_vicreg_q32", "tune_vicreg_q32_sim5", "tune_vicreg_q32_sim5_lr9", "profile", "tune_other"])
+def test_what_no_recipe_is_called_is_refused(recipes, name):
+    recipes("toy/profile", "epochs = 3\n")
+    recipes("toy/tune_vicreg_q32", GRID)
+    with pytest.raises(SfrikError, match=rf"^unknown recipe 'toy/{name}'"):
+        load_recipe(f"toy/{name}")
+    assert recipe_of(f"runs/toy/{name}/seed0") is None
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ("base_lr = 5.0", "must have lists of values"),
+        ("base_lr = []", "must have lists of values"),
+        ("base_lr = [5.0, 5]", "give two recipes the same name"),
+        ("base_rate = [5.0]", r"unknown setting base_rate .*did you mean base_lr\?"),
+        ("base_lr = ['x']", "base_lr in recipe toy/tune_a_"),
+    ],
+)
+def test_a_grid_that_is_none_is_refused_naming_its_file(recipes, grid, message):
+    recipes("toy/tune_a", f"[grid]\n{grid}\n")
+    with pytest.raises(SfrikError, match=message) as refusal:
+        list(map(load_recipe, recipe_names("toy")))
+    assert "toy/tune_a" in str(refusal.value)
+
+
+def test_a_variant_has_the_recipes_of_another_profile_with_its_own_settings(recipes):
+    recipes("toy/profile", "epochs = 200\nbatch_size = 64\n[evaluate]\nepochs = 100\n")
+    recipes("toy/one", "base_lr = 0.5\nepochs = 300\n")
+    recipes("toy/tune_a", "wd = 0.1\n[grid]\nbase_lr = [1.0]\n")
+    recipes("quick/profile", 'base = "toy"\nepochs = 50\n[evaluate]\nlr_head = 0.1\n')
+    assert recipe_names("quick") == ["quick/one", "quick/tune_a_lr1"]
+    settings = PretrainSettings.from_recipe("quick/one")
+    assert (settings.epochs, settings.batch_size, settings.base_lr) == (50, 64, 0.5)
+    assert Path(settings.exp_dir).parts[-3:] == ("quick", "one", "seed0")
+    evaluation = EvaluateSettings.from_recipe("quick/one")
+    assert (evaluation.epochs, evaluation.lr_head) == (100, 0.1)
+    assert PretrainSettings.from_recipe("toy/one").epochs == 300, "the other profile's recipes stay"
+    grid = PretrainSettings.from_recipe("quick/tune_a_lr1")
+    assert (grid.base_lr, grid.wd, grid.epochs) == (1.0, 0.1, 50)
+    recipes("toy/one", "base_lr = 0.7\n")
+    assert PretrainSettings.from_recipe("quick/one").base_lr == 0.7, "a file that has changed is read again"
+    recipes("lost/profile", 'base = "toys"\n')
+    with pytest.raises(SfrikError, match=r"base in recipe lost/profile.toml must be the name of another profile, got 'toys'"):
+        load_recipe("lost/one")
 
 
 def test_exp_dir_is_kept_if_given_and_else_follows_from_recipe_and_seed():
@@ -238,7 +322,7 @@ def test_a_recipe_is_read_again_when_it_or_its_profile_has_changed(recipes, tmp_
 def test_recipes_are_read_once(recipes, monkeypatch):
     recipes("toy/one", "epochs = 3\n")
     load_recipe("toy/one")
-    monkeypatch.setattr(module, "read_toml", lambda path: pytest.fail(f"{path} was read again"))
+    monkeypatch.setattr(base, "read_toml", lambda path: pytest.fail(f"{path} was read again"))
     assert [load_recipe("toy/one", section) for section in SECTIONS]
 
 

@@ -1,0 +1,62 @@
+"""Notes below the tables: what a reader of a profile's numbers needs to know beside the recipes."""
+
+from __future__ import annotations
+
+from sfrik.settings import load_recipe
+from sfrik.tables.rows import DIMS, table2_rows, table9_rows
+
+__all__ = ["remark"]
+
+COST_REMARK = (
+    "A seed is a repetition of the whole measurement. Memory excludes the embeddings. Ratios compare consecutive measurements "
+    "with the paper's baseline, the plain formula of VICReg. *plain*: the formula of the paper with autograd, as in the authors' "
+    "code; the other rows are the closed forms of this library. The loss is that of two views; one product is that of one view's "
+    "embeddings with their transpose."
+)
+DIAGNOSTICS = (
+    "Alignment (mean squared distance between two views), uniformity and effective rank are those of the last training batch's "
+    "embeddings."
+)
+TABLE9 = (
+    "Each method's grid is scored on the tuning split with seed 0. In this table only the chosen setting is scored on the test "
+    "images, once, with the head trained for the tuning score"
+)
+MNIST5K = {
+    "table1": "On MNIST5k the alignment weights of SFRIK and AUH are proportional to q, as in the paper; the settings of SimCLR "
+    "and VICReg were chosen at q = 512 and used for every q.",
+    "table2": "On MNIST5k: s = 2.5 and p = 1 as series of eight degrees, the heat kernel with four degrees at time 4 / (q - 1)."
+    f" Alignment weights: 2048 for the truncated kernel, 16, 64 and 2048 for the others in their order. {DIAGNOSTICS}",
+    "table4": "On MNIST5k the learning rates and epochs of fine-tuning were chosen for SFRIK L=3, q = 512, and used for all.",
+    "table7": "On MNIST5k the two views are random affine transforms of a digit, and multi-crop uses crops without flips; about "
+    "a tenth of SwAV's 12-pixel crops are nearly black.",
+    "table8": "On MNIST5k the evaluations use the labels of 35 training digits per class.",
+    "table9": f"{TABLE9} (table 1 also has scores of some of these settings).",
+}
+
+
+def remark(name: str, profile: str) -> str:
+    """The note below a table of a profile; empty if it has none."""
+    if name in ("table5", "table6"):
+        return COST_REMARK
+    if profile in ("smoke", "digits"):
+        return MNIST5K.get(name, "")
+    return _of_photos(name, profile) if profile == "photos" else ""
+
+
+def _of_photos(name: str, profile: str) -> str:
+    if name == "table1":
+        return "The weight and the learning rate of each method were chosen at each q, on the tuning split with seed 0."
+    if name == "table2":
+        weights = [f"{load_recipe(row.recipe)['sfrik_sim_coeff']:g}" for row in table2_rows(profile)]
+        return (
+            "s = 2.5 and p = 1 as series of eight degrees, the heat kernel with four degrees at time 4 / (q - 1). Alignment "
+            f"weights of the kernels in their order: {', '.join(weights[:-1])} and {weights[-1]}. {DIAGNOSTICS}"
+        )
+    if name == "table7":
+        return "Multi-crop has the paper's counts and scales; the sizes of its crops are scaled from 224 to 32 pixels."
+    if name == "table9":
+        short = {load_recipe(row.recipe)["epochs"] for row in table9_rows(profile)}
+        whole = load_recipe(f"{profile}/sfrik_l3_q{DIMS[profile][-1]}")["epochs"]
+        epochs = " or ".join(map(str, sorted(short)))
+        return f"The grids have short runs of {epochs} epochs, where table 1 has {whole}. {TABLE9}."
+    return ""
