@@ -5,7 +5,7 @@ from sfrik.datasets.fingerprint import describe_data, print_images
 from sfrik.datasets.images import Images, image_files, images_of_folder, load_images
 from sfrik.datasets.label_fraction import labelled_share, simclr_list
 from sfrik.datasets.listing import cache_folder, list_images
-from sfrik.datasets.loader import batches, explain_worker_death
+from sfrik.datasets.loader import batches, explain_worker_death, keep_on_device
 from sfrik.datasets.sizes import class_members, class_subset
 from sfrik.datasets.transfer import VOC_CLASSES, load_target
 
@@ -21,6 +21,7 @@ __all__ = [
     "explain_worker_death",
     "image_files",
     "images_of_folder",
+    "keep_on_device",
     "labelled_share",
     "list_images",
     "load_images",

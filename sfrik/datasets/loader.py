@@ -6,6 +6,7 @@ import signal
 from collections import abc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from sfrik.system.signals import GRACE, SIGNALS
 from sfrik.system.temporary import short_socket_folder
 from sfrik.views.base import Views
 
-__all__ = ["batches", "explain_worker_death"]
+__all__ = ["batches", "explain_worker_death", "keep_on_device"]
 
 MOST_SKIPPED = 100  # consecutive broken images; more are a fault of the disk, not of the images
 
@@ -47,7 +48,8 @@ def batches(
     Args:
         images: the split.
         indices: the images to load, int64 [m], in this order.
-        views: the views to draw of each image; images in memory that can also be opened are read only if they have `per_image`.
+        views: the views to draw of each image. Those of images in memory are drawn in batches, without workers; one by one where
+            they have no `in_memory`, if the images can be opened too.
         batch_size: images per batch; the last batch may be smaller.
         seeds: values that seed the random numbers, such as (seed, epoch, rank).
         device: device of the views and targets.
@@ -63,12 +65,11 @@ def batches(
     Raises:
         SfrikError: an image cannot be read (with `skip_broken`, 100 consecutive ones), or a worker process was killed.
     """
-    indices = indices[first * batch_size :]
-    if images.tensor is not None and views.per_image is None:
-        pieces = (
-            ([images.tensor[torch.from_numpy(indices[lo : lo + batch_size])]], indices[lo : lo + batch_size])
-            for lo in range(0, len(indices), batch_size)
-        )
+    indices, device = indices[first * batch_size :], torch.device(device)
+    targets = torch.from_numpy(images.targets)
+    in_memory = views.per_batch if views.per_image is None else views.in_memory
+    if images.tensor is not None and in_memory is not None:
+        draw, pieces = in_memory, _gathered(images.tensor, targets, indices, batch_size, device)
     else:
         if workers:
             short_socket_folder()
@@ -78,21 +79,45 @@ def batches(
             sampler=indices.tolist(),
             num_workers=min(workers, cores()),
             collate_fn=_stack,
-            pin_memory=torch.device(device).type == "cuda",
+            pin_memory=device.type == "cuda",
             worker_init_fn=_leave_signals_to_parent,
         )
-        pieces = _pieces(loader, batch_size)
-    targets = torch.from_numpy(images.targets)
-    for step, (tensors, shown) in enumerate(pieces, first):
+        draw, pieces = views.per_batch, _pieces(loader, targets, batch_size)
+    for step, (tensors, labels, shown) in enumerate(pieces, first):
         tensors = [tensor.to(device, non_blocking=True) for tensor in tensors]
         generator = Generator().manual_seed(derived_seed("batch", *seeds, step))
-        yield views.per_batch(tensors, generator), targets[torch.from_numpy(shown)].to(device, non_blocking=True), shown
+        yield draw(tensors, generator), labels.to(device, non_blocking=True), shown
 
 
-def _pieces(loader: DataLoader, batch_size: int) -> Iterator[tuple[list[Tensor], np.ndarray]]:
+def keep_on_device(images: Images, device: torch.device | str) -> Images:
+    """The images with their tensor in the GPU's memory, from which batches are then gathered; others unchanged.
+
+    Images that are not in memory, or would take more than a quarter of the GPU's free memory, stay where they are: their batches
+    are copied one by one.
+    """
+    device = torch.device(device)
+    if images.tensor is None or device.type != "cuda":
+        return images
+    free, _ = torch.cuda.mem_get_info(device)
+    return replace(images, tensor=images.tensor.to(device)) if 4 * images.tensor.nbytes <= free else images
+
+
+def _gathered(
+    tensor: Tensor, targets: Tensor, indices: np.ndarray, batch_size: int, device: torch.device
+) -> Iterator[tuple[list[Tensor], Tensor, np.ndarray]]:
+    """Batches of images in memory, [n, c, h, w], and their targets, gathered where the images are."""
+    order, targets = torch.from_numpy(indices).to(tensor.device), targets.to(tensor.device)
+    pinned = device.type == "cuda" and tensor.device.type == "cpu"
+    for low in range(0, len(indices), batch_size):
+        which = order[low : low + batch_size]
+        batch = tensor[which]
+        yield [batch.pin_memory() if pinned else batch], targets[which], indices[low : low + batch_size]
+
+
+def _pieces(loader: DataLoader, targets: Tensor, batch_size: int) -> Iterator[tuple[list[Tensor], Tensor, np.ndarray]]:
     for *tensors, shown, guesses in _with_plain_errors(loader, batch_size):
         warn_of_guess(guesses)
-        yield tensors, shown.numpy()
+        yield tensors, targets[shown], shown.numpy()
 
 
 def _with_plain_errors(loader: DataLoader, batch_size: int) -> Iterator[list[Any]]:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfrik.datasets import Images, batches, describe_data, explain_worker_death
+from sfrik.datasets import Images, batches, describe_data, explain_worker_death, keep_on_device
 from sfrik.errors import Preempted, SfrikError
 from sfrik.networks import Encoder, build_encoder
 from sfrik.networks.precision import network_precision
@@ -129,8 +129,8 @@ class _Training:
         steps_per_epoch: int,
         progress: bool,
     ) -> None:
-        self.settings, self.run, self.images, self.data = settings, run, images, data
-        self.views, self.steps_per_epoch = views, steps_per_epoch
+        self.settings, self.run, self.data = settings, run, data
+        self.images, self.views, self.steps_per_epoch = keep_on_device(images, device), views, steps_per_epoch
         self.encoder, self.device, self.precision = encoder, device, precision
         if world_size() > 1 and device.type == "cpu":
             text = "BatchNorm on CPU: each process normalises its own shard; rank 0's running averages are saved"

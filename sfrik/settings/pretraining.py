@@ -34,8 +34,9 @@ from sfrik.settings.fields import (
 
 __all__ = ["PretrainSettings"]
 
-# The settings that apply to one kind of augmentations only.
+# The settings that apply to some augmentations only.
 CROPS = {
+    **dict.fromkeys(("vicreg", "simclr", "auh", "cifar"), ("min_crop_scale",)),  # of photos
     "obow": ("num_img_crops", "image_crop_size", "num_img_patches", "img_patch_size"),
     "swav": ("nmb_crops", "size_crops", "min_scale_crops", "max_scale_crops", "general_indices"),
 }
@@ -43,18 +44,22 @@ METHODS = ("sfrik_", "auh_", "simclr_", "vicreg_", "sigreg_")  # how the names o
 # The settings that play no part if the backbone keeps its initial weights.
 TRAINING = {"subset", "batch_size", "precision", "workers", "augmentations", "input_pipeline", "reg_small"}
 TRAINING |= {"epochs", "warmup_epochs", "base_lr", "wd", "micro_batch", "compile", "checkpoint_minutes", "loggers"}
-TRAINING |= {"log_every", "knn_every", *CROPS["obow"], *CROPS["swav"]}
+TRAINING |= {"log_every", "knn_every", *(name for names in CROPS.values() for name in names)}
 
 
 class PretrainSettings(Settings, sections=("pretrain",)):
     """`sfrik pretrain`."""
 
-    augmentations: Annotated[Literal["vicreg", "simclr", "auh", "obow", "swav", "digits"], LowerCase] = Field(
-        "vicreg", description="augmentations of the views: vicreg, simclr, auh, digits (two views), obow or swav (multi-crop)"
+    augmentations: Annotated[Literal["vicreg", "simclr", "auh", "cifar", "obow", "swav", "digits"], LowerCase] = Field(
+        "vicreg",
+        description="augmentations of the views: vicreg, simclr, auh, cifar, digits (two views), obow or swav (multi-crop)",
     )
     input_pipeline: Literal["tensor", "pil"] = Field(
         "tensor",
-        description="colour augmentations of photos: tensor (in batches, on the device) or pil (one by one)",
+        description="augmentations of photos: tensor (in batches, on the device, as far as possible) or pil (one by one)",
+    )
+    min_crop_scale: Fraction = Field(
+        0.08, gt=0, description="two views of photos: smallest fraction of the image's area in a crop"
     )
     num_img_crops: Int = Field(2, ge=0, le=100, description="OBoW: crops in addition to the whole image")
     image_crop_size: Pixels = Field(160, description="OBoW: side of a crop, in pixels")
@@ -130,7 +135,7 @@ class PretrainSettings(Settings, sections=("pretrain",)):
     def _fits_together(self) -> Self:
         if self.arch == "pixels" and self.ssl_method != "none":
             raise ValueError("arch pixels has nothing to train: use it with ssl_method none")
-        digits, photos = ("digits", "auh", "obow", "swav"), ("vicreg", "simclr", "auh", "obow", "swav")
+        digits, photos = ("digits", "auh", "obow", "swav"), ("vicreg", "simclr", "auh", "cifar", "obow", "swav")
         fitting = digits if self.dataset == "mnist5k" else photos
         if self.augmentations not in fitting:
             raise ValueError(
@@ -164,7 +169,8 @@ class PretrainSettings(Settings, sections=("pretrain",)):
 
     def without_effect(self) -> set[str]:
         idle = super().without_effect()
-        idle |= {name for augmentations, names in CROPS.items() if augmentations != self.augmentations for name in names}
+        idle |= {name for names in CROPS.values() for name in names} - {*CROPS.get(self.augmentations, ())}
+        idle |= {"min_crop_scale"} if self.dataset == "mnist5k" or self.min_crop_scale == 0.08 else set()
         idle |= set() if self.multi_crop else {"reg_small"}
         idle |= {name for name in ("micro_batch", "compile", "sfrik_slices") if not getattr(self, name)}
         idle |= set() if self.ssl_method == "sigreg" else {"sigreg_weight", "sigreg_slices"}
@@ -206,8 +212,9 @@ class PretrainSettings(Settings, sections=("pretrain",)):
 
     @property
     def crops(self) -> dict[str, Any]:
-        """The crop arguments of `sfrik.views.build_views`; empty for two views."""
-        return {name: getattr(self, name) for name in CROPS.get(self.augmentations, ()) if name != "general_indices"}
+        """The crop arguments of `sfrik.views.build_views`; empty for two views of digits."""
+        others = ("general_indices", "min_crop_scale") if self.dataset == "mnist5k" else ("general_indices",)
+        return {name: getattr(self, name) for name in CROPS.get(self.augmentations, ()) if name not in others}
 
     @property
     def view_sizes(self) -> list[int]:

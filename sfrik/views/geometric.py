@@ -1,4 +1,6 @@
-"""Random geometry of batches: resized crops by interpolation, OBoW's grid of overlapping patches; and random contrast.
+"""Random geometry of batches: resized crops, OBoW's grid of overlapping patches; and random contrast.
+
+Digits are cropped by interpolation at points, photos by the antialiased resize of whole pixels that torchvision does.
 
 Letters of the shapes: n images, c channels, h and w pixels.
 """
@@ -13,9 +15,10 @@ from torch import Generator, Tensor
 
 from sfrik.errors import SfrikError
 
-__all__ = ["PatchGrid", "change_contrast", "crop_batch", "random_boxes"]
+__all__ = ["PatchGrid", "change_contrast", "crop_batch", "pixel_boxes", "random_boxes", "resize_boxes"]
 
 ATTEMPTS = 10  # draws of a box until it fits, as in torchvision's RandomResizedCrop
+RATIO = (3 / 4, 4 / 3)  # of width to height of a crop: the default of RandomResizedCrop
 
 
 def random_boxes(n: int, scale: tuple[float, float], generator: Generator | None) -> Tensor:
@@ -34,17 +37,49 @@ def random_boxes(n: int, scale: tuple[float, float], generator: Generator | None
         Width, height, left and top as fractions of the side, float32 [n, 4].
     """
 
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return torch.empty(shape).uniform_(low, high, generator=generator)
-
-    area = uniform(*scale, n, ATTEMPTS)
-    ratio = torch.exp(uniform(math.log(3 / 4), math.log(4 / 3), n, ATTEMPTS))
-    sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], dim=-1)  # [n, attempts, 2]
-    fits = (sides <= 1).all(dim=-1)
-    first = fits.int().argmax(dim=1)
-    sides = torch.where(fits.any(dim=1)[:, None], sides[torch.arange(n), first], torch.ones(n, 2))
-    corner = uniform(0, 1, n, 2) * (1 - sides)
+    sides = _draw_sides(n, scale, generator)
+    sides, fits = _first((sides <= 1).all(dim=-1), sides)
+    sides = torch.where(fits[:, None], sides, torch.ones(n, 2))
+    corner = torch.empty(n, 2).uniform_(generator=generator) * (1 - sides)
     return torch.cat([sides, corner], dim=1)
+
+
+def pixel_boxes(n: int, height: int, width: int, scale: tuple[float, float], generator: Generator | None) -> Tensor:
+    """Boxes of n random crops in whole pixels: the distribution of torchvision's RandomResizedCrop.
+
+    As `random_boxes`, with the sides of a box rounded to whole pixels. If none of ten draws fits, the box is the largest one
+    at the centre with an aspect ratio from 3/4 to 4/3.
+
+    Args:
+        n: number of boxes.
+        height: of the images, in pixels.
+        width: of the images, in pixels.
+        scale: smallest and largest area, as a fraction of the image's.
+        generator: on the CPU; PyTorch's default generator if None.
+
+    Returns:
+        Top, left, height and width in pixels, int64 [n, 4].
+    """
+    image = torch.tensor([width, height])
+    sides = (_draw_sides(n, scale, generator) * math.sqrt(height * width)).round_()
+    sides, fits = _first(((sides >= 1) & (sides <= image)).all(dim=-1), sides)
+    corner = (torch.rand(n, 2, generator=generator) * (image - sides + 1)).floor_()
+    largest = torch.tensor([min(width, round(height * RATIO[1])), min(height, round(width / RATIO[0]))])
+    centre = torch.cat([largest, (image - largest) // 2])
+    boxes = torch.where(fits[:, None], torch.cat([sides, corner], dim=1).long(), centre)
+    return boxes[:, [3, 2, 1, 0]]  # from width, height, left, top
+
+
+def _draw_sides(n: int, scale: tuple[float, float], generator: Generator | None) -> Tensor:
+    """Width and height of each attempt at each box, as fractions of the root of the image's area: [n, attempts, 2]."""
+    area = torch.empty(n, ATTEMPTS).uniform_(*scale, generator=generator)
+    ratio = torch.empty(n, ATTEMPTS).uniform_(math.log(RATIO[0]), math.log(RATIO[1]), generator=generator).exp_()
+    return torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], dim=-1)
+
+
+def _first(fits: Tensor, sides: Tensor) -> tuple[Tensor, Tensor]:
+    """The sides [n, 2] of the first of the attempts [n, attempts] that fits, and whether one does, [n]."""
+    return sides[torch.arange(len(sides)), fits.int().argmax(dim=1)], fits.any(dim=1)
 
 
 def crop_batch(pixels: Tensor, size: int, scale: tuple[float, float], generator: Generator | None) -> Tensor:
@@ -68,6 +103,98 @@ def crop_batch(pixels: Tensor, size: int, scale: tuple[float, float], generator:
     grid = F.affine_grid(theta.to(pixels.device), [n, channels, size, size], align_corners=False)
     # "border": at the image's edge, the outer half of the last pixel is not blended with black
     return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def resize_boxes(
+    pixels: Tensor,
+    boxes: Tensor,
+    mirrored: Tensor,
+    size: tuple[int, int],
+    interpolation: str,
+    window: tuple[int, int, int, int] | None = None,
+) -> Tensor:
+    """Crop the box of each image, resize it with antialiasing, mirror some: torchvision's crop, resize and horizontal flip.
+
+    The resize is separable and linear: a product of each image with a matrix for its rows and one for its columns.
+
+    Args:
+        pixels: float [n, c, h, w].
+        boxes: top, left, height, width of v boxes of each image in pixels, int64 [v * n, 4]: the first box of each, the second of
+            each, and so on. On the device of `pixels`.
+        mirrored: bool [v * n], on the device of `pixels`.
+        size: height and width of the resized boxes, in pixels.
+        interpolation: "bilinear" or "bicubic".
+        window: top, left, height and width of the part of a resized box that is computed, before it is mirrored; None: all.
+
+    Returns:
+        float [v * n, c, height, width]; bicubic interpolation overshoots the range of the values.
+    """
+    n, channels, height, width = pixels.shape
+    top, left, rows, columns = window or (0, 0, *size)
+    vertical = _resize_matrices(boxes[:, 0], boxes[:, 2], height, size[0], range(top, top + rows), interpolation)
+    horizontal = _resize_matrices(boxes[:, 1], boxes[:, 3], width, size[1], range(left, left + columns), interpolation, mirrored)
+    lines = pixels.transpose(1, 2).reshape(n, height, channels * width)
+    lines = vertical.view(-1, n, rows, height) @ lines  # [v, n, rows, c * width]
+    lines = lines.view(-1, rows * channels, width) @ horizontal.mT  # [v * n, rows * c, columns]
+    return lines.view(-1, rows, channels, columns).transpose(1, 2)
+
+
+def _resize_matrices(
+    start: Tensor, length: Tensor, size: int, resized: int, window: range, interpolation: str, mirrored: Tensor | None = None
+) -> Tensor:
+    r"""The matrices that resize intervals of a line of pixels by antialiased interpolation, as PIL and torch do.
+
+    Pixel i of m resized ones has its centre at x_i = (i + 1/2) s in an interval of l pixels, with the scale s = l / m. The weight
+    of the interval's pixel j is
+
+    .. math:: w_{ij} = \frac{k(|j + 1/2 - x_i| / \max(s, 1))}{\sum_{j'} k(|j' + 1/2 - x_i| / \max(s, 1))},
+
+    where k is the kernel of the interpolation: its support grows with s, so that no pixel is left out.
+
+    Args:
+        start: first pixel of each interval, [n].
+        length: pixels of each interval, [n].
+        size: pixels of the line.
+        resized: m, pixels of the resized intervals.
+        window: the resized pixels that are computed.
+        interpolation: "bilinear" or "bicubic".
+        mirrored: whether the order of the resized pixels is reversed, [n].
+
+    Returns:
+        float32 [n, pixels of the window, size].
+    """
+    device = start.device
+    centre = torch.arange(window.start, window.stop, device=device) + 0.5
+    if mirrored is not None:
+        centre = torch.where(mirrored[:, None], centre.flip(0), centre)
+    scale = (length / resized)[:, None]
+    pixel = torch.arange(size, device=device) + 0.5 - start[:, None]
+    pixel.masked_fill_((pixel < 0) | (pixel > length[:, None]), math.inf)  # outside of the interval the weight is 0
+    distance = pixel[:, None, :] - (centre * scale)[:, :, None]
+    weights = _KERNELS[interpolation](distance.abs_().div_(scale.clamp_(min=1)[:, :, None]))
+    return weights.div_(weights.sum(dim=2, keepdim=True))
+
+
+def _triangle(distance: Tensor) -> Tensor:
+    """The kernel of linear interpolation."""
+    return distance.neg_().add_(1).clamp_(min=0)
+
+
+def _cubic(distance: Tensor) -> Tensor:
+    r"""The kernel of cubic convolution (Keys 1981, "Cubic convolution interpolation for digital image processing") with a = -1/2.
+
+    In one expression for both of its pieces, with u_+ = max(u, 0):
+
+    .. math:: k(x) = (1 - 2 (1 - x)_+) (1 - x)_+^2 + \tfrac{1}{2} (1 - x) (2 - x)_+^2.
+    """
+    outer = distance.neg_().add_(2).clamp_(min=0)
+    inner = outer - 1
+    weights = outer.square_().mul_(inner).mul_(0.5)
+    inner.clamp_(min=0)
+    return weights.addcmul_(inner.square(), inner.mul_(-2).add_(1))
+
+
+_KERNELS = {"bilinear": _triangle, "bicubic": _cubic}
 
 
 def change_contrast(pixels: Tensor, generator: Generator | None, contrast: float = 0.4) -> Tensor:

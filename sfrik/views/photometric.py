@@ -8,14 +8,24 @@ Letters of the shapes: n images, h and w pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-__all__ = ["Colour", "Draws", "along_by_convolution", "along_by_shifts", "box_kernels", "change_colours", "shift_hue"]
+__all__ = [
+    "Colour",
+    "Draws",
+    "along_by_convolution",
+    "along_by_shifts",
+    "box_kernels",
+    "change_colours",
+    "join",
+    "shift_hue",
+    "to_device",
+]
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, PIL's weights of red, green and blue in grey
 BLUR_RADIUS = (0.1, 2.0)  # standard deviation in pixels
@@ -92,13 +102,18 @@ class Draws:
         return Draws(*(getattr(self, name)[which] for name in self.__dataclass_fields__))
 
 
+def join(parts: Sequence[Draws]) -> Draws:
+    """The draws of several batches, one after the other."""
+    return Draws(*(torch.cat([getattr(part, name) for part in parts]) for name in Draws.__dataclass_fields__))
+
+
 def change_colours(
     images: Tensor, draws: Draws | None, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
 ) -> Tensor:
     """Apply the draws to the images and normalise them.
 
     Args:
-        images: uint8 [n, 3, h, w], of any strides, on any device.
+        images: bytes, or floats in 0 to 255, [n, 3, h, w], of any strides, on any device.
         draws: the steps of each image; None: no steps.
         mean: mean of each channel, in 0 to 1; None: the images are not normalised.
         std: standard deviation of each channel.
@@ -109,7 +124,7 @@ def change_colours(
     result = torch.empty(images.shape, device=images.device)
     statistics = None
     if mean is not None and std is not None:
-        statistics = [_to(torch.tensor(values)[:, None, None], images.device) for values in (mean, std)]
+        statistics = [to_device(torch.tensor(values)[:, None, None], images.device) for values in (mean, std)]
     rows = max(1, (PIECE_OF_CPU if images.device.type == "cpu" else PIECE) // images[0].numel())
     for start in range(0, len(images), rows):
         which = slice(start, start + rows)
@@ -138,15 +153,15 @@ def _change(pixels: Tensor, chosen: Tensor, step: Callable[..., Tensor], *parame
     where = chosen.nonzero()[:, 0]
     if len(where) == 0:
         return
-    of_chosen = [_to(values[where], pixels.device) for values in parameters]
+    of_chosen = [to_device(values[where], pixels.device) for values in parameters]
     if len(where) == len(pixels):
         pixels.copy_(step(pixels, *of_chosen))
     else:
-        where = _to(where, pixels.device)
+        where = to_device(where, pixels.device)
         pixels.index_copy_(0, where, step(pixels.index_select(0, where), *of_chosen))
 
 
-def _to(values: Tensor, device: torch.device) -> Tensor:
+def to_device(values: Tensor, device: torch.device) -> Tensor:
     """Move a few values to the device without waiting for its work."""
     return values.to(device, non_blocking=True)
 

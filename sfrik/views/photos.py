@@ -1,9 +1,4 @@
-"""Views of photos: the policy of each view, and the two pipelines that draw from it.
-
-`PilPipeline` does everything on PIL images in the workers of the data loader. `TensorPipeline` does the steps that need the
-whole image there, on bytes, and the rest on batches on the device of the network. The policies are in the table of
-`sfrik.views.base`.
-"""
+"""The policies of the views of photos: crop, resize, colours and patches, as in the table of `sfrik.views.base`."""
 
 from __future__ import annotations
 
@@ -12,26 +7,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image, ImageFilter
 from torch import Generator, Tensor
 
-from sfrik.views.geometric import PatchGrid
-from sfrik.views.photometric import BLUR_RADIUS, Colour, change_colours
+from sfrik.views.geometric import PatchGrid, pixel_boxes
+from sfrik.views.photometric import Colour
 
 if TYPE_CHECKING:
-    from torchvision.transforms import InterpolationMode, v2
+    from torchvision.transforms import v2
 
 __all__ = [
     "OBOW_CROP_SCALE",
     "OBOW_PATCH_SCALE",
+    "SCALE",
     "SMALL",
     "STATISTICS",
     "Crop",
-    "PilPipeline",
-    "TensorPipeline",
     "Whole",
     "bounded",
-    "drawing_order",
     "normalise",
     "policies",
     "swav_kinds",
@@ -41,14 +33,18 @@ STATISTICS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "stl10": ((0.441, 0.428, 0.387), (0.268, 0.261, 0.269)),
     "cifar10": ((0.491, 0.482, 0.447), (0.247, 0.243, 0.262)),
+    "cifar100": ((0.507, 0.487, 0.441), (0.267, 0.256, 0.276)),
     "mnist5k": ((0.131,), (0.308,)),
 }
-SMALL = ("stl10", "cifar10")  # used at their own size; in OBoW and SwAV with the authors' settings for STL10
-SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # the defaults of torchvision's RandomResizedCrop
+SMALL = ("stl10", "cifar10", "cifar100")  # used at their own size; in OBoW and SwAV with the authors' settings for STL10
+SCALE = (0.08, 1.0)  # the default of torchvision's RandomResizedCrop
 OBOW_CROP_SCALE = (0.08, 0.6)
 OBOW_PATCH_SCALE = (0.6, 1.0)
 MOST_RATIO = 32  # of the sides of an image that is resized as a whole
 EQUAL, STRONG = (0.4, 0.4, 0.4, 0.4), (0.8, 0.8, 0.8, 0.2)  # jitters of brightness, contrast, saturation, hue
+
+
+Window = tuple[int, int, int, int]  # top, left, height, width
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ class Crop:
         side: width and height of the view in pixels.
         scale: smallest and largest fraction of the image's area.
         interpolation: "bilinear" or "bicubic".
-        colour: distribution of the colours.
+        colour: distribution of the colours; None: they are kept.
         flips_last: whether the flip comes after the colours. The distribution is the same, since they do not depend on left
             and right.
         patches: grid of patches to cut from the crop at the end; each patch is a view. None: the crop is the view.
@@ -68,9 +64,17 @@ class Crop:
     side: int
     scale: tuple[float, float]
     interpolation: str
-    colour: Colour
+    colour: Colour | None = None
     flips_last: bool = False
     patches: PatchGrid | None = None
+
+    def boxes(self, n: int, height: int, width: int, generator: Generator) -> Tensor:
+        """Draw the box of each of n images: top, left, height, width, int64 [n, 4]."""
+        return pixel_boxes(n, height, width, self.scale, generator)
+
+    def resized(self, height: int, width: int) -> tuple[tuple[int, int], Window | None]:
+        """Height and width to which the boxes of images of height x width are resized, and the part that is the view."""
+        return (self.side, self.side), None
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,16 @@ class Whole:
     colour = None
     patches = None
 
+    def boxes(self, n: int, height: int, width: int, generator: Generator) -> Tensor:
+        """As `Crop.boxes`: the image, of a long one its centre. `generator` is not used."""
+        return torch.tensor(_bounded_box(height, width)).expand(n, 4)
+
+    def resized(self, height: int, width: int) -> tuple[tuple[int, int], Window | None]:
+        """As `Crop.resized`: the shorter side becomes `side`, and the centre is the view."""
+        sides = _bounded_box(height, width)[2:]
+        rows, columns = (self.side if side == min(sides) else int(self.side * side / min(sides)) for side in sides)
+        return (rows, columns), _centre(rows, columns, self.size, self.size)
+
 
 def policies(augmentations: str, size: int, dataset: str, **crops: Any) -> list[Crop | Whole]:
     """The policies in the order of `PretrainSettings.view_sizes`, with one for all patches of a crop.
@@ -101,12 +115,17 @@ def policies(augmentations: str, size: int, dataset: str, **crops: Any) -> list[
     if augmentations == "swav":
         colour = Colour(EQUAL if dataset in SMALL else STRONG, jitter_p, blur_p=0.5)
         return [Crop(side, scale, "bilinear", colour) for side, scale in swav_kinds(**crops)]
+    return _two_views(augmentations, size, **crops)
+
+
+def _two_views(augmentations: str, size: int, min_crop_scale: float = SCALE[0]) -> list[Crop | Whole]:
     colours = {
         "vicreg": [Colour((0.4, 0.4, 0.2, 0.1), 0.8, blur_p=b, solarise_p=s) for b, s in ((1.0, 0.0), (0.1, 0.2))],
         "simclr": [Colour(STRONG, 0.8, blur_p=0.5)] * 2,
         "auh": [Colour(EQUAL, 1.0)] * 2,
+        "cifar": [Colour((0.4, 0.4, 0.4, 0.1), 0.8)] * 2,
     }[augmentations]
-    return [Crop(size, SCALE, "bicubic", colour) for colour in colours]
+    return [Crop(size, (min_crop_scale, 1.0), "bicubic", colour) for colour in colours]
 
 
 def _obow(
@@ -156,107 +175,16 @@ def bounded(image: Any) -> Any:
     from torchvision.transforms.v2 import functional
 
     height, width = functional.get_size(image)
+    box = _bounded_box(height, width)
+    return image if box[2:] == (height, width) else functional.crop(image, *box)
+
+
+def _bounded_box(height: int, width: int) -> Window:
+    """The part of an image of height x width that `bounded` keeps."""
     most = MOST_RATIO * min(height, width)
-    if max(height, width) <= most:
-        return image
-    return functional.center_crop(image, [min(height, most), min(width, most)])
+    return _centre(height, width, min(height, most), min(width, most))
 
 
-# --- on PIL images
-
-
-class PilPipeline:
-    """All steps on PIL images, in the workers: PIL image in RGB -> its views, each float32 [3, h, w], normalised."""
-
-    def __init__(self, views: Sequence[Crop | Whole], dataset: str) -> None:
-        self.views = views
-        self.transforms = [_pil_transform(view, dataset) for view in views]
-
-    def __call__(self, image: Image.Image) -> tuple[Tensor, ...]:
-        drawn: dict[int, list[Tensor]] = {}
-        for k in drawing_order(self.views):
-            view, patches = self.transforms[k](image), self.views[k].patches
-            drawn[k] = [view] if patches is None else [patch[0] for patch in patches(view[None])]
-        return tuple(view for k in range(len(self.views)) for view in drawn[k])
-
-
-def drawing_order(views: Sequence[Crop | Whole]) -> list[int]:
-    """The order in which the views draw their random numbers: crops before OBoW's whole image, which comes first."""
-    return sorted(range(len(views)), key=lambda k: isinstance(views[k], Whole))
-
-
-def _pil_transform(view: Crop | Whole, dataset: str) -> v2.Transform:
-    from torchvision.transforms import v2
-
-    interpolation, flip, to_tensor = v2.InterpolationMode(view.interpolation), v2.RandomHorizontalFlip(), normalise(dataset)
-    if isinstance(view, Whole):
-        return v2.Compose([bounded, v2.Resize(view.side, interpolation), v2.CenterCrop(view.size), flip, to_tensor])
-    crop = v2.RandomResizedCrop(view.side, view.scale, RATIO, interpolation, antialias=True)
-    colour = view.colour
-    steps = [v2.RandomApply([v2.ColorJitter(*colour.jitter)], p=colour.jitter_p), v2.RandomGrayscale(p=colour.grey_p)]
-    steps += [] if colour.blur_p is None else [GaussianBlur(p=colour.blur_p)]
-    steps += [] if colour.solarise_p is None else [v2.RandomSolarize(threshold=128, p=colour.solarise_p)]
-    return v2.Compose([crop, *([*steps, flip] if view.flips_last else [flip, *steps]), to_tensor])
-
-
-class GaussianBlur:
-    """PIL's Gaussian blur with probability p; its radius in pixels is uniform from 0.1 to 2."""
-
-    def __init__(self, p: float) -> None:
-        self.p = p
-
-    def __call__(self, image: Image.Image) -> Image.Image:
-        if torch.rand(()) >= self.p:
-            return image
-        return image.filter(ImageFilter.GaussianBlur(radius=float(torch.empty(()).uniform_(*BLUR_RADIUS))))
-
-
-# --- on tensors
-
-
-class TensorPipeline:
-    """Crops of bytes in the workers, all other steps in batches on the device."""
-
-    def __init__(self, views: Sequence[Crop | Whole], dataset: str) -> None:
-        from torchvision.transforms import InterpolationMode
-
-        self.views = views
-        self.interpolations = [InterpolationMode(view.interpolation) for view in views]
-        self.mean, self.std = STATISTICS.get(dataset, STATISTICS["imagenet"])
-
-    def per_image(self, image: Tensor) -> tuple[Tensor, ...]:
-        """A decoded image, uint8 [3, h, w] -> its crops, uint8 [3, side, side], resized and mirrored."""
-        drawn = {k: _cut(image, self.views[k], self.interpolations[k]) for k in drawing_order(self.views)}
-        return tuple(drawn[k] for k in range(len(self.views)))
-
-    def per_batch(self, batch: list[Tensor], generator: Generator) -> list[Tensor]:
-        """Batches of these crops, uint8 [n, 3, side, side] -> the views, float32 [n, 3, h, w], normalised."""
-        made = []
-        for view, images in zip(self.views, batch, strict=True):
-            draws = view.colour.draw(len(images), generator) if view.colour else None
-            pixels = change_colours(images, draws, self.mean, self.std)
-            made += view.patches(pixels, generator) if view.patches else [pixels]
-        return made
-
-
-def _cut(image: Tensor, view: Crop | Whole, interpolation: InterpolationMode) -> Tensor:
-    """Crop, resize and mirror one image.
-
-    Draws from PyTorch's default generator, the same numbers as torchvision's RandomResizedCrop and RandomHorizontalFlip.
-    """
-    from torchvision.transforms import RandomResizedCrop
-    from torchvision.transforms.v2 import functional
-
-    if isinstance(view, Whole):
-        resized = functional.resize(_channels_last(bounded(image)), [view.side], interpolation, antialias=True)
-        pixels = functional.center_crop(resized, [view.size, view.size])
-    else:
-        top, left, height, width = RandomResizedCrop.get_params(image, list(view.scale), list(RATIO))
-        box = _channels_last(image[:, top : top + height, left : left + width])
-        pixels = functional.resize(box, [view.side, view.side], interpolation, antialias=True)
-    return pixels.flip(-1) if torch.rand(1) < 0.5 else pixels
-
-
-def _channels_last(image: Tensor) -> Tensor:
-    """The image [3, h, w] in the memory layout in which torch resizes bytes fastest."""
-    return image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+def _centre(height: int, width: int, rows: int, columns: int) -> Window:
+    """The centre of rows x columns pixels, as torchvision's CenterCrop takes it."""
+    return round((height - rows) / 2), round((width - columns) / 2), rows, columns

@@ -698,6 +698,25 @@ def test_the_weights_of_the_truncated_kernel_do_not_count_under_another_kernel()
     assert PretrainSettings(sfrik_weights="1.0").hash() != PretrainSettings(sfrik_weights="1.0-40.0").hash()
 
 
+def test_the_smallest_scale_of_two_views_counts_only_where_they_have_it_and_it_is_not_the_papers():
+    assert "min_crop_scale" not in PretrainSettings().what()
+    for augmentations in ("vicreg", "simclr", "auh", "cifar"):
+        settings = PretrainSettings(augmentations=augmentations, min_crop_scale=0.2)
+        assert settings.what()["min_crop_scale"] == 0.2
+        assert settings.crops == {"min_crop_scale": 0.2}
+    digits = {"dataset": "mnist5k", "size": 28, "augmentations": "auh"}
+    crops = {"image_crop_size": 96, "img_patch_size": 64}
+    for others in ({"augmentations": "obow", **crops}, {"augmentations": "swav"}, digits):
+        settings = PretrainSettings(**others, min_crop_scale=0.2)
+        assert settings.hash() == PretrainSettings(**others).hash()
+        assert "min_crop_scale" not in settings.crops
+    for wrong in (0, 1.1):
+        with pytest.raises(SfrikError, match="min_crop_scale"):
+            PretrainSettings.parse({"min_crop_scale": wrong})
+    with pytest.raises(SfrikError, match="augmentations cifar are not for the images of mnist5k"):
+        PretrainSettings.parse({"dataset": "mnist5k", "augmentations": "cifar"})
+
+
 TRAINED = "dataset size arch seed batch_size precision epochs"
 PRETRAINED = f"{TRAINED} augmentations mlp warmup_epochs base_lr wd ssl_method log_every knn_every"
 SCORED = "dataset size arch seed batch_size precision val_dataset"
@@ -717,6 +736,10 @@ SGD = "epochs lr_head weight_decay"
         ),
         ("pretrain", "digits/simclr_q512", {"ssl_method": "sigreg"}, f"{PRETRAINED} sigreg_weight sigreg_slices"),
         ("pretrain", "cifar10/simclr_q512", {}, f"{PRETRAINED} subset simclr_temp stem input_pipeline"),
+        (
+            *("pretrain", "cifar10/simclr_q512", {"augmentations": "cifar", "min_crop_scale": 0.2}),
+            f"{PRETRAINED} subset simclr_temp stem input_pipeline min_crop_scale",
+        ),
         ("pretrain", "digits/random_weights", {}, "dataset size arch seed mlp ssl_method"),
         ("pretrain", "digits/raw_pixels", {}, "dataset size arch seed ssl_method"),
         ("evaluate", "cifar10/simclr_q512", {"lr_sweep": ()}, f"{SCORED} subset stem weights {SGD}"),

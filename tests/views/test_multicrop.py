@@ -22,18 +22,19 @@ from scipy import stats
 from torch import Generator
 from torchvision.transforms import v2
 
+import sfrik.views.photos
 from sfrik.datasets.decoding import as_tensor
 from sfrik.errors import SfrikError
 from sfrik.settings import PretrainSettings
 from sfrik.views.base import build_views, resize_for_test
 from sfrik.views.digits import digit_views
 from sfrik.views.geometric import PatchGrid, change_contrast, crop_batch, random_boxes
-from sfrik.views.photometric import Colour
+from sfrik.views.photometric import Colour, Draws
 from sfrik.views.photos import STATISTICS
 
 LEVEL = 1e-5
 DRAWS = 400
-PIPELINES = ["pil", "tensor"]
+PIPELINES = ["pil", "tensor", "memory"]
 SCALES = {"min_scale_crops": (0.14, 0.05), "max_scale_crops": (1.0, 0.14)}
 # Sizes of the views: for the geometry, OBoW's 256 or 96 pixels become 96, the smallest with shifts of 24; for the colours,
 # which do not depend on them, all are small.
@@ -99,6 +100,11 @@ def maybe(step, p):
     return lambda image: step(image) if random.random() < p else image
 
 
+def no_colours(colour, n, generator):
+    no, zeros = torch.zeros(n, dtype=torch.bool), torch.zeros(n)
+    return Draws(torch.full((n, 4), -1), torch.zeros(n, 4), no, zeros, no)
+
+
 def in_turn(*steps):
     return lambda image: functools.reduce(lambda so_far, step: step(so_far), steps, image)
 
@@ -149,12 +155,19 @@ def reference(augmentations, dataset, size, crops):
 def ours(augmentations, dataset, size, crops, image, draws=DRAWS, pipeline="pil"):
     """The library's views: a list of uint8 arrays [draws, h, w, 3]."""
     torch.manual_seed(5)
-    views = build_views(augmentations, size, dataset, pipeline, **crops)
     mean, std = (torch.tensor(values)[:, None, None] for values in STATISTICS[dataset])
+    batch = drawn(augmentations, dataset, size, crops, image, draws, pipeline)
+    return [((view * std + mean) * 255).round().byte().permute(0, 2, 3, 1).numpy() for view in batch]
+
+
+def drawn(augmentations, dataset, size, crops, image, draws, pipeline):
+    """The library's views of an image, normalised, each [draws, 3, h, w]; pipeline: pil, tensor, or memory."""
+    views = build_views(augmentations, size, dataset, "tensor" if pipeline == "memory" else pipeline, **crops)
+    if pipeline == "memory":
+        return views.in_memory([as_tensor(image).expand(draws, -1, -1, -1)], Generator().manual_seed(7))
     image = as_tensor(image) if views.of_tensors else image
     drawn = zip(*(views.per_image(image) for _ in range(draws)), strict=True)
-    batch = views.per_batch([torch.stack(view) for view in drawn], Generator().manual_seed(7))
-    return [((view * std + mean) * 255).round().byte().permute(0, 2, 3, 1).numpy() for view in batch]
+    return views.per_batch([torch.stack(view) for view in drawn], Generator().manual_seed(7))
 
 
 def theirs(augmentations, dataset, size, crops, image, draws=DRAWS):
@@ -181,7 +194,7 @@ def boxes(augmentations, dataset, side):
     with pytest.MonkeyPatch.context() as without:
         for kind in (v2.ColorJitter, v2.RandomGrayscale, v2.RandomSolarize, T.ColorJitter):
             without.setattr(kind, "forward", lambda self, image: image)
-        without.setattr(Colour, "draw", lambda self, n, generator: None)
+        without.setattr(Colour, "draw", no_colours)
         without.setattr(Image.Image, "filter", lambda self, kernel: self)
         without.setattr(Image.Image, "convert", lambda self, mode: self)
         without.setattr(ImageOps, "solarize", lambda image, threshold: image)
@@ -271,10 +284,7 @@ def test_the_whole_image_of_obow_is_resized_cropped_at_the_centre_and_mirrored_h
     expected = T.Compose([T.Resize(side), T.CenterCrop(size), T.ToTensor(), T.Normalize(*STATISTICS[dataset])])(image)
     torch.manual_seed(5)
     crops = {"num_img_crops": 0, "image_crop_size": 8, "num_img_patches": 0, "img_patch_size": 8}
-    views = build_views("obow", size, dataset, pipeline, **crops)
-    image = as_tensor(image) if views.of_tensors else image
-    drawn = torch.stack([views.per_image(image)[0] for _ in range(100)])
-    (wholes,) = views.per_batch([drawn], Generator())
+    (wholes,) = drawn("obow", dataset, size, crops, image, 100, pipeline)
     # one rounding of float32 at values up to 2.7; two roundings to a byte where PIL does not resize
     atol = 1e-6 if pipeline == "pil" else 2.01 / 255 / min(STATISTICS[dataset][1])
     mirrored = 0
@@ -392,7 +402,8 @@ def corners_of_patches(count, pipeline):
     with pytest.MonkeyPatch.context() as without:
         without.setattr(v2.RandomResizedCrop, "forward", lambda self, image: image)
         without.setattr(T.RandomResizedCrop, "get_params", lambda *arguments: (0, 0, 256, 256))
-        without.setattr(Colour, "draw", lambda self, n, generator: None)
+        without.setattr(sfrik.views.photos, "pixel_boxes", lambda n, *arguments: torch.tensor([[0, 0, 256, 256]]).expand(n, 4))
+        without.setattr(Colour, "draw", no_colours)
         for kind in (v2.ColorJitter, v2.RandomGrayscale):
             without.setattr(kind, "forward", lambda self, image: image)
         patches = ours("obow", "imagenet", 224, crops, image, 200 if count < 9 else 20, pipeline)[1:]

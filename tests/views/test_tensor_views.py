@@ -9,27 +9,32 @@ from __future__ import annotations
 import colorsys
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter, ImageOps
 from scipy import stats
-from torch import Generator
-from torchvision.transforms import v2
+from torch import Generator, Tensor
+from torchvision.transforms import RandomResizedCrop, v2
+from torchvision.transforms.v2 import functional
 from torchvision.transforms.v2 import functional as on_pil
 
 import sfrik.views.photometric
+import sfrik.views.photos
 from sfrik.datasets.images import Images
 from sfrik.datasets.loader import batches
 from sfrik.errors import SfrikError
 from sfrik.settings import PretrainSettings
-from sfrik.views.base import Views, build_views
+from sfrik.views.base import Views, build_views, probe_views, resize_for_test
+from sfrik.views.geometric import pixel_boxes, resize_boxes
 from sfrik.views.photometric import Colour, Draws, along_by_convolution, along_by_shifts, box_kernels, change_colours, shift_hue
 from sfrik.views.photos import STATISTICS, Whole, policies
+from sfrik.views.pipelines import TensorPipeline
 
 LEVEL = 1e-5  # significance level of the tests of distributions; seeds are fixed
-CROPS = {name: PretrainSettings(augmentations=name).crops for name in ("vicreg", "simclr", "auh", "obow", "swav")}
+CROPS = {name: PretrainSettings(augmentations=name).crops for name in ("vicreg", "simclr", "auh", "cifar", "obow", "swav")}
 SMALL_OBOW = {"num_img_crops": 1, "image_crop_size": 20, "num_img_patches": 2, "img_patch_size": 12}
 
 
@@ -151,7 +156,7 @@ def test_the_steps_of_the_jitter_are_applied_in_the_drawn_order(order):
     assert not torch.equal(swapped, different)
 
 
-@pytest.mark.parametrize("augmentations", ["vicreg", "simclr", "auh", "obow", "swav"])
+@pytest.mark.parametrize("augmentations", CROPS)
 def test_with_the_same_draws_both_pipelines_give_the_same_views(augmentations):
     policy = policies(augmentations, 224, "imagenet", **CROPS[augmentations])[1]
     for seed in range(3):
@@ -210,6 +215,106 @@ def test_with_the_same_seed_both_pipelines_crop_the_same_box(augmentations, inte
             assert (ours[k].int() - as_batch([cut])[0].int()).abs().max() <= 2
 
 
+# --- images in memory
+
+
+def resized(pixels, box, size, interpolation):
+    top, left, height, width = box
+    cut = pixels[:, top : top + height, left : left + width]
+    return functional.resize(cut, list(size), v2.InterpolationMode(interpolation), antialias=True)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(32, 32), (9, 9), (50, 71)], ids=str)
+@pytest.mark.parametrize("image", [(32, 32), (40, 23), (96, 96)], ids=str)
+def test_a_batch_is_cropped_resized_and_mirrored_as_torchvision_does(image, size, interpolation):
+    generator = Generator().manual_seed(0)
+    pixels = 255 * torch.rand(20, 3, *image, generator=generator)
+    boxes = [pixel_boxes(20, *image, scale, generator) for scale in ((0.01, 0.1), (0.05, 1.0))]
+    mirrored = torch.rand(40, generator=generator) < 0.5
+    found = resize_boxes(pixels, torch.cat(boxes), mirrored, size, interpolation)
+    for k, box in enumerate(torch.cat(boxes).tolist()):
+        expected = resized(pixels[k % 20], box, size, interpolation)
+        # sums of up to 96 products of values up to 255, in float32, in another order
+        torch.testing.assert_close(found[k], expected.flip(-1) if mirrored[k] else expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (30, 80)])
+@pytest.mark.parametrize("scale", [(0.08, 1.0), (0.6, 1.0)])
+def test_boxes_in_whole_pixels_have_the_distribution_of_torchvision(scale, height, width):
+    torch.manual_seed(0)
+    image, n = torch.empty(3, height, width), 4000
+    theirs = torch.tensor([RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3]) for _ in range(n)])
+    ours = pixel_boxes(n, height, width, scale, Generator().manual_seed(1))
+    assert ours.dtype == torch.int64
+    assert (ours[:, :2] >= 0).all()
+    assert (ours[:, :2] + ours[:, 2:] <= torch.tensor([height, width])).all()
+    joint = [boxes.double() @ boxes.new_tensor([1, 7, 49, 343]).double() for boxes in (ours, theirs)]
+    for one, other in [*zip(ours.T, theirs.T, strict=True), joint]:
+        assert stats.ks_2samp(one.numpy(), other.numpy()).pvalue > LEVEL
+
+
+@pytest.mark.parametrize(("height", "width"), [(10, 100), (100, 10), (21, 20), (8, 9)])
+def test_if_no_draw_fits_the_box_is_the_centre_as_in_torchvision(height, width, monkeypatch):
+    expected = RandomResizedCrop.get_params(torch.empty(3, height, width), [9.0, 9.0], [3 / 4, 4 / 3])
+    assert pixel_boxes(5, height, width, (9.0, 9.0), Generator()).tolist() == [list(expected)] * 5
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 50), (50, 40), (33, 33), (4, 200)])
+def test_the_whole_image_in_memory_is_that_of_an_image_on_disk(height, width):
+    # the difference of 33 and 28 is odd, so that the centre is not that of the mirrored image
+    pipeline = TensorPipeline([Whole(33, 28)], "imagenet")
+    image = as_batch([photo(0, width, height)])
+    torch.manual_seed(0)
+    for k in range(8):
+        (found,) = pipeline.in_memory([image], Generator().manual_seed(k))
+        expected = [pipeline.per_batch([pipeline.per_image(image[0])[0][None]], Generator())[0] for _ in range(8)]
+        # a byte of rounding after each pass
+        assert min((found - one).abs().max() for one in expected) <= 2.01 / 255 / min(STATISTICS["imagenet"][1])
+
+
+@pytest.mark.parametrize("augmentations", ["vicreg", "cifar", "obow", "swav"])
+def test_crops_in_memory_are_those_of_bytes_up_to_their_rounding(augmentations, monkeypatch):
+    crops = SMALL_OBOW if augmentations == "obow" else CROPS[augmentations]
+    views = policies(augmentations, 32, "cifar10", **crops)
+    pipeline = TensorPipeline(views, "cifar10")
+    images = as_batch([photo(k, 32, 32) for k in range(20)]) // 2 + 64  # bytes would be clipped between the passes too
+    box = [6, 3, 20, 17]
+    monkeypatch.setattr(RandomResizedCrop, "get_params", lambda *arguments: box)
+    monkeypatch.setattr(sfrik.views.photos, "pixel_boxes", lambda n, *arguments: torch.tensor(box).expand(n, 4))
+    sent = [torch.stack(view) for view in zip(*(pipeline.per_image(image) for image in images), strict=True)]
+    monkeypatch.setattr(TensorPipeline, "_finish", lambda self, views, images, generator: images.split(20))
+    drawn = pipeline.in_memory([images], Generator().manual_seed(0))
+    for ours, bytes_ in zip(drawn, sent, strict=True):
+        for one, other in zip(ours, bytes_.float(), strict=True):
+            difference = min(((one - turned).abs() for turned in (other, other.flip(-1))), key=Tensor.mean)
+            # half a byte for each of two passes, the first of which weights of bicubic interpolation of up to 1.3 enlarge
+            assert difference.max() < 1.5
+            assert difference.mean() < 0.5
+
+
+def test_the_test_view_in_memory_equals_that_of_images_one_by_one():
+    for dataset in ("cifar10", "cifar100", "stl10"):
+        views, images = resize_for_test(32, dataset), [photo(k, 32, 32) for k in range(20)]
+        (found,) = views.in_memory([as_batch(images)], Generator())
+        assert torch.equal(found, torch.stack([views.per_image(image)[0] for image in images]))
+    assert resize_for_test(32, "imagenet").in_memory is None, "it is resized, by PIL"
+
+
+def test_the_view_of_a_probe_in_memory_is_a_mirrored_crop_without_colours():
+    """Of a ramp from left to right, which differs from top to bottom by nothing: a crop is a ramp too."""
+    ramp = torch.arange(0, 256, 8, dtype=torch.uint8).expand(400, 3, 32, 32)
+    mean, std = (torch.tensor(values)[:, None, None] for values in STATISTICS["cifar10"])
+    (view,) = probe_views(32, "cifar10").in_memory([ramp], Generator().manual_seed(0))
+    pixels = (view * std + mean) * 255
+    slopes = (pixels[:, 0, 0, 20] - pixels[:, 0, 0, 12]) / 8  # of the width of the box in the width of the image, times 8
+    assert abs(int((slopes < 0).sum()) - 200) <= 40, "four standard deviations"
+    torch.testing.assert_close(pixels, pixels[:, :1, :1].expand_as(pixels), rtol=0, atol=1e-2)
+    torch.manual_seed(0)
+    widths = [RandomResizedCrop.get_params(ramp[0], [0.08, 1.0], [3 / 4, 4 / 3])[3] for _ in range(400)]
+    assert stats.ks_2samp(slopes.abs().numpy().round(2), np.array(widths) / 4).pvalue > LEVEL
+
+
 # --- distributions of the draws
 
 
@@ -226,11 +331,12 @@ def test_the_draws_have_the_distributions_of_the_table(augmentations, dataset):
         patches = policy.patches is not None
         strength = {
             "vicreg": (0.4, 0.4, 0.2, 0.1),
+            "cifar": (0.4, 0.4, 0.4, 0.1),
             "simclr": (0.8, 0.8, 0.8, 0.2),
             "swav": (0.4,) * 4 if small else (0.8, 0.8, 0.8, 0.2),
         }
         strength = strength.get(augmentations, (0.4,) * 4)
-        blurred = {"vicreg": (1.0, 0.1)[k % 2], "auh": 0}.get(augmentations, 0 if patches else 0.5)
+        blurred = {"vicreg": (1.0, 0.1)[k % 2], "auh": 0, "cifar": 0}.get(augmentations, 0 if patches else 0.5)
         rates = {
             "jitter": (draws.order[:, 0] >= 0, 1.0 if small or augmentations == "auh" else 0.8),
             "grey": (draws.grey, 0.2),
@@ -253,6 +359,13 @@ def test_the_draws_have_the_distributions_of_the_table(augmentations, dataset):
         assert (together - torch.eye(len(together))).abs().max() < 5 / math.sqrt(n), "all draws are independent"
 
 
+@pytest.mark.parametrize("augmentations", ["vicreg", "simclr", "auh", "cifar"])
+def test_the_smallest_scale_is_that_of_the_crops_of_two_views(augmentations):
+    settings = PretrainSettings(augmentations=augmentations, min_crop_scale=0.5)
+    assert [view.scale for view in policies(augmentations, 32, "cifar10", **settings.crops)] == [(0.5, 1.0)] * 2
+    assert [view.scale for view in policies(augmentations, 32, "cifar10")] == [(0.08, 1.0)] * 2
+
+
 # --- seeds
 
 
@@ -262,7 +375,9 @@ def images():
 
 
 def drawn(images, workers=0, batch_size=4, first=0, seeds=(0, 1, 0), augmentations="obow"):
-    views = build_views(augmentations, 28, "imagenet", "tensor", **(SMALL_OBOW if augmentations == "obow" else {}))
+    views = build_views(
+        augmentations, 28, "imagenet", "tensor", **(SMALL_OBOW if augmentations == "obow" else CROPS[augmentations])
+    )
     order = np.array([3, 1, 4, 0, 5, 9, 2, 6, 8, 7])
     return [parts for parts, *_ in batches(images, order, views, batch_size, seeds, workers=workers, first=first)]
 
@@ -284,6 +399,35 @@ def test_views_depend_on_the_seeds_and_not_on_workers_or_earlier_draws(images):
     assert not equal(drawn(images, seeds=(0, 2, 0)), one)
 
 
+def both_ways(n=10, side=32):
+    """Images in memory that can also be opened."""
+    pixels = as_batch([photo(k, side, side) for k in range(n)])
+    return Images(np.arange(n) % 2, 2, str, open=lambda k: Image.fromarray(pixels[k].permute(1, 2, 0).numpy()), tensor=pixels)
+
+
+@pytest.mark.parametrize("augmentations", CROPS)
+def test_views_of_images_in_memory_depend_on_the_seeds_and_the_step_only(augmentations):
+    images = both_ways()
+    torch.manual_seed(3)
+    one = drawn(replace(images, open=None), augmentations=augmentations, workers=3)
+    torch.manual_seed(4)
+    assert equal(drawn(images, augmentations=augmentations), one)
+    assert equal(drawn(images, augmentations=augmentations, first=1), one[1:]), "a resumed run sees the same views"
+    assert not equal(drawn(images, augmentations=augmentations, seeds=(0, 2, 0)), one)
+    sizes = PretrainSettings(augmentations=augmentations, size=28, **(SMALL_OBOW if augmentations == "obow" else {})).view_sizes
+    assert [view.shape for view in one[0]] == [(4, 3, side, side) for side in sizes]
+
+
+def test_images_in_memory_are_opened_only_where_their_views_are_drawn_one_by_one():
+    images, opened = both_ways(), []
+    images = replace(images, open=lambda k, read=images.open: opened.append(k) or read(k))
+    for pipeline, expected in (("tensor", []), ("pil", [2, 0, 1])):
+        (parts,) = batches(images, np.array([2, 0, 1]), build_views("cifar", 32, "cifar10", pipeline), 3)
+        assert opened == expected
+        assert parts[1].tolist() == [0, 0, 1]
+        assert parts[2].tolist() == [2, 0, 1]
+
+
 def test_each_step_and_each_image_draws_different_colours():
     plain_colour = Images(np.zeros(8, dtype=np.int64), 1, str, open=lambda i: Image.new("RGB", (9, 9), (150, 60, 90)))
     views = build_views("auh", 6, "imagenet", "tensor")
@@ -293,7 +437,9 @@ def test_each_step_and_each_image_draws_different_colours():
 
 
 def test_each_step_draws_different_patches(monkeypatch):
-    monkeypatch.setattr(Colour, "draw", lambda self, n, generator: None)
+    none = {"jitter_p": 0.0, "grey_p": 0.0, "blur_p": None, "solarise_p": None}
+    draw = Colour.draw
+    monkeypatch.setattr(Colour, "draw", lambda self, n, generator: draw(replace(self, **none), n, Generator()))
     views = build_views("obow", 28, "imagenet", "tensor", **SMALL_OBOW)
     batch = [as_batch([photo(k, side, side) for k in range(6)]) for side in (28, 20, 32)]
     one, again, other = (views.per_batch(batch, Generator().manual_seed(seed)) for seed in (3, 3, 4))
