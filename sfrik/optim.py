@@ -1,4 +1,4 @@
-r"""The optimizer LARS and the learning-rate schedule of the paper's pretraining.
+r"""Optimizers and the learning-rate schedule of pretraining. The paper's optimizer is LARS; AdamW and SGD are PyTorch's.
 
 LARS (You et al. 2017) follows the authors' code: weight decay is added to the gradient before the trust ratio is computed, and
 the momentum acts on the scaled gradient. One-dimensional parameters (biases, normalisation layers) get neither weight decay nor
@@ -11,9 +11,10 @@ import inspect
 import math
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
-__all__ = ["LARS", "SGD", "learning_rate"]
+__all__ = ["LARS", "SGD", "AdamW", "learning_rate", "parameter_groups"]
 
 
 class _Eager(Optimizer):
@@ -22,13 +23,17 @@ class _Eager(Optimizer):
     add_param_group, zero_grad = inspect.unwrap(Optimizer.add_param_group), inspect.unwrap(Optimizer.zero_grad)
     state_dict, load_state_dict = inspect.unwrap(Optimizer.state_dict), inspect.unwrap(Optimizer.load_state_dict)
 
+    @torch.no_grad()
+    def step(self):  # pyrefly: ignore[bad-override] no closure is needed
+        inspect.unwrap(super().step.__func__)(self)  # of PyTorch's class, which is next in the method resolution order
+
 
 class SGD(_Eager, torch.optim.SGD):
     """`torch.optim.SGD`, without the import of the compiler."""
 
-    @torch.no_grad()
-    def step(self):  # pyrefly: ignore[bad-override] no closure is needed
-        inspect.unwrap(torch.optim.SGD.step)(self)
+
+class AdamW(_Eager, torch.optim.AdamW):
+    """`torch.optim.AdamW`, without the import of the compiler."""
 
 
 class LARS(_Eager):
@@ -109,6 +114,31 @@ class LARS(_Eager):
             for k, scaled in zip(matrices, g, strict=True):
                 updates[k] = scaled
         return updates
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, vectors: bool = False) -> list[dict]:
+    """Parameter groups for an optimizer: those with weight decay, then those without, as far as there are any.
+
+    Without it are one-dimensional parameters (biases, normalisation layers) and those that the model or one of its modules names
+    in a method `no_weight_decay()`, as timm's models do for position embeddings and class tokens.
+
+    Args:
+        model: The model.
+        weight_decay: At least 0.
+        vectors: Whether one-dimensional parameters are in the first group, for LARS, which excepts them itself.
+
+    >>> groups = parameter_groups(nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4)), weight_decay=0.05)
+    >>> [(len(group["params"]), group["weight_decay"]) for group in groups]
+    [(1, 0.05), (3, 0.0)]
+    """
+    named = set()
+    for prefix, module in model.named_modules():
+        if callable(names := getattr(module, "no_weight_decay", None)):
+            named |= {f"{prefix}.{name}" if prefix else name for name in names()}
+    groups = {weight_decay: [], 0.0: []}
+    for name, parameter in model.named_parameters():
+        groups[0.0 if name in named or (parameter.ndim <= 1 and not vectors) else weight_decay].append(parameter)
+    return [{"params": params, "weight_decay": decay} for decay, params in groups.items() if params]
 
 
 def learning_rate(

@@ -1,14 +1,16 @@
-"""LARS compared with a plain loop; the learning-rate schedule."""
+"""LARS compared with a plain loop; PyTorch's optimizers without the compiler; parameter groups; the learning-rate schedule."""
 
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from itertools import pairwise
 
 import pytest
 import torch
 
-from sfrik.optim import LARS, learning_rate
+from sfrik.optim import LARS, SGD, AdamW, learning_rate, parameter_groups
 
 
 def tensors(seed: int, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
@@ -122,6 +124,74 @@ NAN, INF = math.nan, math.inf
 def test_lars_rejects_settings_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         LARS([torch.nn.Parameter(torch.ones(2, 2))], **options)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "options"),
+    [
+        (AdamW, torch.optim.AdamW, {"weight_decay": 0.1, "betas": (0.8, 0.95), "eps": 1e-6}),
+        (AdamW, torch.optim.AdamW, {"weight_decay": 0.1, "fused": True}),
+        (SGD, torch.optim.SGD, {"weight_decay": 0.1, "momentum": 0.9, "nesterov": True}),
+        (SGD, torch.optim.SGD, {"momentum": 0.9, "fused": True}),
+    ],
+)
+def test_adamw_and_sgd_are_those_of_pytorch(ours, theirs, options):
+    found = []
+    for kind in (ours, theirs):
+        params = [torch.nn.Parameter(p) for p in tensors(0, *SHAPES)]
+        optimiser = kind(params, lr=0.1, **options)
+        for step in range(3):
+            for p, g in zip(params, tensors(step + 1, *SHAPES), strict=True):
+                p.grad = g
+            optimiser.step()
+        found.append([p.detach() for p in params])
+    assert all(torch.equal(p, q) for p, q in zip(*found, strict=True))
+    assert not torch.equal(found[0][0], tensors(0, *SHAPES)[0])
+
+
+def test_no_optimizer_imports_the_compiler():
+    code = """if True:
+        import sys, torch
+        from sfrik.optim import LARS, SGD, AdamW
+        for kind, options in ((LARS, {}), (SGD, {}), (SGD, {"fused": True}), (AdamW, {}), (AdamW, {"fused": True})):
+            p = torch.nn.Parameter(torch.ones(3, 3))
+            optimiser = kind([{"params": [p]}], lr=0.1, **options)
+            p.grad = torch.ones(3, 3)
+            torch.nn.utils.clip_grad_norm_([p], 1.0)
+            optimiser.step()
+            optimiser.load_state_dict(optimiser.state_dict())
+            optimiser.zero_grad()
+            assert "torch._dynamo" not in sys.modules, kind
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class Tokens(torch.nn.Module):
+    """A part of a transformer: a token and a position embedding that are not to decay, as timm's models declare them."""
+
+    def __init__(self):
+        super().__init__()
+        self.cls_token, self.pos_embed = torch.nn.Parameter(torch.ones(1, 1, 4)), torch.nn.Parameter(torch.ones(1, 3, 4))
+        self.norm, self.linear = torch.nn.LayerNorm(4), torch.nn.Linear(4, 4)
+
+    def no_weight_decay(self):
+        return {"cls_token", "pos_embed", "dist_token"}
+
+
+@pytest.mark.parametrize("vectors", [False, True])
+def test_norms_biases_and_what_a_module_declares_have_no_weight_decay(vectors):
+    model = torch.nn.Sequential(torch.nn.ModuleDict({"backbone": Tokens()}), torch.nn.Linear(4, 2), torch.nn.BatchNorm1d(2))
+    names = {id(p): name for name, p in model.named_parameters()}
+    decayed, excepted = parameter_groups(model, 0.05, vectors)
+    assert (decayed["weight_decay"], excepted["weight_decay"]) == (0.05, 0.0)
+    matrices, tokens = ["0.backbone.linear.weight", "1.weight"], ["0.backbone.cls_token", "0.backbone.pos_embed"]
+    others = [name for name in names.values() if name not in (*matrices, *tokens)]
+    assert len(others) == 6
+    found = [[names[id(p)] for p in group["params"]] for group in (decayed, excepted)]
+    everything = [*others, *matrices] if vectors else matrices
+    assert [sorted(part) for part in found] == [sorted(everything), sorted(tokens if vectors else [*tokens, *others])]
+    (only,) = parameter_groups(model[1:], 0.05, vectors=True)
+    assert [id(p) for p in only["params"]] == [id(p) for p in model[1:].parameters()], "LARS of a ResNet has one group, in order"
 
 
 def test_learning_rate_at_the_key_steps_of_the_papers_schedule():

@@ -94,7 +94,7 @@ def expected_memory(settings: Settings, processes: int = 1) -> dict[str, float]:
 def _of_pretraining(settings: PretrainSettings, processes: int, size: int) -> dict[str, float]:
     """Bytes at the peak of a step: the largest of four moments.
 
-    "parameters" are weights and momentum and, at the moments when they exist, the gradients, copies in low precision, DDP's
+    "parameters" are weights, the optimizer's state and, at the moments when they exist, gradients, copies in low precision, DDP's
     buckets, and the update, which LARS computes in a copy of the gradients. "activations" are what the network keeps for the
     backward pass, for the local batch or a micro-batch. "loss" is what the objective allocates beyond the embeddings: all of it
     while it is computed, afterwards their gradient in float32, which is kept until the end of the step.
@@ -110,8 +110,8 @@ def _of_pretraining(settings: PretrainSettings, processes: int, size: int) -> di
         "embeddings": size * values,
     }
     kept = [math.ceil(local / parts) * network.kept(size) for network in networks]
-    # bytes per weight: weight and momentum, with DDP its bucket; the copy for mixed precision
-    own, copy = 2 * FLOAT + (FLOAT if processes > 1 else 0), _copy(size)
+    # bytes per weight: weight and optimizer's state, with DDP its bucket; the copy for mixed precision
+    own, copy = FLOAT * (1 + settings.state_size + (processes > 1)), _copy(size)
     loss, after = _of_loss(settings, processes, size), {"loss": FLOAT * values}
     if parts == 1:
         at_loss = {"parameters": own + copy, "activations": sum(kept), "loss": loss}
@@ -121,10 +121,10 @@ def _of_pretraining(settings: PretrainSettings, processes: int, size: int) -> di
         gradient = {"embeddings": 2 * size * values}
     # the gradients of a weight from two views are added in the network's precision, then to those of earlier micro-batches
     accumulating = own + copy + size + (FLOAT if parts > 1 else 0)
-    largest = FLOAT * networks[0].largest_weight / networks[0].weights
+    largest = 2 * size * networks[0].largest_weight / networks[0].weights  # the second gradient, and the sum
     last_view = {**after, **gradient, "parameters": accumulating, "activations": sum(kept)}
     first_view = {**after, "parameters": accumulating + largest, "activations": _first_pass(settings, kept)}
-    update = {**after, "parameters": own + 2 * FLOAT}
+    update = {**after, "parameters": own + FLOAT * (2 if settings.optimizer == "lars" else 1)}
     moments = at_loss, last_view, first_view, update  # the backward pass starts with the last view and ends with the first
     found = [{**always, **moment, "parameters": moment["parameters"] * networks[0].weights} for moment in moments]
     most = max(found, key=lambda moment: sum(moment.values()))

@@ -39,7 +39,7 @@ def format_plan(settings: Settings, processes: int | None, multi_process: bool) 
     else:
         place = getattr(settings, "image_dir", "") or settings.data_dir
         lines.append(f"steps: one per {settings.batch_size} images in {place}, per epoch")
-    lines += [settings.warmup_note] if isinstance(settings, PretrainSettings) and settings.warmup_note else []
+    lines += settings.notes if isinstance(settings, PretrainSettings) else []
     for count, parts in memory_by_processes(settings, processes or (None if multi_process else 1)).items():
         detail = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
         each = "1 process" if count == 1 else f"each of {count} processes"

@@ -64,8 +64,8 @@ def build_encoder(settings: PretrainSettings, channels: int) -> Encoder:
 def _check_memory(settings: PretrainSettings) -> None:
     """Refuse a projector before a part of its weights fills the memory, after which the system would kill the process."""
     weights = 4 * sum(a * b for a, b in pairwise(parse_mlp(settings.mlp)))
-    # the weights are initialised on the host; on a CPU gradients and momentum are there too
-    needed = weights if pick_device(settings.device).type == "cuda" else 3 * weights
+    # the weights are initialised on the host; on a CPU gradients and the optimizer's state are there too
+    needed = weights if pick_device(settings.device).type == "cuda" else (2 + settings.state_size) * weights
     if needed > physical_memory():
         raise SfrikError(
             f"mlp {settings.mlp:.60} needs {format_bytes(needed)} for the projector's weights, and this machine has "

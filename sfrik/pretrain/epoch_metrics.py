@@ -1,7 +1,8 @@
-"""Metrics of an epoch of pretraining: its line in metrics.jsonl, and the line that is printed."""
+"""Metrics of pretraining: the lines of steps and epochs in metrics.jsonl, and the line that is printed for an epoch."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,25 @@ from torch import Tensor, nn
 from sfrik import diagnostics
 from sfrik.datasets.images import Images
 from sfrik.evaluate import extract, knn_accuracy
+from sfrik.objectives.base import LossTerms
 from sfrik.ops.collectives import all_gather_rows
 from sfrik.ops.random import derived_seed
 from sfrik.settings import PretrainSettings
 from sfrik.views.base import resize_for_test
 
-__all__ = ["describe_epoch", "format_epoch"]
+__all__ = ["describe_epoch", "describe_step", "format_epoch"]
 
 MONITOR_IMAGES = 2000  # training images used for the kNN score during training
+
+
+def describe_step(terms: LossTerms, norm: Tensor | None) -> dict[str, float | None]:
+    """The loss, its terms and, with gradient clipping, the norm of the gradient before it, for the step's line in metrics.jsonl.
+
+    The norm is None in a step that fp16's scaler skips, since the gradient overflowed.
+    """
+    values = {"loss": terms.loss.detach(), **terms.parts} | ({} if norm is None else {"grad_norm": norm})
+    numbers = torch.stack(list(values.values())).tolist()  # one synchronisation with the GPU
+    return {name: number if math.isfinite(number) else None for name, number in zip(values, numbers, strict=True)}
 
 
 def describe_epoch(

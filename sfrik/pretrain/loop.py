@@ -1,4 +1,4 @@
-"""The training loop of pretraining: augmented views, backbone, projector, objective, LARS.
+"""The training loop of pretraining: augmented views, backbone, projector, objective, optimizer.
 
 All random numbers depend on (seed, epoch, image or step) only, so order and views are independent of the number of workers. A
 checkpoint records the step within the epoch, so that a resumed run ends with the same weights, bit for bit, as an uninterrupted
@@ -25,12 +25,13 @@ from sfrik.objectives.base import LossTerms, NotFinite
 from sfrik.objectives.factory import build_objective
 from sfrik.ops.collectives import all_gather_json, all_reduce_max, barrier, broadcast_from_rank_zero, rank, world_size
 from sfrik.ops.random import derived_seed
-from sfrik.optim import LARS, learning_rate
+from sfrik.optim import learning_rate
 from sfrik.pretrain.accumulate import backward, micro_batches
 from sfrik.pretrain.distributed import distribute, explain_compile_failure
-from sfrik.pretrain.epoch_metrics import describe_epoch, format_epoch
+from sfrik.pretrain.epoch_metrics import describe_epoch, describe_step, format_epoch
 from sfrik.pretrain.finish import already_pretrained, finish, last_epoch, read_images, record_failure
 from sfrik.pretrain.nonfinite import save_nonfinite_state
+from sfrik.pretrain.optimizer import build_optimizer, update
 from sfrik.pretrain.order import check_batch_size, epoch_order
 from sfrik.pretrain.resume import Position, check_earlier, check_replaced, print_from_rank_zero, restore
 from sfrik.runs.checkpoints import random_state
@@ -138,11 +139,11 @@ class _Training:
         if left := len(images) % settings.batch_size:
             text = f"{left} of {len(images)} images do not fill a batch: each epoch leaves out different ones"
             print_from_rank_zero(progress, text)
-        if settings.warmup_note:
-            print_from_rank_zero(progress, settings.warmup_note)
+        for note in settings.notes:
+            print_from_rank_zero(progress, note)
         self.model = distribute(encoder, device, precision, settings.view_sizes, images.channels)
         self.objective = build_objective(settings)
-        self.optimizer = LARS(encoder.parameters(), lr=0.0, weight_decay=settings.wd)
+        self.optimizer = build_optimizer(settings, encoder)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.parts: dict[str, Any] = {"model": encoder, "optimizer": self.optimizer, "scaler": self.scaler}
         self.position, self.origin = restore(run, settings, self.parts, images, steps_per_epoch, device, progress)
@@ -240,13 +241,10 @@ class _Training:
         parts = micro_batches(len(indices), settings.micro_batch)
         precision = partial(autocast, self.device, self.precision)
         embeddings, terms = backward(self.model, batch, partial(self._loss, indices), parts, precision, self.scaler.scale)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        norm = update(self.optimizer, self.scaler, settings.clip_grad)
         if rank() == 0:
             if done % settings.log_every == 0:
-                values = torch.stack([terms.loss.detach(), *terms.parts.values()]).tolist()  # one synchronisation with the GPU
-                losses = dict(zip(["loss", *terms.parts], values, strict=True))
-                self._log("step", {"epoch": position.epoch, "step": done, "lr": lr, **losses}, done)
+                self._log("step", {"epoch": position.epoch, "step": done, "lr": lr, **describe_step(terms, norm)}, done)
             facts = {"epoch": position.epoch, "epochs": settings.epochs}
             self.progress.step(done + 1, lambda: {**facts, "loss": terms.loss.item()})
         return embeddings, terms

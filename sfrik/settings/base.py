@@ -97,6 +97,8 @@ class Settings(BaseModel):
             problem = error.errors()[0]
             name = ".".join(str(part) for part in problem["loc"]) or "settings"
             message = problem["msg"].removeprefix("Value error, ")
+            if problem["type"] == "literal_error":
+                message += nearest(str(problem["input"]), re.findall("'([^']*)'", problem["ctx"]["expected"]))
             message = re.sub(r"\b[0-9.]{12,}$", lambda number: f"{float(number[0]):g}", message)  # pydantic writes 1e-38 out
             got = f"{problem['input']!r:.100}" if problem["loc"] else ""
             named = problem["type"] == "value_error" and ", got " in message  # our messages name the value themselves

@@ -26,6 +26,7 @@ __all__ = [
     "Batch",
     "Count",
     "Datasets",
+    "Decay",
     "Epochs",
     "Fraction",
     "Int",
@@ -44,7 +45,9 @@ __all__ = [
     "RequiredPath",
     "Several",
     "Slices",
+    "Switch",
     "Temperature",
+    "Tiny",
     "Unset",
     "as_list",
     "as_path",
@@ -151,6 +154,8 @@ Fraction = Annotated[Real, Field(ge=0, le=1)]
 NotNegative = Annotated[Real, Field(ge=0, le=LARGEST)]
 Rate = Annotated[Real, Field(ge=1.2e-38, le=3.4e38)]  # the range of float32; below it nothing would be trained
 Temperature = Annotated[Real, Field(ge=1e-6, le=1e6)]  # of similarities, which float32 resolves to 1e-7
+Decay = Annotated[Real, Field(ge=0, lt=1)]  # of a running average
+Tiny = Annotated[Real, Field(ge=1e-12, le=1)]
 Penalty = Annotated[Real, Field(ge=1e-12, le=1e12)]
 # 10, 10.0 and "10" are one share: one name of the score and one hash
 Percent = Annotated[Real, Field(gt=0, le=100), AfterValidator(_number), PlainSerializer(_number)]
@@ -158,6 +163,7 @@ Several = BeforeValidator(as_list)  # for tuples
 Rates = Annotated[tuple[Rate, ...], Field(max_length=100), Several]
 Penalties = Annotated[tuple[Penalty, ...], Field(min_length=1, max_length=100), Several]
 Unset = _unset(None)  # for settings that are None when unset
+Switch = Annotated[bool, _unset(False)]
 Name = Annotated[str, _unset("")]
 OptionalPath = Annotated[str, BeforeValidator(as_path)]
 RequiredPath = Annotated[str, BeforeValidator(partial(as_path, optional=False))]

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from sfrik.errors import SfrikError
-from sfrik.settings.base import Settings
 from sfrik.settings.fields import (
     MOST_DEGREES,
     SCALES,
@@ -23,7 +22,6 @@ from sfrik.settings.fields import (
     Mlp,
     NotNegative,
     Pixels,
-    Rate,
     Real,
     Several,
     Slices,
@@ -31,6 +29,7 @@ from sfrik.settings.fields import (
     Unset,
     parse_mlp,
 )
+from sfrik.settings.optimizer import UNSET, OptimizerSettings
 
 __all__ = ["PretrainSettings"]
 
@@ -44,10 +43,10 @@ METHODS = ("sfrik_", "auh_", "simclr_", "vicreg_", "sigreg_")  # how the names o
 # The settings that play no part if the backbone keeps its initial weights.
 TRAINING = {"subset", "batch_size", "precision", "workers", "augmentations", "input_pipeline", "reg_small"}
 TRAINING |= {"epochs", "warmup_epochs", "base_lr", "wd", "micro_batch", "compile", "checkpoint_minutes", "loggers"}
-TRAINING |= {"log_every", "knn_every", *(name for names in CROPS.values() for name in names)}
+TRAINING |= {"log_every", "knn_every", "optimizer", "clip_grad", *UNSET, *(name for names in CROPS.values() for name in names)}
 
 
-class PretrainSettings(Settings, sections=("pretrain",)):
+class PretrainSettings(OptimizerSettings, sections=("pretrain",)):
     """`sfrik pretrain`."""
 
     augmentations: Annotated[Literal["vicreg", "simclr", "auh", "cifar", "obow", "swav", "digits"], LowerCase] = Field(
@@ -84,10 +83,6 @@ class PretrainSettings(Settings, sections=("pretrain",)):
     mlp: Mlp = Field(
         "8192-8192-8192", description="widths of the projector's layers; the last is q, the dimension of the embeddings"
     )
-    epochs: Epochs = Field(100, description="passes over the images")
-    warmup_epochs: NotNegative = Field(10, description="epochs of linear warm-up of the learning rate")
-    base_lr: Rate = Field(1.2, description="learning rate for a batch of 256 images; the peak is base_lr * batch_size / 256")
-    wd: NotNegative = Field(1e-6, description="weight decay")
     ssl_method: Annotated[Literal["sfrik", "auh", "simclr", "vicreg", "sigreg", "none"], LowerCase] = Field(
         "sfrik", description="objective: sfrik, auh, simclr, vicreg, sigreg, or none (keeps the initial weights)"
     )
@@ -186,14 +181,8 @@ class PretrainSettings(Settings, sections=("pretrain",)):
         return unused | ({"mlp"} if self.arch == "pixels" else set())
 
     @property
-    def warmup_note(self) -> str:
-        """A sentence on a warm-up that is longer than the training; empty otherwise."""
-        if self.ssl_method == "none" or not self.epochs or self.warmup_epochs <= self.epochs:
-            return ""
-        return (
-            f"warmup_epochs {self.warmup_epochs:g} is longer than the training of {self.epochs} epochs: the learning rate ends "
-            f"at {100 * self.epochs / self.warmup_epochs:.2g} % of its peak, without decay; lower --warmup-epochs"
-        )
+    def notes(self) -> list[str]:
+        return [] if self.ssl_method == "none" else super().notes
 
     @property
     def anchors(self) -> tuple[int, ...]:

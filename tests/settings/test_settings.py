@@ -36,6 +36,7 @@ from sfrik.settings import (
     run_folder,
 )
 from sfrik.settings import recipes as recipe_listing
+from sfrik.settings.optimizer import OPTIMIZERS, UNSET
 from sfrik.settings.pretraining import CROPS
 
 ROOT = Path(__file__).parents[2]
@@ -405,11 +406,11 @@ def refusal(kind, values) -> str:
 @pytest.mark.parametrize(("kind", "name", "several"), NUMERIC, ids=[f"{kind.__name__}-{name}" for kind, name, _ in NUMERIC])
 def test_every_number_is_finite_and_bounded(kind, name, several):
     whole = re.search(r"\bint\b", repr(kind.model_fields[name].annotation))
+    default = (kind.model_fields[name].default or (1,)) if several else ()
     for value in [*NEVER, *([10**30, -(10**30), "9" * 30, 1e30, 2.5] if whole else [10**40, "9" * 5000])]:
-        given = (getattr(kind(), name) or (1,)) + (value,) if several else value
+        given = (*default, value) if several else value
         assert refusal(kind, {name: given}).startswith(f"{name}{f'.{len(given) - 1}' if several else ''} in recipe toy/one: ")
     if several:
-        default = getattr(kind(), name) or (1,)
         assert refusal(kind, {name: default[:1] * 1001}).startswith(f"{name} in recipe toy/one: Tuple should have at most 10")
 
 
@@ -581,7 +582,7 @@ def test_a_warm_up_longer_than_the_training_is_reported_in_the_plan(epochs, warm
     (line,) = [line for line in format_plan(settings, 1, True) if "is longer than the training" in line]
     assert words in line
     for sound in ({"epochs": 10}, {"epochs": 0}, {"epochs": 3, "ssl_method": "none"}, {"epochs": 3, "warmup_epochs": 3}):
-        assert PretrainSettings(**{"warmup_epochs": 10, **sound}).warmup_note == ""
+        assert PretrainSettings(**{"warmup_epochs": 10, **sound}).notes == []
 
 
 def test_settings_cannot_be_changed_once_checked():
@@ -589,7 +590,102 @@ def test_settings_cannot_be_changed_once_checked():
         PretrainSettings().epochs = 3
 
 
+# --- the optimizer
+
+GIVEN = {"momentum": 0.5, "trust_coefficient": 0.01, "betas": "0.9 0.95", "eps": 1e-6, "nesterov": True}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("name", UNSET)
+def test_a_setting_of_one_optimizer_is_refused_for_another_however_it_is_given(name, optimizer):
+    value = GIVEN[name]
+    if name in OPTIMIZERS[optimizer]:
+        assert PretrainSettings.parse({"optimizer": optimizer, name: value}).what()["optimizer" if optimizer != "lars" else name]
+        return
+    owners = " and ".join(owner for owner, names in OPTIMIZERS.items() if name in names)
+    for given in (value, PretrainSettings.model_fields[name].default or True, str(value)):  # also one that equals the default
+        refused = f"{name} is a setting of optimizer {owners} and not of {optimizer}: leave it out"
+        assert refused in refusal(PretrainSettings, {"optimizer": optimizer, name: given})
+        with pytest.raises(SfrikError, match=f"settings in recipe smoke/sfrik_l2_q64 with overrides: {refused}"):
+            PretrainSettings.from_recipe("smoke/sfrik_l2_q64", optimizer=optimizer, **{name: given})
+    unset = PretrainSettings.parse({"optimizer": optimizer, name: "none"})
+    assert unset == PretrainSettings.parse({"optimizer": optimizer})
+    assert getattr(unset, name) == UNSET[name]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_settings_of_an_optimizer_have_defaults_that_are_not_refused_when_settings_are_read_again(optimizer):
+    settings = PretrainSettings(optimizer=optimizer)
+    own = {name: getattr(settings, name) for name in OPTIMIZERS[optimizer]}
+    assert own == {name: PretrainSettings.model_fields[name].default for name in own}
+    again = PretrainSettings.parse({**settings.model_dump(), **dict.fromkeys(own, "none")})
+    assert again.hash() == settings.hash()
+    assert again.model_dump() == settings.model_dump()
+    given = PretrainSettings.parse({"optimizer": optimizer.upper(), **own})
+    assert given.hash() == settings.hash(), "a default that is given is the same setting"
+    assert settings.differences(given.what()) == ""
+
+
+def test_a_recipe_of_another_optimizer_is_overridden_with_its_settings_unset(recipes):
+    recipes("toy/vit", 'optimizer = "adamw"\nbase_lr = 1e-3\nbetas = [0.9, 0.95]\n')
+    assert PretrainSettings.from_recipe("toy/vit", betas="none").betas == (0.9, 0.999)
+    with pytest.raises(SfrikError, match=r"recipe toy/vit with overrides: betas is a setting of optimizer adamw and not of sgd"):
+        PretrainSettings.from_recipe("toy/vit", optimizer="sgd")
+    assert PretrainSettings.from_recipe("toy/vit", optimizer="sgd", betas="none").momentum == 0.9
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"optimizer": "adam"}, r"optimizer: Input should be 'lars', 'adamw' or 'sgd' \(did you mean adamw\?\), got 'adam'"),
+        ({"ssl_method": "simclear"}, r"ssl_method: .*\(did you mean simclr\?\), got 'simclear'"),
+        ({"optimizer": "none"}, "optimizer: Input should be 'lars', 'adamw' or 'sgd'.*, got 'none'"),
+        ({"optimizer": "adamw", "betas": 0.9}, r"betas must be two numbers, such as 0.9 0.999, got \(0.9,\)"),
+        ({"optimizer": "adamw", "betas": (0.9, 0.9, 0.9)}, "betas must be two numbers"),
+        ({"optimizer": "adamw", "betas": (0.9, 1)}, "betas.1: Input should be less than 1, got 1"),
+        ({"optimizer": "adamw", "betas": (-0.1, 0.9)}, "betas.0: Input should be greater than or equal to 0, got -0.1"),
+        ({"optimizer": "adamw", "eps": 0}, "eps: Input should be greater than or equal to 1e-12, got 0"),
+        ({"optimizer": "sgd", "momentum": 1.0}, "momentum: Input should be less than 1, got 1"),
+        ({"optimizer": "sgd", "momentum": 0, "nesterov": True}, "nesterov needs a momentum above 0"),
+        ({"trust_coefficient": 0}, "trust_coefficient: Input should be greater than or equal to 1e-12, got 0"),
+        ({"clip_grad": 0}, "clip_grad: Input should be greater than or equal to 0.000001, got 0"),
+        ({"clip_grad": -1}, "clip_grad: Input should be greater than or equal to 0.000001, got -1"),
+    ],
+)
+def test_an_unsound_setting_of_an_optimizer_is_refused(given, words):
+    with pytest.raises(SfrikError, match=words) as caught:
+        PretrainSettings.parse(given)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_rate_of_lars_for_adamw_is_reported_in_the_plan():
+    from sfrik.cost.report import format_plan
+
+    def reported(**given) -> list[str]:
+        return [line for line in format_plan(PretrainSettings(**given), 1, True) if "too large for optimizer" in line]
+
+    (line,) = reported(optimizer="adamw", base_lr=10)
+    assert line.startswith("base_lr 10 is too large for optimizer adamw")
+    assert not any(
+        reported(**given)
+        for given in (
+            {"optimizer": "adamw", "base_lr": 0.1},
+            {"optimizer": "lars", "base_lr": 10},
+            {"optimizer": "sgd", "base_lr": 10},
+            {"optimizer": "adamw", "base_lr": 10, "ssl_method": "none"},
+            {"optimizer": "adamw", "base_lr": 10, "epochs": 0},
+        )
+    )
+
+
 # --- the hash
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_settings_of_the_optimizer_do_not_change_the_hash_of_a_recipe_that_has_none(recipe):
+    """Recipes without them were run, and published, by releases that did not have these settings."""
+    if not {"optimizer", "clip_grad", *UNSET} & load_recipe(recipe).keys():
+        assert not {"optimizer", "clip_grad", *UNSET} & PretrainSettings.from_recipe(recipe).what().keys()
 
 
 def another_value(kind, name, choice):
@@ -631,6 +727,8 @@ BELONGS = [
     (CROPS["swav"], {"augmentations": "swav"}),
     (("reg_small",), {"augmentations": "swav"}),
     (("sigreg_weight", "sigreg_slices"), {"ssl_method": "sigreg"}),
+    (OPTIMIZERS["adamw"], {"optimizer": "adamw"}),
+    (("nesterov",), {"optimizer": "sgd"}),
     (("lr_backbone",), {"weights": "finetune"}),
     (("label_list",), {"train_percent": 10}),
 ]
@@ -651,6 +749,8 @@ def test_the_hash_ignores_places_and_changes_with_any_other_setting(kind, name):
     if name == "label_list":
         with pytest.raises(SfrikError, match="label_list names a part of the training images: give train_percent"):
             kind.parse({name: changed.label_list})
+    elif "optimizer" in choice:  # refused under another one
+        assert f"{name} is a setting of optimizer {choice['optimizer']}" in refusal(kind, {name: getattr(changed, name)})
     elif choice:
         assert kind.parse({name: getattr(changed, name)}).hash() == kind().hash()
 
@@ -740,6 +840,11 @@ SGD = "epochs lr_head weight_decay"
             *("pretrain", "cifar10/simclr_q512", {"augmentations": "cifar", "min_crop_scale": 0.2}),
             f"{PRETRAINED} subset simclr_temp stem input_pipeline min_crop_scale",
         ),
+        (
+            *("pretrain", "digits/simclr_q512", {"optimizer": "adamw", "clip_grad": 1, "betas": (0.9, 0.95)}),
+            f"{PRETRAINED} simclr_temp optimizer clip_grad betas",
+        ),
+        ("pretrain", "digits/random_weights", {"optimizer": "adamw", "clip_grad": 1}, "dataset size arch seed mlp ssl_method"),
         ("pretrain", "digits/random_weights", {}, "dataset size arch seed mlp ssl_method"),
         ("pretrain", "digits/raw_pixels", {}, "dataset size arch seed ssl_method"),
         ("evaluate", "cifar10/simclr_q512", {"lr_sweep": ()}, f"{SCORED} subset stem weights {SGD}"),
