@@ -1,6 +1,6 @@
 """Entry points of torch.hub: `torch.hub.load(repository, "resnet50_sfrik_200ep")`."""
 
-dependencies = ["torch", "torchvision", "safetensors", "numpy", "pydantic"]
+dependencies = ["torch", "torchvision", "safetensors", "numpy", "pydantic", "filelock"]
 
 
 def resnet50_sfrik_200ep(progress=True):

@@ -14,6 +14,7 @@ from torch import nn
 from sfrik.errors import SfrikError
 from sfrik.networks import build_backbone, build_projector, load_backbone, pretrained, save_weights
 from sfrik.settings import parse_mlp
+from sfrik.system.download import Download
 
 
 def scrambled(arch: str, **options) -> nn.Module:
@@ -287,12 +288,12 @@ def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path):
 def test_the_authors_backbone_is_downloaded_once_and_cached(tmp_path, monkeypatch):
     asked = []
 
-    def download(url, path, progress):
-        asked.append(url)
-        torch.save(build_backbone("resnet50").state_dict(), path)
+    def download(self, file):
+        asked.append(self.url)
+        torch.save(build_backbone("resnet50").state_dict(), file)
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    monkeypatch.setattr(Download, "write", download)
     first, second = pretrained(), pretrained()
     assert asked == ["https://github.com/valeoai/sfrik/releases/download/v0.1.0/sfrik_32k_in1000_200ep_r50_backbone.pth"]
     assert torch.equal(first.conv1.weight, second.conv1.weight)
@@ -304,7 +305,7 @@ def test_weights_that_cannot_be_downloaded_end_in_one_line(tmp_path, monkeypatch
         raise OSError("no route to host")
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    monkeypatch.setattr("urllib.request.urlopen", fail)
     with pytest.raises(SfrikError, match="no route to host"):
         pretrained()
     with pytest.raises(SfrikError, match="did you mean resnet50-sfrik-200ep"):

@@ -1,6 +1,12 @@
 """Small data sets that several test files use."""
 
+import hashlib
+import http.server
+import io
 import pickle
+import tarfile
+import threading
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import torch
@@ -26,6 +32,74 @@ def write_cifar10(folder, per_file=20):
         pixels = rng.integers(0, 256, (per_file, 3072), dtype=np.uint8)
         (folder / name).write_bytes(pickle.dumps({"data": pixels, "labels": [(i + k) % 10 for i in range(per_file)]}))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+
+
+def cifar_archive(kind, rows=2):
+    """A small archive like those of torchvision's CIFAR10 or CIFAR100 (the class `kind`), and the MD5 sums that class then needs.
+
+    Returns the bytes and the values of `train_list`, `test_list`, `meta` and `tgz_md5`.
+    """
+    rng, whole, sums = np.random.default_rng(1), io.BytesIO(), {}
+    fine = kind.meta["key"] == "fine_label_names"
+    classes = 100 if fine else 10
+    with tarfile.open(fileobj=whole, mode="w:gz") as archive:
+        for name in (*(name for name, _ in kind.train_list + kind.test_list), kind.meta["filename"]):
+            labels = [row % classes for row in range(rows * classes)]
+            content = {"data": rng.integers(0, 256, (len(labels), 3072), dtype=np.uint8)}
+            content |= {"fine_labels": labels, "coarse_labels": [0] * len(labels)} if fine else {"labels": labels}
+            if name == kind.meta["filename"]:
+                content = {kind.meta["key"]: [f"class{label:02d}" for label in range(classes)]}
+            data = pickle.dumps(content)
+            sums[name] = hashlib.md5(data).hexdigest()
+            member = tarfile.TarInfo(f"{kind.base_folder}/{name}")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    parts = {part: [[name, sums[name]] for name, _ in getattr(kind, part)] for part in ("train_list", "test_list")}
+    meta = {**kind.meta, "md5": sums[kind.meta["filename"]]}
+    return whole.getvalue(), {**parts, "meta": meta, "tgz_md5": hashlib.md5(whole.getvalue()).hexdigest()}
+
+
+@contextmanager
+def web_server(content):
+    """A server on 127.0.0.1 for the paths of a dictionary; what it does wrong is set in its attributes.
+
+    Attributes:
+        asked: the paths that were asked for.
+        missing: bytes that are announced and never sent.
+        pause: an event that is waited for after the first half of the bytes.
+    """
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            running.asked.append(self.path)
+            if self.path not in content:
+                self.send_error(404)
+                return
+            body = content[self.path]
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body) + running.missing))
+            self.end_headers()
+            with suppress(OSError):  # the client was killed
+                self.wfile.write(body[: len(body) // 2])
+                self.wfile.flush()
+                running.pause.wait()
+                self.wfile.write(body[len(body) // 2 :])
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        running.asked, running.missing, running.pause = [], 0, threading.Event()
+        running.pause.set()
+        running.url = f"http://127.0.0.1:{running.server_port}"
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        try:
+            yield running
+        finally:
+            running.pause.set()
+            running.shutdown()
+            thread.join()
 
 
 def write_stl10(folder):

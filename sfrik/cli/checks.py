@@ -21,7 +21,7 @@ __all__ = ["check_folder", "check_inputs", "check_plan", "check_table"]
 
 # Settings that name a file or a folder of data. Weights, heads and features may be written by a command that is run before.
 INPUTS = {"data_dir": "folder", "target_dir": "folder", "image_dir": "folder", "label_list": "file"}
-DOWNLOADED = ("mnist5k", "cifar10")  # data sets that need no folder of the user
+DOWNLOADED = ("mnist5k", "cifar10", "cifar100")  # data sets that need no folder of the user
 
 
 def check_plan(settings: Settings, processes: int = 1, waits: bool = False) -> None:

@@ -33,7 +33,8 @@ from sfrik.settings import (
 __all__ = ["expected_images", "expected_memory", "expected_steps"]
 
 # labelled training images per class (ImageNet's classes differ), classes, test images
-SIZES = {"mnist5k": (350, 10, 1000), "cifar10": (5000, 10, 10_000), "stl10": (500, 10, 8000), "imagenet": (None, 1000, 50_000)}
+SIZES = {"mnist5k": (350, 10, 1000), "cifar10": (5000, 10, 10_000), "cifar100": (500, 100, 10_000), "stl10": (500, 10, 8000)}
+SIZES |= {"imagenet": (None, 1000, 50_000)}
 WHOLE = {"imagenet": 1_281_167}
 UNLABELLED = {"stl10": 100_000}
 LISTED = {1: 12_811, 10: 128_116}  # percent of ImageNet's labels -> lines of SimCLR's list

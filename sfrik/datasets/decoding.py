@@ -8,9 +8,10 @@ from __future__ import annotations
 import io
 import os
 import warnings
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,9 +23,10 @@ from sfrik.datasets.depth import eight_bits
 from sfrik.errors import SfrikError
 from sfrik.ops.collectives import rank
 from sfrik.system.files import check_regular
+from sfrik.system.progress import track
 from sfrik.system.terminal import warn_once
 
-__all__ = ["MOST_PIXELS", "as_tensor", "decode_image", "read_image", "take_guesses", "warn_of_guess"]
+__all__ = ["MOST_PIXELS", "as_tensor", "decode_all", "decode_image", "read_image", "take_guesses", "warn_of_guess"]
 
 # Photos of more than 178,956,970 pixels, Pillow's limit, exist. This many take 1 GiB in memory. A limit that is not Pillow's
 # default was set by the user, and stays.
@@ -37,6 +39,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP")
 PLAIN = ("RGB", "L")  # modes of a JPEG that libjpeg itself converts to RGB as PIL does
 UNMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}  # modes whose colours were multiplied by alpha
 
+_splits: dict[tuple[Any, ...], Tensor] = {}  # read by `decode_all`: several commands of a notebook read the same ones
 _guesses: list[str] = []  # in a process that reads for a data loader: a text for the process that trains
 
 
@@ -93,6 +96,46 @@ def decode_image(path: str | Path) -> Tensor:
     """
     image = _plain_jpeg(Path(path))
     return as_tensor(read_image(path)) if image is None else image
+
+
+def decode_all(decode: Callable[[int], Tensor], paths: Sequence[Path], dataset: str) -> Tensor:
+    """Read images of 32 x 32 pixels into memory, uint8 [n, 3, 32, 32]. The last three splits are kept, for other calls.
+
+    Args:
+        decode: index -> image, uint8 [3, h, w].
+        paths: their files.
+        dataset: name of the data set, for the errors.
+
+    Raises:
+        SfrikError: an image cannot be read or has another size; the message names it.
+    """
+    key = tuple(_version(path) for path in paths)
+    if (known := _splits.get(key)) is not None:
+        return known
+    pixels = torch.empty((len(paths), 3, 32, 32), dtype=torch.uint8)
+    for index in track(range(len(paths)), len(paths), "images read", show=rank() == 0):
+        try:
+            image = decode(index)
+        except SfrikError as error:
+            raise SfrikError(f"{error} ({dataset} is read at the start, where skip_broken does not apply)") from None
+        if image.shape != pixels.shape[1:]:
+            raise SfrikError(
+                f"{paths[index]} has {image.shape[2]} x {image.shape[1]} pixels and not the 32 x 32 of {dataset}: check "
+                "--data-dir (DATA=), or use --dataset image_folder"
+            )
+        pixels[index] = image
+    if len(_splits) == 3:
+        del _splits[next(iter(_splits))]
+    return _splits.setdefault(key, pixels)
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    """What identifies the content of a file as long as this process runs."""
+    try:
+        status = os.stat(path)
+    except OSError:  # the reading that follows reports it
+        return ()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def as_tensor(image: Image.Image) -> Tensor:

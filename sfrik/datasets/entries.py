@@ -15,6 +15,7 @@ __all__ = [
     "EXTENSIONS",
     "HELD_OUT",
     "Identity",
+    "check_class_count",
     "check_classes",
     "class_folders",
     "identity",
@@ -228,6 +229,12 @@ def check_classes(folder: Path, classes: list[str], train: Path | None) -> None:
             f"{folder} holds a single class folder, {classes[0]}: the accuracy of any classifier is 100 %. If its own folders "
             "are the classes, move them one level up"
         )
+
+
+def check_class_count(data_dir: Path, found: int, expected: int, dataset: str, remedy: str) -> None:
+    """Refuse a folder with another number of class folders than the data set has classes."""
+    if found != expected:
+        raise SfrikError(f"{dataset.lower()}: {data_dir} has {found} class folders and not the {expected} of {dataset}: {remedy}")
 
 
 def _names(folder: Path) -> list[str]:

@@ -7,7 +7,6 @@ training images that follow the subset) and "test".
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -20,16 +19,25 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sfrik.datasets.decoding import as_tensor, decode_image, read_image
-from sfrik.datasets.entries import check_classes, class_folders, refuse_held_out, required_split, split_folder, split_names
+from sfrik.datasets.decoding import as_tensor, decode_all, decode_image, read_image
+from sfrik.datasets.entries import (
+    check_class_count,
+    check_classes,
+    class_folders,
+    refuse_held_out,
+    required_split,
+    split_folder,
+    split_names,
+)
 from sfrik.datasets.listing import images_below, list_images, pack_names
 from sfrik.datasets.sizes import check_subset, class_subset
+from sfrik.datasets.torchvision_files import DOWNLOADED, read_torchvision
 from sfrik.errors import MissingImagesError, SfrikError
-from sfrik.system.files import check_regular, read_text
 
 __all__ = ["Images", "image_files", "images_of_folder", "load_images"]
 
 MNIST5K_TRAIN, MNIST5K_TUNE = 350, 50  # images per class; the other 100 are the test split
+CLASSES = {"cifar10": 10, "cifar100": 100}
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class Images:
         targets: class of each image, int64 [n]; -1 without labels. With several labels per image: int64 [n, classes].
         num_classes: number of classes that the labels come from.
         name: index -> name by which a person can find the image.
-        open: index -> PIL image in RGB, for images on disk.
+        open: index -> PIL image in RGB, for images on disk; of `tensor`, if both are there.
         tensor: uint8 [n, c, h, w], for images in memory.
         classes: class names, if there are any.
         decode: index -> the image of `open` as uint8 [3, h, w], if there is a faster way to load it.
@@ -87,12 +95,13 @@ class Images:
         def chosen(function: Callable[[int], Any] | None) -> Any:
             return None if function is None else partial(_at_position, function, indices)
 
+        tensor = None if self.tensor is None else self.tensor[torch.from_numpy(indices)]
         return replace(
             self,
             targets=self.targets[indices],
             name=chosen(self.name),
-            open=chosen(self.open),
-            tensor=None if self.tensor is None else self.tensor[torch.from_numpy(indices)],
+            open=chosen(self.open) if self.open is None or tensor is None else partial(_image_of_tensor, tensor),
+            tensor=tensor,
             decode=chosen(self.decode),
             path=chosen(self.path),
             sizes=None if self.sizes is None else self.sizes[indices],
@@ -109,8 +118,9 @@ def load_images(
     tuning and 400-499 for testing.
 
     Args:
-        dataset: mnist5k, cifar10 (torchvision's CIFAR10), stl10 (torchvision's STL10; its unlabelled images for pretraining),
-            imagenet or image_folder (both as torchvision's ImageFolder).
+        dataset: mnist5k, cifar10, cifar100, stl10 (torchvision's STL10; its unlabelled images for pretraining), imagenet or
+            image_folder (both as torchvision's ImageFolder). CIFAR's images are read into memory, from the files in train/ and
+            val/, else from torchvision's files, which are downloaded if they are missing.
         split: "pretrain", "train", "tune" or "test".
         data_dir: folder of the images; for imagenet and image_folder with train/<class>/ and val/<class>/ (test/<class>/
             where there is no val/). For pretraining on an image_folder without these, all images below the folder are used,
@@ -128,13 +138,13 @@ def load_images(
     if dataset == "mnist5k":
         return _mnist5k(split, subset, val_subset)
     images = _all_images(dataset, split, Path(data_dir).expanduser())
-    if split == "test":
-        return images
     if split == "tune":
         assert subset is not None  # as is val_subset, by check_subset
         assert val_subset is not None
-        return images.select(class_subset(images.targets, val_subset, subset + 1, images.classes))
-    return images if subset is None else images.select(class_subset(images.targets, subset, classes=images.classes))
+        images = images.select(class_subset(images.targets, val_subset, subset + 1, images.classes))
+    elif split != "test" and subset is not None:
+        images = images.select(class_subset(images.targets, subset, classes=images.classes))
+    return _decoded(images, dataset) if dataset in DOWNLOADED and images.tensor is None else images
 
 
 def image_files(
@@ -227,10 +237,16 @@ def _at_position(function: Callable[[int], Any], indices: np.ndarray, position: 
 def _all_images(dataset: str, split: str, data_dir: Path) -> Images:
     """The images that the split is a part of; mnist5k excepted."""
     test, pretrain = split == "test", split == "pretrain"
-    if dataset == "cifar10":
-        return _from_torchvision("CIFAR10", data_dir, train=not test, download=True)
     if dataset == "stl10":
-        return _from_torchvision("STL10", data_dir, split="unlabeled" if pretrain else "test" if test else "train")
+        part = "unlabeled" if pretrain else "test" if test else "train"
+        return _from_torchvision("STL10", data_dir, in_memory=False, split=part)
+    if dataset in DOWNLOADED:
+        if not any(split_folder(data_dir, part) for part in ("train", "val")):
+            return _from_torchvision(DOWNLOADED[dataset], data_dir, train=not test)
+        images = _image_folder(data_dir, "val" if test else "train")
+        remedy = "check --data-dir (DATA=), or use --dataset image_folder"
+        check_class_count(data_dir, images.num_classes, CLASSES[dataset], dataset, remedy)
+        return images
     if dataset == "image_folder" and pretrain and data_dir.is_dir() and split_folder(data_dir, "train") is None:
         found = images_below(data_dir)
         refuse_held_out(data_dir, found)
@@ -276,38 +292,27 @@ def _image_folder(data_dir: Path, part: str, labelled: bool = True) -> Images:
     return image_files(folder, listing.names, listing.labels, listing.classes, cached=listing.cached, sizes=listing.sizes)
 
 
-def _from_torchvision(name: str, data_dir: Path, **arguments: Any) -> Images:
-    """CIFAR-10 or STL10 as torchvision reads it."""
-    import torchvision.datasets
-
-    kind, existed = getattr(torchvision.datasets, name), data_dir.exists()
-    for path in (data_dir / kind.filename, *(data_dir / kind.base_folder).glob("*")):
-        if path.exists() and not path.is_dir():  # torchvision would write what it downloads into a FIFO
-            (read_text if path.suffix == ".txt" else check_regular)(path)
-    try:
-        content = kind(str(data_dir), **arguments)
-    except (RuntimeError, OSError) as error:
-        if not existed:  # torchvision makes the folder before it downloads
-            shutil.rmtree(data_dir, ignore_errors=True)
-        if not arguments.get("download"):
-            raise MissingImagesError(
-                f"{name} is not in {data_dir}: download it there (folder stl10_binary) and set --data-dir"
-            ) from None
-        first = str(error).splitlines()[0]
-        raise MissingImagesError(f"{name} is not in {data_dir} and could not be downloaded: {first}") from None
-    if name == "STL10":
-        array, targets = content.data.transpose(0, 2, 3, 1), content.labels
-    else:
-        array, targets = content.data, content.targets
-    # a tensor, which spawned workers share, and not an array, which would be copied into each: STL10 takes 2.8 GB
-    pixels = torch.from_numpy(array)  # uint8 [n, h, w, 3]
-    targets = np.asarray(targets, dtype=np.int64)
-    name_of = (name + " image {}").format
-    classes = getattr(content, "classes", None)  # STL10 has them in a file of its own
+def _from_torchvision(name: str, data_dir: Path, in_memory: bool = True, **arguments: Any) -> Images:
+    """A data set as torchvision reads it; with `in_memory` also as `tensor`."""
+    pixels, targets, classes = read_torchvision(name, data_dir, **arguments)
     return Images(
-        targets, 10, name_of, open=partial(_image_of_tensor, pixels), classes=classes, source=str(data_dir), encoding="original"
+        targets,
+        CLASSES.get(name.lower(), 10),
+        (name + " image {}").format,
+        open=partial(_image_of_tensor, pixels),
+        tensor=pixels if in_memory else None,
+        classes=classes,
+        source=str(data_dir),
+        encoding="original",
     )
 
 
+def _decoded(images: Images, dataset: str) -> Images:
+    """Images on disk of 32 x 32 pixels, all read into memory."""
+    assert images.path is not None  # they are on disk
+    pixels = decode_all(images.pixels, [images.path(index) for index in range(len(images))], dataset)
+    return replace(images, tensor=pixels, open=partial(_image_of_tensor, pixels), decode=None)
+
+
 def _image_of_tensor(pixels: Tensor, index: int) -> Image.Image:
-    return Image.fromarray(pixels[index].numpy())
+    return Image.fromarray(pixels[index].permute(1, 2, 0).contiguous().numpy())

@@ -8,12 +8,11 @@ data sets, are the first images of each class.
 from __future__ import annotations
 
 import codecs
-import contextlib
 import hashlib
-import http.client
+import io
 import re
-import urllib.request
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -22,7 +21,8 @@ from sfrik.datasets.images import Images
 from sfrik.datasets.listing import cache_folder
 from sfrik.datasets.sizes import class_members
 from sfrik.errors import MissingImagesError, SfrikError
-from sfrik.system.files import WriteError, atomic_write, read_bytes
+from sfrik.system.download import ChecksumError, Download, DownloadError
+from sfrik.system.files import WriteError, read_bytes
 from sfrik.system.terminal import print_line
 
 __all__ = ["labelled_share", "simclr_list"]
@@ -32,7 +32,6 @@ SHA256 = {
     1: "71e82a48ba78252683ae334c4d019ebd5c6e855b9599c1389fbe83eb9549cf17",
     10: "6d09de11e7bdaf5b1f3b1f249b6183695f97310cdd20f0c03e7235b6b9392091",
 }
-TIMEOUT = 60  # seconds without a byte from the server
 
 
 def labelled_share(images: Images, dataset: str, percent: float, label_list: str = "") -> Images:
@@ -43,7 +42,7 @@ def labelled_share(images: Images, dataset: str, percent: float, label_list: str
 
     Args:
         images: all training images, with their labels.
-        dataset: mnist5k, cifar10, stl10, imagenet or image_folder.
+        dataset: a name of `sfrik.datasets.load_images`.
         percent: percentage of the labels, above 0; at 100 `images` is returned unchanged.
         label_list: file of image names, one per line: file names (n01440764_10074.JPEG), or paths below the training
             folder (n01440764/n01440764_10074.JPEG) where several classes have a file of this name. UTF-8 or UTF-16, with any
@@ -88,24 +87,28 @@ def simclr_list(percent: float) -> str:
         raise SfrikError(f"there is no list of {percent} % of ImageNet's labels, only of 1 and 10 %: {remedy}")
     percent = int(percent)
     url, cached = SIMCLR.format(percent=percent), cache_folder() / "label_lists" / f"imagenet-{percent}percent.txt"
-    with contextlib.suppress(SfrikError):
-        content = read_bytes(cached)
-        if hashlib.sha256(content).hexdigest() == SHA256[percent]:
-            return content.decode()
+    source = Download(url, SHA256[percent])
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-            content = response.read()
-    except (OSError, http.client.HTTPException) as error:
-        reason = str(getattr(error, "reason", "") or error or type(error).__name__)
+        try:
+            source.to_file(cached, lambda path: _is_known(path, percent))
+            return read_bytes(cached).decode()
+        except WriteError:  # downloaded again next time
+            content = io.BytesIO()
+            source.write(content)
+            return content.getvalue().decode()
+    except ChecksumError as error:
+        raise SfrikError(f"the label list {url} is not the known one ({error}): {remedy}") from None
+    except DownloadError as error:
         raise MissingImagesError(
-            f"the label list {url} could not be downloaded ({reason}): get it elsewhere, then {remedy}"
+            f"the label list {url} could not be downloaded ({error}): get it elsewhere, then {remedy}"
         ) from None
-    found = hashlib.sha256(content).hexdigest()
-    if found != SHA256[percent]:
-        raise SfrikError(f"the label list {url} is not the known one (SHA-256 {found[:12]}... of {len(content)} bytes): {remedy}")
-    with contextlib.suppress(WriteError), atomic_write(cached, len(content)) as file:  # else downloaded again next time
-        file.write(content)
-    return content.decode()
+
+
+def _is_known(path: Path, percent: int) -> bool:
+    try:
+        return hashlib.sha256(read_bytes(path)).hexdigest() == SHA256[percent]
+    except SfrikError:
+        return False
 
 
 def _read_names(path: str) -> list[str]:

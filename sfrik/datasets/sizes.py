@@ -10,7 +10,8 @@ from sfrik.errors import SfrikError
 
 __all__ = ["check_subset", "class_members", "class_subset"]
 
-PER_CLASS = {"mnist5k": 350, "cifar10": 5000, "stl10": 500}  # labelled training images; those of other data sets vary
+# labelled training images; those of other data sets vary
+PER_CLASS = {"mnist5k": 350, "cifar10": 5000, "cifar100": 500, "stl10": 500}
 MNIST5K_TUNE = 50
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from sfrik.datasets.entries import split_folder
+from sfrik.datasets.entries import check_class_count, split_folder
 from sfrik.datasets.images import Images, image_files, load_images
 from sfrik.datasets.listing import file_sizes
 from sfrik.datasets.sizes import class_members
@@ -125,11 +125,8 @@ def _places205(split: str, data_dir: Path) -> Images:
                 "trainvalsplit_places205.tar.gz and imagesPlaces205_resize.tar.gz there, or check --target-dir"
             )
         images = load_images("image_folder", split, data_dir)
-        if images.num_classes != PLACES_CLASSES:  # ImageNet has such folders too, and its folder is the default
-            raise SfrikError(
-                f"places205: {data_dir} has {images.num_classes} class folders and not the {PLACES_CLASSES} of Places205: "
-                "check --target-dir"
-            )
+        # ImageNet has such folders too, and its folder is the default
+        check_class_count(data_dir, images.num_classes, PLACES_CLASSES, "Places205", "check --target-dir")
         return images
     path = lists / f"{'train' if split == 'train' else 'val'}_places205.csv"
     roots = [data_dir / PLACES_IMAGES, data_dir / "imagesPlaces205_resize" / PLACES_IMAGES]

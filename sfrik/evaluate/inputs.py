@@ -34,6 +34,7 @@ from sfrik.settings import (
     score_settings,
 )
 from sfrik.system.devices import channels_last, pick_device
+from sfrik.system.download import no_downloads
 from sfrik.system.files import UnreadableError, file_hash, rename_broken
 from sfrik.system.records import read_record
 from sfrik.system.tensor_files import check_weights
@@ -130,9 +131,7 @@ class Inputs(Generic[AnySettings]):
 
     @cached_property
     def data(self) -> dict[str, dict[str, Any]]:
-        """The images that are read, by split, as `sfrik.datasets.fingerprint.describe_data` describes them.
-
-        Their numbers are printed on first use.
+        """The images that are read, by split, as `sfrik.datasets.describe_data` describes them; their numbers are printed once.
 
         Raises:
             SfrikError: they cannot be read.
@@ -147,10 +146,11 @@ class Inputs(Generic[AnySettings]):
     def present_data(self, recorded: Mapping[str, Any], path: Path) -> Mapping[str, Any] | None:
         """`data`, to compare with the `data` in a file; None for a file of an earlier release, which has none.
 
-        None too where the images are missing now: the file is used as it is, and this is reported.
+        Nothing is downloaded. None too where the images are missing now: the file is used as it is, and this is reported.
         """
         try:
-            return self.data if recorded.get("data") else None
+            with no_downloads():
+                return self.data if recorded.get("data") else None
         except MissingImagesError as error:
             self.report(f"{path} is used as it is, since its images cannot be compared with the present ones: {error}")
             return None

@@ -18,6 +18,7 @@ from sfrik.networks.backbones import Backbone, build_backbone
 from sfrik.networks.state_dicts import Match, match, unusable
 from sfrik.ops.finite import named_tensors
 from sfrik.settings import ARCHITECTURES
+from sfrik.system.download import Download, DownloadError
 from sfrik.system.files import WriteError, check_regular, file_hash, read_text, write_text
 from sfrik.system.tensor_files import (
     check_finite,
@@ -118,12 +119,10 @@ def pretrained(name: str = "resnet50-sfrik-200ep", progress: bool = True) -> nn.
         raise SfrikError(f"unknown weights {name!r}{nearest(name, PRETRAINED)}: choose {', '.join(PRETRAINED)}")
     file, arch = PRETRAINED[name]
     path = Path(torch.hub.get_dir()) / "checkpoints" / file
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(f"{RELEASE}/{file}", str(path), progress=progress)
-        except (OSError, RuntimeError) as error:
-            raise SfrikError(f"{RELEASE}/{file} could not be downloaded ({error}): fetch it yourself to {path}") from None
+    try:
+        Download(f"{RELEASE}/{file}", progress=progress).to_file(path)
+    except DownloadError as error:
+        raise SfrikError(f"{RELEASE}/{file} could not be downloaded ({error}): fetch it yourself to {path}") from None
     backbone = load_backbone(path, arch)
     record, digest = path.with_name(f"{file}.sha256"), file_hash(path)
     known = read_text(record).strip() if record.is_file() else ""

@@ -18,6 +18,7 @@ from sfrik.runs.data import FIXED, forget_fingerprint, recorded_data
 from sfrik.runs.folder import Run
 from sfrik.runs.provenance import now
 from sfrik.settings import PretrainSettings
+from sfrik.system.download import no_downloads
 
 __all__ = ["already_pretrained", "finish", "last_epoch", "read_images", "record_failure"]
 
@@ -47,7 +48,8 @@ def _present_images(run: Run, settings: PretrainSettings, progress: bool) -> dic
     if settings.dataset in FIXED or not recorded_data(run.folder):
         return None
     try:
-        return describe_data(read_images(settings, progress))
+        with no_downloads():
+            return describe_data(read_images(settings, progress))
     except MissingImagesError as error:
         print_from_rank_zero(progress, f"{run.folder}: the training images are not compared: {error}")
         return None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sfrik.errors import MissingImagesError
 from sfrik.runs.data import FIXED, data_differences, recorded_data
 from sfrik.settings import FrozenSettings, Settings, TransferSettings
+from sfrik.system.download import no_downloads
 from sfrik.system.terminal import warn_once
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ __all__ = ["PresentImages"]
 class PresentImages:
     """Describes images, each split once, and only those that a file records. PyTorch is imported when the first are read.
 
-    Images that are the same everywhere are not read; a line on stderr reports those that are missing. Neither are compared.
+    Images that are the same everywhere are not read, and none are downloaded; a line on stderr reports those that are missing.
+    Neither are compared.
 
     Args:
         data_dir: the folder of the images; the recipe's when empty.
@@ -62,7 +64,8 @@ class PresentImages:
         from sfrik.datasets import describe_data
 
         try:
-            self._described[key] = describe_data(_load(settings, split))
+            with no_downloads():
+                self._described[key] = describe_data(_load(settings, split))
         except MissingImagesError as error:
             warn_once(f"what was computed from images that are missing now is used as it is: {error}")
             self._described[key] = None

@@ -13,7 +13,7 @@ from sfrik.system.records import read_record
 __all__ = ["FIXED", "data_differences", "forget_fingerprint", "recorded_data", "split_differences"]
 
 # Data sets with the same images in every folder: a package has them, or torchvision checks the MD5 of their files.
-FIXED = ("mnist5k", "digits8x8", "cifar10", "stl10")
+FIXED = ("mnist5k", "digits8x8", "stl10")
 SINGULAR = {"images": "image", "classes": "class"}
 
 

@@ -52,7 +52,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     dataset: Datasets = Field(
-        "imagenet", description="data set: mnist5k, cifar10, stl10, imagenet, or image_folder (your images)"
+        "imagenet", description="data set: mnist5k, cifar10, cifar100, stl10, imagenet, image_folder (your images)"
     )
     data_dir: RequiredPath = Field("data", description="folder of the images; for ImageNet it contains train/ and val/")
     subset: Annotated[Count | None, Unset] = Field(None, description="training images per class, the first ones; all when unset")

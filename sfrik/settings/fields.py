@@ -62,7 +62,7 @@ PARTS = re.compile(r"[^\s,\[\]()'\"]+")  # of a list that was written as a text
 
 # The authors' commands write ImageNet, VICReg, SFRIK.
 LowerCase = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
-Datasets = Annotated[Literal["mnist5k", "cifar10", "stl10", "imagenet", "image_folder"], LowerCase]
+Datasets = Annotated[Literal["mnist5k", "cifar10", "cifar100", "stl10", "imagenet", "image_folder"], LowerCase]
 
 
 def _unset(empty: Any) -> BeforeValidator:

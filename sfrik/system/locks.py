@@ -30,12 +30,15 @@ __all__ = ["folder_lock", "is_locked", "refuse_locked"]
 
 # What flock answers where there is none. EIO is not among them: another process may hold a real lock there.
 WITHOUT_FLOCK = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY}
+GONE = {errno.ENOENT, errno.ESTALE}  # of a lock file, or its folder, that another process has deleted
 PROBE_SECONDS = 0.05  # longest time that a check by `is_locked` in another process holds the lock
 POLL_SECONDS = 0.2  # between two attempts to acquire a lock
 
 
 @contextmanager
-def folder_lock(folder: str | Path, name: str = "lock", wait: bool = False, optional: bool = False) -> Iterator[None]:
+def folder_lock(
+    folder: str | Path, name: str = "lock", wait: bool = False, optional: bool = False, work: str = "", remove: bool = False
+) -> Iterator[None]:
     """Hold the lock `name` of a folder, which is created if it is missing.
 
     Args:
@@ -44,6 +47,8 @@ def folder_lock(folder: str | Path, name: str = "lock", wait: bool = False, opti
         wait: Print a line that names the process holding the lock, and wait until it releases the lock.
         optional: Take no lock in a folder that this process cannot write, such as one on a read-only mount. For work that may be
             finished already, and is then only read; whatever else it tries to write is an error that names the file.
+        work: What the lock is for, for the line of a process that waits: "writes <folder>" by default.
+        remove: Delete the lock file at the end, and the folders that were created for it if they are empty.
 
     Raises:
         SfrikError: Another process holds the lock; the message names it.
@@ -52,11 +57,18 @@ def folder_lock(folder: str | Path, name: str = "lock", wait: bool = False, opti
     if optional and Path(folder).is_dir() and not os.access(folder, os.W_OK):
         yield
         return
-    make_folder(folder)
     path = Path(folder) / name
-    if path.exists():
-        check_regular(path)
-    lock = _acquire(path, folder, wait)
+    while True:
+        created = [place for place in (Path(folder), *Path(folder).parents) if remove and not os.path.lexists(place)]
+        make_folder(folder)
+        if path.exists():
+            check_regular(path)
+        try:
+            lock = _acquire(path, folder, wait, work)
+            break
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
     try:
         if not isinstance(lock, SoftFileLock):  # a marker file already names its process
             job = f", SLURM job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
@@ -64,7 +76,12 @@ def folder_lock(folder: str | Path, name: str = "lock", wait: bool = False, opti
                 path.write_text(f"pid {os.getpid()} on {socket.gethostname()}{job}", encoding="utf-8")
         yield
     finally:
+        if remove:  # while the lock is held: a process that gets the lock of a deleted file opens the new one
+            path.unlink(missing_ok=True)
         lock.release()
+        with suppress(OSError):
+            for place in created:
+                place.rmdir()
 
 
 def refuse_locked(folder: str | Path, name: str = "lock") -> None:
@@ -96,7 +113,8 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def _acquire(path: Path, folder: str | Path, wait: bool) -> BaseFileLock:
+def _acquire(path: Path, folder: str | Path, wait: bool, work: str) -> BaseFileLock:
+    """Acquire a lock; an OSError of `GONE` if the process that holds it removes the file's folder."""
     lock: BaseFileLock = FileLock(path, fallback_to_soft=False)
     try:
         try:
@@ -110,10 +128,10 @@ def _acquire(path: Path, folder: str | Path, wait: bool) -> BaseFileLock:
         if not wait:
             raise _refusal(lock, folder) from None
         remedy = f"; {_remedy(lock)}" if isinstance(lock, SoftFileLock) else ""
-        print_line(f"waiting for {_holder(lock)}, which writes {folder}{remedy}")
+        print_line(f"waiting for {_holder(lock)}, which {work or f'writes {folder}'}{remedy}")
         lock.acquire(timeout=-1, poll_interval=POLL_SECONDS)
     except OSError as error:
-        raise write_error(path, error) from None
+        raise error if error.errno in GONE else write_error(path, error) from None
     return lock
 
 

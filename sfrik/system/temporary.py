@@ -12,6 +12,7 @@ import multiprocessing.util
 import os
 import re
 import secrets
+import shutil
 import socket
 import stat
 import tempfile
@@ -47,7 +48,7 @@ def _host() -> str:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Delete the temporary files of dead processes of this machine, and day-old ones of other machines."""
+    """Delete the temporary files and folders of dead processes of this machine, and day-old ones of other machines."""
     host = _host()
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
@@ -58,7 +59,9 @@ def remove_abandoned(folder: Path) -> None:
                 abandoned = not is_alive(int(match["pid"]))
             else:
                 abandoned = time.time() - entry.stat().st_mtime > ABANDONED_SECONDS
-            if abandoned:
+            if abandoned and entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            elif abandoned:
                 os.unlink(entry.path)
 
 

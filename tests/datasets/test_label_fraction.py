@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
 import itertools
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from toys import web_server
 
 from sfrik.datasets import label_fraction as labels
 from sfrik.datasets.images import Images, load_images
@@ -179,37 +178,15 @@ def test_a_list_works_on_a_folder_of_files(tmp_path, listed):
 # --- SimCLR's lists
 
 
-class _Server(http.server.BaseHTTPRequestHandler):
-    """Serves `content[path]` and announces `missing` bytes more than it sends."""
-
-    content: dict[str, bytes] = {}  # noqa: RUF012  each test sets its own
-    missing = 0
-
-    def do_GET(self):
-        if self.path not in self.content:
-            self.send_error(404)
-            return
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(self.content[self.path]) + self.missing))
-        self.end_headers()
-        self.wfile.write(self.content[self.path])
-
-    def log_message(self, *arguments):
-        pass
-
-
 @pytest.fixture
 def server(monkeypatch):
     """A local server in place of SimCLR's, with a list of 10 % whose checksum is made the expected one."""
-    handler = type("Handler", (_Server,), {"content": {"/10percent.txt": b"n03_1.JPEG\nn01_2.JPEG\n"}})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        monkeypatch.setattr(labels, "SIMCLR", f"http://127.0.0.1:{running.server_port}/{{percent}}percent.txt")
-        monkeypatch.setitem(labels.SHA256, 10, hashlib.sha256(handler.content["/10percent.txt"]).hexdigest())
-        yield handler
-        running.shutdown()
-        thread.join()
+    content = {"/10percent.txt": b"n03_1.JPEG\nn01_2.JPEG\n"}
+    with web_server(content) as running:
+        running.content = content
+        monkeypatch.setattr(labels, "SIMCLR", f"{running.url}/{{percent}}percent.txt")
+        monkeypatch.setitem(labels.SHA256, 10, hashlib.sha256(content["/10percent.txt"]).hexdigest())
+        yield running
 
 
 def fraction_of_imagenet():
@@ -254,7 +231,7 @@ def test_a_list_with_another_checksum_is_rejected_and_not_cached(server, cache):
 
 def test_an_interrupted_download_is_rejected_and_not_cached(server, cache):
     server.missing = 100
-    assert "could not be downloaded (IncompleteRead" in refusal()
+    assert "could not be downloaded (the connection ended after 22 of 122 bytes)" in refusal()
     assert not cache.exists()
 
 

@@ -230,8 +230,8 @@ def test_a_score_whose_images_are_gone_is_returned_and_reported(place, command, 
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{place / 'run' / first['protocol']}.json is used as it is, since its images cannot be compared")
     assert line.endswith(
-        f"there is no image folder {place / 'one' / 'train'}: --data-dir must hold train/ and val/ (or test/), with one folder per "
-        "class"
+        f"there is no image folder {place / 'one' / 'train'}: --data-dir must hold train/ and val/ (or test/), with one "
+        "folder per class"
     )
     (place / "one" / "test").mkdir(parents=True)  # other images, which cannot be read as these are
     with pytest.raises(SfrikError, match="there is no image folder"):
