@@ -152,7 +152,7 @@ class Download:
             missing = not is_there(path)
             if missing:
                 remove_abandoned(path.parent)
-                print_line(f"downloading {self.url} to {path}", error=True)
+                print_line(f"downloading {self.url} to {path}")
             yield missing
 
 

@@ -53,7 +53,7 @@ def server():
 def process(server, target):
     command = [sys.executable, "-c", FETCH, f"{server.url}/a.tar.gz", server.md5, str(target)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=environment)
 
 
 def until(condition):
@@ -211,7 +211,9 @@ def test_a_lock_that_removes_its_folder_is_taken_again_by_a_process_that_waits(t
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with folder_lock(folder, work="counts", remove=True):
-        waiting = subprocess.Popen([sys.executable, "-c", wait], stdout=subprocess.PIPE, text=True, env=environment)
+        waiting = subprocess.Popen(
+            [sys.executable, "-c", wait], stdout=subprocess.PIPE, text=True, encoding="utf-8", env=environment
+        )
         assert waiting.stdout.readline().startswith(f"waiting for pid {os.getpid()} on ")
     waiting.communicate(timeout=60)
     assert waiting.returncode == 0
