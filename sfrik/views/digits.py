@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from sfrik.errors import SfrikError
-from sfrik.views.geometric import PatchGrid, change_contrast, crop_batch
+from sfrik.views.geometric import PatchGrid, change_contrast, crop_batch, to_device
 from sfrik.views.photos import OBOW_CROP_SCALE, OBOW_PATCH_SCALE, STATISTICS, swav_kinds
 
 __all__ = ["affine_views", "digit_pipeline", "digit_views", "whole_digits"]
@@ -84,8 +84,8 @@ def digit_views(
     slanted[:, 0, 1] = slant
     linear = rotate @ slanted / zoom[:, None, :]
     offset = torch.stack([uniform(-2 * shift, 2 * shift), uniform(-2 * shift, 2 * shift)], -1)
-    theta = torch.cat([linear, offset[:, :, None]], dim=2).to(images.device)  # [n, 2, 3]
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    theta = torch.cat([linear, offset[:, :, None]], dim=2)  # [n, 2, 3]
+    grid = F.affine_grid(to_device(theta, images.device), list(images.shape), align_corners=False)
     warped = F.grid_sample(images.float() / 255, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return _normalise(change_contrast(warped, generator, contrast))
 

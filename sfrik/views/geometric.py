@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from sfrik.errors import SfrikError
 
-__all__ = ["PatchGrid", "change_contrast", "crop_batch", "pixel_boxes", "random_boxes", "resize_boxes"]
+__all__ = ["PatchGrid", "change_contrast", "crop_batch", "pixel_boxes", "random_boxes", "resize_boxes", "to_device"]
 
 ATTEMPTS = 10  # draws of a box until it fits, as in torchvision's RandomResizedCrop
 RATIO = (3 / 4, 4 / 3)  # of width to height of a crop: the default of RandomResizedCrop
@@ -100,7 +100,7 @@ def crop_batch(pixels: Tensor, size: int, scale: tuple[float, float], generator:
     theta[:, 0, 0], theta[:, 1, 1] = width, height
     # coordinates of a grid run from -1 to 1; these are those of the middle of the box
     theta[:, 0, 2], theta[:, 1, 2] = 2 * left + width - 1, 2 * top + height - 1
-    grid = F.affine_grid(theta.to(pixels.device), [n, channels, size, size], align_corners=False)
+    grid = F.affine_grid(to_device(theta, pixels.device), [n, channels, size, size], align_corners=False)
     # "border": at the image's edge, the outer half of the last pixel is not blended with black
     return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
@@ -134,9 +134,11 @@ def resize_boxes(
     vertical = _resize_matrices(boxes[:, 0], boxes[:, 2], height, size[0], range(top, top + rows), interpolation)
     horizontal = _resize_matrices(boxes[:, 1], boxes[:, 3], width, size[1], range(left, left + columns), interpolation, mirrored)
     lines = pixels.transpose(1, 2).reshape(n, height, channels * width)
-    lines = vertical.view(-1, n, rows, height) @ lines  # [v, n, rows, c * width]
-    lines = lines.view(-1, rows * channels, width) @ horizontal.mT  # [v * n, rows * c, columns]
-    return lines.view(-1, rows, channels, columns).transpose(1, 2)
+    fewer = lines.new_empty(len(boxes), rows, channels * width)
+    for one, result in zip(vertical.split(n), fewer.split(n), strict=True):  # a product with all at once would copy the lines
+        torch.bmm(one, lines, out=result)
+    resized = fewer.view(-1, rows * channels, width) @ horizontal.mT  # [v * n, rows * c, columns]
+    return resized.view(-1, rows, channels, columns).transpose(1, 2)
 
 
 def _resize_matrices(
@@ -197,6 +199,11 @@ def _cubic(distance: Tensor) -> Tensor:
 _KERNELS = {"bilinear": _triangle, "bicubic": _cubic}
 
 
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Copy values from the CPU to the device; on a GPU from pinned memory, so that nothing waits for the GPU's work."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
 def change_contrast(pixels: Tensor, generator: Generator | None, contrast: float = 0.4) -> Tensor:
     """Multiply the values of each image by a random factor from 1 - contrast to 1 + contrast, and clip them at 1.
 
@@ -206,7 +213,7 @@ def change_contrast(pixels: Tensor, generator: Generator | None, contrast: float
         contrast: largest change of the factor.
     """
     factor = torch.empty(pixels.shape[0]).uniform_(1 - contrast, 1 + contrast, generator=generator)
-    return (pixels * factor.to(pixels.device)[:, None, None, None]).clamp(0, 1)
+    return (pixels * to_device(factor, pixels.device)[:, None, None, None]).clamp(0, 1)
 
 
 class PatchGrid:
@@ -257,7 +264,7 @@ class PatchGrid:
             `count` tensors [n, c, patch_size, patch_size].
         """
         n = images.shape[0]
-        corners = self.corners(n, generator).to(images.device)
+        corners = to_device(self.corners(n, generator), images.device)
         within = torch.arange(self.patch_size, device=images.device)
         which = torch.arange(n, device=images.device)[:, None, None]
         views = []

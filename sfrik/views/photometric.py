@@ -8,12 +8,14 @@ Letters of the shapes: n images, h and w pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
+
+from sfrik.views.geometric import to_device
 
 __all__ = [
     "Colour",
@@ -24,15 +26,14 @@ __all__ = [
     "change_colours",
     "join",
     "shift_hue",
-    "to_device",
 ]
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, PIL's weights of red, green and blue in grey
 BLUR_RADIUS = (0.1, 2.0)  # standard deviation in pixels
 BLUR_PASSES = 3  # of PIL's box
-# Values processed at a time. On a CPU one view of 224 x 224, which stays in the cache with its intermediate results. On a GPU
-# enough to keep it busy: a copy of a whole batch of 2048 such views would take 1.2 GB.
-PIECE, PIECE_OF_CPU = 2**25, 2**18
+# Values processed at a time. On a CPU a few views of 224 x 224, or 340 of 32 x 32: with fewer, the calls take longer than their
+# work. On a GPU enough to keep it busy: a copy of a whole batch of 2048 views of 224 x 224 would take 1.2 GB.
+PIECE, PIECE_OF_CPU = 2**25, 2**20
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def change_colours(
     result = torch.empty(images.shape, device=images.device)
     statistics = None
     if mean is not None and std is not None:
-        statistics = [to_device(torch.tensor(values)[:, None, None], images.device) for values in (mean, std)]
+        statistics = to_device(torch.tensor([mean, std])[:, :, None, None], images.device)
     rows = max(1, (PIECE_OF_CPU if images.device.type == "cpu" else PIECE) // images[0].numel())
     for start in range(0, len(images), rows):
         which = slice(start, start + rows)
@@ -137,33 +138,21 @@ def change_colours(
 
 
 def _apply(pixels: Tensor, draws: Draws) -> None:
-    """Change the images [n, 3, h, w] in place."""
-    for place in range(4):
-        for step in range(4):
-            chosen = draws.order[:, place] == step
-            _change(pixels, chosen, STEPS[step], draws.factors[:, step])
-    _change(pixels, draws.grey, _grey)
-    _change(pixels, draws.radius > 0, _blur, draws.radius)
-    # PIL inverts bytes of 128 or more, that is values above the middle
-    _change(pixels, draws.solarised, lambda x: torch.minimum(x, 1 - x))
-
-
-def _change(pixels: Tensor, chosen: Tensor, step: Callable[..., Tensor], *parameters: Tensor) -> None:
-    """Replace the chosen images by `step` of them and of their parameters [n]; the others are not computed."""
-    where = chosen.nonzero()[:, 0]
-    if len(where) == 0:
-        return
-    of_chosen = [to_device(values[where], pixels.device) for values in parameters]
-    if len(where) == len(pixels):
-        pixels.copy_(step(pixels, *of_chosen))
-    else:
-        where = to_device(where, pixels.device)
-        pixels.index_copy_(0, where, step(pixels.index_select(0, where), *of_chosen))
-
-
-def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Move a few values to the device without waiting for its work."""
-    return values.to(device, non_blocking=True)
+    """Change the images [n, 3, h, w] in place. A step is computed of the images that have it, and of no others."""
+    # on the CPU: which step is applied to which image, [steps, n]
+    jitter = (draws.order.T[:, None] == torch.arange(4)[:, None]).flatten(0, 1)
+    chosen = torch.cat([jitter, torch.stack([draws.grey, draws.radius > 0, draws.solarised])])
+    step, image = chosen.nonzero().unbind(dim=1)
+    parameters = torch.cat([draws.factors, draws.radius[:, None]], dim=1)[image, PARAMETER[step]]
+    # one transfer, as 32 bits each
+    image, parameters = to_device(torch.stack([image.int(), parameters.view(torch.int32)]), pixels.device)
+    counts = chosen.sum(dim=1).tolist()
+    parts = zip(STEPS, image.long().split(counts), parameters.view(torch.float32).split(counts), strict=True)
+    for apply, where, parameter in parts:
+        if len(where) == len(pixels):
+            pixels.copy_(apply(pixels, parameter))
+        elif len(where):
+            pixels.index_copy_(0, where, apply(pixels.index_select(0, where), parameter))
 
 
 def _luma(pixels: Tensor) -> Tensor:
@@ -172,9 +161,14 @@ def _luma(pixels: Tensor) -> Tensor:
     return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
-def _grey(pixels: Tensor) -> Tensor:
+def _grey(pixels: Tensor, _: Tensor) -> Tensor:
     """Three equal channels."""
     return _luma(pixels).expand_as(pixels)
+
+
+def _solarise(pixels: Tensor, _: Tensor) -> Tensor:
+    """PIL inverts bytes of 128 or more, that is values above the middle."""
+    return torch.minimum(pixels, 1 - pixels)
 
 
 def _blend(pixels: Tensor, other: Tensor, factor: Tensor) -> Tensor:
@@ -226,9 +220,6 @@ def shift_hue(pixels: Tensor, shift: Tensor) -> Tensor:
     return turned
 
 
-STEPS = (_brightness, _contrast, _saturation, shift_hue)
-
-
 def _blur(pixels: Tensor, radius: Tensor) -> Tensor:
     """Blur each image with a standard deviation of `radius` [n] pixels as PIL's GaussianBlur does: by three boxes.
 
@@ -238,6 +229,11 @@ def _blur(pixels: Tensor, radius: Tensor) -> Tensor:
     kernel = _convolve(_convolve(box, box), box)
     along = along_by_shifts if pixels.device.type == "cpu" else along_by_convolution
     return along(along(pixels, kernel, 3), kernel, 2)
+
+
+# In the order in which they are applied: the four of the jitter at each of their four places, and the others.
+STEPS = (*(_brightness, _contrast, _saturation, shift_hue) * 4, _grey, _blur, _solarise)
+PARAMETER = torch.tensor([*range(4)] * 4 + [4] * 3)  # of each step: the column in the factors and the radius
 
 
 def along_by_shifts(pixels: Tensor, kernel: Tensor, axis: int) -> Tensor:

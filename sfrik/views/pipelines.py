@@ -14,8 +14,8 @@ import torch
 from PIL import Image, ImageFilter
 from torch import Generator, Tensor
 
-from sfrik.views.geometric import RATIO, resize_boxes
-from sfrik.views.photometric import BLUR_RADIUS, Colour, change_colours, join, to_device
+from sfrik.views.geometric import RATIO, resize_boxes, to_device
+from sfrik.views.photometric import BLUR_RADIUS, Colour, change_colours, join
 from sfrik.views.photos import STATISTICS, Crop, Whole, bounded, normalise
 
 if TYPE_CHECKING:
