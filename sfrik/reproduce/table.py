@@ -108,8 +108,7 @@ def render_tables(names: Sequence[str], profile: str, root: Path) -> None:
     """Write tables, figures, pages and claims from the scores in `root`, with notebook 07."""
     parameters = {"tables": list(names), "profile": profile, "seeds": 0, "root": str(root)}
     execute("07_tables", parameters, root / profile / "notebooks" / "07_tables.ipynb")
-    if profile == "digits":
-        write_claims(profile, root)
+    write_claims(profile, root)
 
 
 def writable_root(profile: str, root: str | Path | None = None) -> Path:

@@ -25,10 +25,11 @@ from typing import Any, NamedTuple
 from sfrik.errors import SfrikError
 from sfrik.system.files import read_toml
 
-__all__ = ["RECIPES", "RecipeFiles", "grid_recipes", "recipe_files", "recipe_names"]
+__all__ = ["RECIPES", "TUNE", "RecipeFiles", "grid_recipes", "recipe_files", "recipe_names"]
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-TUNE, GRID, SAME = "tune_", "grid", " = "
+TUNE = "tune_"  # how the names of files with a grid start
+GRID, SAME = "grid", " = "
 
 
 class RecipeFiles(NamedTuple):

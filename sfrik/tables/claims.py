@@ -1,23 +1,25 @@
-"""The paper's claims compared with the measurements of the digits profile, as contrasts of table cells with standard errors.
+"""The paper's claims compared with the measurements of a profile, as contrasts of table cells with standard errors.
 
 A contrast is a weighted sum of means over seeds, with signs such that the claim predicts a positive value. The claim holds if the
 contrast exceeds two standard errors (from the spread over seeds), does not hold if it is below minus two, and is not decided
-otherwise. With three seeds this is a reading aid, not a significance test.
+otherwise, which includes a single seed. With three seeds this is a reading aid, not a significance test.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sfrik.settings import runs_root
+from sfrik.settings import grid_recipes, runs_root
+from sfrik.settings.recipes import TUNE
 from sfrik.system.files import write_text
+from sfrik.tables.claim_pages import PAGES
 from sfrik.tables.collect import Measured, Table, build_table
-from sfrik.tables.definitions import grids, read_choice
+from sfrik.tables.definitions import grids, read_choice, rows_of, tables_of
 from sfrik.tables.render import MISSING, markdown_table
-from sfrik.tables.rows import paper_figures
+from sfrik.tables.rows import DIMS, paper_figures
 
 __all__ = ["Claim", "Contrast", "claims", "claims_as_markdown", "verdict", "write_claims"]
 
@@ -44,18 +46,28 @@ class Claim:
     contrasts: Sequence[Contrast]
 
 
-def claims() -> list[Claim]:
-    """The claims that can be compared with measurements of the digits profile."""
+def claims(profile: str = "digits") -> list[Claim]:
+    """The claims that can be compared with measurements of a profile, with the contrasts whose tables it has."""
+    found = [(claim, [c for c in claim.contrasts if c.table in tables_of(profile)]) for claim in _claims(profile)]
+    return [replace(claim, contrasts=contrasts) for claim, contrasts in found if contrasts]
+
+
+def _claims(profile: str) -> list[Claim]:
     figures = paper_figures()
     linear, kernels = figures["linear_in20"], figures["kernel_choice"]
     r50, transfer = figures["imagenet_r50"], figures["transfer_in20"]
     accuracies = (("linear_top1", "linear probing"), ("logistic_top1", "logistic regression"), ("knn_top1", "20-NN"))
 
-    def table1(rows: Mapping[tuple, float]) -> list[Contrast]:
-        return [Contrast(title, "table1", column, rows) for column, title in accuracies]
+    at_small, at_large = DIMS[profile][0], DIMS[profile][-1]
+
+    def table1(rows: Mapping[tuple, float], at: str = "") -> list[Contrast]:
+        return [Contrast(title + at, "table1", column, rows) for column, title in accuracies]
+
+    def degrees(more: int, fewer: int, q: int) -> dict[tuple, float]:
+        return {(f"SFRIK L={more}", q): 1.0, (f"SFRIK L={fewer}", q): -1.0}
 
     def kernel(name: str) -> list[Contrast]:
-        rows = {("MMD", 512, "truncated L=3"): 1.0, ("MMD", 512, name): -1.0}
+        rows = {("MMD", at_large, "truncated L=3"): 1.0, ("MMD", at_large, name): -1.0}
         return [Contrast(title, "table2", column, rows) for column, title in accuracies]
 
     def at(q: int) -> str:
@@ -67,17 +79,20 @@ def claims() -> list[Claim]:
     def fast(q: int) -> dict[tuple, float]:
         return {("VICReg", q, "512"): 1.0, ("SFRIK L=3", q, "512"): -1.0}
 
-    at_small, at_large = 128, 512
+    small = [row.q for row in rows_of("table1", profile) if row.method == "SFRIK L=3" and row.q != at_large]
+    tuned = {"photos": "each method with the weight and the learning rate that were chosen at each q"}.get(
+        profile, "VICReg keeps the coefficients chosen at the largest q, SFRIK's scale with q"
+    )
     return [
         Claim(
             "Degree 1 is not enough: L = 2 is better than L = 1.",
             f"{linear['SFRIK_L2'][-1]} against {linear['SFRIK_L1_q8192']} % (q = 8192)",
-            table1({("SFRIK L=2", 512): 1.0, ("SFRIK L=1", 512): -1.0}),
+            table1(degrees(2, 1, at_large)),
         ),
         Claim(
             "Degree 3 helps: L = 3 is better than L = 2.",
             f"{linear['SFRIK_L3_q8192']} against {linear['SFRIK_L2'][-1]} % (q = 8192)",
-            table1({("SFRIK L=3", 512): 1.0, ("SFRIK L=2", 512): -1.0}),
+            table1(degrees(3, 2, at_large)) + [contrast for q in small for contrast in table1(degrees(3, 2, q), f", q = {q}")],
         ),
         Claim(
             "Three degrees suffice: the kernel truncated at L = 3 is better than the Gaussian kernel (here with eight degrees).",
@@ -91,7 +106,7 @@ def claims() -> list[Claim]:
         ),
         Claim(
             "VICReg needs a large q more than SFRIK does: from the largest q to the smallest, VICReg loses more accuracy "
-            "(VICReg keeps the coefficients chosen at the largest q, SFRIK's scale with q).",
+            f"({tuned}).",
             f"from q = 8192 to 2048 VICReg loses {linear['VICReg'][-1] - linear['VICReg'][1]:.1f} points, "
             f"SFRIK L = 2 {linear['SFRIK_L2'][-1] - linear['SFRIK_L2'][1]:.1f}",
             table1(
@@ -155,31 +170,38 @@ def claims() -> list[Claim]:
         Claim(
             "SFRIK's features transfer to other images better than VICReg's.",
             f"Places205 top-1 {transfer['SFRIK_L3'][0]} against {transfer['VICReg'][0]} % (q = 8192)",
-            [Contrast("scikit-learn's digits", "table3", "transfer_top1", {("SFRIK L=3", 512): 1.0, ("VICReg", 512): -1.0})],
+            [
+                Contrast(
+                    "scikit-learn's digits", "table3", "transfer_top1", {("SFRIK L=3", at_large): 1.0, ("VICReg", at_large): -1.0}
+                )
+            ],
         ),
     ]
 
 
-def value_and_error(contrast: Contrast, table: Table) -> tuple[float, float, int] | None:
-    """The contrast, its standard error over seeds and the smallest n; None if a cell is missing or has only one seed."""
+def value_and_error(contrast: Contrast, table: Table) -> tuple[float, float | None, int] | None:
+    """The contrast, its standard error over seeds (None where a cell has one) and the smallest n; None if a cell is missing."""
     rows: dict[tuple, Measured] = {(m.row.method, m.row.q, *m.row.labels.values()): m for m in table.measured}
     value, variance, least = contrast.constant, 0.0, math.inf
     for key, weight in contrast.rows.items():
         mean, spread = rows[key].mean(contrast.column), rows[key].spread(contrast.column)
-        if mean is None or spread is None:
+        if mean is None:
             return None
         n = rows[key].n(contrast.column)
-        value, variance, least = value + weight * mean, variance + weight**2 * spread**2 / n, min(least, n)
-    return value, math.sqrt(variance), int(least)
+        value, least = value + weight * mean, min(least, n)
+        variance += math.nan if spread is None else weight**2 * spread**2 / n
+    return value, None if math.isnan(variance) else math.sqrt(variance), int(least)
 
 
-def _signed(value: float, error: float, contrast: Contrast) -> str:
+def _signed(value: float, error: float | None, contrast: Contrast) -> str:
     digits = 3 if contrast.column.endswith("ratio") else 2
-    return f"{value:+.{digits}f} ± {error:.{digits}f}"
+    return f"{value:+.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
 
-def verdict(value: float, error: float) -> str:
-    """Whether a contrast is positive by more than two standard errors."""
+def verdict(value: float, error: float | None) -> str:
+    """Whether a contrast is positive by more than two standard errors; not decided without an error."""
+    if error is None:
+        return "not decided (one seed)"
     if abs(value) <= MARGIN * error:
         return "not decided"
     return "holds" if value > 0 else "does not hold"
@@ -187,10 +209,12 @@ def verdict(value: float, error: float) -> str:
 
 def claims_as_markdown(profile: str = "digits", root: str | Path | None = None) -> str:
     """A Markdown table with one line per contrast: the claim, the paper's figures, the measured difference, the verdict."""
-    tables = {name: build_table(name, profile, root) for name in ("table1", "table2", "table3", "table4", "table6")}
+    found_claims = claims(profile)
+    names = dict.fromkeys(contrast.table for claim in found_claims for contrast in claim.contrasts)
+    tables = {name: build_table(name, profile, root) for name in names}
     header = ["claim", "the paper", "measured here", "difference ± standard error", "n", "verdict"]
     rows = []
-    for claim in claims():
+    for claim in found_claims:
         text = [claim.text.replace("|", "‖"), claim.paper]
         for contrast in claim.contrasts:
             row = [*text, f"[{contrast.title}](tables/{contrast.table}.md)"]
@@ -204,42 +228,26 @@ def claims_as_markdown(profile: str = "digits", root: str | Path | None = None) 
     return "\n".join(markdown_table(header, rows))
 
 
-def write_claims(profile: str = "digits", root: str | Path | None = None) -> Path:
-    """Write <root>/<profile>/README.md."""
+def write_claims(profile: str = "digits", root: str | Path | None = None) -> Path | None:
+    """Write <root>/<profile>/README.md, for a profile that has such a page (`sfrik.tables.claim_pages`); None for others."""
+    if profile not in PAGES:
+        return None
     path = Path(root or runs_root()) / profile / "README.md"
-    write_text(path, PAGE.format(table=claims_as_markdown(profile, root), edges=_choices_at_an_edge(profile, root)))
+    write_text(path, PAGES[profile].format(table=claims_as_markdown(profile, root), edges=_choices_at_an_edge(profile, root)))
     return path
 
 
 def _choices_at_an_edge(profile: str, root: str | Path | None) -> str:
-    """The recipes chosen in table 9 that are the first or the last of their grid."""
+    """The recipes chosen in table 9 that are the first or the last of their grid; in a grid of several settings, with these."""
     found = []
     for grid, recipes in grids(profile).items():
         chosen = read_choice(profile, grid, root)
-        found += [chosen.split("/")[-1]] if chosen and chosen in (recipes[0], recipes[-1]) else []
+        points = grid_recipes(profile, f"{TUNE}{grid}")
+        values = {key: [point[key] for point in points.values()] for point in points.values() for key in point}
+        if chosen and points:
+            point = points[chosen]
+            edges = [key for key, of in values.items() if len(set(of)) > 1 and point[key] in (min(of), max(of))]
+            found += [f"{chosen.split('/')[-1]} ({', '.join(edges)})"] if edges else []
+        elif chosen in (recipes[0], recipes[-1]):
+            found += [chosen.split("/")[-1]]
     return ", ".join(found) or "none"
-
-
-PAGE = """# The paper's claims on the digits profile
-
-MNIST5k (3,500 training digits, 1,000 test digits), an eight-layer ResNet, 16 epochs, two CPU cores: a small experiment, not a
-repetition of the paper's. This page is written by `make tables` from the score files in this folder.
-
-Differences are signed so that the claim predicts a positive value. Differences of accuracies are in points of top-1 accuracy (%);
-differences of costs are ratios, or have the unit given in the row. *holds*: more than two standard errors above zero; *does not
-hold*: more than two below; *not decided*: in between. The standard error comes from the spread over n seeds. With three seeds it
-is rough: if there is no true difference, one contrast in five to nine is still called *holds* or *does not hold*. It does not
-include the error due to the test images, which all runs share.
-
-{table}
-
-For each kernel of table 2 the alignment weight was chosen separately, on the tuning split with seed 0 (the recipes list the
-candidates); the scale and the weight behind the paper's figures are not known. Choices of table 9 at the edge of their grid,
-where a wider grid may be better: {edges}.
-
-The tables with means, standard deviations and links to every run: [1](tables/table1.md) linear probing,
-[2](tables/table2.md) kernels, [3](tables/table3.md) transfer, [4](tables/table4.md) all protocols,
-[5](tables/table5.md) memory, [6](tables/table6.md) time and memory, [7](tables/table7.md) multi-crop,
-[8](tables/table8.md) few labels, [9](tables/table9.md) tuning. Figures are in [figures](figures), executed notebooks in
-[notebooks](notebooks) and in the folder of each run.
-"""

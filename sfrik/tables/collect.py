@@ -22,7 +22,7 @@ from sfrik.runs.data import data_differences, recorded_data, split_differences
 from sfrik.runs.folder import Run
 from sfrik.runs.records import Score
 from sfrik.runs.scores import run_problem, score_problem
-from sfrik.settings import PretrainSettings, as_whole, recipe_settings, run_folder, score_settings
+from sfrik.settings import PretrainSettings, as_whole, load_recipe, recipe_settings, run_folder, score_settings
 from sfrik.system.files import path_exists
 from sfrik.system.records import read_record
 from sfrik.tables.cost_rows import cost_problem, read_costs
@@ -38,6 +38,10 @@ __all__ = [
     "read_score",
     "tables_with_scores",
 ]
+
+
+ARRAYS = ("cifar10", "cifar100")  # data sets that are published as arrays of pixels and can be read from image files too
+ORIGINAL = "original"  # the encoding of these arrays in records of images
 
 
 @dataclass
@@ -83,7 +87,20 @@ class Table:
 
     @property
     def title(self) -> str:
-        return f"{self.experiment.title}; {IMAGES[self.profile] if self.experiment.images else 'random embeddings'}"
+        return f"{self.experiment.title}; {self._images if self.experiment.images else 'random embeddings'}"
+
+    @property
+    def _images(self) -> str:
+        """The images of the profile, and whether those of the runs were stored in another form than they are published in."""
+        records = [data for m in self.measured for data in m.trained_on.values()]
+        records += [
+            data for m in self.measured for seeds in m.data.values() for splits in seeds.values() for data in splits.values()
+        ]
+        arrays = load_recipe(self.measured[0].row.recipe)["dataset"] in ARRAYS
+        forms = (
+            {str(data["encoding"]) for data in records if data and data.get("encoding", ORIGINAL) != ORIGINAL} if arrays else ()
+        )
+        return IMAGES[self.profile] + (f", re-encoded as {' and '.join(sorted(forms))}" if forms else "")
 
     @property
     def labels(self) -> list[str]:

@@ -7,13 +7,15 @@ import math
 import pytest
 
 from sfrik.system.files import write_json
+from sfrik.tables.claim_pages import PAGES
 from sfrik.tables.claims import Contrast, claims, claims_as_markdown, value_and_error, verdict, write_claims
 from sfrik.tables.collect import build_table
+from sfrik.tables.definitions import grids, tables_of
 
 
-def linear(root, recipe, *values):
+def linear(root, recipe, *values, profile="digits"):
     for seed, value in enumerate(values):
-        folder = root / "digits" / recipe / f"seed{seed}"
+        folder = root / profile / recipe / f"seed{seed}"
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "linear.json", {"protocol": "linear", "top1": value})
 
@@ -26,6 +28,7 @@ def linear(root, recipe, *values):
         (-5.0, 2.5, "not decided"),
         (-5.0, 2.4, "does not hold"),
         (0, 0, "not decided"),
+        (5.0, None, "not decided (one seed)"),
     ],
 )
 def test_a_claim_is_decided_beyond_two_standard_errors(value, error, expected):
@@ -42,12 +45,14 @@ def test_the_standard_error_is_that_of_a_difference_of_means(tmp_path):
     assert error == pytest.approx(math.sqrt((13 + 3) / 3))
 
 
-def test_a_single_seed_or_a_missing_cell_gives_no_contrast(tmp_path):
+def test_a_single_seed_has_no_error_and_a_missing_cell_no_contrast(tmp_path):
     contrast = Contrast("", "table1", "linear_top1", {("SFRIK L=2", 512): 1.0, ("SFRIK L=1", 512): -1.0})
     linear(tmp_path, "sfrik_l2_q512", 90.0, 92.0)
     assert value_and_error(contrast, build_table("table1", "digits", tmp_path)) is None
     linear(tmp_path, "sfrik_l1_q512", 40.0)
-    assert value_and_error(contrast, build_table("table1", "digits", tmp_path)) is None
+    assert value_and_error(contrast, build_table("table1", "digits", tmp_path)) == (pytest.approx(51.0), None, 1)
+    line = next(line for line in claims_as_markdown("digits", tmp_path).splitlines() if "linear probing" in line)
+    assert line.endswith("| [linear probing](tables/table1.md) | +51.00 | 1 | not decided (one seed) |")
 
 
 def test_a_contrast_can_have_a_constant_and_be_a_difference_of_differences(tmp_path):
@@ -61,10 +66,11 @@ def test_a_contrast_can_have_a_constant_and_be_a_difference_of_differences(tmp_p
     assert (value, error) == (pytest.approx(0.5 + 9.0 - 1.0), pytest.approx(1.0))
 
 
-def test_every_contrast_refers_to_cells_of_its_table():
-    for claim in claims():
+@pytest.mark.parametrize("profile", PAGES)
+def test_every_contrast_refers_to_cells_of_its_table(profile):
+    for claim in claims(profile):
         for contrast in claim.contrasts:
-            table = build_table(contrast.table, "digits", "nowhere")
+            table = build_table(contrast.table, profile, "nowhere")
             rows = {(m.row.method, m.row.q, *m.row.labels.values()) for m in table.measured}
             assert set(contrast.rows) <= rows, contrast
             assert contrast.column in {column.name for column in table.columns}
@@ -102,3 +108,28 @@ def test_the_page_has_a_line_for_every_contrast_and_marks_those_not_measured(tmp
     linear(tmp_path, "sfrik_l1_q512", 40.0, 40.0, 43.0)
     page = write_claims("digits", tmp_path).read_text(encoding="utf-8")
     assert "[linear probing](tables/table1.md) | +52.00 ± 2.31 | 3 | holds |" in page
+
+
+def test_the_page_of_photos_has_the_claims_whose_tables_it_has(tmp_path):
+    of_digits, of_photos = claims("digits"), claims("photos")
+    assert {contrast.table for claim in of_photos for contrast in claim.contrasts} == {"table1", "table2"}
+    assert [claim.paper for claim in of_photos] == [claim.paper for claim in of_digits[:5]]
+    needs_a_large_q = (claims[4].text.partition(" (")[2] for claims in (of_digits, of_photos))
+    assert "chosen at the largest q" in next(needs_a_large_q)
+    assert "chosen at each q" in next(needs_a_large_q)
+    for recipe, value in (("sfrik_l3_q128", 50.0), ("sfrik_l2_q128", 49.0)):
+        linear(tmp_path, recipe, value, profile="photos")
+    page = write_claims("photos", tmp_path).read_text(encoding="utf-8")
+    assert "| [linear probing, q = 128](tables/table1.md) | +1.00 | 1 | not decided (one seed) |" in page
+    assert all(f"tables/{name}.md" in page for name in tables_of("photos"))
+    assert write_claims("smoke", tmp_path) is None
+    assert not (tmp_path / "smoke").exists()
+
+
+def test_choices_at_the_edge_of_a_grid_of_two_settings_are_named_with_the_settings(tmp_path):
+    for name, chosen in (("vicreg_q128", 0), ("vicreg_q512", 4), ("auh_q512", 3)):  # of 3 x 3: a corner, the middle, one side
+        recipe = grids("photos")[name][chosen].split("/")[1]
+        write_json(tmp_path / "photos" / "tuning" / f"{name}.json", {"chosen": recipe})
+    page = write_claims("photos", tmp_path).read_text(encoding="utf-8")
+    corner, side = (grids("photos")[name][k].split("/")[1] for name, k in (("vicreg_q128", 0), ("auh_q512", 3)))
+    assert f"{side} (base_lr), {corner} (vicreg_sim_coeff = vicreg_std_coeff, base_lr)." in page

@@ -1,0 +1,52 @@
+"""The pages of the paper's claims, <root>/<profile>/README.md, around the table of `sfrik.tables.claims`."""
+
+from __future__ import annotations
+
+__all__ = ["PAGES"]
+
+DIGITS = """# The paper's claims on the digits profile
+
+MNIST5k (3,500 training digits, 1,000 test digits), an eight-layer ResNet, 16 epochs, two CPU cores: a small experiment, not a
+repetition of the paper's. This page is written by `make tables` from the score files in this folder.
+
+Differences are signed so that the claim predicts a positive value. Differences of accuracies are in points of top-1 accuracy (%);
+differences of costs are ratios, or have the unit given in the row. *holds*: more than two standard errors above zero; *does not
+hold*: more than two below; *not decided*: in between. The standard error comes from the spread over n seeds. With three seeds it
+is rough: if there is no true difference, one contrast in five to nine is still called *holds* or *does not hold*. It does not
+include the error due to the test images, which all runs share.
+
+{table}
+
+For each kernel of table 2 the alignment weight was chosen separately, on the tuning split with seed 0 (the recipes list the
+candidates); the scale and the weight behind the paper's figures are not known. Choices of table 9 at the edge of their grid,
+where a wider grid may be better: {edges}.
+
+The tables with means, standard deviations and links to every run: [1](tables/table1.md) linear probing,
+[2](tables/table2.md) kernels, [3](tables/table3.md) transfer, [4](tables/table4.md) all protocols,
+[5](tables/table5.md) memory, [6](tables/table6.md) time and memory, [7](tables/table7.md) multi-crop,
+[8](tables/table8.md) few labels, [9](tables/table9.md) tuning. Figures are in [figures](figures), executed notebooks in
+[notebooks](notebooks) and in the folder of each run.
+"""
+
+PHOTOS = """# The paper's claims on the photos profile
+
+10,000 of CIFAR-10's training images, an eight-layer ResNet, two CPU cores, and CIFAR-10's 10,000 test images: a small experiment,
+not a repetition of the paper's. This page is written by `make tables` from the score files in this folder.
+
+Differences are signed so that the claim predicts a positive value, in points of top-1 accuracy (%). *holds*: more than two
+standard errors above zero; *does not hold*: more than two below; *not decided*: in between, or one seed, which has no spread. The
+standard error comes from the spread over n seeds. With three seeds it is rough: if there is no true difference, one contrast in
+five to nine is still called *holds* or *does not hold*. It does not include the error due to the test images, which all runs share.
+
+{table}
+
+The weight and the learning rate of each method were chosen at each q on the tuning split with seed 0, from grids of the same
+size; for each kernel of table 2 the alignment weight was. The scale and the weight behind the paper's figures of the kernels are not
+known. Choices of table 9 at the edge of their grid, where a wider grid may be better, with the settings: {edges}.
+
+The tables with means, standard deviations and links to every run: [1](tables/table1.md) linear probing,
+[2](tables/table2.md) kernels, [7](tables/table7.md) multi-crop, [9](tables/table9.md) tuning. Figures are in [figures](figures),
+executed notebooks in [notebooks](notebooks) and in the folder of each run.
+"""
+
+PAGES = {"digits": DIGITS, "photos": PHOTOS}
