@@ -1,7 +1,7 @@
 # Reproduces the paper's tables. `make` without a target prints the list of targets.
 #
-#   PROFILE=digits   smoke (minutes, for tests), digits (minutes, two CPU cores), photos (hours, two CPU cores), cifar10 (one GPU),
-#                    paper (days, estimated)
+#   PROFILE=digits   smoke (minutes, for tests), digits (minutes, two CPU cores), photos (hours, two CPU cores), cifar10 and
+#                    cifar10_quick (one GPU), paper (days, estimated)
 #   TABLE=           publish: a table, several in quotes, or all
 #   SEEDS=1          seeds 0 to SEEDS-1 of each run
 #   JOBS=0           number of parallel runs; 0: one per core, or one on a GPU

@@ -81,7 +81,9 @@ def test_a_variable_of_another_program_may_be_given_to_make():
 def test_a_misspelt_profile_is_refused_with_the_nearest_one(target):
     done = make(target, "PROFILE=smok")
     assert done.returncode == 2
-    assert "unknown PROFILE smok (did you mean smoke?): choose one of cifar10 digits paper photos smoke" in done.stderr
+    assert (
+        "unknown PROFILE smok (did you mean smoke?): choose one of cifar10 cifar10_quick digits paper photos smoke" in done.stderr
+    )
 
 
 @pytest.mark.parametrize("profile", ["", " ", "smoke digits", "smoke smok"])

@@ -36,7 +36,7 @@ LARGEST = {
 }
 LARGEST_OTHER = 10**6
 
-PROFILES = ("smoke", "digits", "photos", "cifar10", "paper")
+PROFILES = ("smoke", "digits", "photos", "cifar10", "cifar10_quick", "paper")
 DEFAULT_EXP_DIR = "exp"  # as in the original commands
 
 

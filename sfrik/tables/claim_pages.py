@@ -36,13 +36,14 @@ not a repetition of the paper's. This page is written by `make tables` from the 
 Differences are signed so that the claim predicts a positive value, in points of top-1 accuracy (%). *holds*: more than two
 standard errors above zero; *does not hold*: more than two below; *not decided*: in between, or one seed, which has no spread. The
 standard error comes from the spread over n seeds. With three seeds it is rough: if there is no true difference, one contrast in
-five to nine is still called *holds* or *does not hold*. It does not include the error due to the test images, which all runs share.
+five to nine is still called *holds* or *does not hold*. It does not include the error due to the test images, which all runs
+share.
 
 {table}
 
 The weight and the learning rate of each method were chosen at each q on the tuning split with seed 0, from grids of the same
-size; for each kernel of table 2 the alignment weight was. The scale and the weight behind the paper's figures of the kernels are not
-known. Choices of table 9 at the edge of their grid, where a wider grid may be better, with the settings: {edges}.
+size; for each kernel of table 2 the alignment weight was. The scale and the weight behind the paper's figures of the kernels are
+not known. Choices of table 9 at the edge of their grid, where a wider grid may be better, with the settings: {edges}.
 
 The tables with means, standard deviations and links to every run: [1](tables/table1.md) linear probing,
 [2](tables/table2.md) kernels, [7](tables/table7.md) multi-crop, [9](tables/table9.md) tuning. Figures are in [figures](figures),

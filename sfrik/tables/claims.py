@@ -79,7 +79,7 @@ def _claims(profile: str) -> list[Claim]:
     def fast(q: int) -> dict[tuple, float]:
         return {("VICReg", q, "512"): 1.0, ("SFRIK L=3", q, "512"): -1.0}
 
-    small = [row.q for row in rows_of("table1", profile) if row.method == "SFRIK L=3" and row.q != at_large]
+    small = [row.q for row in rows_of("table1", profile) if row.method == "SFRIK L=3" and row.q and row.q != at_large]
     tuned = {"photos": "each method with the weight and the learning rate that were chosen at each q"}.get(
         profile, "VICReg keeps the coefficients chosen at the largest q, SFRIK's scale with q"
     )
@@ -248,6 +248,6 @@ def _choices_at_an_edge(profile: str, root: str | Path | None) -> str:
             point = points[chosen]
             edges = [key for key, of in values.items() if len(set(of)) > 1 and point[key] in (min(of), max(of))]
             found += [f"{chosen.split('/')[-1]} ({', '.join(edges)})"] if edges else []
-        elif chosen in (recipes[0], recipes[-1]):
+        elif chosen and chosen in (recipes[0], recipes[-1]):
             found += [chosen.split("/")[-1]]
     return ", ".join(found) or "none"

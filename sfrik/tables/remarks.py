@@ -1,11 +1,17 @@
-"""Notes below the tables: what a reader of a profile's numbers needs to know beside the recipes."""
+"""Below the tables: what a reader of a profile's numbers needs to know beside the recipes, and figures that others publish."""
 
 from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
 
 from sfrik.settings import load_recipe
 from sfrik.tables.rows import DIMS, table2_rows, table9_rows
 
-__all__ = ["remark"]
+__all__ = ["PUBLISHED", "published_figures", "remark"]
+
+PUBLISHED = "Published by others, not measured here, % top-1"
 
 COST_REMARK = (
     "A seed is a repetition of the whole measurement. Memory excludes the embeddings. Ratios compare consecutive measurements "
@@ -40,23 +46,29 @@ def remark(name: str, profile: str) -> str:
         return COST_REMARK
     if profile in ("smoke", "digits"):
         return MNIST5K.get(name, "")
-    return _of_photos(name, profile) if profile == "photos" else ""
-
-
-def _of_photos(name: str, profile: str) -> str:
-    if name == "table1":
+    if name == "table1" and profile.startswith("cifar10"):
+        return (
+            "The backbones are trained on all 50,000 images, and kNN compares with these. Linear probing and logistic regression "
+            "train on the first 4,500 per class and choose their rate on 499 others."
+        )
+    if name == "table1" and profile == "photos":
         return "The weight and the learning rate of each method were chosen at each q, on the tuning split with seed 0."
-    if name == "table2":
+    if name == "table2" and profile == "photos":
         weights = [f"{load_recipe(row.recipe)['sfrik_sim_coeff']:g}" for row in table2_rows(profile)]
         return (
             "s = 2.5 and p = 1 as series of eight degrees, the heat kernel with four degrees at time 4 / (q - 1). Alignment "
             f"weights of the kernels in their order: {', '.join(weights[:-1])} and {weights[-1]}. {DIAGNOSTICS}"
         )
-    if name == "table7":
+    if name == "table7" and profile == "photos":
         return "Multi-crop has the paper's counts and scales; the sizes of its crops are scaled from 224 to 32 pixels."
     if name == "table9":
-        short = {load_recipe(row.recipe)["epochs"] for row in table9_rows(profile)}
-        whole = load_recipe(f"{profile}/sfrik_l3_q{DIMS[profile][-1]}")["epochs"]
-        epochs = " or ".join(map(str, sorted(short)))
-        return f"The grids have short runs of {epochs} epochs, where table 1 has {whole}. {TABLE9}."
+        short, whole = load_recipe(table9_rows(profile)[0].recipe), load_recipe(f"{profile}/sfrik_l3_q{DIMS[profile][-1]}")
+        images = "" if short.get("subset") == whole.get("subset") else f" on {short['subset']:,} images per class"
+        return f"The grids have runs of {short['epochs']} epochs{images}, where table 1 has {whole['epochs']}. {TABLE9}."
     return ""
+
+
+def published_figures(name: str, profile: str) -> list[dict[str, Any]]:
+    """The figures that others publish for the images of a table, with "source", "url", "setting", and "top1" in % by method."""
+    found = tomllib.loads((Path(__file__).parent / "published.toml").read_text(encoding="utf-8"))
+    return found.get("cifar10", []) if name == "table1" and profile.startswith("cifar10") else []

@@ -15,7 +15,7 @@ from typing import Any
 from sfrik.settings import runs_root
 from sfrik.system.files import write_text
 from sfrik.tables.collect import Measured, Table, build_table
-from sfrik.tables.remarks import remark
+from sfrik.tables.remarks import PUBLISHED, published_figures, remark
 from sfrik.tables.rows import Column, Row
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "markdown_table",
     "paper_cell",
     "plus_minus",
+    "published_lines",
     "write_table",
 ]
 
@@ -79,9 +80,27 @@ def as_markdown(table: Table, base: str = "..") -> str:
         cells = [*_identity(m.row, table.labels)]
         cells += [number if number == MISSING else f"[{number}]({base}/{folder}/README.md)" for number in numbers]
         rows.append([*cells, links or MISSING, *_paper(m.row, table)])
-    return "\n".join(
-        [f"**{table.title}**", "", *markdown_table(header, rows), "", _note(table), "", *left_out_lines(table.left_out)]
-    )
+    lines = [f"**{table.title}**", "", *markdown_table(header, rows), "", _note(table), "", *_published_table(table)]
+    return "\n".join([*lines, *left_out_lines(table.left_out)])
+
+
+def _published_table(table: Table) -> list[str]:
+    """The figures that others publish, as a table of its own; no line if there are none."""
+    found = published_figures(table.name, table.profile)
+    methods = list(dict.fromkeys(method for each in found for method in each["top1"]))
+    rows = [
+        [f"[{each['source']}]({each['url']})", each["setting"], *(str(each["top1"].get(method, MISSING)) for method in methods)]
+        for each in found
+    ]
+    return [f"{PUBLISHED}:", "", *markdown_table(["source", "setting", *methods], rows), ""] if found else []
+
+
+def published_lines(table: Table) -> list[str]:
+    """The figures that others publish, in one line for each source and setting."""
+    found = published_figures(table.name, table.profile)
+    numbers = [", ".join(f"{method} {value}" for method, value in each["top1"].items()) for each in found]
+    parts = zip(found, numbers, strict=True)
+    return [f"{PUBLISHED}: {text} ({each['setting']}; {each['source']})" for each, text in parts]
 
 
 def left_out_lines(left_out: Sequence[str]) -> list[str]:
@@ -102,6 +121,7 @@ def as_latex(table: Table) -> str:
     header = [escape(text) for text in ["method", "$q$", *table.labels, *headings, "$n$", *paper]]
     lines = [
         f"% {_note(table)}",
+        *(f"% {line}" for line in published_lines(table)),
         *(f"% Not shown: {line}" for line in table.left_out),
         r"\begin{tabular}{l" + "r" * (len(header) - 1) + "}",
         r"\hline",

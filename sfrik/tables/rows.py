@@ -17,6 +17,7 @@ __all__ = [
     "DIMS",
     "IMAGES",
     "KNN",
+    "KNN200",
     "LINEAR",
     "LOGISTIC",
     "TARGETS",
@@ -40,6 +41,7 @@ DIMS = {
     "digits": (128, 256, 512),
     "photos": (128, 512),
     "cifar10": (512, 1024, 2048),
+    "cifar10_quick": (512, 1024, 2048),
     "paper": (1024, 2048, 4096, 8192),
 }
 PREFIX = {"paper": "in20_"}
@@ -47,7 +49,8 @@ IMAGES = {
     "smoke": "300 digits of MNIST5k (a test of the software)",
     "digits": "MNIST5k (3,500 training, 1,000 test digits)",
     "photos": "10,000 of CIFAR-10's training images, its 10,000 test images",
-    "cifar10": "CIFAR-10",
+    "cifar10": "CIFAR-10 (50,000 training, 10,000 test images), 200 epochs",
+    "cifar10_quick": "CIFAR-10 (50,000 training, 10,000 test images), 50 epochs",
     "paper": "ImageNet",
 }
 TARGETS = {"paper": ("places205", "voc07"), "digits": ("digits8x8",), "smoke": ("digits8x8",)}  # the others have none
@@ -122,6 +125,7 @@ def _recipe(profile: str, stem: str) -> str:
 LINEAR = Column("linear_top1", "linear probing", "linear")
 LOGISTIC = Column("logistic_top1", "logistic regression", "logistic")
 KNN = Column("knn_top1", "20-NN", "knn", ("top1_at", "20"))
+KNN200 = Column("knn200_top1", "200-NN", "knn", ("top1_at", "200"))
 
 
 def table1_rows(profile: str) -> list[Row]:
@@ -264,12 +268,12 @@ GRIDS = {
 
 
 def table9_rows(profile: str) -> list[Row]:
-    """The tuning grid of each method, for profiles with grids in files at each q."""
+    """The tuning grid of each method; in profiles whose grids are files, at the smallest and the largest q."""
     if profile not in GRIDS:
         return [
             Row(method, q, recipe, labels={"setting": ", ".join(f"{name} = {value:g}" for name, value in point.items())})
             for method, stem in [("SimCLR", "simclr"), ("AUH", "auh"), ("VICReg", "vicreg"), ("SFRIK L=3", "sfrik")]
-            for q in DIMS[profile]
+            for q in (DIMS[profile][0], DIMS[profile][-1])
             for recipe, point in grid_recipes(profile, f"tune_{stem}_q{q}").items()
         ]
     q = DIMS[profile][-1]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from sfrik.system.terminal import align, paint, text_width
 from sfrik.tables.collect import Table
 from sfrik.tables.compare import REASONS, Cell, Comparison, provenance_differences
-from sfrik.tables.render import MISSING, paper_cell
+from sfrik.tables.render import MISSING, paper_cell, published_lines
 from sfrik.tables.rows import Column, Row
 
 __all__ = ["YOURS", "agreement", "as_text"]
@@ -66,7 +66,7 @@ def as_text(comparison: Comparison, width: int, names: tuple[str, str] = YOURS) 
             fit += 1
         lines += ["", *_side_by_side([identity, *blocks[:fit]])]
         blocks = blocks[fit:]
-    return [*lines, "", *_wrap([*notes, *(f"Not shown: {line}" for line in table.left_out)], width)]
+    return [*lines, "", *_wrap([*notes, *published_lines(table), *(f"Not shown: {line}" for line in table.left_out)], width)]
 
 
 def agreement(comparisons: Sequence[Comparison], width: int, names: tuple[str, str] = YOURS, measure: str = "") -> list[str]:

@@ -32,7 +32,7 @@ def q_of(recipe):
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-@pytest.mark.parametrize("recipe", PAPER + CIFAR10)
+@pytest.mark.parametrize("recipe", [recipe for recipe in PAPER + CIFAR10 if "/tune_" not in recipe])
 def test_a_recipe_resolves_for_every_section(recipe, section):
     overrides = {"semi1": {"train_percent": 1}, "semi10": {"train_percent": 10}}.get(section, {})
     settings = SECTIONS[section].from_recipe(recipe, **overrides)
@@ -72,9 +72,11 @@ def test_every_recipe_is_in_a_table():
 
 
 def test_the_grids_of_table_9_have_the_same_number_of_runs_of_the_same_length():
-    for profile in ("photos",):
+    for profile in ("photos", "cifar10"):
         sizes = {name: len(recipes) for name, recipes in grids(profile).items()}
-        assert set(sizes) == {f"{method}_q{q}" for method in ("simclr", "auh", "vicreg", "sfrik") for q in DIMS[profile]}
+        assert set(sizes) == {
+            f"{method}_q{q}" for method in ("simclr", "auh", "vicreg", "sfrik") for q in (DIMS[profile][0], DIMS[profile][-1])
+        }
         assert len(set(sizes.values())) == 1, sizes
         runs = [PretrainSettings.from_recipe(row.recipe) for row in rows_of("table9", profile)]
         assert len({(run.epochs, run.warmup_epochs, run.subset, run.batch_size, run.base_lr > 0) for run in runs}) == 1
@@ -102,9 +104,9 @@ def test_every_value_is_marked_as_theirs_or_as_ours_with_a_reason(recipe):
             assert re.search(r"  # (theirs|ours)(: .+)?$", line), f"{recipe}: {line}"
 
 
-@pytest.mark.parametrize("recipe", [*CIFAR10, "cifar10/profile"])
-def test_the_cifar10_recipes_say_that_nothing_was_measured(recipe):
-    text = (RECIPES / f"{recipe}.toml").read_text(encoding="utf-8")
+@pytest.mark.parametrize("file", [*sorted({recipe_files(recipe).paths[1] for recipe in CIFAR10}), "cifar10/profile"])
+def test_the_cifar10_recipes_say_that_nothing_was_measured(file):
+    text = (RECIPES / f"{file}.toml").read_text(encoding="utf-8")
     assert "not measured" in text or "not run here" in text
 
 
@@ -153,7 +155,7 @@ def test_the_trade_off_of_sfrik_is_the_same_at_every_q(recipe):
     assert s.kernel_weights == [1.0, 40.0, 40.0][:degree]
 
 
-@pytest.mark.parametrize("recipe", [r for r in PAPER + CIFAR10 if "auh" in r])
+@pytest.mark.parametrize("recipe", [r for r in PAPER + CIFAR10 if "auh" in r and "tune_" not in r])
 def test_the_trade_off_of_auh_is_the_same_at_every_q(recipe):
     s = PretrainSettings.from_recipe(recipe)
     assert s.auh_sim_coeff / s.dim == 3000 / 8192
@@ -205,10 +207,30 @@ def test_stl10_is_evaluated_on_whole_images(recipe):
         assert kind.from_recipe(recipe).size == 96
 
 
-def test_the_tuning_split_of_cifar10_fits_after_its_subset():
-    """The split starts one image after the subset; there are 5,000 images per class."""
-    s = EvaluateSettings.from_recipe("cifar10/sfrik_l3_q2048")
-    assert s.subset + 1 + s.val_subset == 5000
+@pytest.mark.parametrize("recipe", [*CIFAR10, *recipe_names("cifar10_quick")])
+def test_cifar10_is_trained_on_whole_and_tuned_on_images_that_the_heads_and_the_grids_are_not_trained_on(recipe):
+    """The tuning split starts one image after the subset; there are 5,000 images per class."""
+    run, tuned = PretrainSettings.from_recipe(recipe), "/tune_" in recipe
+    assert run.subset == (4500 if tuned else None)
+    assert KnnSettings.from_recipe(recipe).subset == run.subset
+    for kind in (EvaluateSettings, LogisticSettings):
+        s = kind.from_recipe(recipe)
+        assert s.subset + 1 + s.val_subset == 5000
+    assert run.epochs == (50 if tuned or recipe.startswith("cifar10_quick/") else 200)
+
+
+def test_the_quick_profile_differs_in_nothing_but_the_epochs():
+    assert [recipe.split("/")[1] for recipe in recipe_names("cifar10_quick")] == [recipe.split("/")[1] for recipe in CIFAR10]
+    one, quick = (PretrainSettings.from_recipe(f"{profile}/sfrik_l3_q2048") for profile in ("cifar10", "cifar10_quick"))
+    assert {name for name in one.what() if one.what()[name] != quick.what()[name]} == {"epochs", "warmup_epochs"}
+
+
+def test_photos_are_tuned_on_images_that_are_not_trained_on():
+    for recipe in PHOTOS:
+        assert PretrainSettings.from_recipe(recipe).subset == 1000
+        for kind in (EvaluateSettings, KnnSettings, LogisticSettings):
+            s = kind.from_recipe(recipe)
+            assert s.subset + 1 + s.val_subset == 1500
 
 
 # --- memory

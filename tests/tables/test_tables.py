@@ -10,15 +10,16 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from finished import finished_run
 
 from sfrik.errors import SfrikError
-from sfrik.settings import recipe_names
-from sfrik.system.files import write_json
+from sfrik.settings import PretrainSettings, recipe_names
+from sfrik.system.files import read_json, write_json
 from sfrik.tables import rows as table_rows
 from sfrik.tables.claims import claims_as_markdown
 from sfrik.tables.collect import build_table, tables_with_scores
-from sfrik.tables.definitions import EXPERIMENTS, grids, rows_of
-from sfrik.tables.render import as_csv, as_latex, as_markdown, escape, write_table
+from sfrik.tables.definitions import EXPERIMENTS, grids, rows_of, tables_of
+from sfrik.tables.render import as_csv, as_latex, as_markdown, escape, published_lines, write_table
 from sfrik.tables.rows import paper_figures
 from sfrik.tables.run_pages import write_run_pages
 
@@ -258,7 +259,7 @@ def with_scores(root, name, profile="digits", value=50.0):
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-@pytest.mark.parametrize("profile", ["smoke", "digits", "cifar10", "paper"])
+@pytest.mark.parametrize("profile", ["smoke", "digits", "photos", "cifar10", "cifar10_quick", "paper"])
 def test_every_row_of_every_table_has_a_recipe_and_rows_are_unique(name, profile):
     if profile not in EXPERIMENTS[name].profiles:
         with pytest.raises(SfrikError, match=f"{name} has no recipes in profile"):
@@ -269,6 +270,46 @@ def test_every_row_of_every_table_has_a_recipe_and_rows_are_unique(name, profile
     assert len(keys) == len(rows) >= 2
     if EXPERIMENTS[name].stages:
         assert {row.recipe for row in rows} <= set(recipe_names(profile))
+
+
+@pytest.mark.parametrize("profile", ["photos", "paper"])
+def test_the_caption_says_how_images_that_are_published_as_arrays_were_encoded(tmp_path, profile):
+    first, second, *_ = (row.recipe for row in rows_of("table1", profile))
+    assert "encoded" not in build_table("table1", profile, tmp_path).title
+    for recipe, encoding in ((first, "original"), (second, "JPEG")):
+        run = finished_run(tmp_path, recipe)
+        record = {"images": 10000, "classes": 10, "sha256": "0", "encoding": encoding}
+        write_json(path := run.folder / "settings.json", {**read_json(path), "data": record})
+        encoded = build_table("table1", profile, tmp_path).title.endswith(", its 10,000 test images, re-encoded as JPEG")
+        assert encoded == (profile == "photos" and encoding == "JPEG")
+    scored = run.folder / "knn.json"
+    write_json(run.folder / "settings.json", {**read_json(run.folder / "settings.json"), "data": None})
+    assert "encoded" not in build_table("table1", profile, tmp_path).title
+    write_json(scored, {**read_json(scored), "data": {"test": record}})
+    assert ("re-encoded as JPEG" in build_table("table1", profile, tmp_path).title) == (profile == "photos")
+
+
+def test_figures_that_others_publish_are_below_the_table_of_their_images_and_never_in_it():
+    for profile in EXPERIMENTS["table1"].profiles:
+        for name in tables_of(profile):
+            table = build_table(name, profile, "nowhere")
+            shown = ["84.7" in text for text in (as_markdown(table), as_latex(table), "".join(published_lines(table)))]
+            assert shown == [name == "table1" and profile.startswith("cifar10")] * 3, (name, profile)
+            assert "84.7" not in as_csv(table)
+            rows = [line for line in as_markdown(table).split("Published by others")[0].splitlines() if line.startswith("|")]
+            assert not any(figure in row for row in rows for figure in ("84.7", "92.07", "90.74"))
+
+
+def test_a_remark_is_that_of_the_profile(tmp_path):
+    for profile in EXPERIMENTS["table1"].profiles:
+        for name in tables_of(profile):
+            text = as_markdown(build_table(name, profile, tmp_path))
+            assert ("MNIST5k" in text) <= (profile in ("smoke", "digits")), (name, profile)
+    weights = re.search(
+        r"Alignment weights of the kernels in their order: (.*?)\. ", as_markdown(build_table("table2", "photos", ""))
+    )
+    recipes = [PretrainSettings.from_recipe(row.recipe) for row in rows_of("table2", "photos")]
+    assert [float(number) for number in re.split(", | and ", weights[1])] == [recipe.sfrik_sim_coeff for recipe in recipes]
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
