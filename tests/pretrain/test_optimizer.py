@@ -79,6 +79,13 @@ def test_lars_of_a_network_without_declared_exceptions_keeps_the_form_of_earlier
     assert (group["momentum"], group["trust_coefficient"], group["weight_decay"]) == (0.9, 1e-3, 1e-6)
 
 
+def test_a_rate_of_lars_is_reported_before_adamw_trains(tmp_path, capsys):
+    pretrain(settings(tmp_path, optimizer="adamw", base_lr=10, epochs=1))
+    lines = capsys.readouterr().out.splitlines()
+    assert "base_lr 10 is too large for optimizer adamw, which needs about 0.0005 to 0.001: lower --base-lr" in lines[:-1]
+    assert lines[-1].startswith("epoch 1/1")
+
+
 # --- clipping
 
 

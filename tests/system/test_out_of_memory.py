@@ -32,8 +32,10 @@ def test_a_projector_that_cannot_fit_is_refused_before_it_is_built(monkeypatch, 
     build_encoder(PretrainSettings(arch="resnet8", mlp="8-8", device="cpu"), 1)
     monkeypatch.setattr(encoder, "physical_memory", lambda: 2**30)
     flags = ["--dataset", "mnist5k", "--augmentations", "digits", "--arch", "resnet8", "--size", "28", "--device", "cpu"]
-    assert main(["pretrain", *flags, "--mlp", "65536-65536", "--exp-dir", str(tmp_path / "run")]) == 2
-    error = capsys.readouterr().err
-    assert "mlp 65536-65536 needs 48 GiB for the projector's weights, and this machine has 1 GiB of memory" in error
-    assert error.count("\n") == 1
+    flags += ["--mlp", "65536-65536", "--exp-dir", str(tmp_path / "run")]
+    for optimizer, size in (("lars", 48), ("adamw", 64), ("sgd", 48)):  # AdamW keeps two averages, the others the momentum
+        assert main(["pretrain", *flags, "--optimizer", optimizer]) == 2
+        error = capsys.readouterr().err
+        assert f"mlp 65536-65536 needs {size} GiB for the projector's weights, and this machine has 1 GiB of memory" in error
+        assert error.count("\n") == 1
     assert not (tmp_path / "run").exists()
