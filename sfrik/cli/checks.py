@@ -111,11 +111,13 @@ def check_table(recipes: Collection[str], data_dir: str, layout: Layout | None) 
 def _check_pretraining(settings: PretrainSettings, processes: int) -> None:
     from sfrik.cost.memory import expected_images
     from sfrik.datasets.sizes import check_subset
+    from sfrik.networks import check_network
     from sfrik.pretrain.order import check_batch_size
     from sfrik.runs.refusals import refuse_folder
     from sfrik.views.base import build_views
 
     check_loggers(settings.loggers)
+    check_network(settings)
     check_subset(settings.dataset, "pretrain", settings.subset, None)
     images = expected_images(settings)
     check_batch_size(settings, settings.batch_size if images is None else images, processes)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from sfrik.cost.loss_memory import loss_peak
 from sfrik.evaluate.knn import QUERIES, block_rows
-from sfrik.networks import build_backbone, build_pixels, build_projector
+from sfrik.networks import build_backbone, build_projector
 from sfrik.objectives.factory import build_objective
 from sfrik.pretrain.accumulate import micro_batches
 from sfrik.settings import (
@@ -107,7 +107,7 @@ def _of_pretraining(settings: PretrainSettings, processes: int, size: int) -> di
     parts = micro_batches(local, settings.micro_batch)
     values = views * local * settings.dim  # of the embeddings of all views
     always = {
-        "images": FLOAT * local * _channels(settings) * sum(side**2 for side in settings.view_sizes),
+        "images": FLOAT * local * settings.channels * sum(side**2 for side in settings.view_sizes),
         "embeddings": size * values,
     }
     kept = [math.ceil(local / parts) * network.kept(size) for network in networks]
@@ -248,21 +248,18 @@ class _Counts(NamedTuple):
 
 def _counts(settings: Settings, side: int, mlp: str = "") -> _Counts:
     """Sizes of the backbone, followed by the projector if `mlp` is given, on images of `side` pixels."""
-    return _counted(settings.arch, settings.stem, _channels(settings), side, mlp)
-
-
-def _channels(settings: Settings) -> int:
-    return 1 if settings.dataset == "mnist5k" else 3
+    network = {**settings.network, "size": side} if settings.arch == "pixels" else settings.network
+    return _counted(tuple(network.items()), settings.channels, side, "" if settings.arch == "pixels" else mlp)
 
 
 @lru_cache
-def _counted(arch: str, stem: str, channels: int, side: int, mlp: str) -> _Counts:
+def _counted(network: tuple[tuple[str, Any], ...], channels: int, side: int, mlp: str) -> _Counts:
     with torch.device("meta"):
-        backbone = build_pixels(side, channels) if arch == "pixels" else build_backbone(arch, stem, channels)
-        projector = build_projector(backbone.num_features, mlp) if mlp and arch != "pixels" else nn.Identity()
+        backbone = build_backbone(**dict(network), channels=channels)
+        projector = build_projector(backbone.num_features, mlp) if mlp else nn.Identity()
         images = torch.empty(2, channels, side, side)
-    network = nn.Sequential(backbone, projector)
-    weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+    whole = nn.Sequential(backbone, projector)
+    weights = {parameter.untyped_storage()._cdata for parameter in whole.parameters()}
     largest, kept = 0.0, {}
 
     def look(module: nn.Module, inputs, output: torch.Tensor) -> None:
@@ -275,12 +272,12 @@ def _counted(arch: str, stem: str, channels: int, side: int, mlp: str) -> _Count
             kept[storage._cdata] = storage, x.is_floating_point()  # keep the storage alive: its address must not be reused
         return x
 
-    for module in network.modules():
+    for module in whole.modules():
         if not list(module.children()):
             module.register_forward_hook(look)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        network(images)
+        whole(images)
     values, indices = (sum(s.nbytes() for s, is_value in kept.values() if is_value == floating) for floating in (True, False))
-    counts = [parameter.numel() for parameter in network.parameters()] or [0]
+    counts = [parameter.numel() for parameter in whole.parameters()] or [0]
     n = len(images)
     return _Counts(backbone.num_features, sum(counts), values / FLOAT / n, indices / n, largest, max(counts))

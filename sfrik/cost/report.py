@@ -8,8 +8,7 @@ from typing import Any
 from sfrik.cost.memory import expected_images, expected_memory, expected_steps
 from sfrik.errors import SfrikError
 from sfrik.pretrain.accumulate import micro_batches
-from sfrik.settings import PretrainSettings, Settings
-from sfrik.settings.fields import ARCHITECTURES
+from sfrik.settings import ARCHITECTURES, PretrainSettings, Settings
 from sfrik.system.terminal import align
 
 __all__ = ["format_memory", "format_plan", "memory_by_processes", "memory_widget"]

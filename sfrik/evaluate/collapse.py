@@ -193,7 +193,7 @@ def _weights(run: Run, settings: PretrainSettings) -> _Weights | None:
     if settings.arch == "pixels":
         backbone = build_pixels(settings.size, images.channels)
     else:
-        backbone = load_backbone(run.backbone, settings.arch, settings.stem, images.channels)
+        backbone = load_backbone(run.backbone, **settings.network, channels=images.channels)
     encoder, sources = Encoder(backbone, nn.Identity()), [run.backbone.name]
     if trained and run.projector.is_file():
         encoder.projector = build_projector(backbone.num_features, settings.mlp)

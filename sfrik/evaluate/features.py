@@ -200,9 +200,9 @@ def _fits(record: Path, inputs: Inputs[Any]) -> bool:
 
 def _origin(inputs: Inputs[Any]) -> dict[str, Any]:
     """Everything that features depend on, beside the images: the weights, and which images are read how."""
-    names = ("dataset", "size", "arch", "stem", "precision")
-    names = names if inputs.image_dir else (*names, "subset", "val_dataset", "val_subset")
-    return {"backbone_sha256": inputs.weights_sha256, **{name: getattr(inputs.settings, name) for name in names}}
+    names = {"dataset", "size", "arch", "stem", "precision"} | ({"arch_args"} if inputs.settings.arch_args else set())
+    names |= set() if inputs.image_dir else {"subset", "val_dataset", "val_subset"}
+    return {"backbone_sha256": inputs.weights_sha256, **inputs.settings.model_dump(mode="json", include=names)}
 
 
 def _extracted(folder: Path, inputs: Inputs[Any]) -> bool:

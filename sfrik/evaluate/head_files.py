@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from sfrik.errors import SfrikError
 from sfrik.evaluate.name_files import check_same_classes
 from sfrik.networks import Backbone, build_backbone
+from sfrik.networks.libraries import check_sizes
 from sfrik.networks.state_dicts import unusable, unwrapped
+from sfrik.settings import EvaluateSettings, takes_arguments
 from sfrik.system.tensor_files import check_finite, is_safetensors, read_pickle, read_safetensors, write_safetensors
 
 __all__ = ["SavedHead", "load_head", "save_head"]
@@ -55,13 +57,16 @@ class SavedHead:
                 f"this evaluation has {num_features} features and {num_classes} classes: check --ckp-path, --arch and --dataset"
             )
 
-    def build_backbone(self, arch: str, stem: str, channels: int) -> Backbone:
+    def build_backbone(self, settings: EvaluateSettings, channels: int) -> Backbone:
         """The backbone that was saved with the head, in evaluation mode.
 
         Raises:
-            SfrikError: it is for another architecture.
+            SfrikError: it is for another architecture, or does not take images of this size.
         """
-        backbone = build_backbone(arch, stem, channels)
+        arch, size = settings.arch, int(self.about.get("size", settings.size))
+        backbone = build_backbone(**(settings.network | {"size": size}), channels=channels)
+        if takes_arguments(arch):
+            check_sizes(arch, channels, size, settings.arch_args, settings.view_sizes)
         try:
             backbone.load_state_dict(self.backbone or {})
         except RuntimeError as error:

@@ -15,7 +15,7 @@ from sfrik.datasets.entries import split_folder
 from sfrik.datasets.fingerprint import describe_data, print_images
 from sfrik.datasets.sizes import check_subset
 from sfrik.errors import MissingImagesError, SfrikError
-from sfrik.networks import Backbone, build_pixels, load_backbone
+from sfrik.networks import Backbone, build_pixels, check_network, load_backbone
 from sfrik.networks.precision import network_precision
 from sfrik.ops.collectives import rank
 from sfrik.runs.checkpoints import Checkpoints
@@ -86,6 +86,7 @@ class Inputs(Generic[AnySettings]):
         if settings.val_dataset == "val" and settings.choice:
             _check_choice(settings)
         _check_splits(settings)
+        check_network(settings)
         run = Run(settings.exp_dir)
         weights = Path(settings.pretrained) if settings.pretrained else run.backbone
         return cls(settings, run, _scored(settings), weights, load or partial(split_images, settings))
@@ -178,7 +179,7 @@ class Inputs(Generic[AnySettings]):
                 )
             check_weights(self.weights)
             return channels_last(build_pixels(s.size, channels), self.device)
-        return channels_last(load_backbone(self.weights, s.arch, s.stem, channels), self.device)
+        return channels_last(load_backbone(self.weights, **s.network, channels=channels), self.device)
 
     def score_name(self, protocol: str) -> str:
         """Name of a protocol's score, without .json: the protocol, with _tune for the tuning split."""

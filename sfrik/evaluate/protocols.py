@@ -25,7 +25,7 @@ from sfrik.evaluate.knn import scores_by_k
 from sfrik.evaluate.linear import linear_probe, linear_sweep
 from sfrik.evaluate.linear_head import top_accuracies
 from sfrik.evaluate.logistic import logistic_lbfgs, logistic_sgd, logistic_sweep
-from sfrik.networks import Backbone
+from sfrik.networks import Backbone, network_metadata
 from sfrik.runs.data import data_differences
 from sfrik.runs.records import Score
 from sfrik.settings import EvaluateSettings, KnnSettings, LogisticSettings
@@ -82,7 +82,7 @@ def evaluate(settings: EvaluateSettings, progress: bool = True) -> dict[str, Any
             head,
             backbone if settings.weights == "finetune" else None,
             protocol=settings.protocol,
-            arch=settings.arch,
+            **network_metadata(settings, backbone),
             num_classes=train.num_classes,
             **classes,
             settings=settings.hash(),
@@ -148,7 +148,7 @@ def _saved_model(inputs: Inputs[EvaluateSettings], images: Images) -> tuple[Save
         backbone = inputs.backbone(images.channels)
         digest = inputs.weights_sha256
     else:
-        backbone = channels_last(saved.build_backbone(settings.arch, settings.stem, images.channels), inputs.device)
+        backbone = channels_last(saved.build_backbone(settings, images.channels), inputs.device)
         # a file that does not record the pretrained weights it started from is identified by its own hash
         digest = trained_on or file_hash(saved.path)
     of_this_run = saved.backbone is None or (not settings.ckp_path and inputs.weights.is_file())

@@ -7,11 +7,15 @@ is a 3 x 3 convolution without pooling. `resnet8` is the network of the digits p
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 
 from sfrik.errors import SfrikError
-from sfrik.settings import ARCHITECTURES, parse_mlp
+from sfrik.networks.libraries import build_library_model
+from sfrik.settings import check_arch, parse_arch_args, parse_mlp, takes_arguments
 
 __all__ = ["Backbone", "build_backbone", "build_pixels", "build_projector"]
 
@@ -69,20 +73,40 @@ class ResNet8(Backbone):
         return self.layers(x).mean(dim=(2, 3))  # [n, d]
 
 
-def build_backbone(arch: str, stem: str = "imagenet", channels: int = 3) -> Backbone:
+def build_backbone(
+    arch: str,
+    stem: str = "imagenet",
+    channels: int = 3,
+    size: int = 224,
+    arch_args: str | Sequence[str] | Mapping[str, Any] = (),
+) -> Backbone:
     """A freshly initialised backbone; `.num_features` is the dimension d of its features.
 
     Args:
-        arch: one of `ARCHITECTURES`.
-        stem: "imagenet" (7 x 7 convolution of stride 2 and a max-pool) or "small" (3 x 3 of stride 1, no pool).
+        arch: one of `sfrik.settings.ARCHITECTURES`, timm/NAME for any model of timm, or a ViT of torchvision such as vit_b_16.
+        stem: "imagenet" (7 x 7 convolution of stride 2 and a max-pool) or "small" (3 x 3 of stride 1, no pool); of ResNets.
         channels: channels of the images, 3 or 1.
+        size: side of the images in pixels; for models of timm and torchvision's ViTs.
+        arch_args: arguments of these models, such as "patch_size=4 depth=6".
+
+    Raises:
+        SfrikError: there is no such architecture, or it cannot be built for such images or with these arguments.
 
     >>> backbone = build_backbone("resnet8", channels=1)
     >>> backbone(torch.zeros(2, 1, 28, 28)).shape, backbone.num_features
     (torch.Size([2, 128]), 128)
     """
-    if arch not in ARCHITECTURES:
-        raise SfrikError(f"unknown arch {arch!r}: choose one of {', '.join(ARCHITECTURES)}")
+    try:
+        check_arch(arch)
+        given = parse_arch_args(arch_args)
+    except ValueError as error:
+        raise SfrikError(str(error)) from None
+    if takes_arguments(arch):
+        return cast("Backbone", build_library_model(arch, channels, size, given))
+    if given:
+        raise SfrikError(f"arch_args are for timm/NAME and torchvision's ViTs, and {arch} has none: leave them out")
+    if arch == "pixels":
+        return build_pixels(size, channels)
     if arch == "resnet8":
         return ResNet8(channels)
     import torchvision  # slow to import, and the digits profile does not need it

@@ -53,7 +53,7 @@ def build_encoder(settings: PretrainSettings, channels: int) -> Encoder:
     if settings.arch == "pixels":
         return Encoder(build_pixels(settings.size, channels), nn.Identity())
     _check_memory(settings)
-    backbone = build_backbone(settings.arch, settings.stem, channels)
+    backbone = build_backbone(**settings.network, channels=channels)
     encoder = Encoder(backbone, build_projector(backbone.num_features, settings.mlp), settings.multi_crop)
     if settings.compile:
         # compiles in place, at the first call: parameter names do not change, and calling the backbone itself runs uncompiled

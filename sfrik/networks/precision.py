@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sfrik.errors import SfrikError
-from sfrik.settings import Settings
+from sfrik.networks.libraries import convolves_single_pixels
+from sfrik.settings import Settings, takes_arguments
 from sfrik.system.devices import pick_precision
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ def network_precision(settings: Settings, device: torch.device) -> str:
 
     There the weight gradient of a 3 x 3 convolution with stride 2 over a single pixel contains uninitialised memory, sometimes
     NaN (seen with PyTorch 2.14.1). The last stage of a ResNet is such a convolution for views of up to 16 pixels, or up to 4 with
-    the small stem and in resnet8. A frozen network has no gradient, and its features are right.
+    the small stem and in resnet8; models of timm are searched for one. A frozen network has no gradient, and its features are
+    right.
 
     Raises:
         SfrikError: The setting `precision` is bf16 in such a case, or fp16 on a CPU.
@@ -28,11 +30,15 @@ def network_precision(settings: Settings, device: torch.device) -> str:
     smallest = min(settings.trained_sizes, default=None)
     if precision != "bf16" or device.type != "cpu" or settings.arch == "pixels" or smallest is None:
         return precision
-    if smallest > (16 if settings.stem == "imagenet" and settings.arch != "resnet8" else 4):
+    if takes_arguments(settings.arch):
+        if not convolves_single_pixels(settings.arch, settings.channels, settings.size, settings.arch_args, smallest):
+            return precision
+    elif smallest > (16 if settings.stem == "imagenet" and settings.arch != "resnet8" else 4):
         return precision
     if settings.precision == "bf16":
         raise SfrikError(
-            f"views of {smallest} pixels shrink to one pixel in the last stage of {settings.arch}, where "
-            "PyTorch's bf16 kernels for CPUs give wrong gradients: use larger views, --stem small, or --precision fp32"
+            f"views of {smallest} pixels shrink to one pixel in the last stage of {settings.arch}, where PyTorch's bf16 kernels "
+            f"for CPUs give wrong gradients: use larger views, {'' if takes_arguments(settings.arch) else '--stem small, '}or "
+            "--precision fp32"
         )
     return "fp32"

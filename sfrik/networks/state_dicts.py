@@ -8,14 +8,16 @@ names: it is what follows the prefix under which they are all present, with thei
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Match", "match", "unusable", "unwrapped"]
+__all__ = ["Match", "match", "size_of_positions", "unusable", "unwrapped"]
 
 # Components that wrappers put into a name, at its beginning or before the layer that they wrap.
 WRAPPERS = {"module", "_module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
@@ -80,8 +82,9 @@ def match(tensors: Mapping[str, Tensor], backbone: nn.Module) -> Match:
         best = [prefix for prefix in best if same[prefix] == most]
     group = groups[best[0]]
     rivals = best if any(not _equal(group, groups[prefix], own) for prefix in best[1:]) else []
-    layers = {key.split(".")[0] for key in own}
-    unknown = [key for key in group.keys() - own.keys() if key.split(".")[0] in layers or STAGE.fullmatch(key.split(".")[0])]
+    layers, heads = {key.split(".")[0] for key in own}, tuple(f"{name}." for name in _classifier_names(backbone))
+    others = [key for key in group.keys() - own.keys() if not key.startswith(heads)]
+    unknown = [key for key in others if key.split(".")[0] in layers or STAGE.fullmatch(key.split(".")[0])]
     return Match(
         {key: value for key, value in group.items() if key in own},
         sorted(own.keys() - group.keys() - counters),
@@ -89,6 +92,26 @@ def match(tensors: Mapping[str, Tensor], backbone: nn.Module) -> Match:
         sorted(key for key in group.keys() & own.keys() - counters if group[key].shape != own[key].shape),
         [".".join(prefix) for prefix in rivals],
     )
+
+
+def size_of_positions(backbone: nn.Module, state: Mapping[str, Tensor]) -> int | None:
+    """The side of the images for which the positions in a file are; None if they are those of the backbone, or not found.
+
+    Args:
+        backbone: a ViT of `build_library_model`, with `prefix + (image_size / patch)^2` positions.
+        state: tensors of the file, by the backbone's names.
+    """
+    patch = getattr(getattr(backbone, "patch_embed", backbone), "patch_size", None)
+    patch = patch[0] if isinstance(patch, tuple) else patch
+    own = backbone.state_dict()
+    for name in ("pos_embed", "encoder.pos_embedding"):
+        if name not in own or name not in state or not isinstance(patch, int) or own[name].ndim != 3 or state[name].ndim != 3:
+            continue
+        prefix = own[name].shape[1] - (cast("int", backbone.image_size) // patch) ** 2
+        side = math.isqrt(max(0, state[name].shape[1] - prefix))
+        if side**2 + prefix == state[name].shape[1] != own[name].shape[1]:
+            return side * patch
+    return None
 
 
 def unusable(state: Mapping[str, Tensor]) -> str:
@@ -110,6 +133,13 @@ def unusable(state: Mapping[str, Tensor]) -> str:
 def unwrapped(name: str) -> str:
     """A tensor's name without what wrappers put into it: "module._orig_mod.fc.bias" is "fc.bias"."""
     return _join(name.split("."))
+
+
+def _classifier_names(backbone: nn.Module) -> tuple[str, ...]:
+    """The layers of a timm model's classifier, such as "head.fc", which its weights files contain and a backbone has not."""
+    about = cast("dict", getattr(backbone, "default_cfg", None) or {})
+    names = about.get("classifier") or ()
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def _by_prefix(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[tuple[str, ...], dict[str, Tensor]]:
@@ -144,7 +174,7 @@ def _with_names_of_children(tensors: Mapping[str, Tensor], backbone: nn.Module, 
     for key, value in tensors.items():
         parts = key.split(".")
         for index, part in enumerate(parts):
-            if part.isdecimal() and len(part) < 4:
+            if part.isdecimal() and len(part) < 4 and not any(_join(parts[start:]) in own for start in range(index + 1)):
                 stem = parts[index + 1 :] == ["weight"] and value.dim() == 4
                 below = numbered.setdefault(tuple(parts[:index]), {})
                 below[int(part)] = below.get(int(part), False) or stem
@@ -153,7 +183,7 @@ def _with_names_of_children(tensors: Mapping[str, Tensor], backbone: nn.Module, 
         order = sorted(below)
         if len(order) >= len(layers) and below[order[0]]:  # the first one is a convolution
             names[prefix] = {str(number): name for number, name in zip(order, layers, strict=False)}
-    shortcut = any(".downsample." in key for key in own)
+    shortcut = any(".downsample." in key for key in own) and not any(".shortcut." in key for key in own)
     renamed = {}
     for key, value in tensors.items():
         parts = key.split(".")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from sfrik.errors import SfrikError, nearest
 from sfrik.networks.backbones import Backbone, build_backbone
-from sfrik.networks.state_dicts import Match, match, unusable
+from sfrik.networks.libraries import check_sizes
+from sfrik.networks.state_dicts import Match, match, size_of_positions, unusable
 from sfrik.ops.finite import named_tensors
-from sfrik.settings import ARCHITECTURES
+from sfrik.settings import ARCHITECTURES, Settings, parse_arch_args, takes_arguments
 from sfrik.system.download import Download, DownloadError
 from sfrik.system.files import WriteError, check_regular, file_hash, read_text, write_text
 from sfrik.system.tensor_files import (
@@ -29,7 +30,7 @@ from sfrik.system.tensor_files import (
     write_safetensors,
 )
 
-__all__ = ["load_backbone", "pretrained", "save_weights"]
+__all__ = ["load_backbone", "network_metadata", "pretrained", "save_weights"]
 
 # The authors' release: name -> (file, architecture). Its backbone scores 70.3 % by linear probing on ImageNet (their README).
 RELEASE = "https://github.com/valeoai/sfrik/releases/download/v0.1.0"
@@ -47,7 +48,21 @@ def save_weights(module: nn.Module, path: str | Path, **about: str) -> str:
     return write_safetensors(path, module.state_dict(), about)
 
 
-def load_backbone(path: str | Path, arch: str, stem: str = "imagenet", channels: int = 3) -> Backbone:
+def network_metadata(settings: Settings, backbone: nn.Module) -> dict[str, str]:
+    """Metadata of a backbone's weights: what `load_backbone` needs besides the tensors."""
+    if not takes_arguments(settings.arch):
+        return {"arch": settings.arch}
+    return {"arch": settings.arch, "arch_args": " ".join(settings.arch_args), "size": str(backbone.image_size)}
+
+
+def load_backbone(
+    path: str | Path,
+    arch: str,
+    stem: str = "imagenet",
+    channels: int = 3,
+    size: int | None = None,
+    arch_args: str | Sequence[str] | Mapping[str, Any] | None = None,
+) -> Backbone:
     """A backbone with the weights of a file, in evaluation mode.
 
     The file is in safetensors format or a PyTorch file, from this library or from other code: torchvision, timm, MoCo, SimSiam,
@@ -62,8 +77,11 @@ def load_backbone(path: str | Path, arch: str, stem: str = "imagenet", channels:
     Args:
         path: the file. Also the first part of the authors' split checkpoint (`..._ckpaa`, with `..._ckpab` etc. in the same
             folder), or the archive that the parts form.
-        arch: the architecture of the weights, one of `ARCHITECTURES`.
-        stem: "imagenet" or "small". channels: channels of the images.
+        arch: the architecture of the weights, as in `build_backbone`.
+        stem: "imagenet" or "small", of a ResNet. channels: channels of the images.
+        size: side of the images in pixels; that of the training when None, or 224 where the file does not record it. A ViT keeps
+            the positions of the file, and timm's interpolates them for images of another size.
+        arch_args: arguments of a model of timm or a ViT of torchvision; those that the file records when None.
 
     Raises:
         SfrikError: the file is missing, is not a weights file, is truncated, is for another architecture, has NaN or infinite
@@ -75,13 +93,21 @@ def load_backbone(path: str | Path, arch: str, stem: str = "imagenet", channels:
     ...     load_backbone(f"{folder}/backbone.safetensors", "resnet8").training
     False
     """
-    content = _read(Path(path).expanduser())
-    backbone = build_backbone(arch, stem, channels)
+    path = Path(path).expanduser()
+    content, about = _read(path)
+    if takes_arguments(arch) or takes_arguments(about.get("arch", "")):
+        arch_args = _check_metadata(path, about, arch, arch_args)
+    trained_size = int(about.get("size", size or 224))
+    backbone = build_backbone(arch, stem, channels, trained_size, arch_args or ())
     try:
         tensors = dict(named_tensors(content))
     except RecursionError:
         raise SfrikError(f"{path} holds dicts that contain themselves: get the state dict of its network") from None
     found = match(tensors, backbone)
+    if takes_arguments(arch) and (other := size_of_positions(backbone, found.state)):
+        trained_size = other
+        backbone = build_backbone(arch, stem, channels, other, arch_args or ())
+        found = match(tensors, backbone)
     if not found.state:
         raise SfrikError(
             f"{path} holds no state dict of tensors of a {arch}: its top-level keys are {_keys(content)}; looked for "
@@ -104,7 +130,29 @@ def load_backbone(path: str | Path, arch: str, stem: str = "imagenet", channels:
     converted = {key: value.reshape(own[key].shape).to(own[key].dtype) for key, value in found.state.items()}
     check_finite(converted, path, "its values are outside the range of float32; use other weights")
     backbone.load_state_dict({**own, **converted})
+    if takes_arguments(arch):
+        check_sizes(arch, channels, trained_size, parse_arch_args(arch_args or ()), [size or trained_size])
     return backbone.eval()
+
+
+def _check_metadata(path: Path, about: Mapping[str, Any], arch: str, arch_args: Any) -> tuple[str, ...]:
+    """The arguments of a model whose weights a file holds; refuses those of another model, whose tensors may have the same names.
+
+    The probabilities of dropout may differ, as they often do between pretraining and fine-tuning.
+    """
+    recorded = tuple(str(about.get("arch_args", "")).split())
+    try:
+        given = recorded if arch_args is None else parse_arch_args(arch_args)
+    except ValueError as error:
+        raise SfrikError(f"arch_args: {error}") from None
+    theirs, ours = ({name for name in names if "drop" not in name.partition("=")[0]} for names in (recorded, given))
+    # timm/resnet18 is the network resnet18
+    same = about.get("arch", "").removeprefix("timm/") == arch.removeprefix("timm/")
+    if not about.get("arch") or (same and theirs == ours):
+        return given
+    arguments = f" --arch-args {' '.join(recorded)}" if recorded else ""
+    without = ", without --arch-args" if ours and not theirs else ""
+    raise SfrikError(f"{path} holds the weights of --arch {about['arch']}{arguments}: give these{without}, or other weights")
 
 
 def pretrained(name: str = "resnet50-sfrik-200ep", progress: bool = True) -> nn.Module:
@@ -134,18 +182,18 @@ def pretrained(name: str = "resnet50-sfrik-200ep", progress: bool = True) -> nn.
     return backbone
 
 
-def _read(path: Path) -> Any:
-    """The content of a weights file, as it is."""
+def _read(path: Path) -> tuple[Any, dict[str, Any]]:
+    """The content of a weights file as it is, and the metadata of ours."""
     if not path.exists():
         raise SfrikError(f"there is no weights file {path}: check --pretrained, or pretrain first")
     try:
         check_regular(path)
         if is_safetensors(path):
-            state, _ = read_safetensors(path)
+            found = read_safetensors(path)
             check_weights(path)
-            return state
+            return found
         with _whole_file(path) as whole:
-            return read_pickle(whole, path)
+            return read_pickle(whole, path), {}
     except (OSError, EOFError, tarfile.TarError) as error:
         raise SfrikError(f"{path} cannot be read ({error}): copy or download it again") from None
 

@@ -50,12 +50,20 @@ def distribute(encoder: Encoder, device: torch.device, precision: str, view_size
     if world_size() == 1:
         return encoder
     if device.type == "cuda":
-        encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
-        model = nn.parallel.DistributedDataParallel(encoder, device_ids=[device.index])
+        model = nn.parallel.DistributedDataParallel(_synchronise_batchnorm(encoder), device_ids=[device.index])
     else:
         model = nn.parallel.DistributedDataParallel(encoder)
     _rebuild_buckets(model, [torch.zeros(2, channels, size, size, device=device) for size in view_sizes], device, precision)
     return model
+
+
+def _synchronise_batchnorm(module: nn.Module) -> nn.Module:
+    """The module with BatchNorm synchronised over the processes; timm's BatchNorm layers keep the activation they contain."""
+    if any(type(part).__module__.startswith("timm.") for part in module.modules()):
+        from timm.layers import convert_sync_batchnorm
+
+        return convert_sync_batchnorm(module)
+    return nn.SyncBatchNorm.convert_sync_batchnorm(module)
 
 
 @explain_compile_failure()

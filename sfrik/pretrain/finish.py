@@ -11,7 +11,7 @@ from typing import Any
 from sfrik.datasets import Images, describe_data, load_images, print_images
 from sfrik.datasets.fingerprint import names_sha256, sample_contents
 from sfrik.errors import MissingImagesError, SfrikError
-from sfrik.networks import Encoder, save_weights
+from sfrik.networks import Encoder, network_metadata, save_weights
 from sfrik.ops.collectives import rank
 from sfrik.pretrain.resume import print_from_rank_zero
 from sfrik.runs.data import FIXED, forget_fingerprint, recorded_data
@@ -65,7 +65,8 @@ def last_epoch(run: Run, progress: bool) -> dict[str, Any]:
 
 def finish(run: Run, encoder: Encoder, settings: PretrainSettings) -> None:
     """Write the weights, record their hashes in provenance.json, and delete the checkpoints once all of that is on disk."""
-    about, weights = {"arch": settings.arch, "stem": settings.stem, "settings": settings.hash()}, {}
+    stem = {} if "stem" in settings.without_effect() else {"stem": settings.stem}
+    about, weights = {**network_metadata(settings, encoder.backbone), **stem, "settings": settings.hash()}, {}
     if settings.ssl_method != "none" and list(encoder.projector.parameters()):
         weights[run.projector.name] = save_weights(encoder.projector, run.projector, mlp=settings.mlp, **about)
     weights[run.backbone.name] = save_weights(encoder.backbone, run.backbone, **about)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sfrik.datasets import Images, batches, describe_data, explain_worker_death, keep_on_device
 from sfrik.errors import Preempted, SfrikError
-from sfrik.networks import Encoder, build_encoder
+from sfrik.networks import Encoder, build_encoder, check_network
 from sfrik.networks.precision import network_precision
 from sfrik.objectives.base import LossTerms, NotFinite
 from sfrik.objectives.factory import build_objective
@@ -73,6 +73,7 @@ def pretrain(settings: PretrainSettings, progress: bool = True) -> dict[str, Any
     refuse_published(run.folder)
     check_loggers(settings.loggers)
     device = pick_device(settings.device)
+    check_network(settings)
     precision = network_precision(settings, device)
     if broadcast_from_rank_zero(run.finished):
         return already_pretrained(run, settings, progress)

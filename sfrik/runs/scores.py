@@ -14,7 +14,7 @@ from sfrik.runs.cached import cached_header, cached_provenance, header_error
 from sfrik.runs.data import split_differences
 from sfrik.runs.records import RunSettings, Score
 from sfrik.settings import Settings
-from sfrik.settings.base import hash_of
+from sfrik.settings.recorded import hash_of
 from sfrik.system.files import path_exists
 from sfrik.system.records import read_record
 

@@ -1,5 +1,13 @@
 """Every setting with its type, default, unit and meaning; recipes, which are files of settings."""
 
+from sfrik.settings.architectures import (
+    ARCHITECTURES,
+    TORCHVISION_VITS,
+    check_arch,
+    keyword_arguments,
+    parse_arch_args,
+    takes_arguments,
+)
 from sfrik.settings.base import SECTIONS, Settings, load_recipe, published_root, run_folder, runs_root
 from sfrik.settings.evaluation import (
     EvaluateSettings,
@@ -9,7 +17,7 @@ from sfrik.settings.evaluation import (
     LogisticSettings,
     TransferSettings,
 )
-from sfrik.settings.fields import ARCHITECTURES, as_list, as_path, as_whole, parse_mlp
+from sfrik.settings.fields import as_list, as_path, as_whole, parse_mlp
 from sfrik.settings.identity import recipe_of, recipe_settings, score_settings
 from sfrik.settings.pretraining import PretrainSettings
 from sfrik.settings.recipes import grid_recipes, recipe_names
@@ -17,6 +25,7 @@ from sfrik.settings.recipes import grid_recipes, recipe_names
 __all__ = [
     "ARCHITECTURES",
     "SECTIONS",
+    "TORCHVISION_VITS",
     "EvaluateSettings",
     "FeatureSettings",
     "FrozenSettings",
@@ -28,8 +37,11 @@ __all__ = [
     "as_list",
     "as_path",
     "as_whole",
+    "check_arch",
     "grid_recipes",
+    "keyword_arguments",
     "load_recipe",
+    "parse_arch_args",
     "parse_mlp",
     "published_root",
     "recipe_names",
@@ -38,4 +50,5 @@ __all__ = [
     "run_folder",
     "runs_root",
     "score_settings",
+    "takes_arguments",
 ]

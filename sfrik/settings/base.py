@@ -7,21 +7,19 @@ an evaluation in a section.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 from collections.abc import Mapping
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sfrik.errors import SfrikError, nearest
+from sfrik.settings.architectures import ARCHITECTURES, TORCHVISION_VITS, ArchArguments, Architecture, takes_arguments
 from sfrik.settings.fields import (
-    ARCHITECTURES,
-    Architecture,
     Batch,
     Count,
     Datasets,
@@ -33,9 +31,10 @@ from sfrik.settings.fields import (
     as_path,
 )
 from sfrik.settings.recipes import RECIPES, recipe_files, recipe_names
+from sfrik.settings.recorded import as_written_today, defaults, hash_of
 from sfrik.system.files import read_toml
 
-__all__ = ["SECTIONS", "Settings", "hash_of", "load_recipe", "published_root", "run_folder", "runs_root"]
+__all__ = ["SECTIONS", "Settings", "load_recipe", "published_root", "run_folder", "runs_root"]
 
 SECTIONS: dict[str, type[Settings]] = {}  # section of a recipe -> its class; "pretrain" is the top level
 
@@ -57,7 +56,14 @@ class Settings(BaseModel):
     data_dir: RequiredPath = Field("data", description="folder of the images; for ImageNet it contains train/ and val/")
     subset: Annotated[Count | None, Unset] = Field(None, description="training images per class, the first ones; all when unset")
     size: Pixels = Field(224, description="side of the views and the test images, in pixels")
-    arch: Architecture = Field("resnet18", description=f"backbone: {', '.join(ARCHITECTURES)}, or pixels (no network)")
+    arch: Architecture = Field(
+        "resnet18",
+        description=f"backbone: {', '.join(ARCHITECTURES)}; torchvision's {', '.join(TORCHVISION_VITS)}; timm/NAME for a model "
+        "of timm; or pixels (no network)",
+    )
+    arch_args: ArchArguments = Field(
+        (), description="arguments of a model of timm or a ViT of torchvision, such as patch_size=4 depth=6"
+    )
     stem: Literal["imagenet", "small"] = Field(
         "imagenet", description="first layers of the ResNet: imagenet, or small for images of about 32 pixels"
     )
@@ -77,6 +83,12 @@ class Settings(BaseModel):
         False,
         description="skip images that cannot be read, and name them: training takes the next one, features leave them out",
     )
+
+    @model_validator(mode="after")
+    def _arguments_fit(self) -> Self:
+        if self.arch_args and not takes_arguments(self.arch):
+            raise ValueError(f"arch_args are for timm/NAME and torchvision's ViTs, and {self.arch} has none: leave them out")
+        return self
 
     def __init_subclass__(cls, sections: tuple[str, ...] = (), **kwargs: Any) -> None:
         """Register the sections of a recipe whose settings are of this class."""
@@ -140,7 +152,8 @@ class Settings(BaseModel):
 
     def without_effect(self) -> set[str]:
         """Names of the settings that the others make irrelevant, such as SwAV's crops with other augmentations."""
-        return set() if self.skip_broken else {"skip_broken"}
+        idle = {name for name in ("skip_broken", "arch_args") if not getattr(self, name)}
+        return idle | ({"stem"} if takes_arguments(self.arch) else set())
 
     def unused(self) -> set[str]:
         """Names of the settings that are not printed: those that are unset, and those that play no part beside the others.
@@ -157,6 +170,21 @@ class Settings(BaseModel):
         return {name: value for name, value in self.what().items() if name not in unused}
 
     @property
+    def network(self) -> dict[str, Any]:
+        """The arguments of `sfrik.networks.build_backbone` and `load_backbone` that the settings determine."""
+        return {"arch": self.arch, "stem": self.stem, "size": self.size, "arch_args": self.arch_args}
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return 1 if self.dataset == "mnist5k" else 3
+
+    @property
+    def view_sizes(self) -> list[int]:
+        """Side of each view that passes through the backbone, in pixels."""
+        return [self.size]
+
+    @property
     def trained_sizes(self) -> list[int]:
         """Sides, in pixels, of the views whose gradients reach the network; none if it is frozen."""
         return []
@@ -171,7 +199,7 @@ class Settings(BaseModel):
         A setting that is not recorded, since it had no effect or the release did not have it, has its default.
         """
         theirs, ours = (
-            {**_defaults(type(self)), **settings} for settings in (_as_written_today(type(self), recorded), self.what())
+            {**defaults(type(self)), **settings} for settings in (as_written_today(type(self), recorded), self.what())
         )
         names = [name for name in sorted(theirs.keys() & ours.keys()) if theirs[name] != ours[name]]
         names += sorted(recorded.keys() - ours.keys())  # of another release
@@ -200,25 +228,6 @@ class Settings(BaseModel):
             name = f"{start}-{hash_of({key: str(value) for key, value in changed.items()})}"
         weights = {"pretrained": getattr(self, "pretrained", "") or str(folder / "backbone.safetensors")} if evaluation else {}
         return {"exp_dir": str(folder.with_name(name)), **weights}
-
-
-def hash_of(settings: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits that identify settings, as JSON can represent them."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _as_written_today(kind: type[Settings], recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Recorded settings in today's form: earlier releases recorded 1-40-40 and 1.0-40.0-40.0 as they were given."""
-    try:
-        read = kind.model_validate({name: value for name, value in recorded.items() if name in kind.model_fields})
-    except ValidationError:  # not settings of this release
-        return dict(recorded)
-    return {**recorded, **read.model_dump(mode="json", include=recorded.keys() & kind.model_fields.keys())}
-
-
-@cache
-def _defaults(kind: type[Settings]) -> dict[str, Any]:
-    return kind.model_construct().model_dump(mode="json")
 
 
 def runs_root() -> Path:

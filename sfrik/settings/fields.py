@@ -1,4 +1,4 @@
-"""The types of settings, with their bounds: numbers, lists, paths, kernel weights, networks. Checking them does not need PyTorch.
+"""The types of settings, with their bounds: numbers, lists, paths, kernel weights. Checking them does not need PyTorch.
 
 A value may come from a recipe, the command line, a notebook or papermill. papermill makes numbers of `-p mlp 64` and
 `-p sfrik_weights 1.0`, and one text of `-p loggers tensorboard` and `-p nb_knn "10 20"`: each type accepts in every form what the
@@ -15,14 +15,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, TypeAdapter, ValidationError
 
-from sfrik.errors import SfrikError, nearest
+from sfrik.errors import SfrikError
 
 __all__ = [
-    "ARCHITECTURES",
+    "LARGEST",
     "LARGEST_WIDTH",
     "MOST_DEGREES",
+    "PARTS",
     "SCALES",
-    "Architecture",
     "Batch",
     "Count",
     "Datasets",
@@ -55,7 +55,6 @@ __all__ = [
     "parse_mlp",
 ]
 
-ARCHITECTURES = ("resnet8", "resnet18", "resnet34", "resnet50")
 LARGEST_WIDTH = 65536  # of the projector: twice the paper's; the last layer would have 17 GB of weights
 MOST_LAYERS = 16
 PARTS = re.compile(r"[^\s,\[\]()'\"]+")  # of a list that was written as a text
@@ -209,12 +208,5 @@ def _mlp(text: str) -> str:
     return "-".join(map(str, parse_mlp(text)))
 
 
-def _arch(name: str) -> str:
-    if name not in (*ARCHITECTURES, "pixels"):
-        raise ValueError(f"unknown architecture {name!r}{nearest(name, ARCHITECTURES)}: choose one of {', '.join(ARCHITECTURES)}")
-    return name
-
-
 KernelWeights = Annotated[str, BeforeValidator(_joined), AfterValidator(_weights)]
 Mlp = Annotated[str, BeforeValidator(_joined), AfterValidator(_mlp)]
-Architecture = Annotated[str, AfterValidator(_arch)]

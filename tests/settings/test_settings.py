@@ -715,7 +715,7 @@ def another_value(kind, name, choice):
         "2",
         "swav",
     ]
-    pool.append(("wandb",))
+    pool += [("wandb",), "depth=2"]
     for value in pool:
         try:
             settings = kind.parse({**choice, name: value})
@@ -737,7 +737,13 @@ BELONGS = [
     (("nesterov",), {"optimizer": "sgd"}),
     (("lr_backbone",), {"weights": "finetune"}),
     (("label_list",), {"train_percent": 10}),
+    (("arch_args",), {"arch": "timm/resnet18"}),
 ]
+# Those that are refused without that choice, and why.
+REFUSED = {
+    "label_list": "label_list names a part of the training images: give train_percent",
+    "arch_args": "arch_args are for timm/NAME and torchvision's ViTs",
+}
 
 CASES = [(kind, name) for kind in SECTIONS.values() for name in kind.model_fields]
 
@@ -752,9 +758,9 @@ def test_the_hash_ignores_places_and_changes_with_any_other_setting(kind, name):
         assert len(choices) == 1, f"no other value found for {name}: add one to the pool"
         pytest.skip(f"{name} has one value only")
     assert (changed.hash() == kind.parse(choice).hash()) == (name in PLACES)
-    if name == "label_list":
-        with pytest.raises(SfrikError, match="label_list names a part of the training images: give train_percent"):
-            kind.parse({name: changed.label_list})
+    if name in REFUSED:
+        with pytest.raises(SfrikError, match=REFUSED[name]):
+            kind.parse({name: getattr(changed, name)})
     elif "optimizer" in choice:  # refused under another one
         assert f"{name} is a setting of optimizer {choice['optimizer']}" in refusal(kind, {name: getattr(changed, name)})
     elif choice:
