@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sfrik.errors import MissingImagesError, SfrikError
 from sfrik.system.download import Download, DownloadError
-from sfrik.system.files import check_regular, read_text
+from sfrik.system.files import WriteError, check_regular, read_text
 
 __all__ = ["DOWNLOADED", "read_torchvision"]
 
@@ -32,7 +32,7 @@ def read_torchvision(name: str, data_dir: Path, **arguments: Any) -> tuple[Tenso
         The images, uint8 [n, 3, h, w]; their classes, int64 [n]; the names of the classes, if a file has them.
 
     Raises:
-        MissingImagesError: the files are missing and could not be downloaded.
+        MissingImagesError: the files are missing and could not be downloaded or unpacked.
         SfrikError: files are incomplete, damaged or not regular.
     """
     import torchvision.datasets
@@ -62,15 +62,21 @@ def read_torchvision(name: str, data_dir: Path, **arguments: Any) -> tuple[Tenso
 
 
 def _download(kind: Any, folder: Path, archive: Path) -> None:
-    """Download and unpack a data set, unless it is there; an archive that is there is unpacked."""
-    url = archive.absolute().as_uri() if archive.is_file() else kind.url
+    """Download and unpack a data set, unless it is there; an archive that is there, and whole, is unpacked."""
+    from torchvision.datasets.utils import check_md5
+
+    if folder.exists():
+        return
+    whole = archive.is_file() and check_md5(archive, kind.tgz_md5)
+    url = archive.absolute().as_uri() if whole else kind.url
     try:
         Download(url, kind.tgz_md5, "md5", progress=True).to_folder(folder)
-    except DownloadError as error:
+    except (DownloadError, WriteError) as error:
         name, place = kind.__name__, folder.parent
+        damaged = ", which is damaged" if archive.is_file() and not whole else ""
         raise MissingImagesError(
-            f"{name} is not in {place} (looked for train/ and val/ or test/, {folder.name}/ and {archive.name}), and {url} could "
-            f"not be downloaded ({error}): set --data-dir (DATA=) to a folder with its images as files, train/<class>/* and "
+            f"{name} is not in {place} (looked for train/ and val/ or test/, {folder.name}/ and {archive.name}{damaged}), and {url} "
+            f"could not be downloaded ({error}): set --data-dir (DATA=) to a folder with its images as files, train/<class>/* and "
             f"val/<class>/* or test/<class>/*{JPEGS.get(name, '')}, run the command on a machine with a network that shares "
             f"{place}, or put {archive.name} there"
         ) from None

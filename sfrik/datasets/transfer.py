@@ -121,7 +121,7 @@ def _places205(split: str, data_dir: Path) -> Images:
     if not lists.is_dir():
         if split_folder(data_dir, "train") is None:
             raise (SfrikError if data_dir.is_dir() else MissingImagesError)(
-                f"places205: {data_dir} holds neither trainvalsplit_places205/ nor train/ and val/: unpack "
+                f"places205: {data_dir} holds neither trainvalsplit_places205/ nor train/ and val/ (or test/): unpack "
                 "trainvalsplit_places205.tar.gz and imagesPlaces205_resize.tar.gz there, or check --target-dir"
             )
         images = load_images("image_folder", split, data_dir)

@@ -53,7 +53,7 @@ class Settings(BaseModel):
     dataset: Datasets = Field(
         "imagenet", description="data set: mnist5k, cifar10, cifar100, stl10, imagenet, image_folder (your images)"
     )
-    data_dir: RequiredPath = Field("data", description="folder of the images; for ImageNet it contains train/ and val/")
+    data_dir: RequiredPath = Field("data", description="folder of the images; image files are in train/ and val/ (or test/)")
     subset: Annotated[Count | None, Unset] = Field(None, description="training images per class, the first ones; all when unset")
     size: Pixels = Field(224, description="side of the views and the test images, in pixels")
     arch: Architecture = Field(

@@ -227,6 +227,20 @@ def test_an_archive_in_the_folder_is_unpacked_without_a_network(site, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cifar-10-batches-py", archive.name]
 
 
+def test_an_archive_that_a_download_of_torchvision_left_unfinished_is_ignored(site, tmp_path):
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    archive.write_bytes(site.content[f"/{archive.name}"][:1000])
+    assert len(load_images("cifar10", "test", tmp_path)) == 20
+    assert site.asked == [f"/{archive.name}"]
+    assert archive.stat().st_size == 1000, "it may be the user's"
+
+
+def test_a_data_folder_that_cannot_be_made_is_named_with_the_remedies(site, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(MissingImagesError, match=r"file/data could not be written \(Not a directory\).*: set --data-dir"):
+        load_images("cifar10", "test", tmp_path / "file" / "data")
+
+
 def test_without_a_network_one_line_names_the_folder_what_was_looked_for_and_the_remedies(site, tmp_path):
     site.content.clear()
     with pytest.raises(MissingImagesError) as caught:

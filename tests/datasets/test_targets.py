@@ -212,7 +212,9 @@ def test_class_folders_of_another_data_set_are_not_read_as_places205(tmp_path):
 
 def test_missing_or_malformed_files_of_places205_are_named(places, tmp_path):
     message = error_message("places205", "train", tmp_path / "elsewhere")
-    assert "holds neither trainvalsplit_places205/ nor train/ and val/: unpack trainvalsplit_places205.tar.gz" in message
+    assert (
+        "holds neither trainvalsplit_places205/ nor train/ and val/ (or test/): unpack trainvalsplit_places205.tar.gz" in message
+    )
     lists = places / "trainvalsplit_places205"
     for text in ("a/abbey/gsun_1.jpg\n", "a/abbey/gsun_1.jpg abbey\n"):
         (lists / "train_places205.csv").write_text(text, encoding="utf-8")

@@ -11,13 +11,14 @@ from PIL import Image
 from sfrik import datasets
 from sfrik.datasets import describe_data, load_images
 from sfrik.errors import SfrikError
+from sfrik.pretrain.finish import already_pretrained
 from sfrik.reproduce import table as table_module
 from sfrik.reproduce.present import PresentImages
 from sfrik.reproduce.run import run_recipe
 from sfrik.reproduce.stages import PlannedRun, missing_stages, refusal
 from sfrik.reproduce.table import make_table
 from sfrik.runs.folder import Run
-from sfrik.settings import run_folder
+from sfrik.settings import PretrainSettings, run_folder
 from sfrik.system.files import read_json, write_json
 
 RECIPES = [f"paper/in1k_r50_{name}" for name in ("vicreg_q8192", "sfrik_l2_q8192")]
@@ -109,3 +110,20 @@ def test_images_that_are_the_same_everywhere_are_not_read(place, monkeypatch):
     monkeypatch.setattr("sfrik.reproduce.present._load", lambda *given: pytest.fail("images were read"))
     assert missing_stages(recipe, 0, place / "runs", (*STAGES, "semi"), PresentImages()) == []
     assert refusal(recipe, 0, place / "runs", PresentImages()) == ""
+
+
+def test_images_that_could_be_downloaded_are_not_downloaded_to_compare_them(place, monkeypatch, capsys):
+    monkeypatch.setattr("urllib.request.urlopen", lambda *given, **named: pytest.fail("a download was started"))
+    recipe, data = "cifar10/simclr_q512", {"images": 1, "classes": 1, "sha256": "a"}
+    run = finished_run(place / "runs", recipe, stages=STAGES)
+    for path in run.folder.glob("*.json"):
+        write_json(path, read_json(path) | {"data": data if path.name == "settings.json" else {"train": data, "test": data}})
+    present = PresentImages(str(place / "none"))
+    assert missing_stages(recipe, 0, place / "runs", STAGES, present) == []
+    assert refusal(recipe, 0, place / "runs", present) == ""
+    settings = PretrainSettings.from_recipe(recipe, data_dir=str(place / "none"), exp_dir=str(run.folder))
+    already_pretrained(run, settings, progress=True)
+    out, err = capsys.readouterr()
+    assert "what was computed from images that are missing now is used as it is: CIFAR10 is not in" in err
+    assert f"{run.folder}: the training images are not compared: CIFAR10 is not in {place / 'none'}" in out + err
+    assert not (place / "none").exists()

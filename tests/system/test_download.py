@@ -183,7 +183,7 @@ def test_a_download_without_a_known_checksum_must_still_be_as_long_as_announced(
         Download(f"{server.url}/list.txt").to_file(tmp_path / "other.txt")
 
 
-def test_to_compare_nothing_is_downloaded_and_what_is_there_is_used(server, tmp_path):
+def test_to_compare_nothing_is_downloaded_and_what_is_there_is_used(server, tmp_path, capsys):
     source = Download(f"{server.url}/list.txt")
     with no_downloads():
         with pytest.raises(DownloadError, match="nothing is downloaded only to compare"):
@@ -191,6 +191,7 @@ def test_to_compare_nothing_is_downloaded_and_what_is_there_is_used(server, tmp_
         with pytest.raises(DownloadError, match="nothing is downloaded only to compare"):
             source.write(io.BytesIO())
     assert server.asked == list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().out == "", "no download is announced"
     source.to_file(tmp_path / "list.txt")
     with no_downloads():
         source.to_file(tmp_path / "list.txt")
