@@ -75,8 +75,8 @@ def _download(kind: Any, folder: Path, archive: Path) -> None:
         name, place = kind.__name__, folder.parent
         damaged = ", which is damaged" if archive.is_file() and not whole else ""
         raise MissingImagesError(
-            f"{name} is not in {place} (looked for train/ and val/ or test/, {folder.name}/ and {archive.name}{damaged}), and {url} "
-            f"could not be downloaded ({error}): set --data-dir (DATA=) to a folder with its images as files, train/<class>/* and "
-            f"val/<class>/* or test/<class>/*{JPEGS.get(name, '')}, run the command on a machine with a network that shares "
-            f"{place}, or put {archive.name} there"
+            f"{name} is not in {place} (looked for train/ and val/ or test/, {folder.name}/ and {archive.name}{damaged}), and "
+            f"{url} could not be downloaded ({error}): set --data-dir (DATA=) to a folder with its images as files, "
+            f"train/<class>/* and val/<class>/* or test/<class>/*{JPEGS.get(name, '')}, run the command on a machine with a "
+            f"network that shares {place}, or put {archive.name} there"
         ) from None
