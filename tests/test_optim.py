@@ -194,6 +194,16 @@ def test_norms_biases_and_what_a_module_declares_have_no_weight_decay(vectors):
     assert [id(p) for p in only["params"]] == [id(p) for p in model[1:].parameters()], "LARS of a ResNet has one group, in order"
 
 
+def test_a_vision_transformer_of_timm_declares_its_tokens_and_position_embeddings():
+    timm = pytest.importorskip("timm")
+    sizes = {"img_size": 32, "embed_dim": 12, "depth": 1, "num_heads": 1, "num_classes": 0, "init_values": 0.1}
+    model = torch.nn.ModuleDict({"backbone": timm.create_model("vit_tiny_patch16_224", **sizes)})
+    names = {id(p): name for name, p in model.named_parameters()}
+    decayed, _ = parameter_groups(model, 0.05)
+    expected = {"patch_embed.proj", "blocks.0.attn.qkv", "blocks.0.attn.proj", "blocks.0.mlp.fc1", "blocks.0.mlp.fc2"}
+    assert {names[id(p)] for p in decayed["params"]} == {f"backbone.{name}.weight" for name in expected}
+
+
 def test_learning_rate_at_the_key_steps_of_the_papers_schedule():
     """Base rate 1.2 at batch 2048 over 100 epochs of 127 steps: the peak is 9.6."""
 
