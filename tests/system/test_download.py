@@ -50,8 +50,20 @@ def server():
         yield running
 
 
-def process(server, target):
-    command = [sys.executable, "-c", FETCH, f"{server.url}/a.tar.gz", server.md5, str(target)]
+def missing(*arguments):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
+WITHOUT_FLOCK = """
+import errno, fcntl
+def missing(*arguments):
+    raise OSError(errno.ENOLCK, "No locks available")
+fcntl.flock = missing
+"""  # as on some network file systems
+
+
+def process(server, target, before=""):
+    command = [sys.executable, "-c", before + FETCH, f"{server.url}/a.tar.gz", server.md5, str(target)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", env=environment)
 
@@ -68,11 +80,12 @@ def archives(folder):
     return [path for path in folder.glob(".set.*.tmp/archive.tar") if path.stat().st_size]
 
 
-def test_of_three_processes_one_downloads_and_the_others_wait_and_use_its_files(server, tmp_path):
+@pytest.mark.parametrize("before", ["", WITHOUT_FLOCK])
+def test_of_three_processes_one_downloads_and_the_others_wait_and_use_its_files(server, tmp_path, before):
     server.pause.clear()
-    first = process(server, tmp_path / "data" / "set")
+    first = process(server, tmp_path / "data" / "set", before)
     until(lambda: archives(tmp_path / "data"))
-    others = [process(server, tmp_path / "data" / "set") for _ in range(2)]
+    others = [process(server, tmp_path / "data" / "set", before) for _ in range(2)]
     lines = [other.stdout.readline() for other in others]  # printed while they wait
     for line in lines:
         assert f"waiting for pid {first.pid} on " in line
@@ -86,9 +99,12 @@ def test_of_three_processes_one_downloads_and_the_others_wait_and_use_its_files(
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["set"], "no lock, archive or temporary folder is left"
 
 
-def test_a_killed_download_neither_counts_nor_blocks_the_next_one(server, tmp_path):
+@pytest.mark.parametrize("before", ["", WITHOUT_FLOCK])
+def test_a_killed_download_neither_counts_nor_blocks_the_next_one(server, tmp_path, monkeypatch, before):
+    if before:
+        monkeypatch.setattr("fcntl.flock", missing)
     server.pause.clear()
-    killed = process(server, tmp_path / "set")
+    killed = process(server, tmp_path / "set", before)
     until(lambda: archives(tmp_path))
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
