@@ -118,8 +118,8 @@ table1 $(TABLES):
 tables: $(READY)  ## render every table from the existing scores, without training
 	@$(BIN)python -m sfrik table all $(PLACE)
 
-notebooks: $(READY)  ## execute all notebooks, 01 to 07, into runs/PROFILE/notebooks
-	@$(BIN)python -m sfrik chapters $(PLACE)
+notebooks: $(READY)  ## execute all notebooks, 01 to 07, into runs/PROFILE/notebooks (DATA=, as for the tables)
+	@$(BIN)python -m sfrik chapters $(PLACE) --data-dir=$(call quoted,DATA)
 
 publish: $(READY)  ## copy the finished runs of TABLE to results/PROFILE, the published results (TABLE="table1 table2" or all)
 	$(BIN)python -m sfrik publish $(PLACE) -- $(call quoted,TABLE)

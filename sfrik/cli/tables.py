@@ -246,16 +246,17 @@ def add_chapters(commands) -> None:
     add_profile(chapters)
     add_root(chapters)
     add_json(chapters)
+    chapters.add_argument("--data-dir", "--data_dir", metavar="DIR", default="", type=path, help=DATA_DIR)
     chapters.set_defaults(run=_chapters)
 
 
 def _chapters(options: argparse.Namespace) -> CommandOutput:
-    check_text(options.results or "")
+    check_text(options.results or "", options.data_dir)
     check_folder(options.results)
     check_one_task()
     from sfrik.reproduce.chapters import execute_chapters
     from sfrik.settings import runs_root
 
-    seconds = execute_chapters(options.profile, options.results)
+    seconds = execute_chapters(options.profile, options.results, options.data_dir)
     folder = Path(options.results or runs_root()) / options.profile / "notebooks"
     return CommandOutput({"folder": str(folder), "seconds": seconds}, [f"notebooks: {folder}"])

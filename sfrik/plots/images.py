@@ -80,7 +80,7 @@ def view_grid(
     figure, axes = plt.subplots(
         len(rows),
         columns,
-        figsize=(side * columns + 1.0, (side + 0.05 + 0.16 * below) * len(rows)),
+        figsize=(max(side, _note_width(notes)) * columns + 1.0, (side + 0.05 + 0.16 * below) * len(rows)),
         squeeze=False,
         layout="constrained",
     )
@@ -104,11 +104,16 @@ def image_sheet(
     columns: int = 8,
     side: float = 1.0,
 ) -> Figure:
-    """The images at `indices` in rows of `columns`, each with its note and mark; without indices, a figure with "no image"."""
+    """The images at `indices` in rows of at most `columns`, each with its note and mark; without any, a figure with "no image".
+
+    Rows have fewer images where the notes are wider than these, as names of classes may be.
+    """
     if not len(indices):
         figure = plt.figure(figsize=(2, 0.4))
         figure.text(0.5, 0.5, "no image", ha="center", va="center")
         return figure
+
+    columns = max(1, min(columns, int(columns * side / max(side, _note_width([notes])))))
 
     def rows(values: Sequence[Any]) -> list[Sequence[Any]]:
         return [values[low : low + columns] for low in range(0, len(values), columns)]
@@ -185,6 +190,11 @@ def _name(images: Images, label: int) -> str:
 def _max_lines(notes: Sequence[Sequence[str]] | None) -> int:
     """The number of lines of the longest note."""
     return max((text.count("\n") + 1 for row in notes for text in row), default=0) if notes else 0
+
+
+def _note_width(notes: Sequence[Sequence[str]] | None) -> float:
+    """The width of the longest line of the notes with a mark, in inches, at the size that `_mark` writes them in."""
+    return 0.065 * max((len(line) + 2 for row in notes or () for text in row for line in text.split("\n") if line), default=0)
 
 
 def _mark(axis: Axes, note: str, correct: bool | None) -> None:

@@ -26,33 +26,40 @@ __all__ = ["execute_chapters"]
 RENDERED = ("01_kernel_theory", "07_tables")  # these write figures and tables, as `sfrik table` does
 
 
-def execute_chapters(profile: str = "digits", root: str | Path | None = None) -> dict[str, float]:
-    """Execute the notebooks with their default parameters.
+def execute_chapters(profile: str = "digits", root: str | Path | None = None, data_dir: str = "") -> dict[str, float]:
+    """Execute the notebooks with their default parameters; 06 only for a profile that has tables 5 and 6.
 
     A finished run in <root>/<profile>/chapters is shown as it is; remove that folder to train again. Waits for another process
     that executes the notebooks of this profile.
 
     Args:
         root: the folder of the results.
+        data_dir: the folder of the images; the recipe's when empty.
 
     Returns:
         Seconds by notebook.
     """
-    tables_of(profile)  # an unknown profile is an error before any kernel is started
+    tables = tables_of(profile)  # an unknown profile is an error before any kernel is started
     folder = writable_root(profile, root) / profile
     recipe = f"{profile}/sfrik_l3_q{DIMS[profile][-1]}"
     load_recipe(recipe)
-    of_run: dict[str, Any] = {"recipe": recipe, "exp_dir": str(folder / "chapters")}
+    of_run: dict[str, Any] = {
+        "recipe": recipe,
+        "exp_dir": str(folder / "chapters"),
+        **({"data_dir": data_dir} if data_dir else {}),
+    }
     short = {"collapse_recipe": recipe, "collapse_epochs": 2, "collapse_subset": 13, "ddp_epochs": 1}
     parameters: dict[str, dict[str, Any]] = {
         "01_kernel_theory": {"figures": str(folder / "figures")},
-        "02_pretraining": {**of_run, **(short if profile == "smoke" else {})},
+        "02_pretraining": {**of_run, **(short if profile == "smoke" else {"beside": f"{profile}/sfrik_l1_q{DIMS[profile][-1]}"})},
         "03_linear_probing": of_run,
         "04_semi_supervised": of_run,
         "05_knn_and_logistic_regression": of_run,
         "06_complexity": {"profile": profile, "exp_dir": str(folder / "complexity" / "seed0")},
         "07_tables": {"profile": profile, "root": str(folder.parent)},
     }
+    if "table6" not in tables:
+        del parameters["06_complexity"]  # of random embeddings, as in the other profiles
     seconds = {}
     with stop_at_once(), folder_lock(folder / "chapters", "run.lock", wait=True), Kernel() as kernel:
         for name, values in parameters.items():

@@ -165,7 +165,7 @@ class _CachedRun(Run):
 def score_names(recipe: str, stages: Sequence[str]) -> list[str]:
     """The names of the scores that stages of a run write."""
     scores = [score for stage in stages for score in STAGES[stage].scores]
-    targets = [f"transfer_{target}" for target in TARGETS.get(recipe.split("/")[0], ())]
+    targets = [f"transfer_{target}" for target in TARGETS[recipe.split("/")[0]]]
     return [name for score in scores for name in (targets if score == "transfer" else [score])]
 
 

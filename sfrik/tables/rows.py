@@ -53,7 +53,8 @@ IMAGES = {
     "cifar10_quick": "CIFAR-10 (50,000 training, 10,000 test images), 50 epochs",
     "paper": "ImageNet",
 }
-TARGETS = {"paper": ("places205", "voc07"), "digits": ("digits8x8",), "smoke": ("digits8x8",)}  # the others have none
+TARGETS: dict[str, tuple[str, ...]] = dict.fromkeys(IMAGES, ())
+TARGETS |= {"paper": ("places205", "voc07"), "digits": ("digits8x8",), "smoke": ("digits8x8",)}
 
 
 @dataclass(frozen=True)
