@@ -92,6 +92,12 @@ def of_the_others() -> Iterator[list[str]]:
             value = f"{own['worker / pil']:.2f} times the images; {own['whole / pil']:.2f} with the device's part on the CPU too"
             bound = "at least 4" if views == "vicreg" else "–"
             yield [f"input pipeline per core, {views} views ({facts})", "pipeline on PIL images", value, bound]
+        small = measured["in_memory"]
+        for views, own in small["images_per_second"].items():
+            what = f"input of 32 x 32 pixels in memory, {views} views, one thread"
+            yield [what, "pipeline on PIL images", f"{own['tensor / pil']:.1f} times the images", "–"]
+            value = f"{own['tensor / step']:.1f} times the images; the PIL pipeline {own['pil / step']:.1f} times"
+            yield [what, f"training step of {small['arch']}, n={small['batch']}, on ready views", value, "above 1"]
     if measured := found("digits"):
         own = measured["epochs"]
         value = f"{own['epoch / passes']:.3f} of the time; {own['epoch / model']:.3f} of the network's passes alone"

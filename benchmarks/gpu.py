@@ -7,6 +7,7 @@
 - steps: two views of 224 pixels through the network with projector 8192-8192-q, loss, backward pass, LARS, in bf16: the loss of
   this package against the plain formula by autograd.
 - end to end: images per second of the loader and step of `sfrik pretrain` against the same step on one batch already on the GPU.
+- in memory: the same for images of 32 pixels in the GPU's memory and ResNet-18 with the small stem; and the input by itself.
 
 None of it has been measured yet: docs/speed.md says so until it is.
 """
@@ -22,17 +23,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from input import make_photos
+from input import IN_MEMORY, compare_in_memory, make_photos, small_photos, wait
 from losses import PLAIN, in_turns, low_precision, memory, of, share, speed
-from torch import Tensor
+from step import Step
 
 from sfrik.cost.measure import hardware
 from sfrik.datasets import batches, image_files, list_images
-from sfrik.networks import Encoder, build_backbone, build_projector
 from sfrik.objectives import SFRIK, VICReg
 from sfrik.objectives.reference import plain_loss
-from sfrik.optim import LARS
-from sfrik.system.devices import autocast, pick_device, pick_precision
+from sfrik.system.devices import pick_device
 from sfrik.views.base import build_views
 
 MIB = 2**20
@@ -60,34 +59,20 @@ def main() -> None:
             rows += steps(arch, q, size, options, device)
     with tempfile.TemporaryDirectory() as folder:
         rows.append(end_to_end(networks[0], dims[0], size, options, device, Path(folder)))
+    small = ("resnet8", 16, 64) if options.smoke else ("resnet18", options.batch, 50_000)
+    rows += [in_memory(augmentations, *small, options.rounds, device) for augmentations in IN_MEMORY]
     for row in rows:
         print("; ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()))
     if options.json:
         options.json.write_text(json.dumps({"hardware": hardware(device), "rows": rows}, indent=1), encoding="utf-8")
 
 
-class Step:
-    """A training step of a network on two views: `loss(embeddings)` gives a scalar."""
-
-    def __init__(self, arch: str, q: int, size: int, device: torch.device) -> None:
-        torch.manual_seed(0)
-        backbone = build_backbone(arch)
-        hidden = "64" if size < 224 else "8192-8192"
-        encoder = Encoder(backbone, build_projector(backbone.num_features, f"{hidden}-{q}"))
-        self.encoder = encoder.to(device, memory_format=torch.channels_last)
-        self.optimizer = LARS(encoder.parameters(), lr=1e-3)
-        self.device, self.precision = device, pick_precision("auto", device)
-
-    def __call__(self, views: list[Tensor], loss) -> None:
-        with autocast(self.device, self.precision):
-            embeddings = self.encoder(views)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss(embeddings).backward()
-        self.optimizer.step()
+def projector(q: int, size: int) -> str:
+    return f"64-{q}" if size < 224 else f"8192-8192-{q}"
 
 
 def steps(arch: str, q: int, size: int, options: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
-    step = Step(arch, q, size, device)
+    step = Step(arch, projector(q, size), device)
     views = [torch.randn(options.batch, 3, size, size, device=device) for _ in range(2)]
     losses = {}
     for objective in (SFRIK(q), VICReg()):
@@ -139,7 +124,7 @@ def end_to_end(
     images = image_files(options.data or folder, listing.names, listing.labels, listing.classes)
     count = 2 if options.smoke else count
     order = np.resize(np.arange(len(images)), (count + 1) * options.batch)
-    step, objective, views = Step(arch, q, size, device), SFRIK(q), build_views("vicreg", size, "imagenet")
+    step, objective, views = Step(arch, projector(q, size), device), SFRIK(q), build_views("vicreg", size, "imagenet")
     loader = batches(images, order, views, options.batch, device=device, workers=options.workers)
     first, *_ = next(loader)  # the workers' start is not counted
     step(first, lambda z: objective(z).loss)
@@ -162,9 +147,16 @@ def end_to_end(
     }
 
 
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def in_memory(augmentations: str, arch: str, batch: int, count: int, rounds: int, device: torch.device) -> dict[str, Any]:
+    """Images a second of whole training steps on images of 32 pixels in memory, and of the same steps on ready views."""
+    found = compare_in_memory(augmentations, small_photos(count), arch, batch, rounds, device, pil=False)
+    return {
+        "what": f"images/s of {arch} at 32 pixels, n={batch}, {augmentations} views of images in memory",
+        "against": "the same step on ready views",
+        "unit": "of the images",
+        "ratio": found["training / step"],
+        **{f"{part}/s": found[part] for part in ("training", "step", "tensor")},
+    }
 
 
 if __name__ == "__main__":

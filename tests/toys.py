@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 
 import numpy as np
 import torch
+from PIL import Image
 
 from sfrik.datasets.images import Images
 
@@ -111,3 +112,14 @@ def write_stl10(folder):
         rng.integers(0, 256, (size, 3, 96, 96), dtype=np.uint8).tofile(folder / f"{name}_X.bin")
         (np.arange(size) % 10 + 1).astype(np.uint8).tofile(folder / f"{name}_y.bin")
     (folder / "class_names.txt").write_text("\n".join("abcdefghij"), encoding="utf-8")
+
+
+def write_photos(folder, per_class=24):
+    """Images of CIFAR's size with random pixels: train/ with `per_class` of each of 10 classes, and val/ with one."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", per_class), ("val", 1)):
+        for label in range(10):
+            (folder / part / str(label)).mkdir(parents=True)
+            for k in range(count):
+                pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / part / str(label) / f"{k}.png")

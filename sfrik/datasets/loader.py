@@ -198,6 +198,7 @@ class _SeededItems(Dataset):
     """The tensors of `views.per_image` and the index of one image at a time, drawn from the image's seed."""
 
     def __init__(self, images: Images, views: Views, seeds: tuple[int, ...], skip_broken: bool) -> None:
+        images = replace(images, tensor=None)  # which workers do not need, and which may be on a GPU
         read = images.pixels if views.of_tensors else images.open
         assert read is not None  # images on disk can be opened
         assert views.per_image is not None  # and their views are drawn image by image

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sfrik.datasets import Images, batches, explain_worker_death
+from sfrik.datasets import Images, batches, explain_worker_death, keep_on_device
 from sfrik.errors import SfrikError
 from sfrik.evaluate.checkpoint import EvaluationCheckpoint
 from sfrik.evaluate.linear_head import rate_groups, set_cosine_rates
@@ -97,7 +97,8 @@ class Training:
         min_batch: int = 1,
         scaled: bool = False,
     ) -> None:
-        self.models, self.images, self.losses, self.settings, self.device = models, images, losses, settings, device
+        self.models, self.losses, self.settings, self.device = models, losses, settings, device
+        self.images = keep_on_device(images, device)
         self.checkpoint, self.progress = checkpoint, progress
         self.rates = [rate for model in models for rate in model.rates]
         self.trained = nn.ModuleList([nn.ModuleList(model.modules) for model in models])

@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import bench  # noqa: E402
 import gpu  # noqa: E402
+import input as inputs  # noqa: E402
 import losses  # noqa: E402
 import sliced  # noqa: E402
 
@@ -48,6 +49,15 @@ def test_the_gpu_benchmark_runs_on_a_cpu(tmp_path):
     assert [row["what"].split(", ")[1] for row in compared] == ["SFRIK", "VICReg"]
     row = gpu.end_to_end("resnet8", 16, 32, options, CPU, tmp_path, count=2)
     assert row["ratio"] == pytest.approx(row["loader/s"] / row["ready images/s"])
+    row = gpu.in_memory("cifar", "resnet8", 4, 8, 1, CPU)
+    assert row["ratio"] == pytest.approx(row["training/s"] / row["step/s"])
+
+
+def test_the_input_in_memory_is_compared_with_the_step_and_with_the_pil_pipeline():
+    found = inputs.compare_in_memory("simclr", inputs.small_photos(8), "resnet8", 4, 1)
+    assert found["tensor / step"] == pytest.approx(found["tensor"] / found["step"])
+    assert found["tensor / pil"] == pytest.approx(found["tensor"] / found["pil"])
+    assert found["training"] < found["step"]
 
 
 def test_the_peak_of_memory_is_measured(capsys, monkeypatch):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from toys import write_photos
 
 from sfrik.datasets.images import load_images
 from sfrik.errors import SfrikError
@@ -185,6 +186,37 @@ def test_a_resumed_run_gives_the_weights_of_the_uninterrupted_one(whole, tmp_pat
     assert without_seconds(Run(tmp_path).metrics()) == without_seconds(Run(whole[0]).metrics())
     assert without_seconds([last]) == without_seconds([whole[1]])
     assert not list(tmp_path.glob("checkpoint*"))
+
+
+@pytest.mark.parametrize(
+    "views",
+    [
+        {"augmentations": "cifar", "min_crop_scale": 0.2},
+        {"augmentations": "obow", "num_img_crops": 1, "image_crop_size": 20, "num_img_patches": 2, "img_patch_size": 12},
+        {"augmentations": "cifar", "input_pipeline": "pil"},
+    ],
+    ids=["cifar", "obow", "pil"],
+)
+def test_a_run_on_photos_in_memory_resumes_within_an_epoch_to_the_same_weights(tmp_path, monkeypatch, views):
+    write_photos(tmp_path / "photos", per_class=6)
+    monkeypatch.setenv("SFRIK_CACHE", str(tmp_path))
+
+    def photos(folder, workers=0):
+        given = {"data_dir": str(tmp_path / "photos"), "arch": "resnet8", "mlp": "16-16", "batch_size": 12, "subset": 6}
+        fixed = {"checkpoint_minutes": 1e-9, "log_every": 1, "workers": workers}
+        return settings(tmp_path / folder, "cifar10/sfrik_l3_q2048", **given, **fixed, **views)
+
+    pretrain(photos("whole"), progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_in_second_epoch(patch)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(photos("resumed"), progress=False)
+    torch.manual_seed(123)
+    pretrain(photos("resumed", workers=2), progress=False)
+    resumed = read_json(tmp_path / "resumed" / "provenance.json")["resumed"]
+    assert [record["step"] for record in resumed] == [6], "within the second epoch of five steps"
+    assert same_bits(weights(tmp_path / "resumed"), weights(tmp_path / "whole"))
+    assert without_seconds(Run(tmp_path / "resumed").metrics()) == without_seconds(Run(tmp_path / "whole").metrics())
 
 
 def test_an_unfinished_run_is_not_resumed_with_other_settings(tmp_path):

@@ -21,6 +21,7 @@ import torch
 
 pytest.importorskip("psutil", reason="comes with ipykernel")
 from processes import descendants, last_step, named, seconds_to_end, wait_for
+from toys import write_photos
 
 from sfrik.launch.launcher import launch
 from sfrik.pretrain.loop import pretrain
@@ -32,6 +33,7 @@ from sfrik.system.files import read_json
 ROOT = Path(__file__).parents[2]
 SEED = 20220800
 RECIPE, CROPS = "smoke/sfrik_l2_q64", "smoke/vicreg_q64_swav"
+PHOTOS = "cifar10/vicreg_q512"
 EPOCHS, STEPS = 5, 8  # 240 images in batches of 30
 COMMON = {"subset": 24, "batch_size": 30, "epochs": EPOCHS, "device": "cpu", "precision": "fp32", "log_every": 1, "knn_every": 4}
 OFTEN = {"checkpoint_minutes": 0.0005}  # 30 ms: a checkpoint after nearly every step
@@ -50,8 +52,8 @@ def _one_thread(monkeypatch):
     torch.set_num_threads(threads)
 
 
-def settings(folder, recipe=RECIPE):
-    return PretrainSettings.from_recipe(recipe, **COMMON, exp_dir=str(folder))
+def settings(folder, recipe=RECIPE, **overrides):
+    return PretrainSettings.from_recipe(recipe, **COMMON, exp_dir=str(folder), **overrides)
 
 
 class Command:
@@ -199,4 +201,17 @@ def test_one_process_interrupted_by_each_signal_ends_with_the_same_bytes_on_mult
     assert f"resuming after epoch {saved[-1] // STEPS}, step {saved[-1] % STEPS} of {STEPS}" in capsys.readouterr().out
     whole = tmp_path / "whole"
     pretrain(settings(whole, CROPS), progress=False)
+    assert_same(folder, whole)
+
+
+def test_two_processes_on_photos_in_memory_end_with_the_same_bytes_after_a_stop_within_an_epoch(tmp_path, capsys):
+    write_photos(tmp_path / "photos")
+    photos = {"data_dir": str(tmp_path / "photos"), "arch": "resnet8", "mlp": "16-16", "workers": 2}
+    whole, folder = tmp_path / "whole", tmp_path / "interrupted"
+    launch("sfrik.pretrain:pretrain", settings(whole, PHOTOS, **photos), False, nproc_per_node=2)
+    outcome = Command(folder, PHOTOS, 2, **photos).interrupt(STEPS + 2, signal.SIGTERM)
+    show("SIGTERM to two processes on photos", outcome, capsys)
+    assert outcome["status"] == 75, outcome["output"]
+    assert outcome["saved"] == outcome["reached"]
+    launch("sfrik.pretrain:pretrain", settings(folder, PHOTOS, **photos), False, nproc_per_node=2)
     assert_same(folder, whole)
