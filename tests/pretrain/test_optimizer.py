@@ -25,6 +25,7 @@ from sfrik.system.files import read_json
 
 ADAMW = {"optimizer": "adamw", "base_lr": 2e-3, "wd": 0.05, "betas": (0.9, 0.95), "clip_grad": 0.5}
 SGD = {"optimizer": "sgd", "base_lr": 0.05, "wd": 1e-4, "nesterov": True, "clip_grad": 0.5}
+VIT = {"arch": "timm/vit_tiny_patch16_224", "arch_args": "patch_size=7 embed_dim=12 depth=1 num_heads=1", "mlp": "16-16"}
 STEPS = 4  # of an epoch: 240 images in batches of 60
 
 
@@ -174,12 +175,19 @@ def test_two_processes_clip_the_gradient_of_the_whole_batch(given, tmp_path):
         (ADAMW, 1),
         ({**ADAMW, "precision": "bf16"}, 1),
         (ADAMW, 2),
+        ({**ADAMW, **VIT}, 2),
         ({**SGD, "micro_batch": 20}, 1),
         ({**SGD, "micro_batch": 20}, 2),
     ],
-    ids=lambda value: value if isinstance(value, int) else f"{value['optimizer']}-{value.get('precision', 'fp32')}",
+    ids=lambda value: (
+        value
+        if isinstance(value, int)
+        else f"{value['optimizer']}-{value.get('precision', 'fp32')}-{value.get('arch', 'resnet8')}"
+    ),
 )
 def test_a_run_resumed_within_an_epoch_ends_with_the_same_bytes(given, processes, tmp_path):
+    if "arch" in given:
+        pytest.importorskip("timm")
     whole, folder = tmp_path / "whole", tmp_path / "stopped"
     launch("sfrik.pretrain:pretrain", settings(whole, **given), False, nproc_per_node=processes)
     often = settings(folder, **given, checkpoint_minutes=1e-9)
