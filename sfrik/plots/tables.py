@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from io import BytesIO
 from pathlib import Path
 from textwrap import fill
@@ -122,7 +123,12 @@ def _break(upper: Axes, lower: Axes, points: list[Measured], column: str) -> flo
 
 
 def draw_rows(table: Table) -> Figure:
-    """Each row of a table as a point with its standard deviation over seeds, one panel per measured column."""
+    """Each row of a table as a point with its standard deviation over seeds, one panel per measured column.
+
+    Grids of two settings (table 9) are maps instead, one per method and q, of the column of the tuning split.
+    """
+    if any(", " in m.row.labels.get("setting", "") for m in table.measured):
+        return _draw_grids(table)
     rows = [m for m in table.measured if m.seeds]
     columns = [column for column in table.columns if any(m.mean(column.name) is not None for m in rows)]
     names = [", ".join(m.row.parts) for m in rows]
@@ -143,6 +149,46 @@ def draw_rows(table: Table) -> Figure:
         axis.locator_params(axis="x", nbins=4)
         axis.tick_params(axis="y", labelsize=9)
     axes[0][0].set_yticks([-place for place in range(len(rows))], names)
+    return _add_caption(figure, table)
+
+
+def _draw_grids(table: Table) -> Figure:
+    """The tuning score of each combination of two settings, a map per method and q on a common scale; the best one is in bold."""
+    column, grids = table.columns[0], {}
+    for m in table.measured:
+        (first, weight), (second, rate) = (part.rsplit(" = ", 1) for part in m.row.labels["setting"].split(", "))
+        grids.setdefault((m.row.method, m.row.q, first, second), {})[weight, rate] = m.mean(column.name)
+    qs = list(dict.fromkeys(q for _, q, *_ in grids))
+    across = len(grids) // len(qs)
+    figure, axes = plt.subplots(len(qs), across, figsize=(2.6 * across, 2.5 * len(qs)), layout="constrained", squeeze=False)
+    found = [value for grid in grids.values() for value in grid.values() if value is not None] or [0.0]
+    by_q = sorted(grids.items(), key=lambda item: qs.index(item[0][1]))  # methods keep their order
+    for axis, ((method, q, first, second), grid) in zip(axes.flat, by_q, strict=True):
+        weights, rates = (list(dict.fromkeys(key[k] for key in grid)) for k in (0, 1))
+        values = [[grid[weight, rate] for rate in rates] for weight in weights]
+        pixels = [[math.nan if value is None else value for value in row] for row in values]
+        axis.imshow(pixels, cmap="Blues", vmin=min(found) - 1, vmax=max(found) + 0.5 * (max(found) - min(found)) + 1)
+        best = max((value for value in grid.values() if value is not None), default=None)
+        for y, row in enumerate(values):
+            for x, value in enumerate(row):
+                text = "–" if value is None else f"{value:.{column.digits}f}"
+                axis.text(
+                    x,
+                    y,
+                    text,
+                    ha="center",
+                    va="center",
+                    fontsize=9,
+                    fontweight="bold" if value is not None and value == best else "normal",
+                )
+        axis.set_xticks(range(len(rates)), rates)
+        axis.set_yticks(range(len(weights)), weights)
+        axis.tick_params(length=0, labelsize=8)
+        axis.grid(False)
+        axis.set_title(f"{method}, q = {q}", fontsize=9)
+        axis.set_xlabel(second, fontsize=8)
+        axis.set_ylabel(fill(first, 20), fontsize=8)
+    figure.suptitle(column.heading, fontsize=9)
     return _add_caption(figure, table)
 
 

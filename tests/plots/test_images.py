@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from legible import assert_labels_apart
 from sklearn.metrics import confusion_matrix
 
 from sfrik.datasets.images import Images, load_images
@@ -171,3 +172,14 @@ def test_a_refitted_logistic_regression_has_the_same_score(folder):
     here = features_here(settings)
     model, (features, labels) = fit_lbfgs(load_features(here, "train"), score["C"]), load_features(here, "val")
     assert 100 * model.score(features.numpy(), labels.numpy()) == score["top1"]
+
+
+def test_long_names_of_classes_below_images_do_not_overlap():
+    images = Images(
+        np.zeros(16, np.int64), 2, str, tensor=torch.zeros(16, 3, 8, 8, dtype=torch.uint8), classes=("automobile", "ship")
+    )
+    sheet = image_sheet(images, range(16), ["automobile: kNN automobile,\nlogistic airplane"] * 16, side=1.05)
+    assert_labels_apart(sheet)
+    assert_labels_apart(neighbour_grid(images, images, [0, 1], [range(8)] * 2))
+    digits = image_sheet(images, range(16), ["3: kNN 5,\nlogistic 3"] * 16, side=1.05)
+    assert len({round(axis.get_position().y0, 3) for axis in digits.axes}) == 2, "short notes leave eight in a row"

@@ -14,17 +14,19 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from sfrik.errors import Preempted
-from sfrik.reproduce import notebooks
+from sfrik.reproduce import chapters, notebooks
 from sfrik.reproduce.kernel import Kernel
 from sfrik.reproduce.notebooks import execute
 from sfrik.system import links
 from sfrik.tables.definitions import EXPERIMENTS
+from sfrik.tables.rows import DIMS
 
 pytest.importorskip("papermill", reason="comes with the extra notebooks")
 CLASSES, TRAIN, TEST = 4, 12, 4
@@ -204,3 +206,22 @@ def test_the_command_line_and_its_packages_do_not_import_pytorch():
     modules = "sys, sfrik.cli, sfrik.reproduce, sfrik.launch"
     code = f"import {modules}; print([name for name in ('torch', 'pandas') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("profile", ["photos", "cifar10", "digits"])
+def test_the_chapters_read_the_folder_that_is_given_and_measure_costs_only_for_profiles_with_such_tables(
+    profile, tmp_path, monkeypatch
+):
+    executed = {}
+    monkeypatch.setattr(chapters, "execute", lambda name, parameters, path, kernel: executed.setdefault(name, parameters))
+    monkeypatch.setattr(chapters, "Kernel", nullcontext)
+    chapters.execute_chapters(profile, tmp_path, "/my photos")
+    assert [name for name in executed if executed[name].get("data_dir") == "/my photos"] == [
+        name for name in executed if name[:2] in ("02", "03", "04", "05")
+    ]
+    assert ("06_complexity" in executed) == (profile != "photos")
+    recipe, beside = executed["02_pretraining"]["recipe"], executed["02_pretraining"]["beside"]
+    assert (recipe, beside) == (f"{profile}/sfrik_l3_q{DIMS[profile][-1]}", f"{profile}/sfrik_l1_q{DIMS[profile][-1]}")
+    executed.clear()
+    chapters.execute_chapters(profile, tmp_path)
+    assert not any("data_dir" in parameters for parameters in executed.values()), "the recipe's folder"
