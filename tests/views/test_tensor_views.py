@@ -24,7 +24,7 @@ from torchvision.transforms.v2 import functional as on_pil
 import sfrik.views.photometric
 import sfrik.views.photos
 from sfrik.datasets.images import Images
-from sfrik.datasets.loader import batches
+from sfrik.datasets.loader import batches, keep_on_device
 from sfrik.errors import SfrikError
 from sfrik.settings import PretrainSettings
 from sfrik.views.base import Views, build_views, probe_views, resize_for_test
@@ -291,6 +291,41 @@ def test_crops_in_memory_are_those_of_bytes_up_to_their_rounding(augmentations, 
             # half a byte for each of two passes, the first of which weights of bicubic interpolation of up to 1.3 enlarge
             assert difference.max() < 1.5
             assert difference.mean() < 0.5
+
+
+def test_crops_in_memory_stay_within_the_range_of_bytes_where_bicubic_interpolation_overshoots(monkeypatch):
+    squares = 255 * ((torch.arange(32)[:, None] // 4 + torch.arange(32) // 4) % 2).byte().expand(8, 3, 32, 32)
+    monkeypatch.setattr(TensorPipeline, "_finish", lambda self, views, images, generator: images.split(8))
+    for crop in TensorPipeline(policies("cifar", 32, "cifar10"), "cifar10").in_memory([squares], Generator().manual_seed(0)):
+        assert (crop.min(), crop.max()) == (0, 255)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("augmentations", CROPS)
+def test_a_gpu_draws_the_views_of_images_in_memory_that_the_cpu_draws(augmentations):
+    images = both_ways()
+    crops = SMALL_OBOW if augmentations == "obow" else CROPS[augmentations]
+    views = build_views(augmentations, 28, "cifar10", "tensor", **crops)
+    found = [list(batches(keep_on_device(images, device), np.arange(10), views, 4, device=device)) for device in ("cpu", "cuda")]
+    for (ours, targets, _), (theirs, labels, _) in zip(*found, strict=True):
+        assert torch.equal(targets, labels.cpu())
+        for one, other in zip(ours, theirs, strict=True):
+            # the mean of the contrast is rounded to a byte, which may be the next one: 1 / 255 divided by 0.24
+            torch.testing.assert_close(other.cpu(), one, rtol=0, atol=0.02)
+
+
+def test_images_are_kept_on_a_gpu_only_if_they_take_at_most_a_quarter_of_its_free_memory(monkeypatch):
+    images = both_ways()
+    moved = []
+    monkeypatch.setattr(Tensor, "to", lambda self, device: moved.append(device) or self)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4 * images.tensor.nbytes - 1, 10**12))
+    assert keep_on_device(images, "cuda") is images
+    assert keep_on_device(replace(images, tensor=None), "cuda").tensor is None
+    assert keep_on_device(images, "cpu") is images
+    assert moved == []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4 * images.tensor.nbytes, 10**12))
+    keep_on_device(images, "cuda")
+    assert moved == [torch.device("cuda")]
 
 
 def test_the_test_view_in_memory_equals_that_of_images_one_by_one():
