@@ -272,6 +272,26 @@ def test_memory_is_predicted_from_the_parameters_and_layers_of_the_model(model):
     assert larger["activations"] == pytest.approx(2 * parts["activations"], rel=0.05)
 
 
+class Items(WithIdleLayer):
+    """A model that computes with the values of its images, which has none on the meta device."""
+
+    def forward(self, images):
+        return super().forward(images) * (1 + images.sum().item())
+
+
+def test_a_model_that_needs_values_is_tried_with_them(monkeypatch):
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: Items())
+    given = settings("run", arch="timm/resnet101", arch_args=())
+    check_network(given)
+    assert expected_memory(given)["activations"] > 0
+
+
+def test_the_memory_of_a_model_that_does_not_take_a_view_is_refused_in_one_line(capsys):
+    flags = ["--arch", "vit_b_16", "--dataset", "cifar10", "--size", "32", "--augmentations", "swav", "--size-crops", "32", "16"]
+    assert main(["memory", *flags]) == 2
+    assert "takes images of one size, which is 32 pixels here" in capsys.readouterr().err
+
+
 # --- weights
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sfrik.errors import SfrikError
 from sfrik.runs.loggers import check_loggers
-from sfrik.settings import PretrainSettings, Settings
+from sfrik.settings import PretrainSettings, Settings, takes_arguments
 from sfrik.system.locks import refuse_locked
 from sfrik.system.terminal import print_line
 
@@ -106,6 +106,10 @@ def check_table(recipes: Collection[str], data_dir: str, layout: Layout | None) 
         settings = PretrainSettings.from_recipe(recipe, data_dir=data_dir or None)
         check_inputs(settings)
         check_loggers(settings.loggers)
+        if takes_arguments(settings.arch):
+            from sfrik.networks import check_network  # imports PyTorch
+
+            check_network(settings)
 
 
 def _check_pretraining(settings: PretrainSettings, processes: int) -> None:

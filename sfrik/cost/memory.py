@@ -8,7 +8,7 @@ kernels (about 0.5 GiB with CUDA).
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,8 @@ from torch import nn
 
 from sfrik.cost.loss_memory import loss_peak
 from sfrik.evaluate.knn import QUERIES, block_rows
-from sfrik.networks import build_backbone, build_projector
+from sfrik.networks import build_backbone, build_projector, check_network
+from sfrik.networks.libraries import without_values
 from sfrik.objectives.factory import build_objective
 from sfrik.pretrain.accumulate import micro_batches
 from sfrik.settings import (
@@ -82,7 +83,11 @@ def expected_memory(settings: Settings, processes: int = 1) -> dict[str, float]:
     Args:
         settings: the settings of any command. Precision "auto" counts as 2 bytes per value, and device "auto" as a GPU.
         processes: number of processes that the batch of pretraining or feature extraction is divided over.
+
+    Raises:
+        SfrikError: as `sfrik.networks.check_network`.
     """
+    check_network(settings)
     size = FLOAT if settings.precision == "fp32" else 2
     if isinstance(settings, PretrainSettings):
         parts = _of_pretraining(settings, processes, size)
@@ -254,10 +259,13 @@ def _counts(settings: Settings, side: int, mlp: str = "") -> _Counts:
 
 @lru_cache
 def _counted(network: tuple[tuple[str, Any], ...], channels: int, side: int, mlp: str) -> _Counts:
-    with torch.device("meta"):
-        backbone = build_backbone(**dict(network), channels=channels)
-        projector = build_projector(backbone.num_features, mlp) if mlp else nn.Identity()
-        images = torch.empty(2, channels, side, side)
+    return without_values(partial(_count, network, channels, side, mlp))
+
+
+def _count(network: tuple[tuple[str, Any], ...], channels: int, side: int, mlp: str) -> _Counts:
+    backbone = build_backbone(**dict(network), channels=channels)
+    projector = build_projector(backbone.num_features, mlp) if mlp else nn.Identity()
+    images = torch.zeros(2, channels, side, side)
     whole = nn.Sequential(backbone, projector)
     weights = {parameter.untyped_storage()._cdata for parameter in whole.parameters()}
     largest, kept = 0.0, {}

@@ -27,6 +27,7 @@ __all__ = [
     "check_network",
     "check_sizes",
     "convolves_single_pixels",
+    "without_values",
 ]
 
 # torchvision's ViTs. Its functions vit_b_16 etc. do not let these arguments be changed.
@@ -104,9 +105,9 @@ def check_sizes(arch: str, channels: int, size: int, arch_args: tuple[str, ...],
     """
     arguments = _facts(arch, channels, size, arch_args).arguments
     for side in sorted({*sides} - {size}, reverse=True):
-        _check_patch(arch, _without_values(lambda: _patch(_create(arch, arguments))), side)
+        _check_patch(arch, without_values(lambda: _patch(_create(arch, arguments))), side)
         try:
-            _without_values(lambda side=side: _create(arch, arguments).eval()(torch.zeros(2, channels, side, side)))
+            without_values(lambda side=side: _create(arch, arguments).eval()(torch.zeros(2, channels, side, side)))
         except Exception:
             _facts(arch, channels, side, arch_args)  # refuses a size that the model takes in no case
             raise SfrikError(
@@ -129,7 +130,7 @@ def convolves_single_pixels(arch: str, channels: int, size: int, arch_args: tupl
             module.register_forward_pre_hook(look)
         net(torch.zeros(2, channels, side, side))
 
-    _without_values(run)
+    without_values(run)
     return any(found)
 
 
@@ -143,7 +144,7 @@ def _facts(arch: str, channels: int, size: int, arch_args: tuple[str, ...]) -> _
     given = keyword_arguments(arch_args)
     arguments = _arguments(arch, channels, size, given)
     try:
-        return _without_values(lambda: _features(arch, arguments, channels, size))
+        return without_values(lambda: _features(arch, arguments, channels, size))
     except SfrikError:
         raise
     except Exception as error:
@@ -157,7 +158,7 @@ def _arguments(arch: str, channels: int, size: int, given: dict[str, Any]) -> di
         if arch in VITS and isinstance(side := arguments["patch_size"], int) and side > 0:
             _check_patch(arch, side, size)  # torchvision's assertion does not name it
         try:
-            patch = _without_values(lambda arguments=arguments: _patch(_create(arch, arguments)))
+            patch = without_values(lambda arguments=arguments: _patch(_create(arch, arguments)))
         except SfrikError:
             raise
         except Exception as error:
@@ -195,7 +196,7 @@ def _ignored(arch: str, arguments: dict[str, Any], channels: int, given: dict[st
     if not strange:
         return ""
     try:
-        _without_values(lambda: _create(arch, {**arguments, "sfrik_has_no_such_argument": 1}))
+        without_values(lambda: _create(arch, {**arguments, "sfrik_has_no_such_argument": 1}))
     except Exception:  # it refuses unknown ones itself, and has not refused these
         return ""
     return strange[0]
@@ -206,7 +207,7 @@ def _signature(arch: str, channels: int) -> set[str]:
     if arch in VITS:
         kinds: tuple[type, ...] = (_torchvision().models.VisionTransformer,)
     else:
-        kinds = type(_without_values(lambda: _create(arch, {"in_chans": channels}))).__mro__
+        kinds = type(without_values(lambda: _create(arch, {"in_chans": channels}))).__mro__
     return {name for kind in kinds for name in inspect.signature(kind.__init__).parameters} - {"self", "args", "kwargs"}
 
 
@@ -258,7 +259,7 @@ def _refusal(arch: str, channels: int, size: int, given: dict[str, Any], error: 
     for side in (side for side in SIZES if side > size):
         for arguments in _attempts(arch, channels, side, given):
             with suppress(Exception):
-                _without_values(lambda arguments=arguments, side=side: _features(arch, arguments, channels, side))
+                without_values(lambda arguments=arguments, side=side: _features(arch, arguments, channels, side))
                 return SfrikError(
                     f"{arch} does not take images of {size} pixels {reason}: use larger views, for example of {side} pixels "
                     "(--size, and the sizes of crops), or another --arch"
@@ -284,7 +285,7 @@ def _create(arch: str, arguments: dict[str, Any]) -> nn.Module:
     return net
 
 
-def _without_values(function: Callable[[], Result]) -> Result:
+def without_values(function: Callable[[], Result]) -> Result:
     """Call a function that builds a model, on the meta device; with values on the CPU if the model computes with them."""
     with torch.random.fork_rng(devices=[]):  # the values of the initialisation are those of the seed, whatever was tried before
         try:

@@ -95,9 +95,9 @@ def load_backbone(
     """
     path = Path(path).expanduser()
     content, about = _read(path)
-    if takes_arguments(arch) or takes_arguments(about.get("arch", "")):
+    if takes_arguments(arch) or takes_arguments(str(about.get("arch", ""))):
         arch_args = _check_metadata(path, about, arch, arch_args)
-    trained_size = int(about.get("size", size or 224))
+    trained_size = int(about["size"]) if str(about.get("size")).isdecimal() else size or 224
     backbone = build_backbone(arch, stem, channels, trained_size, arch_args or ())
     try:
         tensors = dict(named_tensors(content))
@@ -147,7 +147,7 @@ def _check_metadata(path: Path, about: Mapping[str, Any], arch: str, arch_args: 
         raise SfrikError(f"arch_args: {error}") from None
     theirs, ours = ({name for name in names if "drop" not in name.partition("=")[0]} for names in (recorded, given))
     # timm/resnet18 is the network resnet18
-    same = about.get("arch", "").removeprefix("timm/") == arch.removeprefix("timm/")
+    same = str(about.get("arch", "")).removeprefix("timm/") == arch.removeprefix("timm/")
     if not about.get("arch") or (same and theirs == ours):
         return given
     arguments = f" --arch-args {' '.join(recorded)}" if recorded else ""

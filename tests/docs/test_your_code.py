@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from sfrik.cli import main
 from sfrik.objectives import AUH, SFRIK, SIGReg, SimCLR, VICReg
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +70,18 @@ def test_the_training_step_has_fourteen_lines_and_trains(trained):
     assert trained["steps"] == 4
     assert set(trained["terms"].parts) == {"alignment", "mmd"}
     assert all(p.grad is not None for p in trained["encoder"].parameters())
+
+
+def test_weights_of_any_backbone_are_handed_to_timm_and_read_again(trained, tmp_path):
+    pytest.importorskip("timm")
+    names = run("Any backbone", {**trained, "folder": tmp_path})
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected, *others = (names[name].eval()(images) for name in ("backbone", "in_timm", "again"))
+    assert all(torch.equal(expected, other) for other in others)
+    section = PARTS[PARTS.index("Any backbone") + 1]
+    command = re.search(r"python -m sfrik (pretrain .*?)\n\n", section, re.DOTALL)[1].replace("\\\n", " ").split()
+    assert main([*command, "--dry-run", "--exp-dir", str(tmp_path / "run")]) == 0
 
 
 def test_a_torchvision_model_works_as_backbone(trained):
