@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sfrik.cli import main
-from sfrik.cost.memory import expected_memory
+from sfrik.cost.memory import _counts, expected_memory
 from sfrik.errors import SfrikError
 from sfrik.evaluate import evaluate, extract_features, knn_eval, logistic_regression
 from sfrik.evaluate.collapse import diagnose
@@ -270,6 +270,25 @@ def test_memory_is_predicted_from_the_parameters_and_layers_of_the_model(model):
     assert parts["activations"] > 0
     larger = expected_memory(settings("run", model, batch_size=128))
     assert larger["activations"] == pytest.approx(2 * parts["activations"], rel=0.05)
+
+
+@pytest.mark.parametrize("model", ["vit", "torchvision"])
+def test_attention_is_counted_as_the_kernels_of_this_machine_keep_it(model):
+    given = settings("run", model)
+    images, kept = torch.zeros(2, 1, 28, 28), {}
+    encoder = build_encoder(given, 1)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in encoder.parameters()}
+
+    def keep(x):
+        if x.ndim > 1 and x.untyped_storage().data_ptr() not in weights:
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        encoder([images])
+    measured = sum(storage.nbytes() for storage in kept.values()) / 2
+    (view, *_) = given.view_sizes
+    assert _counts(given, view, given.mlp).kept(4) == pytest.approx(measured, rel=0.01)
 
 
 class Items(WithIdleLayer):

@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from sfrik.cost.loss_memory import loss_peak
@@ -262,6 +264,24 @@ def _counted(network: tuple[tuple[str, Any], ...], channels: int, side: int, mlp
     return without_values(partial(_count, network, channels, side, mlp))
 
 
+class _FusedAttention(torch.autograd.Function):
+    """What attention returns and keeps: the kernels of CPUs and GPUs do not store its matrix, but those of the meta device do."""
+
+    @staticmethod
+    def forward(ctx, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        # the kernels write it in the order of the query's memory, so that what follows needs no copy
+        same = query.shape[-1] == value.shape[-1]
+        attended = torch.zeros_like(query) if same else query.new_zeros(*query.shape[:-1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, attended, query.new_zeros(query.shape[:-1]))  # the last: log of a row's sum
+        return attended
+
+
+def _fused_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_, **__) -> torch.Tensor:
+    attended = _FusedAttention.apply(query, key, value)
+    assert isinstance(attended, torch.Tensor)
+    return attended
+
+
 def _count(network: tuple[tuple[str, Any], ...], channels: int, side: int, mlp: str) -> _Counts:
     backbone = build_backbone(**dict(network), channels=channels)
     projector = build_projector(backbone.num_features, mlp) if mlp else nn.Identity()
@@ -283,7 +303,8 @@ def _count(network: tuple[tuple[str, Any], ...], channels: int, side: int, mlp: 
     for module in whole.modules():
         if not list(module.children()):
             module.register_forward_hook(look)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+    fused = patch.object(F, "scaled_dot_product_attention", _fused_attention)
+    with fused, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         whole(images)
     values, indices = (sum(s.nbytes() for s, is_value in kept.values() if is_value == floating) for floating in (True, False))
     counts = [parameter.numel() for parameter in whole.parameters()] or [0]
