@@ -30,8 +30,8 @@ The tables with means, standard deviations and links to every run: [1](tables/ta
 
 PHOTOS = """# The paper's claims on the photos profile
 
-10,000 of CIFAR-10's training images, an eight-layer ResNet, two CPU cores, and CIFAR-10's 10,000 test images: a small experiment,
-not a repetition of the paper's. This page is written by `make tables` from the score files in this folder.
+{images}; an eight-layer ResNet on two CPU cores: a small experiment, not a repetition of the paper's. This page is written by
+`make tables` from the score files in this folder.
 
 Differences are signed so that the claim predicts a positive value, in points of top-1 accuracy (%). *holds*: more than two
 standard errors above zero; *does not hold*: more than two below; *not decided*: in between, or one seed, which has no spread. The

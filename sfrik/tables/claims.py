@@ -233,7 +233,9 @@ def write_claims(profile: str = "digits", root: str | Path | None = None) -> Pat
     if profile not in PAGES:
         return None
     path = Path(root or runs_root()) / profile / "README.md"
-    write_text(path, PAGES[profile].format(table=claims_as_markdown(profile, root), edges=_choices_at_an_edge(profile, root)))
+    images = build_table("table1", profile, root).title.partition("; ")[2]
+    parts = {"images": images, "table": claims_as_markdown(profile, root), "edges": _choices_at_an_edge(profile, root)}
+    write_text(path, PAGES[profile].format(**parts))
     return path
 
 

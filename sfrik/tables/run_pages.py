@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sfrik.runs.provenance import format_code
 from sfrik.settings import runs_root
+from sfrik.settings.recipes import recipe_files
 from sfrik.system.files import path_exists, write_text
 from sfrik.system.records import Provenance, read_record
 from sfrik.tables.collect import build_table, existing_seeds
@@ -63,7 +64,8 @@ class RunPage:
         about = " · ".join(self.row.parts)
         lines = [f"# {self.row.recipe}", ""]
         if self.row.entry is None:
-            lines += [f"{about}. Recipe: `sfrik/recipes/{self.row.recipe}.toml`."]
+            files = recipe_files(self.row.recipe)  # a grid has one file for all of its recipes
+            lines += [f"{about}. Recipe: `sfrik/recipes/{files.paths[1] if files else self.row.recipe}.toml`."]
         lines += [f"Shown in {', '.join(f'[{name}](../tables/{name}.md)' for name in self.tables)}.", ""]
         columns = [column for column, _ in self.scores.values()]
         header = ["seed", *(column.heading for column in columns), "code", "started", "files"]

@@ -62,3 +62,13 @@ def walk(value):
             yield from walk(inner)
     else:
         yield value
+
+
+def test_the_page_of_a_recipe_of_a_grid_names_the_file_of_the_grid(tmp_path):
+    folder = tmp_path / "photos" / "tune_vicreg_q128_sim10_lr5" / "seed0"
+    folder.mkdir(parents=True)
+    write_json(folder / "linear_tune.json", {"protocol": "linear_tune", "top1": 40.0})
+    (page,) = write_run_pages("photos", tmp_path)
+    (file,) = re.findall(r"Recipe: `(.*?)`", page.read_text(encoding="utf-8"))
+    assert file == "sfrik/recipes/photos/tune_vicreg_q128.toml"
+    assert (ROOT / file).is_file()
