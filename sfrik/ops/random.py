@@ -16,6 +16,7 @@ STREAMS = (
     "directions",  # of the sliced losses: (seed, step)
     "monitor",  # sample of the kNN accuracy during pretraining: (seed,)
     "diagnosis",  # sample of `sfrik diagnose`: (seed,)
+    "dropout",  # and stochastic depth, during pretraining: (seed, rank)
 )
 
 

@@ -147,6 +147,7 @@ class _Training:
         self.optimizer = build_optimizer(settings, encoder)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.parts: dict[str, Any] = {"model": encoder, "optimizer": self.optimizer, "scaler": self.scaler}
+        torch.manual_seed(derived_seed("dropout", settings.seed, rank()))  # other images, other masks, on each process
         self.position, self.origin = restore(run, settings, self.parts, images, steps_per_epoch, device, progress)
         total = settings.epochs * steps_per_epoch
         self.progress = Progress(total, self._global_step(), self._update_status, progress and rank() == 0)
