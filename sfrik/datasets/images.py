@@ -141,9 +141,9 @@ def load_images(
     if split == "tune":
         assert subset is not None  # as is val_subset, by check_subset
         assert val_subset is not None
-        images = images.select(class_subset(images.targets, val_subset, subset + 1, images.classes))
+        images = images.select(class_subset(images.targets, val_subset, subset + 1, images.classes, images.source))
     elif split != "test" and subset is not None:
-        images = images.select(class_subset(images.targets, subset, classes=images.classes))
+        images = images.select(class_subset(images.targets, subset, classes=images.classes, source=images.source))
     return _decoded(images, dataset) if dataset in DOWNLOADED and images.tensor is None else images
 
 

@@ -43,7 +43,11 @@ def check_subset(dataset: str, split: str, subset: int | None, val_subset: int |
 
 
 def class_subset(
-    targets: Sequence[int] | np.ndarray, per_class: int, start: int = 0, classes: Sequence[str] | None = None
+    targets: Sequence[int] | np.ndarray,
+    per_class: int,
+    start: int = 0,
+    classes: Sequence[str] | None = None,
+    source: str = "",
 ) -> list[int]:
     """Indices of the images `start` to `start + per_class - 1` of each class, in the data set's order.
 
@@ -52,6 +56,7 @@ def class_subset(
         per_class: number of images per class.
         start: position of the first one within its class.
         classes: class names, for the error message.
+        source: the folder of the images, for the error message.
 
     Raises:
         SfrikError: a class has fewer than `start + per_class` images. The message names it.
@@ -66,8 +71,9 @@ def class_subset(
         if len(members) < start + per_class:
             name = classes[label] if classes else label
             raise SfrikError(
-                f"class {name} has {len(members)} images, but images {start} to {start + per_class - 1} of each class "
-                "are required: lower subset or val_subset"
+                f"class {name}{f' of {source}' if source else ''} has {len(members)} images, but images {start} to "
+                f"{start + per_class - 1} of each class are required: {start + per_class} per class, or a lower subset or "
+                "val_subset"
             )
         chosen.append(members[start : start + per_class])
     return np.sort(np.concatenate(chosen)).tolist() if chosen else []

@@ -41,7 +41,7 @@ from sfrik.system.tensor_files import check_weights
 from sfrik.system.terminal import print_line
 from sfrik.views.base import Views, resize_for_test
 
-__all__ = ["Inputs", "scored_images", "split_images", "training_images"]
+__all__ = ["Inputs", "scored_images", "split_images", "splits_read", "training_images"]
 
 TITLES = {"train": "training", "tune": "tuning", "test": "test", "all": "extracted"}  # of the splits, for messages
 
@@ -138,7 +138,7 @@ class Inputs(Generic[AnySettings]):
             SfrikError: they cannot be read.
         """
         found = {}
-        for split in ["all"] if self.image_dir else _splits(self.settings):
+        for split in ["all"] if self.image_dir else splits_read(self.settings):
             images = self.images(split)
             print_images(TITLES[split], images)
             found[split] = describe_data(images)
@@ -285,7 +285,7 @@ def _check_splits(settings: FrozenSettings) -> None:
         if lbfgs or (settings.lr_sweep and _scored(settings) == "test"):
             what, remedy = ("solver lbfgs chooses C", "--solver sgd") if lbfgs else ("lr_sweep chooses", "--lr-head")
             raise SfrikError(f"{what} on the tuning split, which an extraction folder lacks: use {remedy}")
-    for split in [] if getattr(settings, "image_dir", "") else _splits(settings):
+    for split in [] if getattr(settings, "image_dir", "") else splits_read(settings):
         check_subset(settings.dataset, split, settings.subset, settings.val_subset)
 
 
@@ -293,7 +293,7 @@ def _scored(settings: FrozenSettings) -> Literal["test", "tune"]:
     return "tune" if settings.val_dataset == "train" else "test"
 
 
-def _splits(settings: FrozenSettings) -> list[str]:
+def splits_read(settings: FrozenSettings) -> list[str]:
     """The splits whose images an evaluation reads; the scored one is the last."""
     scored = _scored(settings)
     if isinstance(settings, (KnnSettings, LogisticSettings)) and settings.extraction_dir:

@@ -10,7 +10,16 @@ from sfrik.errors import Preempted, SfrikError
 from sfrik.reproduce.kernel import Kernel
 from sfrik.reproduce.notebooks import execute
 from sfrik.reproduce.present import PresentImages
-from sfrik.reproduce.stages import DEFAULT_STAGES, STAGES, check_run, missing_stages, refusal, score_problems
+from sfrik.reproduce.stages import (
+    DEFAULT_STAGES,
+    STAGES,
+    PlannedRun,
+    check_images,
+    check_run,
+    missing_stages,
+    refusal,
+    score_problems,
+)
 from sfrik.runs.folder import Run
 from sfrik.runs.refusals import refuse_published
 from sfrik.settings import run_folder
@@ -48,13 +57,16 @@ def run_recipe(
     check_run(recipe, stages)  # before any folder is made
     run = Run(run_folder(recipe, seed, root))
     refuse_published(run.folder)
-    if os.environ.pop(STOP_AT_END_OF_STDIN, None):  # not for the kernel
+    started_by_table = os.environ.pop(STOP_AT_END_OF_STDIN, None)  # not for the kernel
+    if started_by_table:
         stop_at_end_of_stdin(RUN_GRACE)
     with stop_at_once(), run.lock("run.lock", wait=True, optional=True):
         _wait_for_writers(run)
         present = PresentImages(data_dir)
         if reason := refusal(recipe, seed, root, present):
             raise SfrikError(reason)
+        if not started_by_table:  # which has checked them
+            check_images([PlannedRun(recipe, seed, tuple(missing_stages(recipe, seed, root, stages, present)))], data_dir)
         with stop_requests() as requests, Kernel() as kernel:
             name = ""
             try:

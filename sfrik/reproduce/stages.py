@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from sfrik.errors import SfrikError, nearest
 from sfrik.reproduce.present import PresentImages
-from sfrik.runs.data import split_differences
+from sfrik.runs.data import FIXED, split_differences
 from sfrik.runs.folder import Run
 from sfrik.runs.scores import run_problem
-from sfrik.settings import Settings, load_recipe, recipe_settings, run_folder, score_settings
+from sfrik.settings import FrozenSettings, Settings, TransferSettings, load_recipe, recipe_settings, run_folder, score_settings
 from sfrik.tables.collect import read_score
 from sfrik.tables.rows import TARGETS
 
@@ -22,6 +22,7 @@ __all__ = [
     "STAGES",
     "PlannedRun",
     "Stage",
+    "check_images",
     "check_run",
     "existing_scores",
     "missing_stages",
@@ -82,6 +83,37 @@ def check_run(recipe: str, stages: Sequence[str]) -> None:
         if stage not in STAGES:
             raise SfrikError(f"unknown stage {stage!r}{nearest(stage, STAGES)}: there is {', '.join(STAGES)}")
     load_recipe(recipe)
+
+
+def check_images(runs: Iterable[PlannedRun], data_dir: str = "") -> None:
+    """Refuse images that stages of runs could not use, before hours of work end there; download those of CIFAR.
+
+    Each split is read once: listed, and CIFAR's images decoded. Images that are the same everywhere are not read, nor are those
+    of transfers, which other stages do without.
+
+    Args:
+        data_dir: the folder of the images; the recipe's when empty.
+
+    Raises:
+        SfrikError: images are missing or cannot be used, with the remedy.
+    """
+    needed: dict[tuple[Any, ...], None] = {}
+    for recipe, seed, stages in runs:
+        if "pretrain" in stages:
+            settings = recipe_settings(recipe, seed)
+            needed[settings.dataset, "pretrain", data_dir or settings.data_dir, settings.subset] = None
+        for settings in (settings for stage in stages for _, settings in stage_scores(recipe, seed, stage)):
+            if isinstance(settings, FrozenSettings) and not isinstance(settings, TransferSettings):
+                from sfrik.evaluate.inputs import splits_read
+
+                place = data_dir or settings.data_dir
+                for split in splits_read(settings):
+                    needed[settings.dataset, split, place, settings.subset, settings.val_subset] = None
+    for dataset, *which in needed:
+        if dataset not in FIXED:
+            from sfrik.datasets import load_images
+
+            load_images(dataset, *which)
 
 
 def missing_stages(

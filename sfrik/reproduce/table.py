@@ -18,7 +18,7 @@ from sfrik.reproduce.commands import table_command
 from sfrik.reproduce.local import default_jobs, run_side_by_side
 from sfrik.reproduce.notebooks import execute, notebook_path, print_typed
 from sfrik.reproduce.present import PresentImages
-from sfrik.reproduce.stages import STAGES, PlannedRun, missing_stages, refusal
+from sfrik.reproduce.stages import STAGES, PlannedRun, check_images, missing_stages, refusal
 from sfrik.runs.data import split_differences
 from sfrik.runs.provenance import code
 from sfrik.runs.records import Choice
@@ -197,9 +197,11 @@ def _compute(name: str, profile: str, seeds: int, root: str | Path, jobs: int, d
         return False, True
     present = PresentImages(data_dir)
     for title, runs in table_runs(name, profile, seeds, root):
-        missing = [run for run in runs if missing_stages(run.recipe, run.seed, root, run.stages, present)]
+        lacking = {run: missing_stages(run.recipe, run.seed, root, run.stages, present) for run in runs}
+        missing = [run for run, stages in lacking.items() if stages]
         print_line(f"{title}: {len(runs)} runs, {len(runs) - len(missing)} finished here")
         allowed = without_refused(missing, root, present)
+        check_images([run._replace(stages=tuple(lacking[run])) for run in allowed], data_dir)
         for notebook in dict.fromkeys(STAGES[stage].notebook for run in allowed for stage in run.stages):
             print_typed(notebook)  # the runs print it to their logs only
         usual = default_jobs() if allowed else 1  # checks the GPUs, also where JOBS is given

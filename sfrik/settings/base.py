@@ -30,7 +30,7 @@ from sfrik.settings.fields import (
     Unset,
     as_path,
 )
-from sfrik.settings.recipes import RECIPES, recipe_files, recipe_names
+from sfrik.settings.recipes import RECIPES, grid_recipes, recipe_files, recipe_names
 from sfrik.settings.recorded import as_written_today, defaults, hash_of
 from sfrik.system.files import read_toml
 
@@ -261,6 +261,8 @@ def load_recipe(name: str, command: str = "pretrain") -> dict[str, Any]:
     """
     name = str(name)  # papermill makes a number of `-p recipe 5`
     files = recipe_files(name)
+    if files is None and "/" in name and (points := grid_recipes(*name.split("/", 1))):
+        raise SfrikError(f"recipe {name} is a grid of {len(points)} recipes: choose one, such as {next(iter(points))}")
     if files is None:
         raise SfrikError(f"unknown recipe {name!r}{nearest(name, recipe_names())}: the recipes are in sfrik/recipes")
     point = json.dumps(files.point)

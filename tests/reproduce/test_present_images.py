@@ -15,7 +15,7 @@ from sfrik.pretrain.finish import already_pretrained
 from sfrik.reproduce import table as table_module
 from sfrik.reproduce.present import PresentImages
 from sfrik.reproduce.run import run_recipe
-from sfrik.reproduce.stages import PlannedRun, missing_stages, refusal
+from sfrik.reproduce.stages import PlannedRun, check_images, missing_stages, refusal
 from sfrik.reproduce.table import make_table
 from sfrik.runs.folder import Run
 from sfrik.settings import PretrainSettings, run_folder
@@ -127,3 +127,37 @@ def test_images_that_could_be_downloaded_are_not_downloaded_to_compare_them(plac
     assert "what was computed from images that are missing now is used as it is: CIFAR10 is not in" in err
     assert f"{run.folder}: the training images are not compared: CIFAR10 is not in {place / 'none'}" in out + err
     assert not (place / "none").exists()
+
+
+def test_images_that_a_table_could_not_use_are_refused_before_its_first_run(place, monkeypatch):
+    started = []
+    monkeypatch.setattr(table_module, "run_side_by_side", lambda runs, *given: started.extend(runs) or [])
+    shutil.rmtree(place / "images" / "val")
+    shutil.rmtree(place / "runs")
+    planned = [PlannedRun(recipe, 0, STAGES) for recipe in RECIPES]
+    monkeypatch.setattr(table_module, "table_runs", lambda *given: [("table4", planned)])
+    for name, work in {
+        "table": lambda: make_table("table4", "paper", root=place / "runs", data_dir=str(place / "images")),
+        "run": lambda: run_recipe(RECIPES[0], 0, place / "runs", STAGES, str(place / "images")),
+    }.items():
+        with pytest.raises(SfrikError, match=rf"there is no image folder {place / 'images' / 'val'}: --data-dir must hold"):
+            work()
+        assert not started, name
+    check_images([run._replace(stages=("pretrain",)) for run in planned], str(place / "images"))  # which needs no val/
+    few = r"class a of .*train has 3 images, but images 0 to 259 of each class are required: 260 per class, or a lower subset"
+    with pytest.raises(SfrikError, match=few):
+        check_images([PlannedRun("paper/in20_vicreg_q8192", 0, ("pretrain",))], str(place / "images"))
+
+
+def test_each_split_that_the_missing_stages_of_a_table_read_is_checked_once(monkeypatch):
+    reads = []
+    monkeypatch.setattr(datasets, "load_images", lambda *which: reads.append(which))
+    planned = [PlannedRun(f"photos/{name}", seed, STAGES) for name in ("vicreg_q128", "raw_pixels") for seed in (0, 1)]
+    check_images(planned, "images")
+    splits = [("cifar10", split, "images", 1000, 499) for split in ("train", "tune", "test")]
+    assert reads == [("cifar10", "pretrain", "images", 1000), *splits]
+    reads.clear()
+    check_images([run._replace(stages=("tune",)) for run in planned])
+    assert reads == [("cifar10", split, "data", 1000, 499) for split in ("train", "tune")], "the test images are not"
+    check_images([PlannedRun("digits/vicreg_q128", 0, ("pretrain", "semi"))])
+    assert len(reads) == 2, "MNIST5k's images are the same everywhere, and those of a transfer may be missing"

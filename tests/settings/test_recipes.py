@@ -7,6 +7,7 @@ import re
 import pytest
 
 from sfrik.cost.memory import _counts, expected_memory
+from sfrik.errors import SfrikError
 from sfrik.settings import SECTIONS, EvaluateSettings, KnnSettings, LogisticSettings, PretrainSettings, recipe_names
 from sfrik.settings.recipes import RECIPES, recipe_files
 from sfrik.tables.definitions import EXPERIMENTS, grids, rows_of
@@ -84,6 +85,13 @@ def test_the_grids_of_table_9_have_the_same_number_of_runs_of_the_same_length():
         assert len({(run.epochs, run.warmup_epochs, run.subset, run.batch_size, run.base_lr > 0) for run in runs}) == 1
         methods = {run.ssl_method: {other.base_lr for other in runs if other.ssl_method == run.ssl_method} for run in runs}
         assert len({len(rates) for rates in methods.values()}) == 1
+
+
+def test_the_name_of_a_grid_is_refused_with_one_of_its_recipes():
+    for profile, first in {"photos": "sim3_lr2.5", "cifar10_quick": "sim5_lr0.6"}.items():
+        name = f"{profile}/tune_vicreg_q512"
+        with pytest.raises(SfrikError, match=rf"^recipe {name} is a grid of 9 recipes: choose one, such as {name}_{first}$"):
+            PretrainSettings.from_recipe(name)
 
 
 @pytest.mark.parametrize("recipe", PAPER)
