@@ -110,9 +110,10 @@ def command(section: str, recipe: str | None, settings: Settings) -> str:
         if name not in PASSED_ON & kind.model_fields.keys() or (recipe and name == "seed"):
             continue
         value = getattr(settings, name)
-        if value not in (None, "", getattr(defaults, name)):
-            flag, text = f"--{name.replace('_', '-')}", str(value)
-            arguments += [f"{flag}={text}"] if text.startswith("-") else [flag, text]
+        if value != getattr(defaults, name):
+            flag, words = f"--{name.replace('_', '-')}", [*map(str, value if isinstance(value, tuple) else [value])]
+            words = words if words not in ([], [""], ["None"]) else ["none"]
+            arguments += [f"{flag}={words[0]}"] if words[0].startswith("-") else [flag, *words]
     return shlex.join(arguments)
 
 

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from sfrik.cli import main
+from sfrik.cli.summaries import command
 from sfrik.reproduce import run as run_module
 from sfrik.reproduce import table as table_module
-from sfrik.settings import run_folder
+from sfrik.settings import PretrainSettings, run_folder
 from sfrik.system.files import write_json
 from sfrik.tables.definitions import rows_of
 
@@ -82,6 +83,19 @@ def test_the_next_command_after_training_on_your_images_evaluates_the_same_image
     assert "linear: top-1" in out
     assert "8 images" in out
     called(capsys, *next_command(out))
+
+
+def test_the_next_command_has_the_arguments_of_a_model_of_timm_and_unsets_those_of_a_recipe(here, capsys):
+    pytest.importorskip("timm")
+    vit = ["--arch", "timm/vit_tiny_patch16_224", "--arch-args", "depth=1", "embed_dim=12", "num_heads=1", "patch_size=7"]
+    training = ["pretrain", "--recipe", RECIPE, "--ssl-method", "none", "--exp-dir", "ours", *vit, *QUICK]
+    following = next_command(called(capsys, *training).out)
+    assert following[0] == "evaluate"
+    assert " ".join(vit) in " ".join(following)
+    assert "linear: top-1" in called(capsys, *following, "--epochs", "1").out
+    unset = PretrainSettings.from_recipe("photos/vit_simclr_q512", arch="resnet18", arch_args="none", subset="none")
+    proposed = shlex.split(command("evaluate", "photos/vit_simclr_q512", unset))
+    assert proposed[proposed.index("--arch-args") + 1] == proposed[proposed.index("--subset") + 1] == "none"
 
 
 def test_the_next_command_after_training_on_unlabelled_images_is_diagnose(here, capsys):
