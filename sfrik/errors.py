@@ -35,6 +35,7 @@ class WorkerError(RuntimeError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The text " (did you mean X?)" for the known name closest to `name`, or "" if none is close."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" (did you mean {close[0]}?)" if close else ""
+    """The text " (did you mean X?)" for the known name closest to `name` in upper or lower case, or "" if none is close."""
+    by_lower = {one.lower(): one for one in known}
+    close = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.6)
+    return f" (did you mean {by_lower[close[0]]}?)" if close else ""

@@ -453,7 +453,9 @@ SWAV = {"augmentations": "swav", "size_crops": (32, 16)}
             {"arch": "timm/convmixer_768_32", "arch_args": "dim=8"},
             "convmixer_768_32 does not let its argument dim be changed",
         ),
-        ({"arch": VIT, "arch_args": "num_heads=5"}, "cannot be built for images of 32 pixels with arch_args num_heads=5 ("),
+        ({"arch": "timm/" + 300 * "a"}, f"has no model {100 * 'a'}: check --arch"),
+        ({"arch": VIT, "arch_args": "norm_layer=batchnorm2d"}, "with arch_args norm_layer=batchnorm2d (expected 4D input"),
+        ({"arch": VIT, "arch_args": "num_heads=5"}, "cannot be used for images of 32 pixels with arch_args num_heads=5 ("),
     ],
 )
 def test_a_model_that_cannot_be_used_is_refused_in_one_line_before_images_are_read(given, text):
@@ -479,6 +481,8 @@ def test_a_model_without_features_is_refused(monkeypatch):
         ("timm/resnet18.a1_in1k", "a tag names pretrained weights, which are not loaded, as in timm/resnet18"),
         ("timm/", "'timm/' is no model of timm"),
         ("timm/hf-hub:someone/model", "is no model of timm"),
+        ("TIMM/resnet18", "(did you mean timm/resnet18?)"),
+        ("ResNet50", "(did you mean resnet50?)"),
         ("resnet19", "unknown architecture 'resnet19' (did you mean resnet18?): choose one of resnet8, resnet18"),
     ],
 )
@@ -486,6 +490,7 @@ def test_a_name_that_can_be_none_is_refused_by_the_settings(arch, text):
     with pytest.raises(SfrikError) as caught:
         PretrainSettings.parse({"arch": arch})
     assert text in str(caught.value)
+    assert str(caught.value).count(repr(arch)) == 1
 
 
 def test_settings_with_a_model_of_timm_are_checked_without_importing_it():
@@ -545,6 +550,17 @@ def test_the_stem_and_the_arguments_are_in_the_hash_only_where_they_have_an_effe
         of_timm.hash() == PretrainSettings.parse({"arch": VIT, "stem": "small", "arch_args": "depth=2, class_token=False"}).hash()
     )
     assert PretrainSettings.parse({"arch": VIT}).hash() == PretrainSettings.parse({"arch": VIT, "arch_args": "none"}).hash()
+    whole, fraction = (PretrainSettings.parse({"arch": VIT, "arch_args": f"mlp_ratio={value}"}) for value in ("2", "2.0"))
+    assert whole.hash() == fraction.hash()
+
+
+def test_none_unsets_the_arguments_of_a_recipe_on_the_command_line(capsys):
+    flags = ["pretrain", "--recipe", "photos/vit_simclr_q512", "--dry-run", "--json", "--arch-args", "none"]
+    for more in (["--arch", "resnet18"], ["--size", "224", "--arch", "vit_b_16"]):
+        assert main([*flags, *more]) == 0
+        assert json.loads(capsys.readouterr().out)["settings"]["arch_args"] == []
+    assert main([*flags[:4], "--arch", "resnet18"]) == 2
+    assert "resnet18 has none: set them to none" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -552,7 +568,13 @@ def test_the_stem_and_the_arguments_are_in_the_hash_only_where_they_have_an_effe
     [
         ("num_classes=3", "num_classes cannot be given"),
         ("img_size=32", "img_size cannot be given"),
-        ("pretrained=true", "pretrained cannot be given"),
+        ("pretrained=true", "pretrained cannot be given, since other settings determine it, got 'pretrained=true'$"),
+        ("device=meta", "device cannot be given"),
+        ("dtype=float16", "dtype cannot be given"),
+        ("drop_path_rate=1.5", "drop_path_rate must be a probability >= 0 and below 1, got '1.5'"),
+        ("proj_drop_rate=-0.1", "must be a probability"),
+        ("drop_path_rate=1", "must be a probability"),
+        ("attn_drop_rate=(0.1, 1.0)", "must be a probability"),
         ("depth=2 depth=3", "depth is given twice"),
         ("depth", "must be NAME=VALUE pairs"),
         ("depth = 2", "must be NAME=VALUE pairs"),

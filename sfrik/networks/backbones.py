@@ -104,7 +104,7 @@ def build_backbone(
     if takes_arguments(arch):
         return cast("Backbone", build_library_model(arch, channels, size, given))
     if given:
-        raise SfrikError(f"arch_args are for timm/NAME and torchvision's ViTs, and {arch} has none: leave them out")
+        raise SfrikError(f"arch_args are for timm/NAME and torchvision's ViTs, and {arch} has none: set them to none")
     if arch == "pixels":
         return build_pixels(size, channels)
     if arch == "resnet8":

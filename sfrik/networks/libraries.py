@@ -253,18 +253,27 @@ def _refusal(arch: str, channels: int, size: int, given: dict[str, Any], error: 
     reason = f"({' '.join(str(error).split())[:200] or type(error).__name__})"
     if fixed := re.search(r"multiple values for (?:keyword )?argument '(\w+)'", str(error)):
         return SfrikError(f"{arch} does not let its argument {fixed[1]} be changed: check --arch-args")
-    if given and not built:
+    larger = [side for side in SIZES if side > size]
+    likely = [side for side in (224, 240, 256, 384) if side > size] or larger  # for which timm's models were trained
+    if built and any(_takes(arch, channels, side, given) for side in likely):
+        side = next(side for side in larger if _takes(arch, channels, side, given))
+        return SfrikError(
+            f"{arch} does not take images of {size} pixels {reason}: use larger views, for example of {side} pixels "
+            "(--size, and the sizes of crops), or another --arch"
+        )
+    if given:
         text = " ".join(f"{name}={value}" for name, value in given.items())
-        return SfrikError(f"{arch} cannot be built for images of {size} pixels with arch_args {text} {reason}: check --arch-args")
-    for side in (side for side in SIZES if side > size):
-        for arguments in _attempts(arch, channels, side, given):
-            with suppress(Exception):
-                without_values(lambda arguments=arguments, side=side: _features(arch, arguments, channels, side))
-                return SfrikError(
-                    f"{arch} does not take images of {size} pixels {reason}: use larger views, for example of {side} pixels "
-                    "(--size, and the sizes of crops), or another --arch"
-                )
+        return SfrikError(f"{arch} cannot be used for images of {size} pixels with arch_args {text} {reason}: check --arch-args")
     return SfrikError(f"{arch} does not take images of {size} pixels {reason}: use another --size or --arch")
+
+
+def _takes(arch: str, channels: int, side: int, given: dict[str, Any]) -> bool:
+    """Whether a model returns features of images of `side` pixels."""
+    for arguments in _attempts(arch, channels, side, given):
+        with suppress(Exception):
+            without_values(lambda arguments=arguments: _features(arch, arguments, channels, side))
+            return True
+    return False
 
 
 def _create(arch: str, arguments: dict[str, Any]) -> nn.Module:
@@ -272,7 +281,7 @@ def _create(arch: str, arguments: dict[str, Any]) -> nn.Module:
     if arch not in VITS:
         timm, name = _timm(), arch.removeprefix("timm/")
         if not timm.is_model(name):
-            raise SfrikError(f"timm {timm.__version__} has no model {name}{nearest(name, timm.list_models())}: check --arch")
+            raise SfrikError(f"timm {timm.__version__} has no model {name:.100}{nearest(name, timm.list_models())}: check --arch")
         return timm.create_model(name, pretrained=False, num_classes=0, **arguments)
     channels, arguments = arguments["channels"], {name: value for name, value in arguments.items() if name != "channels"}
     net = _torchvision().models.VisionTransformer(**arguments)

@@ -18,7 +18,7 @@ from sfrik.networks.backbones import Backbone, build_backbone
 from sfrik.networks.libraries import check_sizes
 from sfrik.networks.state_dicts import Match, match, size_of_positions, unusable
 from sfrik.ops.finite import named_tensors
-from sfrik.settings import ARCHITECTURES, Settings, parse_arch_args, takes_arguments
+from sfrik.settings import ARCHITECTURES, Settings, is_dropout, parse_arch_args, takes_arguments
 from sfrik.system.download import Download, DownloadError
 from sfrik.system.files import WriteError, check_regular, file_hash, read_text, write_text
 from sfrik.system.tensor_files import (
@@ -145,7 +145,7 @@ def _check_metadata(path: Path, about: Mapping[str, Any], arch: str, arch_args: 
         given = recorded if arch_args is None else parse_arch_args(arch_args)
     except ValueError as error:
         raise SfrikError(f"arch_args: {error}") from None
-    theirs, ours = ({name for name in names if "drop" not in name.partition("=")[0]} for names in (recorded, given))
+    theirs, ours = ({name for name in names if not is_dropout(name.partition("=")[0])} for names in (recorded, given))
     # timm/resnet18 is the network resnet18
     same = str(about.get("arch", "")).removeprefix("timm/") == arch.removeprefix("timm/")
     if not about.get("arch") or (same and theirs == ours):

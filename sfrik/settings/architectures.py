@@ -19,6 +19,7 @@ __all__ = [
     "ArchArguments",
     "Architecture",
     "check_arch",
+    "is_dropout",
     "keyword_arguments",
     "parse_arch_args",
     "takes_arguments",
@@ -30,7 +31,7 @@ PLAIN = (*ARCHITECTURES, *TORCHVISION_VITS)  # names without a library before th
 # Arguments of timm's and torchvision's models that other settings determine, or with which they do not return features.
 RESERVED = {"num_classes", "in_chans", "img_size", "image_size", "dynamic_img_size", "representation_size", "model_name"}
 RESERVED |= {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "checkpoint_path", "cache_dir"}
-RESERVED |= {"weights", "progress", "features_only", "out_indices", "scriptable", "exportable", "no_jit"}
+RESERVED |= {"weights", "progress", "features_only", "out_indices", "scriptable", "exportable", "no_jit", "device", "dtype"}
 ARGUMENT = re.compile(
     r"(?<![^\s,])([A-Za-z_]\w*)=(\([^()=]*\)|\[[^\[\]=]*\]|[^\s,()\[\]=]+)(?=[\s,]|$)",  # NAME=(1, 2), NAME=[1, 2], NAME=1
     re.ASCII,
@@ -54,10 +55,11 @@ def check_arch(name: str) -> str:
         plain, dot, _ = model.partition(".")
         of = "a tag names pretrained weights, which are not loaded" if plain and dot else "give the name of one of its models"
         example = plain if re.fullmatch(r"\w+", plain, re.ASCII) else "resnet18"
-        raise ValueError(f"{name[:100]!r} is no model of timm: {of}, as in timm/{example}")
-    close = f" (did you mean timm/{name}?)" if _is_of_timm(name) else nearest(model or name, PLAIN)
+        raise ValueError(f"{name!r:.100} is no model of timm: {of}, as in timm/{example}")
+    meant = f"timm/{model}" if library.lower() == "timm" and slash else f"timm/{name}" if _is_of_timm(name) else ""
+    close = f" (did you mean {meant:.100}?)" if meant else nearest(model or name, PLAIN)
     raise ValueError(
-        f"unknown architecture {name[:100]!r}{close}: choose one of {', '.join(PLAIN)}, or timm/NAME for one of timm's"
+        f"unknown architecture {name!r:.100}{close}: choose one of {', '.join(PLAIN)}, or timm/NAME for one of timm's"
     )
 
 
@@ -81,28 +83,39 @@ def parse_arch_args(given: Any) -> tuple[str, ...]:
             lists of numbers, written 2-2-6-2 or (2, 2, 6, 2).
 
     Raises:
-        ValueError: it is none of these, or has an argument twice, or one that other settings determine.
+        ValueError: it is none of these, or has an argument twice, one that other settings determine, or a probability of dropout
+            outside of [0, 1).
 
-    >>> parse_arch_args("patch_size=4 drop_path_rate=0.10 depth=06 depths=(2, 2) class_token=False")
-    ('class_token=false', 'depth=6', 'depths=2-2', 'drop_path_rate=0.1', 'patch_size=4')
+    >>> parse_arch_args("patch_size=4 drop_path_rate=0.10 depth=06 depths=(2, 2) mlp_ratio=4.0 class_token=False")
+    ('class_token=false', 'depth=6', 'depths=2-2', 'drop_path_rate=0.1', 'mlp_ratio=4', 'patch_size=4')
     """
     if isinstance(given, Mapping):
         given = [f"{name}={value}" for name, value in given.items()]
-    if isinstance(given, str):
-        given = [] if given.strip().lower() == "none" else [given]
+    given = [given] if isinstance(given, str) else given
     if not isinstance(given, list | tuple) or not all(isinstance(part, str) for part in given):
         raise ValueError(EXAMPLE)
     text = " ".join(given)
+    text = "" if text.strip().lower() == "none" else text
     pairs = ARGUMENT.findall(text)
     if rest := ARGUMENT.sub("", text).strip(" ,"):
         raise ValueError(f"{EXAMPLE}, got {rest[:100]!r}")
     names = [name for name, _ in pairs]
     for name in names:
         if name in RESERVED:
-            raise ValueError(f"{name} cannot be given: it follows from size, the images and the use as a backbone; got {name}")
+            raise ValueError(f"{name} cannot be given, since other settings determine it, got {text[:100]!r}")
         if names.count(name) > 1:
             raise ValueError(f"{name} is given twice, got {text[:100]!r}")
-    return tuple(f"{name}={_written(_value(text))}" for name, text in sorted(pairs))
+    values = {name: _value(text) for name, text in sorted(pairs)}
+    for name, value in values.items():
+        parts = value if isinstance(value, tuple) else (value,)
+        if is_dropout(name) and not all(isinstance(part, str) or 0 <= part < 1 for part in parts):
+            raise ValueError(f"{name} must be a probability >= 0 and below 1, got {_written(value)!r}")
+    return tuple(f"{name}={_written(value)}" for name, value in values.items())
+
+
+def is_dropout(name: str) -> bool:
+    """Whether an argument of a model is a probability of dropout or stochastic depth, such as drop_path_rate."""
+    return "drop" in name
 
 
 def keyword_arguments(arch_args: tuple[str, ...]) -> dict[str, Any]:
@@ -131,7 +144,7 @@ def _value(text: str) -> Any:
         return text
     if not abs(number) <= LARGEST:
         raise ValueError(f"numbers must be finite and at most {LARGEST:g}, got {text[:100]!r}")
-    return number
+    return int(number) if number.is_integer() else number
 
 
 def _written(value: Any) -> str:

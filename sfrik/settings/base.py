@@ -87,7 +87,7 @@ class Settings(BaseModel):
     @model_validator(mode="after")
     def _arguments_fit(self) -> Self:
         if self.arch_args and not takes_arguments(self.arch):
-            raise ValueError(f"arch_args are for timm/NAME and torchvision's ViTs, and {self.arch} has none: leave them out")
+            raise ValueError(f"arch_args are for timm/NAME and torchvision's ViTs, and {self.arch} has none: set them to none")
         return self
 
     def __init_subclass__(cls, sections: tuple[str, ...] = (), **kwargs: Any) -> None:
@@ -113,7 +113,7 @@ class Settings(BaseModel):
                 message += nearest(str(problem["input"]), re.findall("'([^']*)'", problem["ctx"]["expected"]))
             message = re.sub(r"\b[0-9.]{12,}$", lambda number: f"{float(number[0]):g}", message)  # pydantic writes 1e-38 out
             got = f"{problem['input']!r:.100}" if problem["loc"] else ""
-            named = problem["type"] == "value_error" and ", got " in message  # our messages name the value themselves
+            named = problem["type"] == "value_error" and (", got " in message or got in message)  # our messages name the value
             got = "" if not got or named else f", got {got}"
             raise SfrikError(f"{name}{where}: {message}{got}") from None
 
