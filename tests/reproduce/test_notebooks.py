@@ -18,6 +18,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sfrik.errors import Preempted
@@ -225,3 +226,16 @@ def test_the_chapters_read_the_folder_that_is_given_and_measure_costs_only_for_p
     executed.clear()
     chapters.execute_chapters(profile, tmp_path)
     assert not any("data_dir" in parameters for parameters in executed.values()), "the recipe's folder"
+
+
+@pytest.mark.parametrize(("wrong", "mistakes"), [([0, 4, 9, 5], 1), (range(10), 3), ([], 0), ([9], 0), ([1, 2, 3, 5, 6, 7], 3)])
+def test_the_neighbours_in_notebook_05_are_those_of_different_images(wrong, mistakes):
+    """The mistakes beside the evenly spaced images, here 0, 4 and 9, are other ones."""
+    cells = json.loads(notebooks.notebook_path("05_knn_and_logistic_regression").read_text(encoding="utf-8"))["cells"]
+    (source,) = (text for text in ("".join(cell["source"]) for cell in cells) if "neighbour_grid(scored" in text)
+    labels = torch.zeros(10, dtype=torch.int64)
+    names = {"np": np, "labels": labels, "voted": labels.index_fill(0, torch.tensor(list(wrong), dtype=torch.int64), 1)}
+    exec(source[source.index("wrong =") : source.index("similarity =")], names)
+    assert names["shown"][:3] == [0, 4, 9]
+    assert len(set(names["shown"])) == len(names["shown"]) == 3 + mistakes
+    assert set(names["shown"][3:]) <= set(wrong)
