@@ -357,6 +357,28 @@ def test_layers_numbered_by_timm_keep_their_names():
     assert found.state.keys() == net.state_dict().keys()
 
 
+@pytest.mark.parametrize(
+    ("arch_args", "text"),
+    [
+        (VIT_ARGS.replace("depth=2", "depth=3"), "12 missing (such as blocks.2.attn.proj.bias)"),
+        (VIT_ARGS.replace("depth=2", "depth=1"), "12 unknown (such as blocks.1.attn.proj.bias)"),
+        (VIT_ARGS.replace("depth=2", "depth=0"), "24 unknown (such as blocks.0.attn.proj.bias)"),
+        (f"{VIT_ARGS} final_norm=false", "2 unknown (such as norm.bias)"),
+        (f"{VIT_ARGS} pos_embed=none", "1 unknown (such as pos_embed)"),
+        (f"{VIT_ARGS} class_token=false global_pool=avg fc_norm=false no_embed_class=true", "1 unknown (such as cls_token)"),
+    ],
+)
+def test_weights_of_other_arguments_are_refused_by_their_tensors_where_the_file_records_none(tmp_path, arch_args, text):
+    theirs = f"{VIT_ARGS} no_embed_class={'no_embed_class' in arch_args}"
+    state = build_backbone(VIT, channels=1, size=28, arch_args=theirs).state_dict()
+    save_file({**state, "decoder_blocks.0.weight": torch.ones(2)}, tmp_path / "theirs.safetensors")
+    load_backbone(tmp_path / "theirs.safetensors", VIT, channels=1, size=28, arch_args=theirs)
+    with pytest.raises(SfrikError) as caught:
+        load_backbone(tmp_path / "theirs.safetensors", VIT, channels=1, size=28, arch_args=arch_args)
+    assert text in str(caught.value)
+    assert str(caught.value).endswith("give the --arch, --arch-args and --size it was made with")
+
+
 @pytest.mark.parametrize("size", [28, 42, 56])
 def test_a_vit_keeps_the_positions_of_its_file_and_takes_images_of_other_sizes(trained, tmp_path, size):
     path = Run(trained("vit")).backbone
@@ -508,9 +530,9 @@ assert not {"torch", "timm", "torchvision"} & set(sys.modules)
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-def test_without_timm_the_extra_to_install_is_named(tmp_path, monkeypatch):
+def test_without_timm_the_package_to_install_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    assert "python -m pip install 'sfrik[timm]'" in refused(arch="timm/resnet26d")
+    assert refused(arch="timm/resnet26d") == "arch timm/NAME needs the package timm: python -m pip install timm"
     assert build_backbone("resnet18").num_features == 512
 
 

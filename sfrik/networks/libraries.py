@@ -310,7 +310,7 @@ def _timm() -> Any:
     try:
         import timm
     except ImportError:
-        raise SfrikError("arch timm/NAME needs the package timm: python -m pip install 'sfrik[timm]'") from None
+        raise SfrikError("arch timm/NAME needs the package timm: python -m pip install timm") from None
     return timm
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -58,12 +58,13 @@ class Match:
         return not (self.missing or self.unknown or self.shapes)
 
 
-def match(tensors: Mapping[str, Tensor], backbone: nn.Module) -> Match:
+def match(tensors: Mapping[str, Tensor], backbone: nn.Module, parts: Collection[str] = ()) -> Match:
     """Find a backbone among the tensors of a file.
 
     Args:
         tensors: those of the file, by their names in all its dicts.
         backbone: the network they are for; only the names and shapes of its tensors are used.
+        parts: further names that belong to a backbone and not to a head, such as blocks; the first components of tensors' names.
     """
     own = backbone.state_dict()
     groups = _by_prefix(_with_names_of_children(tensors, backbone, own), own)
@@ -82,7 +83,7 @@ def match(tensors: Mapping[str, Tensor], backbone: nn.Module) -> Match:
         best = [prefix for prefix in best if same[prefix] == most]
     group = groups[best[0]]
     rivals = best if any(not _equal(group, groups[prefix], own) for prefix in best[1:]) else []
-    layers, heads = {key.split(".")[0] for key in own}, tuple(f"{name}." for name in _classifier_names(backbone))
+    layers, heads = {*parts, *(key.split(".")[0] for key in own)}, tuple(f"{name}." for name in _classifier_names(backbone))
     others = [key for key in group.keys() - own.keys() if not key.startswith(heads)]
     unknown = [key for key in others if key.split(".")[0] in layers or STAGE.fullmatch(key.split(".")[0])]
     return Match(

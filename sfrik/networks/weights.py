@@ -103,20 +103,22 @@ def load_backbone(
         tensors = dict(named_tensors(content))
     except RecursionError:
         raise SfrikError(f"{path} holds dicts that contain themselves: get the state dict of its network") from None
-    found = match(tensors, backbone)
+    parts = _usual_parts(arch, channels) if takes_arguments(arch) and arch_args else set()
+    found = match(tensors, backbone, parts)
     if takes_arguments(arch) and (other := size_of_positions(backbone, found.state)):
         trained_size = other
         backbone = build_backbone(arch, stem, channels, other, arch_args or ())
-        found = match(tensors, backbone)
+        found = match(tensors, backbone, parts)
     if not found.state:
         raise SfrikError(
             f"{path} holds no state dict of tensors of a {arch}: its top-level keys are {_keys(content)}; looked for "
             f"{_listed(backbone.state_dict())} below any keys and prefixes{_guess(tensors, arch, stem, channels)}"
         )
     if not found.complete:
+        of_file = "--arch, --arch-args and --size" if takes_arguments(arch) else "--arch"
         raise SfrikError(
             f"{path} does not hold the weights of a {arch}: tensors {_differences(found)}; its top-level keys are "
-            f"{_keys(content)}{_guess(tensors, arch, stem, channels) or '; give the --arch it was made with'}"
+            f"{_keys(content)}{_guess(tensors, arch, stem, channels) or f'; give the {of_file} it was made with'}"
         )
     if found.rivals:
         raise SfrikError(
@@ -153,6 +155,13 @@ def _check_metadata(path: Path, about: Mapping[str, Any], arch: str, arch_args: 
     arguments = f" --arch-args {' '.join(recorded)}" if recorded else ""
     without = ", without --arch-args" if ours and not theirs else ""
     raise SfrikError(f"{path} holds the weights of --arch {about['arch']}{arguments}: give these{without}, or other weights")
+
+
+def _usual_parts(arch: str, channels: int) -> set[str]:
+    """First components of the names of a model's tensors without arguments, some of which leave a part out: final_norm=false."""
+    with suppress(SfrikError), torch.device("meta"):
+        return {key.split(".")[0] for key in build_backbone(arch, channels=channels).state_dict()}
+    return set()  # it does not take images of 224 pixels
 
 
 def pretrained(name: str = "resnet50-sfrik-200ep", progress: bool = True) -> nn.Module:
