@@ -91,8 +91,8 @@ class Table:
 
     @property
     def _images(self) -> str:
-        """The images of the profile, and whether those of the runs were stored in another form than they are published in."""
-        records = [data for m in self.measured for data in m.trained_on.values()]
+        """The images of the profile, and whether those of the runs shown were stored in another form than they are published in."""
+        records = [data for m in self.measured for seed, data in m.trained_on.items() if seed in m.seeds]
         records += [
             data for m in self.measured for seeds in m.data.values() for splits in seeds.values() for data in splits.values()
         ]
@@ -228,6 +228,7 @@ def _leave_out_other_images(measured: list[Measured], columns: list[Column]) -> 
                 for column in columns:
                     if column.score == score:
                         m.scores.get(column.name, {}).pop(seed, None)
+                        m.data[score].pop(seed, None)
                         m.images[column.name] = (most.get("test") or most["tune"])["images"]
 
 

@@ -289,6 +289,19 @@ def test_the_caption_says_how_images_that_are_published_as_arrays_were_encoded(t
     assert ("re-encoded as JPEG" in build_table("table1", profile, tmp_path).title) == (profile == "photos")
 
 
+def test_the_caption_leaves_out_the_encodings_of_runs_and_scores_that_are_not_shown(tmp_path):
+    for number, row in enumerate(rows_of("table1", "photos")[:4]):
+        run = finished_run(tmp_path, row.recipe)
+        data = {name: {"images": 10000, "classes": 10, "sha256": name, "encoding": name} for name in ("JPEG", "PNG", "BMP")}
+        trained, scored = data["PNG" if number == 2 else "JPEG"], data["BMP" if number == 3 else "JPEG"]
+        write_json(path := run.folder / "settings.json", {**read_json(path), "data": trained})
+        write_json(path := run.folder / "knn.json", {**read_json(path), "data": {"test": scored}})
+    table = build_table("table1", "photos", tmp_path)
+    assert len(table.left_out) == 2
+    assert [len(m.scores.get("knn_top1", {})) for m in table.measured[:4]] == [1, 1, 0, 0]
+    assert table.title.endswith(", its 10,000 test images, re-encoded as JPEG")
+
+
 def test_figures_that_others_publish_are_below_the_table_of_their_images_and_never_in_it():
     for profile in EXPERIMENTS["table1"].profiles:
         for name in tables_of(profile):
