@@ -91,7 +91,7 @@ class Table:
 
     @property
     def _images(self) -> str:
-        """The images of the profile, and whether those of the runs shown were stored in another form than they are published in."""
+        """The images of the profile, and whether those of the runs shown were stored in another form than published."""
         records = [data for m in self.measured for seed, data in m.trained_on.items() if seed in m.seeds]
         records += [
             data for m in self.measured for seeds in m.data.values() for splits in seeds.values() for data in splits.values()
