@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfrik.datasets.entries import HELD_OUT
 from sfrik.errors import MissingImagesError, SfrikError
 from sfrik.system.download import Download, DownloadError
 from sfrik.system.files import WriteError, check_regular, read_text
@@ -33,7 +34,7 @@ def read_torchvision(name: str, data_dir: Path, **arguments: Any) -> tuple[Tenso
 
     Raises:
         MissingImagesError: the files are missing and could not be downloaded or unpacked.
-        SfrikError: files are incomplete, damaged or not regular.
+        SfrikError: files are incomplete, damaged or not regular, or `data_dir` is a file or the folder of one split.
     """
     import torchvision.datasets
 
@@ -67,6 +68,13 @@ def _download(kind: Any, folder: Path, archive: Path) -> None:
 
     if folder.exists():
         return
+    if folder.parent.is_file():
+        raise SfrikError(f"{folder.parent} is a file: set --data-dir (DATA=) to the folder of the images")
+    if folder.parent.is_dir() and folder.parent.name.lower() in ("train", *HELD_OUT):
+        raise SfrikError(
+            f"{folder.parent} seems to be one split of {kind.__name__}: set --data-dir (DATA=) to the folder above it, with "
+            "train/ and val/ or test/"
+        )
     whole = archive.is_file() and check_md5(archive, kind.tgz_md5)
     url = archive.absolute().as_uri() if whole else kind.url
     try:

@@ -310,7 +310,7 @@ def _check_choice(settings: FrozenSettings) -> None:
     if not record.is_file():
         raise SfrikError(
             f"the choice of grid {settings.choice} is not recorded yet (there is no {record}): "
-            "score the grid on the tuning split first: make table9"
+            "score the grid on the tuning split first: make table9, with the PROFILE of the run"
         )
     chosen = read_record(record, Choice)["chosen"]
     if chosen != recipe:

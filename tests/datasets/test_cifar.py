@@ -241,6 +241,20 @@ def test_a_data_folder_that_cannot_be_made_is_named_with_the_remedies(site, tmp_
         load_images("cifar10", "test", tmp_path / "file" / "data")
 
 
+def test_a_file_and_the_folder_of_one_split_are_refused_and_nothing_is_downloaded_there(site, photos, tmp_path):
+    (tmp_path / "images.zip").touch()
+    with pytest.raises(SfrikError, match=r"images.zip is a file: set --data-dir \(DATA=\) to the folder of the images$"):
+        load_images("cifar10", "train", tmp_path / "images.zip")
+    for split in ("train", "test"):
+        before = sorted((photos / split).iterdir())
+        with pytest.raises(
+            SfrikError, match=rf"{photos / split} seems to be one split of CIFAR10: set --data-dir \(DATA="
+        ):
+            load_images("cifar10", "train", photos / split)
+        assert sorted((photos / split).iterdir()) == before
+    assert site.asked == []
+
+
 def test_without_a_network_one_line_names_the_folder_what_was_looked_for_and_the_remedies(site, tmp_path):
     site.content.clear()
     with pytest.raises(MissingImagesError) as caught:
