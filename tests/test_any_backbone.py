@@ -435,6 +435,15 @@ def test_every_protocol_evaluates_a_run(trained, model):
     assert first
 
 
+def test_a_fine_tuned_backbone_is_not_scored_with_other_arguments(trained):
+    of = partial(of_run, EvaluateSettings, trained("vit"), weights="finetune", train_percent=10)
+    top1 = evaluate(of(epochs=1), progress=False)["top1"]
+    other = VIT_ARGS.replace("num_heads=2", "num_heads=1")  # whose tensors have the same names and shapes
+    with pytest.raises(SfrikError, match=r"head_semi10\.safetensors holds the weights of --arch timm/.* num_heads=2"):
+        evaluate(of(only_inference=True, arch_args=other), progress=False)
+    assert evaluate(of(only_inference=True, arch_args=f"{VIT_ARGS} drop_path_rate=0.1"), progress=False)["top1"] == top1
+
+
 # --- what is refused
 
 

@@ -14,6 +14,7 @@ from sfrik.evaluate.name_files import check_same_classes
 from sfrik.networks import Backbone, build_backbone
 from sfrik.networks.libraries import check_sizes
 from sfrik.networks.state_dicts import unusable, unwrapped
+from sfrik.networks.weights import check_metadata
 from sfrik.settings import EvaluateSettings, takes_arguments
 from sfrik.system.tensor_files import check_finite, is_safetensors, read_pickle, read_safetensors, write_safetensors
 
@@ -61,8 +62,9 @@ class SavedHead:
         """The backbone that was saved with the head, in evaluation mode.
 
         Raises:
-            SfrikError: it is for another architecture, or does not take images of this size.
+            SfrikError: it is for another architecture or has other arguments, or does not take images of this size.
         """
+        check_metadata(self.path, self.about, settings.arch, settings.arch_args)
         arch, size = settings.arch, int(self.about.get("size", settings.size))
         backbone = build_backbone(**(settings.network | {"size": size}), channels=channels)
         if takes_arguments(arch):

@@ -30,7 +30,7 @@ from sfrik.system.tensor_files import (
     write_safetensors,
 )
 
-__all__ = ["load_backbone", "network_metadata", "pretrained", "save_weights"]
+__all__ = ["check_metadata", "load_backbone", "network_metadata", "pretrained", "save_weights"]
 
 # The authors' release: name -> (file, architecture). Its backbone scores 70.3 % by linear probing on ImageNet (their README).
 RELEASE = "https://github.com/valeoai/sfrik/releases/download/v0.1.0"
@@ -95,8 +95,7 @@ def load_backbone(
     """
     path = Path(path).expanduser()
     content, about = _read(path)
-    if takes_arguments(arch) or takes_arguments(str(about.get("arch", ""))):
-        arch_args = _check_metadata(path, about, arch, arch_args)
+    arch_args = check_metadata(path, about, arch, arch_args)
     trained_size = int(about["size"]) if str(about.get("size")).isdecimal() else size or 224
     backbone = build_backbone(arch, stem, channels, trained_size, arch_args or ())
     try:
@@ -137,10 +136,17 @@ def load_backbone(
     return backbone.eval()
 
 
-def _check_metadata(path: Path, about: Mapping[str, Any], arch: str, arch_args: Any) -> tuple[str, ...]:
+def check_metadata(path: Path, about: Mapping[str, Any], arch: str, arch_args: Any) -> tuple[str, ...]:
     """The arguments of a model whose weights a file holds; refuses those of another model, whose tensors may have the same names.
 
     The probabilities of dropout may differ, as they often do between pretraining and fine-tuning.
+
+    Args:
+        about: the file's metadata, those of `network_metadata`; empty for a file of other code.
+        arch_args: the arguments given; those of the file when None.
+
+    Raises:
+        SfrikError: the file is of another model, or with other arguments.
     """
     recorded = tuple(str(about.get("arch_args", "")).split())
     try:
@@ -150,7 +156,8 @@ def _check_metadata(path: Path, about: Mapping[str, Any], arch: str, arch_args: 
     theirs, ours = ({name for name in names if not is_dropout(name.partition("=")[0])} for names in (recorded, given))
     # timm/resnet18 is the network resnet18
     same = str(about.get("arch", "")).removeprefix("timm/") == arch.removeprefix("timm/")
-    if not about.get("arch") or (same and theirs == ours):
+    library = takes_arguments(arch) or takes_arguments(str(about.get("arch", "")))  # ours are compared by their tensors
+    if not about.get("arch") or not library or (same and theirs == ours):
         return given
     arguments = f" --arch-args {' '.join(recorded)}" if recorded else ""
     without = ", without --arch-args" if ours and not theirs else ""
