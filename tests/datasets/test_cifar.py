@@ -247,9 +247,7 @@ def test_a_file_and_the_folder_of_one_split_are_refused_and_nothing_is_downloade
         load_images("cifar10", "train", tmp_path / "images.zip")
     for split in ("train", "test"):
         before = sorted((photos / split).iterdir())
-        with pytest.raises(
-            SfrikError, match=rf"{photos / split} seems to be one split of CIFAR10: set --data-dir \(DATA="
-        ):
+        with pytest.raises(SfrikError, match=rf"{photos / split} seems to be one split of CIFAR10: set --data-dir \(DATA="):
             load_images("cifar10", "train", photos / split)
         assert sorted((photos / split).iterdir()) == before
     assert site.asked == []
