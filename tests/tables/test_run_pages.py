@@ -65,7 +65,7 @@ def walk(value):
 
 
 def test_the_page_of_a_recipe_of_a_grid_names_the_file_of_the_grid(tmp_path):
-    folder = tmp_path / "photos" / "tune_vicreg_q128_sim10_lr5" / "seed0"
+    folder = tmp_path / "photos" / "tune_vicreg_q128_sim2.5_lr5" / "seed0"
     folder.mkdir(parents=True)
     write_json(folder / "linear_tune.json", {"protocol": "linear_tune", "top1": 40.0})
     (page,) = write_run_pages("photos", tmp_path)
