@@ -21,7 +21,16 @@ from sfrik.evaluate import evaluate, extract_features, knn_eval, logistic_regres
 from sfrik.evaluate.collapse import diagnose
 from sfrik.evaluate.transfer import transfer
 from sfrik.launch.launcher import launch
-from sfrik.networks import Encoder, build_backbone, build_encoder, build_projector, check_network, load_backbone, save_weights
+from sfrik.networks import (
+    Encoder,
+    build_backbone,
+    build_encoder,
+    build_projector,
+    check_network,
+    libraries,
+    load_backbone,
+    save_weights,
+)
 from sfrik.networks.precision import network_precision
 from sfrik.networks.state_dicts import match
 from sfrik.objectives.factory import build_objective
@@ -491,6 +500,16 @@ SWAV = {"augmentations": "swav", "size_crops": (32, 16)}
 )
 def test_a_model_that_cannot_be_used_is_refused_in_one_line_before_images_are_read(given, text):
     assert text in refused(**given)
+
+
+def test_a_model_whose_weights_cannot_fit_in_memory_is_refused_before_it_is_built(monkeypatch, capsys):
+    monkeypatch.setattr(libraries, "physical_memory", lambda: 2**30)
+    wide = {"arch": VIT, "arch_args": "embed_dim=8192 num_heads=1 depth=2"}
+    text = r"depth=2 embed_dim=8192 num_heads=1 needs 6\.02 GiB for its weights, and this machine has 1 GiB of memory"
+    with pytest.raises(SfrikError, match=text):
+        build_backbone(**wide, size=32)
+    assert build_backbone(**{**wide, "arch_args": "embed_dim=32 num_heads=1 depth=1"}, size=32).num_features == 32
+    assert main(["memory", "--arch", VIT, "--arch-args", wide["arch_args"]]) == 0, "of a machine with more memory"
 
 
 def test_a_model_without_features_is_refused(monkeypatch):

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 
 from sfrik.errors import SfrikError, nearest
 from sfrik.settings import Settings, keyword_arguments, takes_arguments
+from sfrik.system.devices import physical_memory
+from sfrik.system.files import format_bytes
 
 __all__ = [
     "build_library_model",
     "check_network",
     "check_sizes",
-    "convolves_single_pixels",
     "without_values",
 ]
 
@@ -54,11 +55,13 @@ class _Facts:
     Attributes:
         arguments: those of its constructor.
         num_features: d, the dimension of its features.
+        weights: number of its parameters.
         idle: names of the parameters that no feature depends on.
     """
 
     arguments: dict[str, Any]
     num_features: int
+    weights: int
     idle: frozenset[str]
 
 
@@ -75,9 +78,14 @@ def build_library_model(arch: str, channels: int, size: int, arch_args: tuple[st
 
     Raises:
         SfrikError: timm is not installed or has no such model; the model does not take the arguments or images of this size; or
-            it does not return features [n, d].
+            it does not return features [n, d]; or its weights cannot fit in the memory of this machine.
     """
     facts = _facts(arch, channels, size, arch_args)
+    if (needed := 4 * facts.weights) > physical_memory() and torch.get_default_device().type != "meta":
+        raise SfrikError(
+            f"{' '.join((arch, *arch_args))} needs {format_bytes(needed)} for its weights, and this machine has "
+            f"{format_bytes(physical_memory())} of memory: use a smaller model"
+        )
     net: Any = _create(arch, facts.arguments)
     net.num_features = facts.num_features  # timm's differs from d where a layer follows the pooling, as in MobileNetV3
     net.image_size = size  # for a reader of its weights
@@ -114,24 +122,6 @@ def check_sizes(arch: str, channels: int, size: int, arch_args: tuple[str, ...],
                 f"{arch} takes images of one size, which is {size} pixels here, and not those of {side} pixels: use views of one "
                 f"size, or {SEVERAL}"
             ) from None
-
-
-def convolves_single_pixels(arch: str, channels: int, size: int, arch_args: tuple[str, ...], side: int) -> bool:
-    """Whether images of `side` pixels have shrunk to one pixel before a convolution with a stride and a kernel above 1."""
-    arguments, found = _facts(arch, channels, size, arch_args).arguments, []
-
-    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if isinstance(module, nn.Conv2d) and max(module.stride) > 1 and max(module.kernel_size) > 1:
-            found.append(max(inputs[0].shape[-2:]) == 1)
-
-    def run() -> None:
-        net = _create(arch, arguments).eval()
-        for module in net.modules():
-            module.register_forward_pre_hook(look)
-        net(torch.zeros(2, channels, side, side))
-
-    without_values(run)
-    return any(found)
 
 
 @lru_cache(maxsize=256)
@@ -226,7 +216,7 @@ def _features(arch: str, arguments: dict[str, Any], channels: int, size: int) ->
         )
     features.sum().backward()
     idle = frozenset(name for name, parameter in net.named_parameters() if parameter.grad is None)
-    return _Facts(arguments, features.shape[1], idle)
+    return _Facts(arguments, features.shape[1], sum(parameter.numel() for parameter in net.parameters()), idle)
 
 
 def _patch(net: nn.Module) -> int | tuple[int, ...] | None:

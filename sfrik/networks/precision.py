@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import torch
+from torch import Tensor, nn
 
 from sfrik.errors import SfrikError
-from sfrik.networks.libraries import convolves_single_pixels
+from sfrik.networks.backbones import build_backbone
+from sfrik.networks.libraries import without_values
 from sfrik.settings import Settings, takes_arguments
 from sfrik.system.devices import pick_precision
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["network_precision"]
 
@@ -31,7 +30,7 @@ def network_precision(settings: Settings, device: torch.device) -> str:
     if precision != "bf16" or device.type != "cpu" or settings.arch == "pixels" or smallest is None:
         return precision
     if takes_arguments(settings.arch):
-        if not convolves_single_pixels(settings.arch, settings.channels, settings.size, settings.arch_args, smallest):
+        if not _convolves_single_pixels(settings, smallest):
             return precision
     elif smallest > (16 if settings.stem == "imagenet" and settings.arch != "resnet8" else 4):
         return precision
@@ -42,3 +41,21 @@ def network_precision(settings: Settings, device: torch.device) -> str:
             "--precision fp32"
         )
     return "fp32"
+
+
+def _convolves_single_pixels(settings: Settings, side: int) -> bool:
+    """Whether images of `side` pixels have shrunk to one pixel before a convolution with a stride and a kernel above 1."""
+    found = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if isinstance(module, nn.Conv2d) and max(module.stride) > 1 and max(module.kernel_size) > 1:
+            found.append(max(inputs[0].shape[-2:]) == 1)
+
+    def run() -> None:
+        net = build_backbone(**settings.network, channels=settings.channels).eval()
+        for module in net.modules():
+            module.register_forward_pre_hook(look)
+        net(torch.zeros(2, settings.channels, side, side))
+
+    without_values(run)
+    return any(found)
