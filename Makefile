@@ -6,7 +6,7 @@
 #   SEEDS=1          seeds 0 to SEEDS-1 of each run
 #   JOBS=0           number of parallel runs; 0: one per core, or one on a GPU
 #   DATA=            image folder, for profiles that need one (ImageNet: has train/ and val/; also contains STL10, Places205, VOC07);
-#                    photos, cifar10: a folder with train/ and val/ or test/ of image files, else what torchvision downloads
+#                    photos, cifar10: a folder with train/ and val/ or test/ of image files, else they are downloaded
 #   RESULTS=runs     folder of your runs and tables; results/ is what was published
 #   LAUNCH=local     slurm: submit the missing runs as jobs, followed by the table; `slurm.toml` has the cluster's settings
 #   PARTITION=       slurm: the partition; empty: that of slurm.toml
@@ -96,7 +96,7 @@ PROPOSE = SFRIK_MAKE=$(if $(filter command,$(origin VENV)),VENV=$(call quoted,VE
 CLUSTER = $(foreach flag,PARTITION NODES GPUS PROCS TIME,$(if $(value $(flag)),--$(shell echo $(flag) | tr A-Z a-z) $(call quoted,$(flag))))
 
 help:  ## print this list
-	@echo "usage: make TARGET [PROFILE=digits|smoke|photos|cifar10|paper] [SEEDS=1] [JOBS=0] [VENV=.venv]"
+	@echo "usage: make TARGET [PROFILE=digits|smoke|photos|cifar10|cifar10_quick|paper] [SEEDS=1] [JOBS=0] [VENV=.venv]"
 	@echo "       make TABLE LAUNCH=slurm [PARTITION=...] [NODES=1] [GPUS=0] [PROCS=1] [TIME=...]    and   make status"
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 

@@ -48,6 +48,17 @@ def first_cells(name):
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"][:2]
 
 
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_papermill_reads_every_parameter(path, caplog):
+    """It reports a line with a second "=", also in a comment, at each start of a run, and does not know its parameter."""
+    papermill = pytest.importorskip("papermill", reason="comes with the extra notebooks")
+    found = papermill.inspect_notebook(path)
+    assert not caplog.records
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    (source,) = ("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", ()))
+    assert set(found) == {line.targets[0].id for line in ast.parse(source).body}
+
+
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_parameter_of_a_setting_overrides_the_recipe(name, monkeypatch):
     pytest.importorskip("pandas", reason="comes with the extra notebooks")
