@@ -50,6 +50,7 @@ from sfrik.settings import (
     keyword_arguments,
     parse_arch_args,
 )
+from sfrik.system.files import read_json
 
 ROOT = Path(__file__).parents[1]
 # Small models for digits of 28 pixels: name, arguments, dimension of the features.
@@ -176,6 +177,7 @@ def test_training_changes_the_weights_and_records_how_the_model_is_built(trained
     (about,) = [json.loads(line) for line in _metadata(Run(folder).backbone).values()]
     expected = {"arch": arch, "arch_args": " ".join(parse_arch_args(arch_args)), "size": "28"}
     assert about == {**expected, "settings": settings(folder, model).hash()}
+    assert read_json(folder / "provenance.json")["versions"]["timm"] == timm.__version__
     pretrain(settings(folder.with_name(f"{model}_none"), model, ssl_method="none"), progress=False)
     initial = load_file(Run(folder.with_name(f"{model}_none")).backbone)
     assert not same_bits(initial, load_file(Run(folder).backbone))

@@ -18,7 +18,7 @@ __all__ = ["environment", "format_environment"]
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pydantic", "safetensors")
 OPTIONAL = (
     *("scikit-learn", "scipy", "matplotlib", "pandas", "mlxtend", "jupyterlab", "ipykernel", "ipywidgets", "papermill"),
-    *("tensorboard", "wandb", "shtab"),
+    *("timm", "tensorboard", "wandb", "shtab"),
 )
 VARIABLES = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "WORLD_SIZE", "SLURM_JOB_ID")
 

@@ -51,7 +51,7 @@ def provenance(device: str, precision: str, processes: int) -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             "sfrik": sfrik.__version__,
-            **{package: version(package) for package in ("torch", "torchvision", "numpy", "scikit-learn")},
+            **{package: version(package) for package in ("torch", "torchvision", "timm", "numpy", "scikit-learn")},
         },
         "hardware": {
             "device": torch.cuda.get_device_name() if device == "cuda" else f"{device}: {processor()}",

@@ -35,7 +35,7 @@ def test_env_prints_versions_hardware_and_the_automatic_precision(capsys):
     assert facts["device"] in ("cpu", "cuda", "mps")
     assert facts["precision"] in ("fp32", "bf16", "fp16")
     assert len(facts["gpus"]) == torch.cuda.device_count()
-    assert {"papermill", "jupyterlab", "wandb"} <= facts["optional"].keys()
+    assert {"papermill", "jupyterlab", "timm", "wandb"} <= facts["optional"].keys()
     assert main(["env"]) == 0
     assert f"precision  {facts['precision']}" in capsys.readouterr().out.splitlines()
 
