@@ -65,12 +65,13 @@ def run_recipe(
         present = PresentImages(data_dir)
         if reason := refusal(recipe, seed, root, present):
             raise SfrikError(reason)
-        if not started_by_table:  # which has checked them
-            check_images([PlannedRun(recipe, seed, tuple(missing_stages(recipe, seed, root, stages, present)))], data_dir)
         with stop_requests() as requests, Kernel() as kernel:
             name = ""
             try:
-                for name in missing_stages(recipe, seed, root, stages, present):
+                missing = missing_stages(recipe, seed, root, stages, present)
+                if not started_by_table:  # which has checked them
+                    check_images([PlannedRun(recipe, seed, tuple(missing))], data_dir)
+                for name in missing:
                     stage = STAGES[name]
                     print_line(f"{recipe} seed {seed}: {stage.notebook}")
                     parameters = {"recipe": recipe, "seed": seed, "exp_dir": str(run.folder)}

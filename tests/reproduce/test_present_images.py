@@ -143,6 +143,9 @@ def test_images_that_a_table_could_not_use_are_refused_before_its_first_run(plac
         with pytest.raises(SfrikError, match=rf"there is no image folder {place / 'images' / 'val'}: --data-dir must hold"):
             work()
         assert not started, name
+    state = Run(run_folder(RECIPES[0], 0, place / "runs")).state()
+    assert state["state"] == "failed"
+    assert "there is no image folder" in state["error"]
     check_images([run._replace(stages=("pretrain",)) for run in planned], str(place / "images"))  # which needs no val/
     few = r"class a of .*train has 3 images, but images 0 to 259 of each class are required: 260 per class, or a lower subset"
     with pytest.raises(SfrikError, match=few):
