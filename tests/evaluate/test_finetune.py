@@ -177,7 +177,7 @@ def test_fine_tuning_does_not_change_the_pretrained_weights(run):
     saved = load_head(run / "head_finetune_tune.safetensors")
     pretrained = build_backbone("resnet8", "small", 1).state_dict()
     assert saved.backbone.keys() == pretrained.keys()
-    tuned = saved.build_backbone("resnet8", "small", 1)
+    tuned = saved.build_backbone(of(run), 1)
     assert not torch.equal(tuned.conv1.weight, small_backbone().conv1.weight)
 
 
@@ -232,7 +232,7 @@ def test_a_checkpoint_of_other_code_is_scored_with_its_backbone(run, tmp_path, f
     evaluated = run / "backbone.safetensors" if form == "head only" else tmp_path / "checkpoint.pth"
     assert score["backbone_sha256"] == file_hash(evaluated)
     if form != "head only":
-        state = saved.build_backbone("resnet8", "small", 1).state_dict()
+        state = saved.build_backbone(of(run), 1).state_dict()
         assert all(torch.equal(state[key], value) for key, value in backbone.state_dict().items())
 
 
