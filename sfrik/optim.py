@@ -125,7 +125,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, vectors: bool = Fals
     Args:
         model: The model.
         weight_decay: At least 0.
-        vectors: Whether one-dimensional parameters are in the first group, for LARS, which excepts them itself.
+        vectors: Whether one-dimensional parameters are in the first group, for LARS, which exempts them itself.
 
     >>> groups = parameter_groups(nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4)), weight_decay=0.05)
     >>> [(len(group["params"]), group["weight_decay"]) for group in groups]
