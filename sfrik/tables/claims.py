@@ -80,7 +80,7 @@ def _claims(profile: str) -> list[Claim]:
         return {("VICReg", q, "512"): 1.0, ("SFRIK L=3", q, "512"): -1.0}
 
     small = [row.q for row in rows_of("table1", profile) if row.method == "SFRIK L=3" and row.q and row.q != at_large]
-    tuned = {"photos": "each method with the weight and the learning rate that were chosen at each q"}.get(
+    tuned = {"photos": "VICReg with the coefficients chosen at each q, SFRIK's scale with q"}.get(
         profile, "VICReg keeps the coefficients chosen at the largest q, SFRIK's scale with q"
     )
     return [
