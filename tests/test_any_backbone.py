@@ -13,6 +13,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from toys import interrupted_at
 
 from sfrik.cli import main
 from sfrik.cost.memory import _counts, expected_memory
@@ -197,17 +198,8 @@ def _metadata(path):
 def test_a_run_with_dropout_that_was_stopped_within_an_epoch_ends_with_the_same_weights(tmp_path, model, dropout):
     given = {"arch_args": f"{MODELS[model][1]} {dropout}"}
     pretrain(settings(tmp_path / "whole", model, **given), progress=False)
-    log = Run.log
-
-    def log_or_stop(self, line):
-        if line.get("step") == 6:
-            raise KeyboardInterrupt
-        log(self, line)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "log", log_or_stop)
-        with pytest.raises(KeyboardInterrupt):
-            pretrain(settings(tmp_path / "stopped", model, **given, checkpoint_minutes=1e-9), progress=False)
+    with interrupted_at(step=6):
+        pretrain(settings(tmp_path / "stopped", model, **given, checkpoint_minutes=1e-9), progress=False)
     place = Checkpoints(tmp_path / "stopped").load()["place"]
     assert (place["epoch"], place["step"]) == (1, 2)
     torch.manual_seed(123)

@@ -9,10 +9,28 @@ import threading
 from contextlib import contextmanager, suppress
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from sfrik.datasets.images import Images
+from sfrik.runs.folder import Run
+
+
+@contextmanager
+def interrupted_at(step):
+    """A context in which a training is interrupted when it logs a step, and that expects this."""
+    log = Run.log
+
+    def log_or_stop(self, line):
+        if line.get("step") == step:
+            raise KeyboardInterrupt
+        log(self, line)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "log", log_or_stop)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def squares(n, seed):

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from toys import interrupted_at
 
 from sfrik.errors import SfrikError
 from sfrik.pretrain.loop import pretrain
@@ -33,17 +34,8 @@ def settings(folder, *names):
 
 def train_until_second_epoch(folder, *names):
     """Train until the values of step 5 are logged; the last checkpoint is of step 4."""
-    log = Run.log
-
-    def log_or_stop(self, line):
-        if line.get("step") == 6:
-            raise KeyboardInterrupt
-        log(self, line)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "log", log_or_stop)
-        with pytest.raises(KeyboardInterrupt):
-            pretrain(settings(folder, *names), progress=False)
+    with interrupted_at(step=6):
+        pretrain(settings(folder, *names), progress=False)
 
 
 @pytest.fixture(scope="module")
