@@ -138,7 +138,7 @@ def test_the_mathematics_needs_no_settings_no_files_and_no_images(name):
         for other in IMPORTS[waiting.pop()] - reached:
             reached.add(other)
             waiting.append(other)
-    assert {room(other) for other in reached} <= {"kernels", "mmd", "objectives", "ops", "errors"}
+    assert {room(other) for other in reached} <= {"kernels", "mmd", "objectives", "diagnostics", "ops", "errors"}
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name != "sfrik.__main__"])

@@ -117,12 +117,23 @@ def _rows(found: Diagnosis) -> list[tuple[str, str, str]]:
     ]
     if found.rankme is not None:
         rows.append(("RankMe", f"{found.rankme:.1f}", "higher is better, between runs of one method on the same images"))
+    test = found.uniformity_test
+    intervals = {one.degree: "{:.3f} to {:.3f}".format(*one.interval) for one in test.degrees} if test else {}
     ends = {1: "1 if all embeddings are equal", 2: "1 if all are equal, or at two opposite points"}
     for degree, share in enumerate(found.energy_share, start=1):
-        rows.append((f"energy of degree {degree}, relative to one point", f"{share:.3f}", f"near 0; {ends[2 - degree % 2]}"))
+        interval = f"; 95 % interval {intervals[degree]}" if degree in intervals else ""
+        value = f"near 0; {ends[2 - degree % 2]}{interval}"
+        rows.append((f"energy of degree {degree}, relative to one point", f"{share:.3f}", value))
+    if test:
+        usual = "below 0.05: not uniform, as most trained embeddings; near 1: more even than random points"
+        rows.append((f"p-value of uniformity, degrees {' and '.join(map(str, intervals))}", _p_value(test.p_value), usual))
     if found.spectrum:
         rows.append(("largest eigenvalue of the covariance", f"{found.spectrum[0]:.3g}", f"{1 / found.q:.2g} if uniform"))
     if decided and found.features is not None:
         d = found.features.q
         rows.append(("effective rank of the features", f"{found.features.effective_rank:.1f}", f"of {d}; no threshold"))
     return rows
+
+
+def _p_value(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"

@@ -67,7 +67,7 @@ class Diagnosis(Measures):
         epoch: number of epochs that were trained.
         backbone_sha256: SHA-256 of the weights.
         features: the same measures of the backbone's features [n, d]; None if only the log exists. They have no energy per
-            degree: features are non-negative, and no loss spreads them over a sphere.
+            degree and no test of uniformity: features are non-negative, and no loss spreads them over a sphere.
     """
 
     verdict: str
@@ -108,7 +108,7 @@ def diagnose(
     differences = data_differences(recorded_data(run.folder), describe_data(found.images))
     others = (f"these are not the images that the run was trained on ({differences})",) if differences else ()
     (first, second), features = _embed(found.encoder, found.images, settings, images, seed, device)
-    shown = replace(measure(features[0], features[1]), energy=(), energy_share=())
+    shown = replace(measure(features[0], features[1]), energy=(), energy_share=(), uniformity_test=None)
     about: dict[str, Any] = {"source": found.source, "epoch": found.epoch, "backbone_sha256": found.sha256, "features": shown}
     if settings.ssl_method == "none":
         return Diagnosis(**vars(shown), verdict=UNKNOWN, reasons=(*_UNTRAINED, *others), **about)
@@ -245,8 +245,8 @@ def _by_log(run: Run, settings: PretrainSettings, why: str) -> Diagnosis:
     measures = Measures(settings.batch_size, settings.dim, **logged)
     verdict, reasons = classify(measures)
     missing = (
-        f"{why}: these values are from the log, of the last epoch's last batch in training mode; RankMe, the energy per degree "
-        "and the spectrum need the weights: pretrain it again"
+        f"{why}: these values are from the log, of the last epoch's last batch in training mode; RankMe, the energy per degree, "
+        "the spectrum and the test of uniformity need the weights: pretrain it again"
     )
     return Diagnosis(
         **vars(measures), verdict=verdict, reasons=(*reasons, missing), source="metrics.jsonl", epoch=line["epoch"] + 1

@@ -121,7 +121,7 @@ def test_at_most_all_images_are_measured_and_so_are_their_features(whole):
         2,
         file_hash(run.backbone),
     )
-    assert (found.features.n, found.features.q, found.features.energy) == (300, 128, ())
+    assert (found.features.n, found.features.q, found.features.energy, found.features.uniformity_test) == (300, 128, (), None)
 
 
 def test_fewer_images_than_dimensions_are_mentioned(whole):
@@ -155,8 +155,8 @@ def test_without_weights_the_log_is_classified_and_the_missing_measures_are_name
     found = diagnose(run.folder)
     assert (found.verdict, found.source, found.epoch) == (DIMENSIONAL, "metrics.jsonl", 2)
     assert (found.n, found.q) == (settings.batch_size, 64)
-    assert (found.rankme, found.energy, found.spectrum, found.features) == (None, (), (), None)
-    assert "spectrum need the weights" in found.reasons[-1]
+    assert (found.rankme, found.energy, found.spectrum, found.features, found.uniformity_test) == (None, (), (), None, None)
+    assert "the test of uniformity need the weights" in found.reasons[-1]
 
 
 def test_a_backbone_without_its_projector_gives_the_features_and_the_log(tmp_path):
@@ -247,6 +247,11 @@ def test_the_command_prints_each_measure_with_its_expected_value(whole, capsys):
     stdout = capsys.readouterr().out
     for words in ("uniformity", "RankMe", "energy of degree 2", "should be", "verdict: ", "what to do: "):
         assert words in stdout
+    test = diagnose(whole[0].folder, images=64, device="cpu").uniformity_test
+    low, high = test.degrees[0].interval
+    assert f"95 % interval {low:.3f} to {high:.3f}" in stdout
+    (line,) = (line for line in stdout.splitlines() if "p-value of uniformity, degrees 1 and 2" in line)
+    assert "< 0.001" in line, "untrained: all images have nearly the same embedding"
 
 
 @pytest.mark.parametrize(("rank", "status"), [(30.0, 0), (1.5, 1)])
@@ -263,6 +268,17 @@ def test_json_holds_every_number(whole, capsys):
     assert tuple(printed["spectrum"]) == found.spectrum
     assert (printed["verdict"], printed["n"], printed["features"]["q"]) == (found.verdict, 64, 128)
     assert printed["spread"] == found.spread
+    test = found.uniformity_test
+    assert printed["uniformity_test"]["p_value"] == test.p_value
+    for one, shown, share in zip(test.degrees, printed["uniformity_test"]["degrees"], found.energy_share, strict=False):
+        assert (shown["degree"], shown["p_value"], tuple(shown["interval"])) == (one.degree, one.p_value, one.interval)
+        assert one.statistic == pytest.approx(share, rel=1e-9)
+
+
+def test_embeddings_that_are_all_0_are_diagnosed_without_a_test_of_uniformity(tmp_path, capsys):
+    run, _, _ = run_of(tmp_path / "run", weights=to_nothing)
+    assert main(["diagnose", str(run.folder), "--images", "64", "--device", "cpu"]) == 1
+    assert "p-value" not in capsys.readouterr().out
 
 
 def test_the_command_writes_the_figure(whole, tmp_path, capsys):

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfrik.kernels import harmonics, legendre
-from sfrik.ops.finite import check_finite_rows
+from sfrik.diagnostics.hypothesis import UniformityTest, refusal, uniformity_test
+from sfrik.diagnostics.rows import checked, row_means, unit_rows
+from sfrik.kernels import harmonics
 
 __all__ = [
     "Measures",
@@ -46,6 +47,8 @@ class Measures:
         energy: `energy_per_degree` for degrees 1, 2, ...; empty if it was not measured.
         energy_share: `energy[l - 1] / N(q, l)`, the mean of `P_l(q; <z_i, z_j>)`: 1 if all embeddings are equal.
         spectrum: `covariance_spectrum`, min(n, q) values; empty if it was not measured.
+        uniformity_test: `uniformity_test` of degrees 1 and 2; None if it was not made, or cannot be: a row is 0, or there are too
+            few.
     """
 
     n: int
@@ -57,6 +60,7 @@ class Measures:
     energy: tuple[float, ...] = ()
     energy_share: tuple[float, ...] = ()
     spectrum: tuple[float, ...] = ()
+    uniformity_test: UniformityTest | None = None
 
     @property
     def largest_rank(self) -> int:
@@ -80,7 +84,7 @@ def measure(first: Tensor, second: Tensor, degrees: int = 4) -> Measures:
         second: embeddings of the second view of the same images, [n, q].
         degrees: highest degree of the energy.
     """
-    n, q = _checked(first, "first", least=2).shape
+    n, q = checked(first, "first", least=2).shape
     energy = energy_per_degree(first, degrees)
     return Measures(
         n,
@@ -92,12 +96,13 @@ def measure(first: Tensor, second: Tensor, degrees: int = 4) -> Measures:
         tuple(energy),
         tuple(value / harmonics(l, q) for l, value in enumerate(energy, start=1)),
         tuple(covariance_spectrum(first).tolist()),
+        None if refusal(first) else uniformity_test(first),
     )
 
 
 def alignment(first: Tensor, second: Tensor) -> float:
     """Mean squared distance between the normalised embeddings of two views, [n, q] each, from 0 to 4 (Wang & Isola 2020)."""
-    _checked(first, "first"), _checked(second, "second")
+    checked(first, "first"), checked(second, "second")
     if first.shape != second.shape:
         raise ValueError(f"first and second must have one shape, got {tuple(first.shape)} and {tuple(second.shape)}")
     first, second = F.normalize(first.float(), dim=1), F.normalize(second.float(), dim=1)
@@ -109,7 +114,7 @@ def uniformity(z: Tensor, t: float = 2.0) -> float:
 
     .. math:: \log \operatorname{mean}_{i \ne j} \exp(-t \|z_i - z_j\|^2)
     """
-    z = F.normalize(_checked(z, least=2).float(), dim=1)
+    z = F.normalize(checked(z, least=2).float(), dim=1)
     n = z.shape[0]
     squares = z.square().sum(dim=1)  # 1, but 0 for embeddings that are 0, which are all equal too
     exponent = t * (2 * z @ z.T - squares[:, None] - squares)
@@ -144,7 +149,7 @@ def covariance_spectrum(z: Tensor) -> Tensor:
 
     The other eigenvalues are 0. Their sum is :math:`1 - \|\bar z\|^2`. For the uniform distribution all q are 1/q.
     """
-    z = F.normalize(_checked(z).double(), dim=1)
+    z = F.normalize(checked(z).double(), dim=1)
     return torch.linalg.svdvals(z - z.mean(dim=0)).square() / z.shape[0]
 
 
@@ -156,11 +161,9 @@ def energy_per_degree(z: Tensor, degrees: int = 4) -> list[float]:
     An unbiased estimate of the squared norm of the part of degree l of their distribution, which is 0 for the uniform
     distribution and :math:`N(q, l)` if all embeddings are equal.
     """
-    z = F.normalize(_checked(z, least=2).double(), dim=1)
-    n, q = z.shape
-    gram = z @ z.T
-    off_diagonal = ~torch.eye(n, dtype=torch.bool, device=z.device)
-    return [harmonics(l, q) * legendre(gram, l, q)[off_diagonal].mean().item() for l in range(1, degrees + 1)]
+    rows, wanted = unit_rows(checked(z, least=2)), range(1, degrees + 1)
+    means = row_means(rows, wanted).mean(dim=1).tolist()
+    return [harmonics(l, rows.shape[1]) * mean for l, mean in zip(wanted, means, strict=True)]
 
 
 def summary(views: list[Tensor]) -> dict[str, float]:
@@ -174,17 +177,5 @@ def summary(views: list[Tensor]) -> dict[str, float]:
 
 def _normalised_singular_values(z: Tensor) -> Tensor:
     """Singular values divided by their sum, [min(n, q)]."""
-    s = torch.linalg.svdvals(_checked(z).float())
+    s = torch.linalg.svdvals(checked(z).float())
     return s / s.sum().clamp_min(torch.finfo(s.dtype).tiny)
-
-
-def _checked(z: Tensor, name: str = "z", least: int = 1) -> Tensor:
-    """The embeddings, if they are a finite matrix of at least `least` images.
-
-    Raises:
-        ValueError: they are not.
-    """
-    if z.ndim != 2 or len(z) < least or not z.shape[1]:
-        raise ValueError(f"{name} must be embeddings [n, q] of at least {least} images, got shape {tuple(z.shape)}")
-    check_finite_rows(z, name)
-    return z
