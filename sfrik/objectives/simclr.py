@@ -10,7 +10,7 @@ from torch import Tensor
 from sfrik.objectives.base import Batch, LossTerms, Objective
 from sfrik.ops.autograd import rowwise_dot
 from sfrik.ops.collectives import gather_remote_rows, world_size
-from sfrik.ops.pairwise import tiles
+from sfrik.ops.pairwise import row_blocks, tiles
 
 __all__ = ["SimCLR"]
 
@@ -71,9 +71,9 @@ class SimCLR(Objective):
         normalisers = torch.full_like(local[:, 0], -torch.inf)  # log of the sum of exp over the row
         for rows, other, columns in tiles(local, others):
             logits = self._logits(local[rows], other, columns == rows)
-            _logaddexp(normalisers[rows], logits, dim=1)
+            _logaddexp(normalisers[rows], logits, batch.q)
             if columns is not None and columns != rows:
-                _logaddexp(normalisers[columns], logits, dim=0)
+                _logaddexp(normalisers[columns], logits.T, batch.q)
             if keep:
                 kept.append(logits)
         share = (normalisers.sum() - 2 * similarity.sum()) / (2 * n)
@@ -86,17 +86,25 @@ class SimCLR(Objective):
         kept.reverse()
         for (rows, other, columns), (_, of_other, _) in zip(tiles(local, others), tiles(normalisers, of_others), strict=True):
             logits = kept.pop() if keep else self._logits(local[rows], other, columns == rows)
-            weights = (logits - normalisers[rows, None]).exp_().add_(logits.sub_(of_other).exp_())
-            gradient[rows].addmm_(weights, other, alpha=scale)
+            with row_blocks(logits, batch.q) as blocks:
+                for block in blocks:
+                    weights = (logits[block] - normalisers[rows][block, None]).exp_()
+                    logits[block].sub_(of_other).exp_().add_(weights)
+            gradient[rows].addmm_(logits, other, alpha=scale)
             if columns is not None and columns != rows:
-                gradient[columns].addmm_(weights.T, local[rows], alpha=scale)
+                gradient[columns].addmm_(logits.T, local[rows], alpha=scale)
         return share, gradient
 
     def _logits(self, rows: Tensor, other: Tensor, on_diagonal: bool) -> Tensor:
-        logits = (rows @ other.T).div_(self.temperature)
+        logits = rows @ other.T
+        with row_blocks(logits, rows.shape[1]) as blocks:
+            for block in blocks:
+                logits[block].div_(self.temperature)
         return logits.fill_diagonal_(-torch.inf) if on_diagonal else logits
 
 
-def _logaddexp(to: Tensor, logits: Tensor, dim: int) -> None:
-    """Set `to` to the logarithm of `exp(to)` plus the sum of `exp(logits)` over `dim`."""
-    torch.logaddexp(to, torch.logsumexp(logits, dim=dim), out=to)
+def _logaddexp(to: Tensor, logits: Tensor, q: int) -> None:
+    """Set each entry of `to` to the logarithm of its `exp` plus the sum of `exp` over a row of `logits`."""
+    with row_blocks(logits, q) as blocks:
+        for block in blocks:
+            torch.logaddexp(to[block], torch.logsumexp(logits[block], dim=1), out=to[block])

@@ -10,7 +10,10 @@ The Gram matrix G of the local rows is symmetric, so only the tiles of its upper
 rows by :math:`f'(G) Z` and to its columns by :math:`f'(G)^\top Z`. On one process this takes 1/2 + 1 matrix products of size
 n x n x q, whereas autograd takes 3. A tile of local and remote rows contributes to the local rows only.
 
-Memory: three tiles besides the gradient, and f' of all pairs of local rows if there are no more local rows than columns.
+f and f' of a tile are evaluated on one thread, a block of rows at a time, unless there are many threads (`row_blocks`).
+
+Memory: a tile and three blocks of it (three tiles where it is not divided, as on a GPU) besides the gradient, and f' of all pairs
+of local rows if there are no more local rows than columns.
 
 Legend: n rows over all processes, n_local of them on this process (the local rows), q their dimension.
 """
@@ -19,14 +22,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-__all__ = ["LOW_PRECISION", "PairFunction", "max_inner_product", "pair_sum", "symmetric_product", "tile_shape", "tiles"]
+__all__ = [
+    "LOW_PRECISION",
+    "PairFunction",
+    "max_inner_product",
+    "pair_sum",
+    "row_blocks",
+    "symmetric_product",
+    "tile_shape",
+    "tiles",
+]
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
+BLOCK = 2**16  # elements: 256 KiB in float32
 
 # maps inner products [rows, columns] to f and f'; may overwrite its argument and return the same tensor twice
 PairFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -58,6 +72,33 @@ def tiles(local: Tensor, remote: Sequence[Tensor] = ()) -> Iterator[tuple[slice,
         for other in remote:
             for part in other.split(width):
                 yield rows, part, None
+
+
+@contextmanager
+def row_blocks(tile: Tensor, q: int) -> Iterator[list[slice]]:
+    """Slices of the rows of a tile of inner products, to evaluate a function on them; within the context on one thread.
+
+    With several threads every elementwise operation ends when the last of them is done. On cores that other processes keep busy
+    that is a wait for a time slice: milliseconds, for an operation of microseconds. Blocks stay in the cache of a core, so that
+    one thread takes as long for them as two for the whole tile. More threads are faster with the whole tile. It is not divided
+    then, unless one thread needs at most about 5 % of the time of the product (q / 1024 threads or fewer). On a GPU the tile is
+    the only block.
+
+    Args:
+        tile: [rows, columns].
+        q: dimension of the rows that were multiplied.
+    """
+    threads = torch.get_num_threads()
+    if tile.device.type != "cpu" or threads > max(2, q // 1024):
+        yield [slice(0, len(tile))]
+        return
+    # one thread sums up to 2**16 values at once and two threads half as many each: a batch of 256 keeps its bits
+    height = max(1, BLOCK // min(2, threads) // tile.shape[1])
+    torch.set_num_threads(1)
+    try:
+        yield [slice(top, min(top + height, len(tile))) for top in range(0, len(tile), height)]
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _tiles_to_visit(local: Tensor, remote: Sequence[Tensor]) -> Iterable[tuple[slice, Tensor, slice | None]]:
@@ -101,20 +142,19 @@ def pair_sum(
     # f' of all local pairs, if it takes no more memory than the rows: one large product is faster than many small ones
     all_slopes = None if gradient is None or len(local) > local.shape[1] else local.new_empty(len(local), len(local))
     for rows, other, columns in _tiles_to_visit(local, remote):
-        values = slopes = None  # free the previous tile first
-        values, slopes = function(_product(local[rows], other.T))
+        tile = slopes = None  # free the previous ones first
+        tile = _product(local[rows], other.T)
         on_diagonal = columns == rows
-        if on_diagonal and skip_diagonal:
-            values.fill_diagonal_(0)
-            slopes.fill_diagonal_(0)
         mirrored = columns is not None and not on_diagonal  # stands for its transpose too
-        total += values.sum() * 2 if mirrored else values.sum()
+        with row_blocks(tile, local.shape[1]) as blocks:
+            value, slopes = _evaluate(function, tile, blocks, skip_diagonal and on_diagonal)
+            total += value * 2 if mirrored else value
+            if columns is not None and all_slopes is not None:
+                all_slopes[rows, columns] = slopes
+                if mirrored:
+                    all_slopes[columns, rows] = slopes.T
+                continue
         if gradient is None:
-            continue
-        if columns is not None and all_slopes is not None:
-            all_slopes[rows, columns] = slopes
-            if mirrored:
-                all_slopes[columns, rows] = slopes.T
             continue
         _add_product(gradient[rows], slopes, other, scale)
         if mirrored:
@@ -131,7 +171,9 @@ def max_inner_product(local: Tensor, remote: Sequence[Tensor]) -> Tensor:
         gram = local[rows] @ other.T
         if columns == rows:
             gram.fill_diagonal_(-torch.inf)
-        largest = torch.maximum(largest, gram.max())
+        with row_blocks(gram, local.shape[1]) as blocks:
+            for block in blocks:
+                largest = torch.maximum(largest, gram[block].max())
     return largest
 
 
@@ -145,6 +187,21 @@ def symmetric_product(rows: Tensor) -> Tensor:
         torch.mm(rows[:, top:bottom].T, rows[:, top:], out=product[top:bottom, top:])
         product[bottom:, top:bottom] = product[top:bottom, bottom:].T
     return product
+
+
+def _evaluate(function: PairFunction, tile: Tensor, blocks: list[slice], skip_diagonal: bool) -> tuple[Tensor, Tensor]:
+    """The sum of f over a tile, which is overwritten, and f' of it."""
+    sums = []
+    for block in blocks:
+        values, slopes = function(tile[block])
+        if skip_diagonal:
+            values.diagonal(block.start).zero_()
+            slopes.diagonal(block.start).zero_()
+        sums.append(values.sum())
+        if len(blocks) == 1:
+            return sums[0], slopes
+        tile[block] = slopes
+    return torch.stack(sums).sum(), tile
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
