@@ -24,20 +24,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sfrik.kernels import RotationInvariantKernel
+from sfrik.kernels.closed_forms import Tile, horner
+from sfrik.kernels.series import laplacian
 from sfrik.ops.autograd import attach_gradients, requires_grad
 from sfrik.ops.collectives import all_reduce_sum, gather_remote_rows, rank, row_counts, world_size
-from sfrik.ops.pairwise import LOW_PRECISION, PairFunction, pair_sum, symmetric_product
+from sfrik.ops.pairwise import LOW_PRECISION, pair_sum, symmetric_product
 
-__all__ = ["MMD", "Cost", "choose_cost", "mmd_to_uniform"]
+__all__ = ["MMD", "Cost", "check_range", "choose_cost", "mmd_to_uniform"]
 
 Cost = Literal["auto", "gram", "moments"]
-MAX_HORNER_DEGREE = 4  # kernels of higher degree are evaluated by the Legendre recurrence instead of Horner's scheme
+MAX_HORNER_DEGREE = 4  # series of higher degree are evaluated by Horner's scheme only if that is accurate
+MAX_LONG_HORNER_DEGREE = 64
+MAX_CANCELLATION = 4.0  # of the terms of a series in Horner's scheme
+NEGLIGIBLE = 1 / 8  # of a rounding
 
 
 def mmd_to_uniform(
@@ -61,14 +68,16 @@ def mmd_to_uniform(
         A scalar in float32 or float64. Differentiable once with respect to `z`.
 
     Raises:
-        ValueError: `z` has the wrong shape or dimension, only one row, or rows that are not of norm 1; `cost` is "moments" for a
-            kernel of a higher degree.
+        ValueError: `z` is no floating-point tensor, has the wrong shape or dimension, only one row, or rows that are not of norm
+            1; `cost` is "moments" for a kernel of a higher degree; the kernel's values are beyond the range of the dtype.
 
     >>> poles = torch.cat([torch.eye(3), -torch.eye(3)])  # mean 0 and covariance I/3: 0 in degrees 1 and 2
     >>> kernel = RotationInvariantKernel((1.0, 40.0), dim=3)
     >>> [round(mmd_to_uniform(z, kernel).item(), 4) for z in (poles, poles[:3], poles[:1].expand(6, 3))]
     [0.0, 0.3333, 41.0]
     """
+    if not isinstance(z, Tensor) or not z.is_floating_point():
+        raise ValueError(f"z must be a floating-point tensor, got {z.dtype if isinstance(z, Tensor) else type(z).__name__}")
     if z.ndim != 2 or z.shape[1] != kernel.dim:
         raise ValueError(f"z must have shape [n, {kernel.dim}] (the kernel's dim), got {tuple(z.shape)}")
     if z.shape[0] * world_size() < 2:
@@ -86,6 +95,16 @@ def mmd_to_uniform(
     with torch.autocast(z.device.type, enabled=False):
         value = all_reduce_sum(mmd.partial_values([rows], counts, [gradient], 1.0)[0])
     return attach_gradients(value, [z], None if gradient is None else [gradient.to(z.dtype)])
+
+
+def check_range(kernel: RotationInvariantKernel, dtype: torch.dtype) -> None:
+    """Raise a ValueError unless the largest value and the largest slope of the kernel's series are finite in this dtype."""
+    largest = max(sum(kernel.coefficients), _largest_slope(kernel))
+    if largest > torch.finfo(dtype).max:
+        raise ValueError(
+            f"the kernel's values reach {largest:.2g}, beyond the range of {dtype}: take a wider kernel (a smaller scale, a "
+            "longer time) or smaller coefficients"
+        )
 
 
 def choose_cost(n: int, kernel: RotationInvariantKernel) -> Literal["gram", "moments"]:
@@ -148,11 +167,15 @@ class MMD:
         scale = 2 * weight * world_size() / pairs
         if cost == "moments":
             return self._by_moments(views, n, pairs, gradients, scale)
-        function, constant, unit = _tile_function(self.kernel, views[0].dtype in LOW_PRECISION)
+        tile = _tile_function(self.kernel, views[0].dtype)
+        share = tile.constant * counts[rank()] / n
+        if tile.diagonal is not None and not self.unbiased:
+            share += tile.diagonal * counts[rank()] / pairs
+        skip = self.unbiased or tile.diagonal is not None
         values = []
         for z, remote, gradient in zip(views, gather_remote_rows(views, counts), gradients, strict=True):
-            total = pair_sum(z, remote, function, gradient, scale * unit, skip_diagonal=self.unbiased)
-            values.append(total * (unit / pairs) + constant * counts[rank()] / n)
+            total = pair_sum(z, remote, tile.function, gradient, scale * tile.slope_unit, skip_diagonal=skip)
+            values.append(total * (tile.unit / pairs) + share)
         return values
 
     def _by_moments(
@@ -178,24 +201,44 @@ class MMD:
         return values
 
 
-def _tile_function(kernel: RotationInvariantKernel, low: bool) -> tuple[PairFunction, float, float]:
-    r"""f and f' on a tile, and the constants c and u such that :math:`\phi(t) = c + u f(t)`.
+@lru_cache(maxsize=64)
+def _tile_function(kernel: RotationInvariantKernel, dtype: torch.dtype) -> Tile:
+    """The evaluation of the kernel on tiles of inner products of rows in this dtype.
 
-    u is 1; in low precision it is the largest slope :math:`\phi'(1)`, so that f' is at most 1 when it is rounded to float16.
+    Raises:
+        ValueError: its values are beyond the range of the tiles' dtype.
     """
-    unit = float(kernel.derivative(torch.ones((), dtype=torch.float64))) if low else 1.0
-    if kernel.degree > MAX_HORNER_DEGREE:
-        return (lambda t: (kernel(t).div_(unit), kernel.derivative(t).div_(unit))), 0.0, unit
-    constant, *rest = kernel.monomials
-    coefficients = [c / unit for c in rest]  # of t, t^2, ...
+    check_range(kernel, torch.promote_types(dtype, torch.float32))
+    if kernel.closed_form:
+        return kernel.closed_form.tile(dtype)
+    # in low precision the slopes are divided by the largest one, phi'(1)
+    unit = _largest_slope(kernel) if dtype in LOW_PRECISION else 1.0
+    constant, *coefficients = _monomials(kernel, dtype)
+    if coefficients:
+        return Tile(horner([c / unit for c in coefficients]), constant, unit, unit)
+    return Tile(lambda t: (kernel(t).div_(unit), kernel.derivative(t).div_(unit)), 0.0, unit, unit)
 
-    def horner(t: Tensor) -> tuple[Tensor, Tensor]:
-        highest, *lower = reversed(coefficients)
-        values, slopes = t * highest, None
-        for c in lower:
-            values.add_(c)
-            slopes = torch.add(values, t, alpha=highest) if slopes is None else slopes.mul_(t).add_(values)
-            values.mul_(t)
-        return values, torch.full_like(t, highest) if slopes is None else slopes
 
-    return horner, constant, unit
+def _monomials(kernel: RotationInvariantKernel, dtype: torch.dtype) -> tuple[float, ...]:
+    r"""The coefficients :math:`c_0, c_1, \dots` for Horner's scheme, as far as they matter in this dtype.
+
+    (0.0,) where the Legendre recurrence is more accurate: the sum of :math:`k |c_k|`, which the rounding of Horner's scheme is
+    proportional to, is far above the largest slope. A series that was cut keeps the recurrence too, so that the rounding of runs
+    that were recorded with it does not change.
+    """
+    if kernel.degree <= MAX_HORNER_DEGREE:
+        return kernel.monomials
+    if kernel.degree > MAX_LONG_HORNER_DEGREE or kernel.left_out > torch.finfo(torch.float64).eps:
+        return (0.0,)
+    monomials = np.asarray(kernel.monomials)
+    slopes = np.arange(len(monomials)) * np.abs(monomials)
+    if not slopes.sum() <= MAX_CANCELLATION * _largest_slope(kernel):
+        return (0.0,)
+    eps = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+    later = np.cumsum(slopes[::-1])[::-1] - slopes  # what follows each degree
+    return tuple(monomials[: 1 + int((later <= NEGLIGIBLE * eps * _largest_slope(kernel)).argmax())].tolist())
+
+
+def _largest_slope(kernel: RotationInvariantKernel) -> float:
+    """phi'(1) of a series."""
+    return float(np.dot(kernel.coefficients, laplacian(kernel.degree, kernel.dim))) / (kernel.dim - 1)

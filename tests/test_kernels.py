@@ -10,9 +10,12 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from scipy.special import eval_gegenbauer, iv, lpmv, roots_gegenbauer
+from scipy.special import eval_gegenbauer, iv, ive, lpmv, roots_gegenbauer
 
-from sfrik.kernels import RotationInvariantKernel, harmonics, legendre
+from sfrik.kernels import RotationInvariantKernel, TruncationWarning, harmonics, legendre
+from sfrik.kernels.polynomials import log_gamma_ratio, orthonormal_with_derivative
+
+pytestmark = pytest.mark.filterwarnings("ignore::sfrik.kernels.TruncationWarning")  # those that are meant are asserted
 
 # An even number of points leaves out t = 0 and its neighbourhood, where scipy's own series is the less accurate of the two.
 GRID = torch.linspace(-1, 1, 80, dtype=torch.float64)
@@ -389,3 +392,247 @@ def test_quadrature_does_not_amplify_round_off_in_high_degrees(dim):
     kernel = RotationInvariantKernel.from_function(lambda t: np.exp(2.5 * (t - 1)), dim, degree=200)
     assert sum(kernel.coefficients) <= 1 + 1e-9, "the coefficients add up to phi(1)"
     assert max(kernel.coefficients[25:]) <= 1e-13, "those of the series are below 1e-16"
+
+
+# --- exact kernels
+
+EXACT = {
+    "rbf": lambda q: RotationInvariantKernel.rbf(2.5, q),
+    "narrow rbf": lambda q: RotationInvariantKernel.rbf(20.0, q),
+    "power": lambda q: RotationInvariantKernel.power(1.0, q),
+    "steep power": lambda q: RotationInvariantKernel.power(0.3, q),
+    "heat": lambda q: RotationInvariantKernel.heat(None, q),
+}
+
+
+@pytest.mark.parametrize("dim", [2, 3, 10, 512, 32768])
+@pytest.mark.parametrize("scale", [1e-3, 2.5, 40.0])
+def test_the_exact_rbf_is_the_gaussian_without_its_mean(dim, scale):
+    kernel, a, k = RotationInvariantKernel.rbf(scale, dim), (dim - 2) / 2, 2 * scale
+    with mpmath.workdps(40):  # the mean of the Gaussian, E exp(k (t - 1)), by DLMF 10.32.2
+        mean = float(mpmath.gamma(a + 1) * (2 / mpmath.mpf(k)) ** a * mpmath.besseli(a, k) * mpmath.exp(-k))
+    torch.testing.assert_close(kernel(GRID), torch.exp(k * (GRID - 1)) - mean, rtol=1e-13, atol=1e-13 * mean)
+    torch.testing.assert_close(kernel.derivative(GRID), k * torch.exp(k * (GRID - 1)), rtol=1e-13, atol=0)
+    assert (kernel.left_out, kernel.beyond < 1e-16) == (0.0, True)
+
+
+@pytest.mark.parametrize(("dim", "scale"), [(3, 2.5), (64, 2.5), (256, 40.0)])
+def test_all_coefficients_of_the_exact_rbf_equal_scipys(dim, scale):
+    kernel, k, a = RotationInvariantKernel.rbf(scale, dim), 2 * scale, (dim - 2) / 2
+    logs = [math.log(harmonics(l, dim)) + math.log(ive(a + l, k)) for l in range(1, kernel.degree + 1)]
+    front = math.lgamma(a + 1) + a * math.log(2 / k)  # ive has the factor exp(-k)
+    np.testing.assert_allclose(kernel.coefficients, np.exp(np.array(logs) + front), rtol=1e-9)
+    assert math.fsum(kernel.coefficients) == pytest.approx(kernel(torch.ones(1, dtype=torch.float64)).item(), rel=1e-13)
+
+
+@pytest.mark.parametrize("exponent", [0.01, 0.3, 1.0, 1.99])
+@pytest.mark.parametrize("dim", [2, 3, 10, 512, 32768])
+def test_power_coefficients_and_mean_equal_the_moments_of_the_beta_distribution(dim, exponent):
+    kernel = RotationInvariantKernel.power(exponent, dim)
+    with mpmath.workdps(80):
+        # x = (1 - t) / 2 has the distribution Beta(a, a), and P_l = 2F1(-l, l + q - 2; a; x) with a = (q - 1) / 2
+        p, a = mpmath.mpf(exponent) / 2, mpmath.mpf(dim - 1) / 2
+        moments = [4**p * mpmath.beta(a + k + p, a) / mpmath.beta(a, a) for k in range(13)]
+        assert kernel(torch.ones(1, dtype=torch.float64)).item() == pytest.approx(float(moments[0]), rel=1e-14)
+        for l in (1, 2, 3, 12):
+            terms = [mpmath.rf(-l, k) * mpmath.rf(l + dim - 2, k) / mpmath.rf(a, k) / mpmath.fac(k) for k in range(l + 1)]
+            expected = -harmonics(l, dim) * mpmath.fsum(c * moment for c, moment in zip(terms, moments, strict=False))
+            assert kernel.coefficients[l - 1] == pytest.approx(float(expected), rel=1e-11)
+
+
+@pytest.mark.parametrize("dim", [3, 10, 512])
+def test_the_exact_power_kernel_is_the_distance_to_its_power(dim):
+    u, v = points(50, dim, seed=1), points(50, dim, seed=2)
+    distance = torch.cdist(u, v, compute_mode="donot_use_mm_for_euclid_dist")
+    kernel = RotationInvariantKernel.power(1.3, dim)
+    expected = kernel(torch.ones((), dtype=torch.float64)) - distance**1.3
+    torch.testing.assert_close(kernel(u @ v.T), expected, rtol=0, atol=1e-13)
+
+
+def test_the_exact_power_kernel_is_finite_where_rows_are_equal():
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        t = torch.tensor([1.0, 1.0 + 4 * torch.finfo(dtype).eps, -1.0], dtype=dtype, requires_grad=True)
+        kernel = RotationInvariantKernel.power(1.0, 8)
+        value = kernel(t)
+        (gradient,) = torch.autograd.grad(value.sum(), t)
+        assert torch.isfinite(torch.cat([value, gradient, kernel.derivative(t)])).all()
+        assert value[0] == value[1] == kernel(torch.ones((), dtype=torch.float64)).to(dtype)
+
+
+@pytest.mark.parametrize(("x", "p"), [(0.5, 0.5), (1.0, 1e-6), (3.7, 0.999), (255.5, 0.5), (524287.5, 0.5), (1e6, 0.995)])
+def test_the_ratio_of_gamma_functions_equals_mpmaths(x, p):
+    with mpmath.workdps(40):
+        expected = float(mpmath.loggamma(mpmath.mpf(x) + p) - mpmath.loggamma(x))
+    assert log_gamma_ratio(x, p) == pytest.approx(expected, rel=1e-14, abs=2e-17)
+
+
+@pytest.mark.parametrize("dim", [2, 3, 512, 32768])
+@pytest.mark.parametrize("name", EXACT)
+def test_an_exact_kernel_is_the_sum_of_its_series(name, dim):
+    kernel = EXACT[name](dim)
+    series = RotationInvariantKernel(kernel.coefficients, dim)
+    largest = kernel(torch.ones((), dtype=torch.float64))
+    # what is beyond the coefficients is at most their share of the value at 1; their logarithms are sums of many
+    bound = float(largest) * (kernel.beyond + 1e-13)
+    assert (kernel(GRID) - series(GRID)).abs().max() <= bound
+    assert (kernel.left_out, kernel.beyond < 1e-16) == (pytest.approx(0, abs=1e-16), "power" not in name)
+
+
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("dim", [2, 3, 64])
+def test_exact_kernels_pass_gradcheck_and_their_derivative_is_autograds(name, dim):
+    kernel = EXACT[name](dim)
+    t = torch.linspace(-0.95, 0.95, 7, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(kernel, t)
+    (slope,) = torch.autograd.grad(kernel(t).sum(), t)
+    torch.testing.assert_close(kernel.derivative(t.detach()), slope, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("dim", [2, 3, 512, 8192, 2**20])
+def test_heat_at_its_default_time_has_a_first_coefficient_of_1_and_nothing_left_out(dim):
+    kernel = RotationInvariantKernel.heat(None, dim)
+    assert kernel.coefficients[0] == pytest.approx(1, rel=1e-9)
+    assert kernel.coefficients == RotationInvariantKernel.heat(math.log(dim) / (dim - 1), dim).coefficients
+    assert kernel.degree <= 25
+    assert kernel.left_out < 1e-16
+    if dim >= 8192:  # in the limit 1 / l!
+        np.testing.assert_allclose(kernel.coefficients[:5], [1 / math.factorial(l) for l in range(1, 6)], rtol=0.03)
+
+
+def test_a_heat_kernel_with_more_degrees_than_can_be_evaluated_is_refused_with_a_longer_time():
+    with pytest.raises(
+        ValueError, match=r"more than 4096 degrees that matter: take a longer time \(log\(q\) / \(q - 1\) is 0.549"
+    ):
+        RotationInvariantKernel.heat(1e-7, 3)
+    assert RotationInvariantKernel.heat(1e-7, 3, degree=4).left_out > 0.99
+    assert RotationInvariantKernel.heat(1e-4, 3).degree > 300
+
+
+def test_from_function_without_a_degree_goes_as_far_as_the_quadrature_resolves():
+    smooth = RotationInvariantKernel.from_function(lambda t: np.exp(5 * (t - 1)), 16)
+    exact = RotationInvariantKernel.rbf(2.5, 16)
+    np.testing.assert_allclose(smooth.coefficients, exact.coefficients[: smooth.degree], atol=1e-9)
+    assert smooth.left_out < 1e-6
+    assert RotationInvariantKernel.from_function(lambda t: t**2, 16).coefficients == pytest.approx((0.0, 15 / 16))
+    with pytest.warns(TruncationWarning, match="leave out .* of the kernel in dimension 512"):
+        rough = RotationInvariantKernel.from_function(lambda t: -np.sqrt(2 - 2 * t), 512)
+    expected = RotationInvariantKernel.power(1.0, 512, rough.degree)
+    assert rough.left_out == pytest.approx(expected.left_out, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("make", "share"),
+    [
+        (lambda: RotationInvariantKernel.rbf(2.5, 512, 8), "6.5 %"),
+        (lambda: RotationInvariantKernel.power(1.0, 512, 8), "19 %"),
+        (lambda: RotationInvariantKernel.heat(4 / 511, 512, 4), "93 %"),
+        (lambda: RotationInvariantKernel.heat(4 / 8191, 8192, 4), "more than 99.9 %"),
+        (lambda: RotationInvariantKernel.from_function(lambda t: np.exp(5 * (t - 1)), 512, 4), "56 %"),
+    ],
+)
+def test_a_truncation_that_leaves_out_more_than_1_percent_warns_once_where_it_was_made(make, share):
+    with pytest.warns(TruncationWarning, match=f"leave out {share} of the kernel in dimension") as found:
+        make()
+    assert [warning.filename for warning in found] == [__file__]
+
+
+@pytest.mark.filterwarnings("error")
+def test_exact_kernels_and_long_series_do_not_warn():
+    for make in EXACT.values():
+        make(512)
+    assert RotationInvariantKernel.rbf(2.5, 512, 12).truncation == (
+        "the degrees 1 to 12 leave out 0.18 % of the kernel in dimension 512"
+    )
+    assert RotationInvariantKernel.rbf(2.5, 512).truncation == ""
+    assert "degree 1 leave" not in RotationInvariantKernel((1.0,), 512).truncation
+
+
+@pytest.mark.parametrize("dim", [2, 3, 512, 32768])
+def test_orthonormal_polynomials_are_the_legendre_polynomials_times_the_root_of_the_harmonics(dim):
+    t = GRID.clone().requires_grad_()
+    for l, (value, slope) in enumerate(orthonormal_with_derivative(t, 12, dim), start=1):
+        scale = math.sqrt(harmonics(l, dim))
+        torch.testing.assert_close(value, scale * legendre(t, l, dim), rtol=1e-11, atol=1e-11 * scale)
+        (expected,) = torch.autograd.grad(legendre(t, l, dim).sum(), t)
+        torch.testing.assert_close(slope, scale * expected, rtol=1e-11, atol=1e-11 * scale * float(expected.abs().max()))
+
+
+# --- Stein kernels
+
+STEIN = EXACT | {
+    "truncated": lambda q: RotationInvariantKernel((1.0, 0.5, 0.25), q),
+    "rbf series": lambda q: RotationInvariantKernel.rbf(2.5, q, 20),
+}
+STEIN = {name: make for name, make in STEIN.items() if "power" not in name}
+
+
+def laplacian_on_the_sphere(value, point):
+    """The Euclidean Laplacian with respect to a point of norm 1 of a function that is constant along rays."""
+    (slopes,) = torch.autograd.grad(value, point, create_graph=True)
+    return sum(torch.autograd.grad(slope, point, create_graph=True)[0][k] for k, slope in enumerate(slopes))
+
+
+@pytest.mark.parametrize("name", ["truncated", "rbf", "heat"])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_stein_kernels_are_the_stein_operators_applied_to_both_arguments(name, dim):
+    kernel = STEIN[name](dim)
+    first, second = kernel.stein(1), kernel.stein(2)
+    u, v = points(1, dim, seed=1)[0].requires_grad_(), points(1, dim, seed=2)[0].requires_grad_()
+    t = (u @ v)[None].detach()
+    # first order: every infinitesimal rotation x_i d_j - x_j d_i, for which no tangent space has to be chosen
+    total = torch.zeros((), dtype=torch.float64)
+    (slopes,) = torch.autograd.grad(kernel((u @ v)[None]).sum(), v, create_graph=True)
+    for i, j in itertools.combinations(range(dim), 2):
+        along = v[i].detach() * slopes[j] - v[j].detach() * slopes[i]
+        (both,) = torch.autograd.grad(along, u, retain_graph=True)
+        total += (u[i] * both[j] - u[j] * both[i]).detach()
+    assert total.item() == pytest.approx(float(first(t)), abs=1e-13 * float(first(torch.ones_like(t))))
+    # second order: the Laplacian
+    value = kernel((u @ v / u.norm() / v.norm())[None]).sum()
+    both = laplacian_on_the_sphere(laplacian_on_the_sphere(value, v), u)
+    assert both.item() == pytest.approx(float(second(t)), abs=1e-12 * float(second(torch.ones_like(t))))
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("dim", [2, 3, 64, 512, 32768])
+@pytest.mark.parametrize("name", STEIN)
+def test_stein_kernels_multiply_the_coefficients_by_the_laplacians_eigenvalues(name, dim, order):
+    kernel = STEIN[name](dim)
+    found = kernel.stein(order)
+    expected = [b * (l * (l + dim - 2)) ** order for l, b in enumerate(kernel.coefficients, start=1)]
+    np.testing.assert_allclose(found.coefficients, expected, rtol=1e-14)
+    largest = sum(expected)
+    assert (found(GRID) - RotationInvariantKernel(expected, dim)(GRID)).abs().max() <= 1e-13 * largest
+    assert found.beyond <= (1e-5 if name == "rbf series" else 1e-16)
+    slopes = [c * l * (l + dim - 2) / (dim - 1) for l, c in enumerate(expected, start=1)]
+    difference = found.derivative(GRID) - RotationInvariantKernel(expected, dim).derivative(GRID)
+    assert difference.abs().max() <= 1e-13 * sum(slopes)
+    again = kernel.stein(1).stein(1) if order == 2 else found
+    torch.testing.assert_close(again(GRID), found(GRID), rtol=1e-12, atol=1e-13 * largest)
+
+
+def test_a_stein_kernel_of_a_cut_series_knows_what_it_leaves_out():
+    dim, degree = 64, 6
+    series = RotationInvariantKernel.rbf(2.5, dim, 60).coefficients
+    kernel = RotationInvariantKernel.rbf(2.5, dim, degree)
+    for order in (1, 2):
+        weights = [b * (l * (l + dim - 2)) ** order for l, b in enumerate(series, start=1)]
+        with pytest.warns(TruncationWarning, match="leave out") as found:
+            stein = kernel.stein(order)
+        assert [warning.filename for warning in found] == [__file__]
+        assert stein.left_out == pytest.approx(sum(weights[degree:]) / sum(weights), rel=1e-11)
+        assert stein.left_out > kernel.left_out
+    # of a function only the sum is known: a lower bound
+    measured = RotationInvariantKernel.from_function(lambda t: np.exp(5 * (t - 1)), dim, degree).stein(1)
+    assert kernel.left_out < measured.left_out <= kernel.stein(1).left_out
+    assert RotationInvariantKernel((1.0, 40.0, 40.0), dim).stein(2).left_out == 0
+
+
+def test_the_exact_power_kernel_has_no_stein_kernel_and_a_series_has():
+    with pytest.raises(ValueError, match=r"the sum of b_l l \(l \+ q - 2\) is infinite.*give the kernel a degree"):
+        RotationInvariantKernel.power(1.0, 16).stein(1)
+    kernel = RotationInvariantKernel.power(1.0, 16, degree=5).stein(1)
+    assert (kernel.degree, kernel.left_out) == (5, 1.0)
+    for order in (0, 3, 1.5, None):
+        with pytest.raises(ValueError, match=f"order of a Stein kernel must be 1 or 2, got {order}"):
+            RotationInvariantKernel((1.0,), 16).stein(order)

@@ -110,10 +110,157 @@ def test_auto_chooses_the_cheaper_algorithm():
 def test_the_tile_function_is_the_kernel_and_its_derivative(degree, dim):
     kernel = RotationInvariantKernel([float(l) for l in range(1, degree + 1)], dim)
     t = torch.linspace(-1, 1, 101, dtype=torch.float64)
-    function, constant, unit = module._tile_function(kernel, low=True)
-    values, slopes = function(t.clone())
-    torch.testing.assert_close(constant + unit * values, kernel(t), rtol=1e-12, atol=1e-12 * unit)
-    torch.testing.assert_close(unit * slopes, kernel.derivative(t), rtol=1e-12, atol=1e-12 * unit)
+    unit = float(kernel.derivative(torch.ones((), dtype=torch.float64)))
+    for dtype in (torch.float64, torch.bfloat16):
+        tile = module._tile_function(kernel, dtype)
+        assert tile.slope_unit == pytest.approx(1.0 if dtype == torch.float64 else unit, rel=1e-12)
+        values, slopes = tile.function(t.clone())
+        bound = 1e-12 if dtype == torch.float64 or degree < 5 else 1e-7  # terms that float32 does not resolve are left out
+        torch.testing.assert_close(tile.constant + tile.unit * values, kernel(t), rtol=bound, atol=bound * unit)
+        torch.testing.assert_close(tile.slope_unit * slopes, kernel.derivative(t), rtol=bound, atol=bound * unit)
+
+
+EXACT = {
+    "rbf": lambda q: RotationInvariantKernel.rbf(2.5, q),
+    "rbf, stein": lambda q: RotationInvariantKernel.rbf(2.5, q).stein(1),
+    "power": lambda q: RotationInvariantKernel.power(1.0, q),
+    "steep power": lambda q: RotationInvariantKernel.power(0.3, q),
+    "heat": lambda q: RotationInvariantKernel.heat(None, q),
+    "heat, stein": lambda q: RotationInvariantKernel.heat(None, q).stein(2),
+    "short heat": lambda q: RotationInvariantKernel.heat(0.5 * math.log(q) / (q - 1), q),
+}
+
+
+@pytest.mark.parametrize("dim", [2, 3, 64, 512, 32768])
+@pytest.mark.parametrize("name", EXACT)
+def test_the_tile_function_of_an_exact_kernel_is_as_accurate_as_the_dtype(name, dim):
+    if (name, dim) == ("short heat", 32768):
+        with pytest.raises(ValueError, match=r"values reach 8.2e\+78, beyond the range of torch.float32: take a wider kernel"):
+            module._tile_function(EXACT[name](dim), torch.float32)
+        return
+    kernel = EXACT[name](dim)
+    low = -1 + 2 * torch.rand(2000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        precision = torch.promote_types(dtype, torch.float32)
+        t = low.to(precision)
+        tile = module._tile_function(kernel, dtype)
+        t = t[2 - 2 * t > 5 * torch.finfo(dtype).eps] if "power" in name else torch.cat([t, torch.ones(1, dtype=precision)])
+        values, slopes = tile.function(t.clone())
+        expected, slope = kernel(t.double()), kernel.derivative(t.double())
+        # Horner's scheme on at most 40 terms, whose sum of absolute values is at most four times the largest value
+        bound = 2 * 40 * 4 * torch.finfo(precision).eps
+        assert (tile.constant + tile.unit * values.double() - expected).abs().max() <= bound * expected.abs().max()
+        assert (tile.slope_unit * slopes.double() - slope).abs().max() <= bound * slope.abs().max()
+        assert not (dtype == torch.bfloat16 and slopes.abs().max() > 1 + 1e-6), "slopes that overflow in float16"
+
+
+def test_a_long_series_takes_horners_scheme_only_where_its_terms_do_not_cancel():
+    assert len(module._monomials(RotationInvariantKernel.heat(None, 512), torch.float32)) == 12
+    assert len(module._monomials(RotationInvariantKernel.heat(None, 512), torch.float64)) == 19
+    assert module._monomials(RotationInvariantKernel.heat(0.01, 3), torch.float32) == (0.0,)
+    cut = RotationInvariantKernel((1.0,) * 8, 512, left_out=1e-3)
+    assert module._monomials(cut, torch.float32) == (0.0,)
+    assert len(module._monomials(RotationInvariantKernel((1.0,) * 8, 512), torch.float64)) == 9
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+@pytest.mark.parametrize("name", EXACT)
+def test_gradient_of_the_mmd_with_exact_kernels_passes_gradcheck(name, unbiased):
+    kernel, scale = EXACT[name](5), EXACT[name](5)(torch.ones(1, dtype=torch.float64)).item()
+    x = (1 + torch.arange(6, dtype=torch.float64))[:, None] * points(6, 5)
+    normalise = torch.nn.functional.normalize
+    assert torch.autograd.gradcheck(lambda x: mmd_to_uniform(normalise(x), kernel, unbiased) / scale, x.requires_grad_())
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+@pytest.mark.parametrize("name", EXACT)
+def test_the_mmd_with_exact_kernels_is_the_mean_over_pairs(monkeypatch, name, unbiased):
+    kernel, n = EXACT[name](7), 11
+    monkeypatch.setattr(pairs, "tile_shape", lambda device: (3, 4))
+    z = points(n, 7)
+    loop = [kernel((z[i] @ z[j])[None]).item() for i in range(n) for j in range(n) if i != j]
+    diagonal = [] if unbiased else [kernel(torch.ones(1, dtype=torch.float64)).item()] * n
+    expected = math.fsum(loop + diagonal) / (n * (n - 1) if unbiased else n * n)
+    assert mmd_to_uniform(z, kernel, unbiased).item() == pytest.approx(expected, rel=1e-12, abs=1e-14)
+    plain = plain_mmd(z, kernel, unbiased)
+    # the plain formula takes the power kernel of a row and itself at a distance of about 1e-8
+    bound = 1e-12 if unbiased or "power" not in name else 1e-2
+    assert plain.item() == pytest.approx(expected, rel=bound, abs=1e-14)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_the_mmd_with_exact_kernels_is_invariant_to_rotations_and_to_the_order_of_the_rows(name):
+    kernel, z = EXACT[name](10), points(20, 10)
+    rotation, _ = torch.linalg.qr(torch.randn(10, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
+    value = mmd_to_uniform(z, kernel)
+    torch.testing.assert_close(mmd_to_uniform(z @ rotation, kernel), value, rtol=1e-12, atol=0)
+    torch.testing.assert_close(mmd_to_uniform(z.flip(0), kernel), value, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("exponent", [0.3, 1.0, 1.7])
+def test_the_power_kernels_gradient_along_the_sphere_is_that_of_the_pairs_of_different_rows(dtype, exponent):
+    n, q = 40, 16
+    kernel = RotationInvariantKernel.power(exponent, q)
+    z = points(n, q).to(dtype)
+    z[1] = z[0]  # equal rows
+    z = z.requires_grad_()
+    value = mmd_to_uniform(z, kernel, low_precision=True)
+    value.backward()
+    exact = z.detach().double()
+    gradient = z.grad.double() - (z.grad.double() * exact).sum(dim=1, keepdim=True) * exact
+    expected, total = torch.zeros(n, q, dtype=torch.float64), 0.0
+    for i in range(n):
+        for j in range(n):
+            distance = (exact[i] - exact[j]).norm()
+            if distance > 0:
+                total -= float(distance) ** exponent
+                expected[i] += 2 / n**2 * exponent * distance ** (exponent - 2) * exact[j]
+    expected -= (expected * exact).sum(dim=1, keepdim=True) * exact
+    # rows in low precision have norms that differ from 1 by their rounding, and so has the distance along the sphere; the two
+    # equal rows have the largest slope, whose part along the sphere is rounding
+    eps = torch.finfo(dtype).eps
+    equal = 2 * 2 / n**2 * exponent * (4 * eps) ** (exponent / 2 - 1)
+    assert torch.isfinite(z.grad).all()
+    assert (gradient - expected).norm() <= 10 * eps * (expected.norm() + equal)
+    assert gradient[0] @ gradient[1] == pytest.approx(float(gradient[0] @ gradient[0]), rel=1e-6 + 8 * eps)
+    mean = -kernel(torch.ones((), dtype=torch.float64)).item()
+    assert value.item() == pytest.approx(total / n**2 - mean, abs=(2 / n**2) * (4 * eps) ** (exponent / 2) + 16 * eps)
+
+
+@pytest.mark.parametrize("exponent", [0.3, 1.0, 1.7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_equal_rows_have_the_power_kernels_largest_value_and_no_gradient_along_the_sphere(dtype, exponent):
+    kernel, z = RotationInvariantKernel.power(exponent, 64), points(1, 64).to(dtype).expand(9, 64).clone().requires_grad_()
+    value = mmd_to_uniform(z, kernel, low_precision=True)
+    value.backward()
+    along = z.grad.double() - (z.grad.double() * z.double()).sum(1, keepdim=True) * z.double() / z.double().square().sum(
+        1, keepdim=True
+    )
+    assert torch.isfinite(z.grad).all()
+    assert along.norm() <= 2 * torch.finfo(dtype).eps * z.grad.double().norm()
+    largest = kernel(torch.ones((), dtype=torch.float64)).item()
+    assert value.item() == pytest.approx(largest, abs=(8 * torch.finfo(dtype).eps) ** (exponent / 2))
+
+
+@pytest.mark.parametrize("name", ["rbf", "power", "heat"])
+def test_u_statistic_of_exact_kernels_has_mean_0_under_the_uniform_distribution(name):
+    n, q, repeats = 32, 6, 300
+    kernel = EXACT[name](q)
+    values = torch.stack([mmd_to_uniform(points(n, q, seed), kernel, unbiased=True) for seed in range(repeats)])
+    # pairs are uncorrelated, and E[P_l^2] = 1 / N(q, l); what is beyond the coefficients hardly counts
+    variance = 2 / (n * (n - 1)) * sum(b * e for b, e in zip(kernel.coefficients, kernel.spectrum, strict=True))
+    assert abs(values.mean()) <= 5 * math.sqrt(variance / repeats)  # 5 sigma: exceeded by one seed in 1.7 million
+
+
+@pytest.mark.parametrize("name", ["rbf", "power", "heat"])
+def test_float32_resolves_the_u_statistic_near_the_uniform_distribution(name):
+    n, q = 1500, 256
+    kernel, z = EXACT[name](q), points(1500, 256).float()
+    variance = 2 / (n * (n - 1)) * sum(b * e for b, e in zip(kernel.coefficients, kernel.spectrum, strict=True))
+    exact = mmd_to_uniform(z.double(), kernel, unbiased=True).item()
+    # the mean over the pairs is not 0 but that of rows whose norms are rounded; its rounding is far below the null's deviation
+    assert abs(mmd_to_uniform(z, kernel, unbiased=True).item() - exact) <= 0.01 * math.sqrt(variance)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -217,6 +364,9 @@ def test_autocast_does_not_lower_the_precision_of_the_mmd():
         (2 * points(4, 8), r"rows of z must have norm 1 \(the largest deviation is 1\)"),
         (torch.zeros(4, 8), "rows of z must have norm 1"),
         (torch.full((4, 8), math.nan), "rows of z must have norm 1"),
+        (torch.full((4, 8), 1e20), "rows of z must have norm 1"),
+        (torch.eye(8, dtype=torch.int64), r"z must be a floating-point tensor, got torch.int64"),
+        (points(4, 8).tolist(), r"z must be a floating-point tensor, got list"),
     ],
 )
 def test_invalid_embeddings_are_rejected_with_the_reason(z, message):

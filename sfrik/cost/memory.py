@@ -141,7 +141,7 @@ def _of_pretraining(settings: PretrainSettings, processes: int, size: int) -> di
 
 def _of_loss(settings: PretrainSettings, processes: int, size: int) -> float:
     return loss_peak(
-        build_objective(settings),
+        build_objective(settings, lambda note: None),
         settings.batch_size,
         settings.dim,
         processes,

@@ -7,6 +7,7 @@ from typing import Any
 
 from sfrik.cost.memory import expected_images, expected_memory, expected_steps
 from sfrik.errors import SfrikError
+from sfrik.objectives.factory import kernel_notes
 from sfrik.pretrain.accumulate import micro_batches
 from sfrik.settings import ARCHITECTURES, PretrainSettings, Settings
 from sfrik.system.terminal import align
@@ -38,7 +39,7 @@ def format_plan(settings: Settings, processes: int | None, multi_process: bool) 
     else:
         place = getattr(settings, "image_dir", "") or settings.data_dir
         lines.append(f"steps: one per {settings.batch_size} images in {place}, per epoch")
-    lines += settings.notes if isinstance(settings, PretrainSettings) else []
+    lines += [*settings.notes, *kernel_notes(settings)] if isinstance(settings, PretrainSettings) else []
     for count, parts in memory_by_processes(settings, processes or (None if multi_process else 1)).items():
         detail = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
         each = "1 process" if count == 1 else f"each of {count} processes"

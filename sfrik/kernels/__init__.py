@@ -14,7 +14,16 @@ Legend: q `dim`, the dimension of the space that contains the sphere S^(q-1); l 
 vectors, in [-1, 1]; N(q, l) `harmonics`, the number of linearly independent spherical harmonics of degree l.
 """
 
-from sfrik.kernels.polynomials import harmonics, legendre, legendre_with_derivative
-from sfrik.kernels.rotation_invariant import RotationInvariantKernel
+from sfrik.kernels.closed_forms import ClosedForm, ExponentialForm, PowerForm
+from sfrik.kernels.polynomials import harmonics, legendre
+from sfrik.kernels.rotation_invariant import RotationInvariantKernel, TruncationWarning
 
-__all__ = ["RotationInvariantKernel", "harmonics", "legendre", "legendre_with_derivative"]
+__all__ = [
+    "ClosedForm",
+    "ExponentialForm",
+    "PowerForm",
+    "RotationInvariantKernel",
+    "TruncationWarning",
+    "harmonics",
+    "legendre",
+]

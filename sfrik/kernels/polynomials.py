@@ -23,15 +23,17 @@ from torch import Tensor
 __all__ = [
     "check_degree",
     "check_dim",
+    "check_inner_products",
     "check_whole",
     "gauss_gegenbauer",
     "harmonics",
     "legendre",
     "legendre_sequence",
     "legendre_series",
-    "legendre_with_derivative",
+    "log_gamma_ratio",
     "log_harmonics",
     "log_harmonics_ratios",
+    "orthonormal_with_derivative",
 ]
 
 # Limits within which everything takes well under a second, far beyond what an embedding can use.
@@ -102,14 +104,17 @@ def legendre_series(t: T, coefficients: Sequence[float], dim: int) -> T:
     return total
 
 
-def legendre_with_derivative(t: Tensor, degree: int, dim: int) -> Iterator[tuple[Tensor, Tensor]]:
-    r""":math:`P_l(q; t)` and :math:`P_l'(q; t)` for l = 1 to `degree`, by the recurrence and its derivative."""
-    before, current = torch.ones_like(t), t
-    slope_before, slope = torch.zeros_like(t), torch.ones_like(t)
-    yield current, slope
-    for a, c in islice(_recurrence(dim), degree - 1):
-        slope_before, slope = slope, a * (current + t * slope) - c * slope_before
-        before, current = current, a * t * current - c * before
+def orthonormal_with_derivative(t: Tensor, degree: int, dim: int) -> Iterator[tuple[Tensor, Tensor]]:
+    r""":math:`p_l(t) = \sqrt{N(q, l)} \, P_l(q; t)` and :math:`p_l'(t)` for l = 1 to `degree`.
+
+    Over uniform points the mean square of :math:`p_l` is 1: it is in the range of float32 where N(q, l) and :math:`P_l` are not.
+    """
+    before, current = torch.zeros_like(t), torch.ones_like(t)
+    slope_before, slope = torch.zeros_like(t), torch.zeros_like(t)
+    sides = _sides(degree, dim).tolist()
+    for below, side in zip([0.0, *sides], sides, strict=False):
+        slope_before, slope = slope, (current + t * slope - below * slope_before) / side
+        before, current = current, (t * current - below * before) / side
         yield current, slope
 
 
@@ -125,9 +130,7 @@ def _constant(t: Any, value: float) -> Any:
         return Polynomial([value])
     if isinstance(t, np.ndarray):
         return np.full_like(t, value)
-    if isinstance(t, Tensor) and t.is_floating_point():
-        return torch.full_like(t, value)
-    raise ValueError(f"t must be a floating-point tensor of inner products, got {type(t).__name__}")
+    return torch.full_like(check_inner_products(t), value)
 
 
 def log_harmonics(most: int, dim: int) -> np.ndarray:
@@ -149,9 +152,7 @@ def gauss_gegenbauer(nodes: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
     nodes, which is accurate there since :math:`P_l` is large. scipy's `roots_gegenbauer` overflows at q = 2048 with 256 nodes
     and returns NaN.
     """
-    k = np.arange(2.0, nodes)
-    squares = np.concatenate([[1 / dim], k * (k + dim - 3) / ((2 * k + dim - 2) * (2 * k + dim - 4))])[: nodes - 1]
-    sides = np.sqrt(squares)
+    sides = _sides(nodes - 1, dim)
     # not scipy's eigh_tridiagonal: with SciPy 1.15's choice of driver the weights are off by 300 units of round-off
     t, vectors = np.linalg.eigh(np.diag(sides, -1))
     before, current = np.zeros_like(t), np.ones_like(t)  # sqrt(N(q, l)) P_l(t), orthonormal
@@ -162,6 +163,27 @@ def gauss_gegenbauer(nodes: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
             total += current**2
     weight = vectors[0] ** 2
     return t, np.where(weight > 1e-20, weight, 1 / np.nan_to_num(total, nan=np.inf, posinf=np.inf))
+
+
+def _sides(count: int, dim: int) -> np.ndarray:
+    r"""The first :math:`s_l` of :math:`t \, p_{l-1} = s_l p_l + s_{l-1} p_{l-2}`, where :math:`p_l = \sqrt{N(q, l)} P_l`."""
+    l = np.arange(2.0, count + 1)
+    return np.sqrt(np.concatenate([[1 / dim], l * (l + dim - 3) / ((2 * l + dim - 2) * (2 * l + dim - 4))])[:count])
+
+
+def log_gamma_ratio(x: float, p: float) -> float:
+    r""":math:`\log \Gamma(x + p) - \log \Gamma(x)` for x > 0 and 0 < p < 1, also where both are far above their difference.
+
+    Stirling's series (DLMF 5.11.1), after steps of :math:`\Gamma(x + 1) = x \, \Gamma(x)` to an x where its error is round-off.
+    """
+    steps = max(0, math.ceil(16 - x))
+    below = math.fsum(math.log1p(p / (x + i)) for i in range(steps))
+    x += steps
+    y = x + p
+    series = sum(
+        c * (y ** (1 - 2 * k) - x ** (1 - 2 * k)) for k, c in enumerate((1 / 12, -1 / 360, 1 / 1260, -1 / 1680), start=1)
+    )
+    return p * math.log(y) + (x - 0.5) * math.log1p(p / x) - p + series - below
 
 
 def check_dim(dim: int) -> None:
@@ -178,3 +200,10 @@ def check_whole(name: str, value: int, least: int, most: int) -> None:
     """Raise a ValueError unless `value` is a whole number from `least` to `most`."""
     if not least <= value <= most or value != int(value):
         raise ValueError(f"{name} must be a whole number {f'<= {most}' if value > most else f'>= {least}'}, got {value}")
+
+
+def check_inner_products(t: Tensor) -> Tensor:
+    """t itself; raises a ValueError unless it is a floating-point tensor."""
+    if not isinstance(t, Tensor) or not t.is_floating_point():
+        raise ValueError(f"t must be a floating-point tensor of inner products, got {type(t).__name__}")
+    return t

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+
+import torch
+
 from sfrik.errors import SfrikError
-from sfrik.kernels import RotationInvariantKernel
+from sfrik.kernels import RotationInvariantKernel, TruncationWarning
+from sfrik.mmd import check_range
 from sfrik.objectives.auh import AUH
 from sfrik.objectives.base import Objective
 from sfrik.objectives.sfrik import SFRIK
@@ -12,19 +18,45 @@ from sfrik.objectives.simclr import SimCLR
 from sfrik.objectives.vicreg import VICReg
 from sfrik.settings import PretrainSettings
 
-__all__ = ["build_objective"]
+__all__ = ["build_kernel", "build_objective", "kernel_notes"]
 
 
-def build_objective(settings: PretrainSettings) -> Objective:
+def build_objective(settings: PretrainSettings, report: Callable[[str], None] | None = None) -> Objective:
     """The objective for these settings, on batches that are divided equally among the processes.
+
+    Args:
+        settings: of a pretraining.
+        report: called with each warning about the kernel, in place of Python's warnings.
 
     Raises:
         SfrikError: an objective or a kernel refuses a combination of settings.
     """
-    try:
-        return _objective(settings)
-    except ValueError as error:
-        raise SfrikError(f"ssl_method {settings.ssl_method}: {error}") from None
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        try:
+            objective = _objective(settings)
+        except ValueError as error:
+            raise SfrikError(f"ssl_method {settings.ssl_method}: {error}") from None
+    for warning in found:
+        if report is None:
+            warnings.warn(warning.message, stacklevel=2)
+        else:
+            report(str(warning.message))
+    return objective
+
+
+def kernel_notes(settings: PretrainSettings) -> list[str]:
+    """The warnings about the kernel of these settings."""
+    notes: list[str] = []
+    if settings.ssl_method == "sfrik":
+        build_objective(settings, notes.append)
+    return notes
+
+
+def build_kernel(settings: PretrainSettings) -> RotationInvariantKernel | None:
+    """The kernel of SFRIK's MMD; None for another objective."""
+    objective = build_objective(settings, lambda note: None)
+    return objective.kernel if isinstance(objective, SFRIK) else None
 
 
 def _objective(s: PretrainSettings) -> Objective:
@@ -34,7 +66,7 @@ def _objective(s: PretrainSettings) -> Objective:
             s.kernel_weights,
             s.sfrik_sim_coeff,
             s.sfrik_mmd_coeff,
-            kernel=_other_kernel(s),
+            kernel=_kernel(s),
             slices=s.sfrik_slices,
             seed=s.seed,
             equal_rows=True,
@@ -48,13 +80,26 @@ def _objective(s: PretrainSettings) -> Objective:
     return VICReg(s.vicreg_sim_coeff, s.vicreg_std_coeff, s.vicreg_cov_coeff, equal_rows=True)
 
 
-def _other_kernel(s: PretrainSettings) -> RotationInvariantKernel | None:
-    """The kernel of the settings unless it is the truncated one."""
-    scale, degree = s.sfrik_kernel_scale, s.sfrik_kernel_degree
+def _kernel(s: PretrainSettings) -> RotationInvariantKernel:
+    """The kernel of the settings."""
+    with warnings.catch_warnings():
+        if s.sfrik_stein:  # what counts is what the Stein kernel leaves out
+            warnings.simplefilter("ignore", TruncationWarning)
+        kernel = _base_kernel(s)
+    kernel = kernel.stein(s.sfrik_stein) if s.sfrik_stein else kernel
+    check_range(kernel, torch.float32)  # of the losses in a training
+    return kernel
+
+
+def _base_kernel(s: PretrainSettings) -> RotationInvariantKernel:
+    scale, degree = s.kernel_scale, s.sfrik_kernel_degree
+    if s.sfrik_kernel == "truncated":
+        return RotationInvariantKernel.truncated(s.kernel_weights, s.dim)
     if s.sfrik_kernel == "rbf":
         return RotationInvariantKernel.rbf(scale, s.dim, degree)
     if s.sfrik_kernel == "heat":
         return RotationInvariantKernel.heat(scale / (s.dim - 1), s.dim, degree)
-    if s.sfrik_kernel == "power":  # C - |u - v|^scale, where |u - v|^2 = 2 (1 - t); C only changes degree 0, which is omitted
-        return RotationInvariantKernel.from_function(lambda t: -((2 * (1 - t)) ** (scale / 2)), s.dim, degree)
-    return None
+    if degree is None:
+        return RotationInvariantKernel.power(scale, s.dim)
+    # by quadrature, as in the runs that were published with a degree
+    return RotationInvariantKernel.from_function(lambda t: -((2 * (1 - t)) ** (scale / 2)), s.dim, degree)

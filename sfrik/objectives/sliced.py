@@ -12,6 +12,8 @@ Legend: n rows over all processes, n_local of them on this process, q their dime
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -19,7 +21,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from sfrik.kernels import RotationInvariantKernel, legendre_with_derivative
+from sfrik.kernels import RotationInvariantKernel, TruncationWarning
+from sfrik.kernels.polynomials import orthonormal_with_derivative
+from sfrik.kernels.rotation_invariant import WORTH_A_WARNING, format_share
 from sfrik.ops.collectives import all_reduce_sum, world_size
 from sfrik.ops.random import derived_seed
 
@@ -43,17 +47,47 @@ class SlicedMMD:
 
     By the reproducing property of :math:`P_l` (Funk-Hecke) the part of degree l is
 
-    .. math:: b_l N(q, l) \, \mathbb{E}_w \Big[ \Big( \frac{1}{n} \sum_i P_l(q; \langle w, z_i \rangle) \Big)^2 \Big]
+    .. math::
 
-    and the mean over M directions estimates the expectation.
+        b_l \, \mathbb{E}_w \Big[ \Big( \frac{1}{n} \sum_i p_l(\langle w, z_i \rangle) \Big)^2 \Big], \qquad
+        p_l(t) = \sqrt{N(q, l)} \, P_l(q; t)
+
+    and the mean over M directions estimates the expectation. Only the degrees that matter in the dtype of the rows are evaluated:
+    the last ones are left out where their :math:`l \, b_l` add up to less than its rounding.
 
     Args:
-        kernel: a kernel of dimension q.
+        kernel: a kernel of dimension q; of a closed form the series is estimated, with a warning if more than 1 % is beyond it.
         slices: M, the number of directions.
+
+    Raises:
+        ValueError: a coefficient is above the range of float32.
     """
 
     kernel: RotationInvariantKernel
     slices: int
+
+    def __post_init__(self) -> None:
+        for degree, b in enumerate(self.kernel.coefficients, start=1):
+            if b > torch.finfo(torch.float32).max:
+                raise ValueError(
+                    f"random directions need coefficients in the range of float32; that of degree {degree} is {b:.3g}"
+                )
+        if self.kernel.closed_form and self.kernel.beyond > WORTH_A_WARNING:
+            warnings.warn(
+                f"random directions estimate the degrees 1 to {self.kernel.degree} of the kernel, which leave out "
+                f"{format_share(self.kernel.beyond)} of it",
+                TruncationWarning,
+                stacklevel=3,
+            )
+
+    def degrees(self, dtype: torch.dtype) -> int:
+        """The number of degrees that are evaluated for rows in this dtype."""
+        weights = [l * b for l, b in enumerate(self.kernel.coefficients, start=1)]
+        limit, last = torch.finfo(dtype).eps / 2 * math.fsum(weights), len(weights)
+        rest = 0.0
+        while last > 1 and (rest := rest + weights[last - 1]) <= limit:
+            last -= 1
+        return last
 
     def partial_values(
         self, views: Sequence[Tensor], n: int, gradients: Sequence[Tensor | None], weight: float, seed: Sequence[int]
@@ -67,20 +101,17 @@ class SlicedMMD:
             weight: factor of the gradient.
             seed: of the directions.
         """
-        q, degree = self.kernel.dim, self.kernel.degree
+        q, degree = self.kernel.dim, self.degrees(views[0].dtype)
         drawn = directions(self.slices, q, seed, views[0])
-        # b_l N(q, l) = b_l^2 / eigenvalue
-        factors = views[0].new_tensor(
-            [b * b / e if b else 0.0 for b, e in zip(self.kernel.coefficients, self.kernel.spectrum, strict=True)]
-        )
+        factors = views[0].new_tensor(self.kernel.coefficients[:degree])
         projected = [z @ drawn for z in views]  # [n_local, M]
-        means = [torch.stack([p.sum(dim=0) for p, _ in legendre_with_derivative(t, degree, q)]) / n for t in projected]
+        means = [torch.stack([p.sum(dim=0) for p, _ in orthonormal_with_derivative(t, degree, q)]) / n for t in projected]
         values = []
         for t, mean, gradient in zip(projected, all_reduce_sum(torch.stack(means)), gradients, strict=True):
             values.append(factors.dot(mean.square().mean(dim=1)) / world_size())
             if gradient is not None:
                 outer = factors[:, None] * mean * (2 * weight * world_size() / (n * self.slices))  # [L, M]
-                polynomials = legendre_with_derivative(t, degree, q)
+                polynomials = orthonormal_with_derivative(t, degree, q)
                 slopes = sum(slope * row for (_, slope), row in zip(polynomials, outer, strict=True))
                 gradient.addmm_(cast(Tensor, slopes), drawn.T)
         return values

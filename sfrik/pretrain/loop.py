@@ -143,7 +143,7 @@ class _Training:
         for note in settings.notes:
             print_from_rank_zero(progress, note)
         self.model = distribute(encoder, device, precision, settings.view_sizes, images.channels)
-        self.objective = build_objective(settings)
+        self.objective = build_objective(settings, partial(print_from_rank_zero, progress))
         self.optimizer = build_optimizer(settings, encoder)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.parts: dict[str, Any] = {"model": encoder, "optimizer": self.optimizer, "scaler": self.scaler}

@@ -92,14 +92,19 @@ class PretrainSettings(OptimizerSettings, sections=("pretrain",)):
     sfrik_kernel: Literal["truncated", "rbf", "heat", "power"] = Field(
         "truncated", description="SFRIK: kernel: truncated, rbf exp(-s |u - v|^2), heat, or power C - |u - v|^s"
     )
-    sfrik_kernel_scale: Real = Field(
-        1.0,
-        ge=1e-6,
-        le=max(SCALES.values()),
-        description="SFRIK: s of rbf and of power (below 2); for heat, the time times q - 1",
+    sfrik_kernel_scale: Annotated[Annotated[Real, Field(ge=1e-6, le=max(SCALES.values()))] | None, Unset] = Field(
+        None,
+        description="SFRIK: s of rbf (2.5 when unset) and of power (below 2; 1); for heat, the time times q - 1 (log q)",
     )
-    sfrik_kernel_degree: Int = Field(
-        4, ge=1, le=MOST_DEGREES, description="SFRIK: number of degrees in the series of rbf, heat and power"
+    sfrik_kernel_degree: Annotated[Annotated[Int, Field(ge=1, le=MOST_DEGREES)] | None, Unset] = Field(
+        None, description="SFRIK: last degree of the series of rbf, heat and power; the exact kernel when unset"
+    )
+    sfrik_stein: Int = Field(
+        0,
+        ge=0,
+        le=2,
+        description="SFRIK: order of the kernel Stein discrepancy in place of the MMD, 1 or 2: b_l times l (l + q - 2) or its "
+        "square; 0: the MMD",
     )
     sfrik_slices: Annotated[Slices | None, Unset] = Field(
         None, description="SFRIK: random directions per step to estimate the MMD with; exact when unset"
@@ -141,7 +146,12 @@ class PretrainSettings(OptimizerSettings, sections=("pretrain",)):
             raise ValueError("augmentations obow need num_img_crops or num_img_patches above 0")
         if self.augmentations == "swav":
             self._check_swav()
-        scale, most = self.sfrik_kernel_scale, SCALES[self.sfrik_kernel]
+        if self.sfrik_kernel == "power" and self.sfrik_stein and self.sfrik_kernel_degree is None:
+            raise ValueError(
+                f"sfrik_stein {self.sfrik_stein} needs a sfrik_kernel_degree with sfrik_kernel power, whose exact Stein kernel "
+                "is infinite for equal embeddings"
+            )
+        scale, most = self.kernel_scale, SCALES[self.sfrik_kernel]
         if scale >= most if self.sfrik_kernel == "power" else scale > most:
             bound = "below" if self.sfrik_kernel == "power" else "of at most"
             raise ValueError(f"sfrik_kernel {self.sfrik_kernel} needs a sfrik_kernel_scale {bound} {most:g}, got {scale}")
@@ -167,7 +177,7 @@ class PretrainSettings(OptimizerSettings, sections=("pretrain",)):
         idle |= {name for names in CROPS.values() for name in names} - {*CROPS.get(self.augmentations, ())}
         idle |= {"min_crop_scale"} if self.dataset == "mnist5k" or self.min_crop_scale == 0.08 else set()
         idle |= set() if self.multi_crop else {"reg_small"}
-        idle |= {name for name in ("micro_batch", "compile", "sfrik_slices") if not getattr(self, name)}
+        idle |= {name for name in ("micro_batch", "compile", "sfrik_slices", "sfrik_stein") if not getattr(self, name)}
         idle |= set() if self.ssl_method == "sigreg" else {"sigreg_weight", "sigreg_slices"}
         idle |= {"input_pipeline"} if self.dataset == "mnist5k" else set()
         series = {"sfrik_kernel", "sfrik_kernel_scale", "sfrik_kernel_degree"}
@@ -253,3 +263,9 @@ class PretrainSettings(OptimizerSettings, sections=("pretrain",)):
     def kernel_weights(self) -> list[float]:
         """b_1, ..., b_L."""
         return [float(part) for part in self.sfrik_weights.split("-")]
+
+    @property
+    def kernel_scale(self) -> float:
+        """s of the RBF and the power kernel, the time of the heat kernel times q - 1; by default log q."""
+        defaults = {"truncated": 1.0, "rbf": 2.5, "power": 1.0, "heat": math.log(self.dim)}
+        return defaults[self.sfrik_kernel] if self.sfrik_kernel_scale is None else self.sfrik_kernel_scale

@@ -9,9 +9,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sfrik.kernels import RotationInvariantKernel
+from sfrik.kernels import RotationInvariantKernel, harmonics, legendre
 from sfrik.mmd import mmd_to_uniform
 from sfrik.objectives import AUH, SFRIK, SIGReg, SimCLR, VICReg
+from sfrik.objectives import sliced as sliced_module
 from sfrik.objectives.reference import plain_loss
 from sfrik.objectives.sliced import SlicedMMD, directions
 from sfrik.ops import pairwise as pairs
@@ -21,6 +22,8 @@ MAKE = {
     "sfrik": lambda q: SFRIK(q, sim_coeff=20.0),
     "sfrik of degree 6": lambda q: SFRIK(q, (1.0, 2.0, 0.0, 3.0, 0.0, 1.0), sim_coeff=20.0),
     "sfrik by moments": lambda q: SFRIK(q, (1.0, 40.0), sim_coeff=20.0, cost="moments"),
+    "sfrik with rbf": lambda q: SFRIK(q, sim_coeff=20.0, kernel=RotationInvariantKernel.rbf(2.5, q)),
+    "sfrik with heat": lambda q: SFRIK(q, sim_coeff=20.0, kernel=RotationInvariantKernel.heat(None, q)),
     "auh": lambda q: AUH(sim_coeff=20.0),
     "auh at a large scale": lambda q: AUH(sim_coeff=20.0, scale=90.0),
     "simclr": lambda q: SimCLR(),
@@ -118,6 +121,51 @@ def test_the_sliced_mmd_is_unbiased_over_its_directions(weights):
     error = values.std() / math.sqrt(draws)
     assert abs(values.mean() - mmd_to_uniform(z, kernel)) < 4 * error
     assert error < 0.05 * values.mean()
+
+
+@pytest.mark.filterwarnings("ignore::sfrik.kernels.TruncationWarning")
+@pytest.mark.parametrize("degree", [None, 120])
+def test_the_sliced_mmd_takes_any_degree_at_the_papers_largest_dimension(degree):
+    q, kernel = 32768, RotationInvariantKernel.rbf(2.5, 32768, degree)
+    z = torch.nn.functional.normalize(embeddings(1, 30, q)[0] + 0.3, dim=1)
+    found = []
+    for estimate, rows in ((SlicedMMD(kernel, 16), z), (SlicedMMD(kernel, 16), z.float())):
+        gradient = torch.zeros_like(rows)
+        # the directions are those of the dtype: take the ones in float64 for both
+        drawn = directions(16, q, (0, 0), z).to(rows.dtype)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sliced_module, "directions", lambda *given, drawn=drawn: drawn)
+            (value,) = estimate.partial_values([rows], 30, [gradient], 1.0, (0, 0))
+        found.append((value.item(), gradient.double()))
+    # the plain formula with the numbers of harmonics, up to the degree where these overflow
+    drawn = directions(16, q, (0, 0), z)
+    plain = sum(
+        b * harmonics(l, q) * float(legendre(z @ drawn, l, q).mean(dim=0).square().mean())
+        for l, b in enumerate(kernel.coefficients[:35], start=1)
+    )
+    assert found[0][0] == pytest.approx(plain, rel=1e-9)
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-4)
+    assert (found[1][1] - found[0][1]).norm() <= 1e-4 * found[0][1].norm()
+
+
+def test_the_sliced_mmd_evaluates_the_degrees_that_its_dtype_resolves_and_refuses_those_beyond_it():
+    sliced = SlicedMMD(RotationInvariantKernel.rbf(2.5, 512, 120), 4)
+    weights = [l * b for l, b in enumerate(sliced.kernel.coefficients, start=1)]
+    for dtype in (torch.float32, torch.float64):
+        last = sliced.degrees(dtype)
+        rounding = torch.finfo(dtype).eps / 2 * sum(weights)
+        assert sum(weights[last:]) <= rounding < sum(weights[last - 1 :])
+    assert 15 < sliced.degrees(torch.float32) < sliced.degrees(torch.float64) < 40
+    assert SlicedMMD(RotationInvariantKernel((1.0, 40.0, 40.0), 512), 4).degrees(torch.float32) == 3
+    with pytest.raises(ValueError, match="coefficients in the range of float32; that of degree 2 is 1e\\+39"):
+        SlicedMMD(RotationInvariantKernel((1.0, 1e39), 512), 4)
+
+
+def test_random_directions_estimate_a_closed_form_by_its_series():
+    kernel = RotationInvariantKernel.rbf(2.5, 3)
+    z = torch.nn.functional.normalize(embeddings(1, 40, 3)[0] + 0.5, dim=1)
+    values = torch.stack([SlicedMMD(kernel, 20).partial_values([z], 40, [None], 1.0, (0, draw))[0] for draw in range(300)])
+    assert abs(values.mean() - mmd_to_uniform(z, kernel)) < 4 * values.std() / math.sqrt(300)  # 4 sigma
 
 
 @pytest.mark.parametrize("name", ["sfrik", "sigreg"])

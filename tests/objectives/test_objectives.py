@@ -9,9 +9,10 @@ import pytest
 import torch
 from scipy.special import eval_gegenbauer
 
-from sfrik.kernels import RotationInvariantKernel
+from sfrik.errors import SfrikError
+from sfrik.kernels import RotationInvariantKernel, TruncationWarning
 from sfrik.objectives import AUH, SFRIK, SimCLR, VICReg
-from sfrik.objectives.factory import build_objective
+from sfrik.objectives.factory import build_objective, kernel_notes
 from sfrik.settings import PretrainSettings
 
 N, Q = 5, 4
@@ -222,7 +223,7 @@ def test_sfrik_takes_any_rotation_invariant_kernel_of_its_dimension():
     views = embeddings(2)
     kernel = RotationInvariantKernel((1.0, 40.0, 40.0), Q)
     assert torch.equal(SFRIK(Q, kernel=kernel)(views).loss, SFRIK(Q)(views).loss)
-    assert not torch.equal(SFRIK(Q, kernel=RotationInvariantKernel.rbf(2.5, Q, 6))(views).loss, SFRIK(Q)(views).loss)
+    assert not torch.equal(SFRIK(Q, kernel=RotationInvariantKernel.rbf(2.5, Q))(views).loss, SFRIK(Q)(views).loss)
     with pytest.raises(ValueError, match="kernel is of dimension 4, the embeddings of dimension 6"):
         SFRIK(6, kernel=kernel)
 
@@ -302,6 +303,7 @@ def test_a_temperature_of_0_is_rejected():
 # --- kernels chosen by the settings
 
 
+@pytest.mark.filterwarnings("ignore::sfrik.kernels.TruncationWarning")
 @pytest.mark.parametrize(
     ("kernel", "scale", "phi"),
     [
@@ -317,6 +319,53 @@ def test_a_kernel_of_the_settings_is_its_function_up_to_a_constant(kernel, scale
     assert float(difference.max() - difference.min()) < (1e-6 if kernel == "rbf" else 1e-2)
 
 
+@pytest.mark.parametrize("dim", [8, 512])
+def test_without_a_degree_and_a_scale_the_kernels_of_the_settings_are_exact_at_their_default_scales(dim):
+    kernels = {
+        name: build_objective(PretrainSettings(sfrik_kernel=name, mlp=f"8-{dim}")).kernel for name in ("rbf", "power", "heat")
+    }
+    assert kernels["rbf"] == RotationInvariantKernel.rbf(2.5, dim)
+    assert kernels["power"] == RotationInvariantKernel.power(1.0, dim)
+    expected = RotationInvariantKernel.heat(None, dim)
+    assert kernels["heat"].coefficients == pytest.approx(expected.coefficients, rel=1e-12)
+    for name, kernel in kernels.items():
+        assert kernel.left_out < 1e-16
+        scale = 7.0 if name == "heat" else 0.5
+        settings = PretrainSettings(sfrik_kernel=name, sfrik_kernel_scale=scale, mlp=f"8-{dim}")
+        assert build_objective(settings).kernel.coefficients[0] != pytest.approx(kernel.coefficients[0], rel=0.01)
+
+
+def test_a_kernel_that_leaves_out_more_than_1_percent_is_reported_once_with_its_share():
+    given = {"sfrik_kernel": "rbf", "sfrik_kernel_degree": 8, "mlp": "8-512"}
+    message = "the degrees 1 to 8 leave out 6.5 % of the kernel in dimension 512: without a degree nothing is left out"
+    with pytest.warns(TruncationWarning, match=message) as found:
+        build_objective(PretrainSettings(**given))
+    assert [warning.filename for warning in found] == [__file__]
+    assert kernel_notes(PretrainSettings(**given)) == [message]
+    (note,) = kernel_notes(PretrainSettings(**given, sfrik_stein=1))  # of what is trained, the Stein kernel
+    assert "leave out 13 % of the kernel" in note
+    assert kernel_notes(PretrainSettings(sfrik_kernel="rbf", mlp="8-512")) == []
+    assert kernel_notes(PretrainSettings(**given, ssl_method="vicreg")) == []
+    (note,) = kernel_notes(PretrainSettings(sfrik_kernel="power", mlp="8-512", sfrik_slices=8))
+    assert note == "random directions estimate the degrees 1 to 256 of the kernel, which leave out 2.9 % of it"
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("kernel", ["truncated", "rbf", "heat"])
+def test_the_setting_of_the_stein_discrepancy_takes_the_stein_kernel(kernel, order):
+    plain = build_objective(PretrainSettings(sfrik_kernel=kernel, mlp="8-16")).kernel
+    assert build_objective(PretrainSettings(sfrik_kernel=kernel, sfrik_stein=order, mlp="8-16")).kernel == plain.stein(order)
+
+
+def test_a_kernel_whose_values_float32_cannot_hold_is_refused_as_a_setting():
+    settings = PretrainSettings(sfrik_kernel="heat", sfrik_kernel_scale=4.0, mlp="8-8192")
+    with pytest.raises(
+        SfrikError, match=r"^ssl_method sfrik: the kernel's values reach .*beyond the range of torch.float32: take a"
+    ):
+        build_objective(settings)
+
+
+@pytest.mark.filterwarnings("ignore::sfrik.kernels.TruncationWarning")
 def test_the_heat_kernel_of_the_settings_damps_degree_l_by_its_eigenvalue():
     settings = PretrainSettings(sfrik_kernel="heat", sfrik_kernel_scale=0.5, sfrik_kernel_degree=3, mlp="8-16")
     spectrum = build_objective(settings).kernel.spectrum

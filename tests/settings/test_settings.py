@@ -8,7 +8,6 @@ import os
 import re
 import time
 import tomllib
-import warnings
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
@@ -457,12 +456,18 @@ def test_every_kernel_that_the_settings_accept_is_built_at_once(kernel, most):
     from sfrik.objectives.factory import build_objective
 
     started = time.process_time()
-    for scale, q, degree in itertools.product((1e-6, 1.0, most), (2, 256, 65536), (1, 64)):
+    refusals = []
+    refused = "beyond the range of torch.float32|exceed the range of float64|below the range of float64|degrees that matter"
+    for scale, q, degree in itertools.product((None, 1e-6, 1.0, most), (2, 256, 65536), (None, 1, 64)):
         given = {"sfrik_kernel": kernel, "sfrik_kernel_scale": scale, "sfrik_kernel_degree": degree, "mlp": f"8-{q}"}
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "the coefficient of degree")
-            build_objective(PretrainSettings(**given))
-    assert time.process_time() - started < 18 * 0.5
+        try:
+            build_objective(PretrainSettings(**given), lambda note: None)
+        except SfrikError as error:
+            refusals.append((kernel, scale, str(error)))
+    # only short times give values that no loss can have
+    assert {(name, scale) for name, scale, _ in refusals} <= {("heat", 1e-6), ("heat", 1.0), ("heat", most)}
+    assert all(re.search(refused, text) for _, _, text in refusals)
+    assert time.process_time() - started < 36 * 0.5
     refusal(PretrainSettings, {"sfrik_kernel": kernel, "sfrik_kernel_scale": most + 0.01})
 
 
@@ -845,7 +850,7 @@ SGD = "epochs lr_head weight_decay"
         ("pretrain", "digits/sfrik_l3_q512", {}, f"{PRETRAINED} sfrik_sim_coeff sfrik_mmd_coeff sfrik_weights"),
         (
             *("pretrain", "digits/sfrik_l3_q512", {"sfrik_kernel": "rbf", "sfrik_slices": 8}),
-            f"{PRETRAINED} sfrik_sim_coeff sfrik_mmd_coeff sfrik_kernel sfrik_kernel_scale sfrik_kernel_degree sfrik_slices",
+            f"{PRETRAINED} sfrik_sim_coeff sfrik_mmd_coeff sfrik_kernel sfrik_slices",
         ),
         ("pretrain", "digits/simclr_q512", {"ssl_method": "sigreg"}, f"{PRETRAINED} sigreg_weight sigreg_slices"),
         ("pretrain", "cifar10/simclr_q512", {}, f"{PRETRAINED} simclr_temp stem input_pipeline min_crop_scale"),
@@ -909,6 +914,26 @@ def test_settings_that_an_earlier_release_recorded_as_given_are_read_in_the_form
 def test_names_are_read_as_the_original_commands_write_them():
     settings = PretrainSettings.parse({"dataset": "ImageNet", "augmentations": "VICReg", "ssl_method": "SFRIK"})
     assert (settings.dataset, settings.augmentations, settings.ssl_method) == ("imagenet", "vicreg", "sfrik")
+
+
+def test_the_scale_of_a_kernel_is_by_default_its_own():
+    scales = {name: PretrainSettings(sfrik_kernel=name, mlp="8-512").kernel_scale for name in ("rbf", "power", "heat")}
+    assert scales == {"rbf": 2.5, "power": 1.0, "heat": math.log(512)}
+    assert PretrainSettings(sfrik_kernel="rbf", sfrik_kernel_scale=1.0).kernel_scale == 1.0
+    for name in ("sfrik_kernel_scale", "sfrik_kernel_degree"):
+        assert PretrainSettings.parse({"sfrik_kernel": "heat", name: "none"}) == PretrainSettings(sfrik_kernel="heat")
+        assert name not in PretrainSettings(sfrik_kernel="heat").shown()
+        assert PretrainSettings.parse({name: 2}).hash() == PretrainSettings().hash(), "without effect on the truncated kernel"
+    for name, value in {"sfrik_kernel_scale": 0, "sfrik_kernel_degree": 65, "sfrik_stein": 3}.items():
+        refusal(PretrainSettings, {name: value})
+
+
+def test_the_stein_discrepancy_is_a_setting_of_every_kernel_and_of_the_power_kernel_with_a_degree_only():
+    assert "sfrik_stein" not in PretrainSettings().what()
+    assert PretrainSettings(sfrik_stein=1).what()["sfrik_stein"] == 1
+    with pytest.raises(SfrikError, match="sfrik_stein 1 needs a sfrik_kernel_degree with sfrik_kernel power"):
+        PretrainSettings.parse({"sfrik_kernel": "power", "sfrik_stein": 1})
+    PretrainSettings.parse({"sfrik_kernel": "power", "sfrik_stein": 1, "sfrik_kernel_degree": 4})
 
 
 def test_a_power_of_two_or_more_is_refused_as_a_kernel():
