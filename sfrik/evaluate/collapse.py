@@ -20,6 +20,7 @@ from sfrik.datasets import Images, batches, describe_data, load_images, print_im
 from sfrik.diagnostics import Measures, measure
 from sfrik.errors import SfrikError
 from sfrik.networks import Encoder, build_encoder, build_pixels, build_projector, load_backbone
+from sfrik.objectives.factory import left_out
 from sfrik.ops.random import derived_seed
 from sfrik.runs.data import data_differences, recorded_data
 from sfrik.runs.folder import Run
@@ -66,6 +67,7 @@ class Diagnosis(Measures):
         source: the files that were measured.
         epoch: number of epochs that were trained.
         backbone_sha256: SHA-256 of the weights.
+        left_out: fraction of the kernel that SFRIK's loss left out, since its series was cut.
         features: the same measures of the backbone's features [n, d]; None if only the log exists. They have no energy per
             degree and no test of uniformity: features are non-negative, and no loss spreads them over a sphere.
     """
@@ -75,6 +77,7 @@ class Diagnosis(Measures):
     source: str
     epoch: int
     backbone_sha256: str | None = None
+    left_out: float = 0.0
     features: Measures | None = None
 
 
@@ -110,6 +113,7 @@ def diagnose(
     (first, second), features = _embed(found.encoder, found.images, settings, images, seed, device)
     shown = replace(measure(features[0], features[1]), energy=(), energy_share=(), uniformity_test=None)
     about: dict[str, Any] = {"source": found.source, "epoch": found.epoch, "backbone_sha256": found.sha256, "features": shown}
+    about |= {"left_out": left_out(settings)}
     if settings.ssl_method == "none":
         return Diagnosis(**vars(shown), verdict=UNKNOWN, reasons=(*_UNTRAINED, *others), **about)
     if not len(first):
@@ -249,5 +253,10 @@ def _by_log(run: Run, settings: PretrainSettings, why: str) -> Diagnosis:
         "the spectrum and the test of uniformity need the weights: pretrain it again"
     )
     return Diagnosis(
-        **vars(measures), verdict=verdict, reasons=(*reasons, missing), source="metrics.jsonl", epoch=line["epoch"] + 1
+        **vars(measures),
+        verdict=verdict,
+        reasons=(*reasons, missing),
+        source="metrics.jsonl",
+        epoch=line["epoch"] + 1,
+        left_out=left_out(settings),
     )

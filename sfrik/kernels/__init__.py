@@ -16,7 +16,7 @@ vectors, in [-1, 1]; N(q, l) `harmonics`, the number of linearly independent sph
 
 from sfrik.kernels.closed_forms import ClosedForm, ExponentialForm, PowerForm
 from sfrik.kernels.polynomials import harmonics, legendre
-from sfrik.kernels.rotation_invariant import RotationInvariantKernel, TruncationWarning
+from sfrik.kernels.rotation_invariant import RotationInvariantKernel, TruncationWarning, format_share
 
 __all__ = [
     "ClosedForm",
@@ -24,6 +24,7 @@ __all__ = [
     "PowerForm",
     "RotationInvariantKernel",
     "TruncationWarning",
+    "format_share",
     "harmonics",
     "legendre",
 ]

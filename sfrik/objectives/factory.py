@@ -18,7 +18,7 @@ from sfrik.objectives.simclr import SimCLR
 from sfrik.objectives.vicreg import VICReg
 from sfrik.settings import PretrainSettings
 
-__all__ = ["build_kernel", "build_objective", "kernel_notes"]
+__all__ = ["build_objective", "kernel_notes", "left_out"]
 
 
 def build_objective(settings: PretrainSettings, report: Callable[[str], None] | None = None) -> Objective:
@@ -53,10 +53,12 @@ def kernel_notes(settings: PretrainSettings) -> list[str]:
     return notes
 
 
-def build_kernel(settings: PretrainSettings) -> RotationInvariantKernel | None:
-    """The kernel of SFRIK's MMD; None for another objective."""
+def left_out(settings: PretrainSettings) -> float:
+    """The fraction of its kernel that SFRIK's loss leaves out, since the series is cut; 0 for another objective."""
     objective = build_objective(settings, lambda note: None)
-    return objective.kernel if isinstance(objective, SFRIK) else None
+    if not isinstance(objective, SFRIK):
+        return 0.0
+    return objective.kernel.beyond if objective.sliced else objective.kernel.left_out
 
 
 def _objective(s: PretrainSettings) -> Objective:

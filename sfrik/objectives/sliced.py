@@ -21,9 +21,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from sfrik.kernels import RotationInvariantKernel, TruncationWarning
+from sfrik.kernels import RotationInvariantKernel, TruncationWarning, format_share
 from sfrik.kernels.polynomials import orthonormal_with_derivative
-from sfrik.kernels.rotation_invariant import WORTH_A_WARNING, format_share
+from sfrik.kernels.rotation_invariant import WORTH_A_WARNING
 from sfrik.ops.collectives import all_reduce_sum, world_size
 from sfrik.ops.random import derived_seed
 

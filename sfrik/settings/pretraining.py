@@ -94,17 +94,16 @@ class PretrainSettings(OptimizerSettings, sections=("pretrain",)):
     )
     sfrik_kernel_scale: Annotated[Annotated[Real, Field(ge=1e-6, le=max(SCALES.values()))] | None, Unset] = Field(
         None,
-        description="SFRIK: s of rbf (2.5 when unset) and of power (below 2; 1); for heat, the time times q - 1 (log q)",
+        description="SFRIK: s of rbf (2.5) or power (1, below 2); heat: (q - 1) time (log q)",
     )
     sfrik_kernel_degree: Annotated[Annotated[Int, Field(ge=1, le=MOST_DEGREES)] | None, Unset] = Field(
-        None, description="SFRIK: last degree of the series of rbf, heat and power; the exact kernel when unset"
+        None, description="SFRIK: last degree of rbf, heat and power; exact when unset"
     )
     sfrik_stein: Int = Field(
         0,
         ge=0,
         le=2,
-        description="SFRIK: order of the kernel Stein discrepancy in place of the MMD, 1 or 2: b_l times l (l + q - 2) or its "
-        "square; 0: the MMD",
+        description="SFRIK: order of a kernel Stein discrepancy, 1 or 2; 0: the MMD",
     )
     sfrik_slices: Annotated[Slices | None, Unset] = Field(
         None, description="SFRIK: random directions per step to estimate the MMD with; exact when unset"

@@ -17,6 +17,7 @@ from sfrik.datasets import batches, describe_data, load_images
 from sfrik.diagnostics import Measures, measure
 from sfrik.errors import SfrikError
 from sfrik.evaluate.collapse import DIMENSIONAL, FULL, HEALTHY, LEAST_RANK, LEAST_UNIFORMITY, UNKNOWN, classify, diagnose
+from sfrik.kernels import RotationInvariantKernel
 from sfrik.networks import build_encoder, save_weights
 from sfrik.ops.random import derived_seed
 from sfrik.plots.runs import draw_diagnosis
@@ -252,6 +253,18 @@ def test_the_command_prints_each_measure_with_its_expected_value(whole, capsys):
     assert f"95 % interval {low:.3f} to {high:.3f}" in stdout
     (line,) = (line for line in stdout.splitlines() if "p-value of uniformity, degrees 1 and 2" in line)
     assert "< 0.001" in line, "untrained: all images have nearly the same embedding"
+
+
+@pytest.mark.parametrize(("degree", "shown"), [(2, "86 %"), (None, None)])
+@pytest.mark.filterwarnings("ignore::sfrik.kernels.TruncationWarning")
+def test_a_diagnosis_states_what_the_series_of_the_kernel_leaves_out(tmp_path, capsys, degree, shown):
+    run, _, _ = run_of(tmp_path / "run", parts=(), sfrik_kernel="rbf", sfrik_kernel_degree=degree)
+    run.log(line())
+    found = diagnose(run.folder)
+    assert found.left_out == (RotationInvariantKernel.rbf(2.5, found.q, degree).left_out if degree else 0)
+    main(["diagnose", str(run.folder)])
+    rows = [text for text in capsys.readouterr().out.splitlines() if "left out of the kernel" in text]
+    assert [shown in row for row in rows] == ([True] if degree else [])
 
 
 @pytest.mark.parametrize(("rank", "status"), [(30.0, 0), (1.5, 1)])
