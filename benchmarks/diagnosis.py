@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,12 @@ import matplotlib
 matplotlib.use("agg")
 
 import ranking
+import trained
 
 from sfrik.diagnostics import Measures
-from sfrik.evaluate import Diagnosis, diagnose, extract_features, knn_eval
+from sfrik.evaluate import Diagnosis
 from sfrik.plots.runs import draw_diagnosis
 from sfrik.plots.tables import save_figure, style
-from sfrik.pretrain.loop import pretrain
-from sfrik.runs.folder import Run
-from sfrik.settings import FeatureSettings, KnnSettings, PretrainSettings
 from sfrik.system.files import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
@@ -86,39 +83,12 @@ def main() -> None:
 
 
 def measured(name: str, seed: int, folder: Path) -> dict[str, Any]:
-    """Train a run unless it is there; its diagnosis, what its log says at the end, and the 20-NN of its features in %.
-
-    Stored in the run's folder as measured.json: delete it to measure again.
-    """
+    """The row of a run, which is trained unless it is there: its diagnosis, log and 20-NN."""
     group, recipe, changes, _ = RUNS[name]
-    kept = folder / name / f"seed{seed}" / "measured.json"
-    if kept.is_file():
-        return read_json(kept)
-    place = {"seed": seed, "exp_dir": str(folder / name / f"seed{seed}")}
-    settings = PretrainSettings.from_recipe(f"digits/{recipe}", **place, knn_every=0, **changes)
-    pretrain(settings, progress=False)
-    run = Run(settings.exp_dir)
-    found = diagnose(run.folder)
-    place["extraction_dir"] = str(run.folder / "features")
-    extract_features(FeatureSettings.from_recipe(f"digits/{recipe}", **place))
-    knn = knn_eval(KnnSettings.from_recipe(f"digits/{recipe}", **place))
-    lines = run.epochs()
-    print(f"{name} seed {seed}: {found.verdict}", flush=True)
-    row = {
-        "run": name,
-        "seed": seed,
-        "group": group,
-        "recipe": f"digits/{recipe}",
-        "changes": changes,
-        "commit": read_json(run.folder / "provenance.json")["commit"],
-        "knn20": knn["top1_at"]["20"],
-        "log": {key: lines[-1][key] for key in ("loss", "alignment", "uniformity", "effective_rank")} if lines else None,
-        "spread": found.spread,
-        **asdict(found if name in SHOWN.values() and seed == 0 else replace(found, spectrum=())),
-        "features": asdict(replace(found.features, spectrum=())),
-    }
-    write_json(kept, row)
-    return row
+    row = trained.measured(folder / name / f"seed{seed}", f"digits/{recipe}", seed, changes)
+    if name not in SHOWN.values() or seed:
+        row["spectrum"] = []
+    return {"run": name, "group": group, **row}
 
 
 def committed() -> list[dict[str, Any]]:
