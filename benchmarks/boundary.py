@@ -1,4 +1,4 @@
-"""The effective rank that `sfrik.kernels.predicted_spectrum` predicts, against short digits runs of several trade-offs and kernels.
+"""The effective rank that `predicted_spectrum` predicts, against digits runs of several trade-offs and kernels.
 
     python benchmarks/boundary.py --folder exp/boundary     about a minute per run on one core; finished runs are kept
 
