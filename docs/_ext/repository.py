@@ -25,7 +25,6 @@ __all__ = ["setup"]
 
 ROOT = Path(__file__).parents[2]
 EXECUTED = "results/digits/notebooks"
-FIGURES = "results/digits/figures"
 CHAPTERS = "docs/notebooks"  # lists the notebooks
 WIDGET = "application/vnd.jupyter.widget-view+json"
 RESULTS_PAGES = """
@@ -34,8 +33,8 @@ RESULTS_PAGES = """
 :hidden:
 :glob:
 
-/results/digits/README
-/results/digits/tables/*
+/results/*/README
+/results/*/tables/*
 ```
 """
 PICTURES = (".png", ".svg", ".gif", ".mp4")
@@ -43,9 +42,9 @@ PICTURES = (".png", ".svg", ".gif", ".mp4")
 
 def folders() -> list[str]:
     """The result folders that become pages, as paths in the repository."""
-    found = (ROOT / "results" / "digits").glob("*/seed*/provenance.json")
+    found = (ROOT / "results").glob("*/*/seed*/provenance.json")
     runs = sorted({path.parent for path in found if path.parent.name[4:].isdecimal()})  # not those of other settings
-    figures = [ROOT / FIGURES] if (ROOT / FIGURES).is_dir() else []
+    figures = sorted(path for path in (ROOT / "results").glob("*/figures") if path.is_dir())
     return [path.relative_to(ROOT).as_posix() for path in [*figures, *runs]]
 
 
@@ -63,12 +62,13 @@ def _read(app, docname: str, source: list[str]) -> None:
     source[0] = source[0].replace(" ± ", "\u00a0±\u00a0")  # no line break between a mean and its deviation
     if docname == "results/README":
         source[0] += RESULTS_PAGES
-    elif re.fullmatch(r"results/digits/[^/]+/README", docname):
+    elif re.fullmatch(r"results/[^/]+/[^/]+/README", docname):
         source[0] = f"---\norphan: true\n---\n\n{source[0]}"  # reached from the tables, not from the list of pages
-    elif table := re.fullmatch(r"results/digits/tables/table(\d+)", docname):
-        source[0] = f"# Table {table[1]}\n\n{source[0]}"
-        if (ROOT / FIGURES / f"table{table[1]}.svg").is_file():
-            source[0] += f"\n\n![Figure of table {table[1]}](../figures/table{table[1]}.svg)\n"
+    elif table := re.fullmatch(r"results/([^/]+)/tables/table(\d+)", docname):
+        profile, number = table.groups()
+        source[0] = f"# Table {number} ({profile})\n\n{source[0]}"
+        if (ROOT / "results" / profile / "figures" / f"table{number}.svg").is_file():
+            source[0] += f"\n\n![Figure of table {number}](../figures/table{number}.svg)\n"
 
 
 def _for_the_site(notebook: str) -> str:
@@ -168,10 +168,11 @@ def _folder_body(app, path: str) -> str:
     for file in files:
         name = html.escape(file.name)
         if file.suffix in PICTURES:
-            copy = Path(app.outdir, "_images", file.name)
+            picture = f"{path.removeprefix('results/').replace('/', '-')}-{file.name}"  # table1.svg is in several folders
+            copy = Path(app.outdir, "_images", picture)
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(file, copy)
-            where = relative_uri(f"{path}.html", f"_images/{file.name}")
+            where = relative_uri(f"{path}.html", f"_images/{picture}")
             if file.suffix == ".mp4":
                 parts.append(f'<h2>{name}</h2>\n<video controls loop src="{where}"></video>')
             elif (
