@@ -69,7 +69,8 @@ def test_the_predicted_spectrum_is_the_minimum(first: float, second: float) -> N
         loss, np.full(7, 1 / 7), method="SLSQP", bounds=[(0, 1)] * 7, constraints={"type": "eq", "fun": lambda c: c.sum() - 1},
         options={"ftol": 1e-14, "maxiter": 500},
     )  # fmt: skip
-    assert found.sum() == pytest.approx(1) and (found >= 0).all()
+    assert found.sum() == pytest.approx(1)
+    assert (found >= 0).all()
     assert loss(found) == pytest.approx(best.fun, abs=1e-9)
     assert found == pytest.approx(best.x, abs=1e-4)
 
