@@ -29,13 +29,14 @@ from sfrik.system.terminal import print_line
 from sfrik.tables.collect import Measured, build_table, existing_seeds, tables_with_scores
 from sfrik.tables.definitions import grids, rows_of, tables_of
 from sfrik.tables.render import MISSING, plus_minus
-from sfrik.tables.rows import Column
+from sfrik.tables.rows import DIMS, Column
 
 __all__ = ["publish"]
 
 RECORDS = ("settings.json", "provenance.json", "metrics.jsonl")
 COST_CHAPTER = "06_complexity"
 CHAPTERS = [name for name in PARAMETERS if name != "07_tables"]  # which is rendered from what is published
+GENERAL = "digits"  # the profile with which notebook 01 is published
 FLOW = ("flow.gif", "flow.png")  # drawn by notebook 01
 SUFFIXES = {"tables": (".csv", ".md", ".tex"), "figures": (".png", ".svg")}
 
@@ -182,8 +183,9 @@ def _leftovers(folder: Path) -> Iterator[Path]:
 
 
 def _tidy(profile: str, target: Path) -> None:
-    """Delete runs without scores or without a row, executed notebooks of a second seed, and tables without scores."""
+    """Delete runs without scores or without a row, executed notebooks that are not published, and tables without scores."""
     recipes = {row.recipe for name in tables_of(profile) for row in rows_of(name, profile)}
+    explained = _with_notebooks(profile)
     for parent in sorted(path for path in (target / profile).iterdir() if path.is_dir() and not path.is_symlink()):
         recipe = f"{profile}/{parent.name}"
         runs = {seed: _owned(run_folder(recipe, seed, target)) for seed in existing_seeds(recipe, target)}
@@ -192,7 +194,7 @@ def _tidy(profile: str, target: Path) -> None:
             (parent / "README.md").unlink(missing_ok=True)
         for seed, owned in runs.items():
             for path in owned:
-                if seed not in kept or (path.suffix == ".ipynb" and seed != kept[0]):
+                if seed not in kept or (path.suffix == ".ipynb" and (seed != kept[0] or recipe not in explained)):
                     path.unlink()
             _remove_empty(run_folder(recipe, seed, target))
         if not kept:
@@ -202,6 +204,15 @@ def _tidy(profile: str, target: Path) -> None:
         for name in tables_of(profile):
             for suffix in suffixes if name not in shown else ():
                 (target / profile / kind / f"{name}{suffix}").unlink(missing_ok=True)
+
+
+def _with_notebooks(profile: str) -> set[str]:
+    """The recipes of which the executed notebooks of one seed are published.
+
+    Those of smaller dimensions and of the grids of table 9 differ in a setting only, and would be most of the published bytes.
+    """
+    rows = [row for name in tables_of(profile) if name != "table9" for row in rows_of(name, profile)]
+    return {row.recipe for row in rows if row.entry or row.q in (None, DIMS[profile][-1])}
 
 
 def _is_score(path: Path) -> bool:
@@ -246,6 +257,8 @@ def _copy_chapters(names: Sequence[str], profile: str, root: Path, target: Path)
     for name in CHAPTERS:
         source = here / "notebooks" / f"{name}.ipynb"
         if not source.is_file() or (name == COST_CHAPTER and "table6" not in names):
+            continue
+        if name == CHAPTERS[0] and profile != GENERAL:  # it is about the kernel only
             continue
         if name not in (CHAPTERS[0], COST_CHAPTER) and not trained:
             notes.append(f"{source} is not published: its run is not finished, or not of a clean checkout: make notebooks")

@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-__all__ = ["PAGES"]
+from collections.abc import Sequence
+
+__all__ = ["PAGES", "edges_line", "tables_line"]
+
+CONTENTS = {
+    "table1": "linear probing",
+    "table2": "kernels",
+    "table3": "transfer",
+    "table4": "all protocols",
+    "table5": "memory",
+    "table6": "time and memory",
+    "table7": "multi-crop",
+    "table8": "few labels",
+    "table9": "tuning",
+}
 
 DIGITS = """# The paper's claims on the digits profile
 
@@ -18,14 +32,9 @@ include the error due to the test images, which all runs share.
 {table}
 
 For each kernel of table 2 the alignment weight was chosen separately, on the tuning split with seed 0 (the recipes list the
-candidates); the scale and the weight behind the paper's figures are not known. Choices of table 9 at the edge of their grid,
-where a wider grid may be better: {edges}.
+candidates); the scale and the weight behind the paper's figures are not known.{edges}
 
-The tables with means, standard deviations and links to every run: [1](tables/table1.md) linear probing,
-[2](tables/table2.md) kernels, [3](tables/table3.md) transfer, [4](tables/table4.md) all protocols,
-[5](tables/table5.md) memory, [6](tables/table6.md) time and memory, [7](tables/table7.md) multi-crop,
-[8](tables/table8.md) few labels, [9](tables/table9.md) tuning. Figures are in [figures](figures), executed notebooks in
-[notebooks](notebooks) and in the folder of each run.
+{tables}
 """
 
 PHOTOS = """# The paper's claims on the photos profile
@@ -43,13 +52,23 @@ share.
 
 The learning rate of each method was chosen at q = 512 and its weight at each q, on the tuning split with seed 0. SFRIK's were
 chosen for L = 3 at q = 512; its weight is proportional to q. For each kernel of table 2 the alignment weight was chosen, with the
-rate of L = 3. The scale and the weight behind the paper's figures of the kernels are not known.
+rate of L = 3. The scale and the weight behind the paper's figures of the kernels are not known.{edges}
 
-Choices of table 9 at the edge of their grid, where a wider grid may be better, with the settings: {edges}.
-
-The tables with means, standard deviations and links to every run: [1](tables/table1.md) linear probing,
-[2](tables/table2.md) kernels, [7](tables/table7.md) multi-crop, [9](tables/table9.md) tuning. Figures are in [figures](figures),
-executed notebooks in [notebooks](notebooks) and in the folder of each run.
+{tables}
 """
 
 PAGES = {"digits": DIGITS, "photos": PHOTOS}
+
+
+def tables_line(names: Sequence[str]) -> str:
+    """The line with links to the tables that have scores."""
+    links = ", ".join(f"[{name.removeprefix('table')}](tables/{name}.md) {CONTENTS[name]}" for name in names)
+    return (
+        f"The tables with means, standard deviations and links to every run: {links}.\n"
+        "Figures are in [figures](figures), executed notebooks in the folder of each run and, of the chapters, in [notebooks](notebooks)."
+    )
+
+
+def edges_line(edges: Sequence[str]) -> str:
+    """The sentence on the choices of table 9 at the edge of their grid."""
+    return f"\nChoices of table 9 at the edge of their grid, where a wider grid may be better: {', '.join(edges) or 'none'}."

@@ -15,8 +15,8 @@ from pathlib import Path
 from sfrik.settings import grid_recipes, runs_root
 from sfrik.settings.recipes import TUNE
 from sfrik.system.files import write_text
-from sfrik.tables.claim_pages import PAGES
-from sfrik.tables.collect import Measured, Table, build_table
+from sfrik.tables.claim_pages import PAGES, edges_line, tables_line
+from sfrik.tables.collect import Measured, Table, build_table, tables_with_scores
 from sfrik.tables.definitions import grids, read_choice, rows_of, tables_of
 from sfrik.tables.render import MISSING, markdown_table
 from sfrik.tables.rows import DIMS, paper_figures
@@ -234,12 +234,15 @@ def write_claims(profile: str = "digits", root: str | Path | None = None) -> Pat
         return None
     path = Path(root or runs_root()) / profile / "README.md"
     images = build_table("table1", profile, root).title.partition("; ")[2]
-    parts = {"images": images, "table": claims_as_markdown(profile, root), "edges": _choices_at_an_edge(profile, root)}
+    scored = tables_with_scores(profile, root)
+    chosen = any(read_choice(profile, grid, root) for grid in grids(profile))
+    edges = edges_line(_choices_at_an_edge(profile, root)) if chosen else ""
+    parts = {"images": images, "table": claims_as_markdown(profile, root), "edges": edges, "tables": tables_line(scored)}
     write_text(path, PAGES[profile].format(**parts))
     return path
 
 
-def _choices_at_an_edge(profile: str, root: str | Path | None) -> str:
+def _choices_at_an_edge(profile: str, root: str | Path | None) -> list[str]:
     """The recipes chosen in table 9 that are the first or the last of their grid; in a grid of several settings, with these."""
     found = []
     for grid, recipes in grids(profile).items():
@@ -252,4 +255,4 @@ def _choices_at_an_edge(profile: str, root: str | Path | None) -> str:
             found += [f"{chosen.split('/')[-1]} ({', '.join(edges)})"] if edges else []
         elif chosen and chosen in (recipes[0], recipes[-1]):
             found += [chosen.split("/")[-1]]
-    return ", ".join(found) or "none"
+    return found

@@ -108,6 +108,29 @@ def test_records_and_scores_of_every_seed_and_the_notebooks_of_one_are_published
     assert files(target) == before
 
 
+def test_notebooks_are_those_of_the_largest_dimension_and_of_no_grid(tmp_path):
+    names = ("simclr_q128", "simclr_q512", "random_weights", "tune_sfrik_1024")
+    for name in names:
+        finished_run(tmp_path, f"digits/{name}", 0, ("pretrain", "linear"), 50.0)
+    publishing._tidy("digits", tmp_path)
+    kept = {name: sorted(path.name for path in (tmp_path / "digits" / name).rglob("*.ipynb")) for name in names}
+    whole = ["02_pretraining.ipynb", "03_linear_probing.ipynb"]
+    assert kept == {"simclr_q128": [], "simclr_q512": whole, "random_weights": whole, "tune_sfrik_1024": []}
+    assert (run_folder("digits/simclr_q128", 0, tmp_path) / "linear.json").is_file()
+
+
+def test_notebook_01_is_published_with_one_profile(roots, monkeypatch):
+    root, target = roots
+    monkeypatch.setattr(publishing, "same_code", lambda name, path: True)
+    for name in ("notebooks/01_kernel_theory.ipynb", "figures/flow.gif", "figures/flow.png"):
+        for profile in ("smoke", publishing.GENERAL):
+            write_json(root / profile / name, {"cells": [], "metadata": {}})
+    assert publishing._copy_chapters(["table1"], "smoke", root, target) == []
+    assert not (target / "smoke").exists()
+    assert publishing._copy_chapters(["table1"], publishing.GENERAL, root, target) == []
+    assert len(files(target)) == 3
+
+
 def record(**changes):
     def change(run):
         run.record(**changes)
