@@ -47,6 +47,13 @@ CASES = [
 ]
 MEMORY = (16384, 512, 1 / 20)  # n, q, most of the plain formula's
 LARGE = (65536, 512, 1024)  # n, q, most MiB
+EXACT = {
+    "RBF": lambda q: RotationInvariantKernel.rbf(2.5, q),
+    "power": lambda q: RotationInvariantKernel.power(1.0, q),
+    "heat": lambda q: RotationInvariantKernel.heat(None, q),
+}
+EXACT_SIZES = [(256, 512), (1024, 1024), (512, 8192)]  # n, q
+EXACT_MOST = 1.3  # of the time with the truncated kernel
 SHARE = (3, 4096, 512, 0.45)  # processes, n, q, most of one process's work
 
 
@@ -64,7 +71,8 @@ def main() -> None:
         print(json.dumps(resident_peak(options.peak[0], int(options.peak[1]), int(options.peak[2]))))
         return
     device = pick_device(options.device)
-    rows = [*speed(device, options.rounds, options.divide), *memory(device, options.divide)]
+    rows = [*speed(device, options.rounds, options.divide), *exact_kernels(device, options.rounds, options.divide)]
+    rows += memory(device, options.divide)
     rows += [share(device, options.rounds, options.divide), low_precision(device, options.rounds, options.divide)]
     for row in rows:
         print("; ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()))
@@ -101,6 +109,21 @@ def speed(device: torch.device, rounds: int, divide: int) -> list[dict[str, Any]
                 **of(times, "fast", "product"),
             }
         )
+    return rows
+
+
+def exact_kernels(device: torch.device, rounds: int, divide: int) -> list[dict[str, Any]]:
+    """SFRIK with each exact kernel against the truncated one of degree 3, all of a size in turns."""
+    rows = []
+    for n, q in ((n // divide, q // divide) for n, q in EXACT_SIZES):
+        views, _ = views_of(n, q, device)
+        calls = {"truncated": step(SFRIK(q), views)}
+        calls |= {name: step(SFRIK(q, kernel=make(q)), views) for name, make in EXACT.items()}
+        times = in_turns(calls, device, rounds)
+        for name in EXACT:
+            pair = {key: times[key] for key in (name, "truncated")}
+            row = {"what": f"SFRIK with the exact {name} kernel, n={n} q={q}", "against": "truncated kernel, L=3"}
+            rows.append({**row, "unit": "of the time", **of(pair, name, "truncated"), "at most": EXACT_MOST})
     return rows
 
 
