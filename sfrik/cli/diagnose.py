@@ -125,7 +125,7 @@ def _rows(found: Diagnosis) -> list[tuple[str, str, str]]:
         value = f"near 0; {ends[2 - degree % 2]}{interval}"
         rows.append((f"energy of degree {degree}, relative to one point", f"{share:.3f}", value))
     if test:
-        usual = "below 0.05: not uniform, as most trained embeddings; near 1: more even than random points"
+        usual = "above 0.05 if uniform, which few trained embeddings are"
         rows.append((f"p-value of uniformity, degrees {' and '.join(map(str, intervals))}", _p_value(test.p_value), usual))
     if found.spectrum:
         rows.append(("largest eigenvalue of the covariance", f"{found.spectrum[0]:.3g}", f"{1 / found.q:.2g} if uniform"))
