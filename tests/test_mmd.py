@@ -95,6 +95,17 @@ def test_moments_and_gram_matrix_give_the_same_mmd(monkeypatch, weights, unbiase
     torch.testing.assert_close(found["moments"], found["gram"], rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.parametrize(("n", "q"), [(65536, 512), (8192, 16)])
+def test_rounding_moves_the_u_statistic_of_many_rows_by_a_small_part_of_its_null_deviation(n, q):
+    kernel = RotationInvariantKernel((1.0, 40.0), q)
+    z = points(n, q).float()
+    value, exact = (mmd_to_uniform(rows, kernel, unbiased=True, cost="moments").item() for rows in (z, z.double()))
+    pairs = n * (n - 1) / 2
+    deviation = math.sqrt(sum(b * b / harmonics(l, q) for l, b in enumerate(kernel.coefficients, start=1)) / pairs)
+    assert abs(exact) < 5 * deviation
+    assert abs(value - exact) < 0.02 * deviation  # |M|^2 / n^2 - 1 / q in float32 is off by 0.9 deviations at 65536 x 512
+
+
 def test_auto_chooses_the_cheaper_algorithm():
     second, third = RotationInvariantKernel((1.0, 40.0), 64), RotationInvariantKernel((1.0, 40.0, 40.0), 64)
     assert choose_cost(65, second) == "moments"
@@ -263,22 +274,52 @@ def test_float32_resolves_the_u_statistic_near_the_uniform_distribution(name):
     assert abs(mmd_to_uniform(z, kernel, unbiased=True).item() - exact) <= 0.01 * math.sqrt(variance)
 
 
+def whole_and_along(
+    rows: torch.Tensor, z: torch.Tensor, kernel: RotationInvariantKernel
+) -> tuple[float, torch.Tensor, torch.Tensor]:
+    """Value and gradient of the MMD of rows, in low precision if they are; the part of the gradient along the sphere at z."""
+    gradient = torch.zeros_like(rows, dtype=torch.promote_types(rows.dtype, torch.float32))
+    (value,) = module.MMD(kernel, cost="gram", low_precision=True).partial_values([rows], [len(z)], [gradient], 1.0)
+    whole = gradient.double()
+    return value.item(), whole, whole - (whole * z).sum(1, keepdim=True) * z
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("n", "q"), [(600, 64), (300, 1024)])
-@pytest.mark.parametrize("spread", [0.0, 0.7], ids=["uniform", "around a centre"])
-def test_the_error_of_low_precision_products_is_within_the_stated_bound(dtype, n, q, spread):
-    kernel = RotationInvariantKernel((1.0, 40.0, 40.0), q)
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, 40.0, 40.0), (0.0, 40.0, 0.0, 10.0)])
+@pytest.mark.parametrize(("n", "q"), [(600, 64), (300, 1024), (1024, 512)])
+@pytest.mark.parametrize("spread", [0.0, 0.7, 3.0, 1e4], ids=["uniform", "around a centre", "near it", "equal"])
+def test_the_error_of_low_precision_products_is_within_the_stated_bound(dtype, weights, n, q, spread):
+    kernel = RotationInvariantKernel(weights, q)
     z = torch.nn.functional.normalize(points(n, q) + spread * points(1, q, seed=9), dim=1)
-    found = []
-    for rows in (z, z.to(dtype)):
-        gradient = torch.zeros_like(rows, dtype=torch.promote_types(rows.dtype, torch.float32))
-        (value,) = module.MMD(kernel, low_precision=True).partial_values([rows], [n], [gradient], 1.0)
-        # the part along the sphere, which the gradient of the normalisation keeps
-        found.append((value.item(), gradient.double() - (gradient.double() * z).sum(1, keepdim=True) * z))
-    (expected, exact), (value, rounded) = found
+    expected, whole, along = whole_and_along(z, z, kernel)
+    value, _, rounded = whole_and_along(z.to(dtype), z, kernel)
     eps = torch.finfo(dtype).eps / 2
-    assert 0 < abs(value - expected) <= 0.1 * eps * expected
-    assert 0.1 * eps < (rounded - exact).norm() / exact.norm() <= 4 * eps
+    one = torch.ones((), dtype=torch.float64)
+    assert 0 < abs(value - expected) <= 3 * math.sqrt(2 / q) * eps * kernel.derivative(one) / kernel(one) * expected
+    assert 0.1 * eps < (rounded - along).norm() / whole.norm() <= eps
+
+
+@pytest.mark.parametrize(
+    ("dtype", "n", "q"),
+    [
+        (torch.bfloat16, 256, 8192),
+        (torch.float16, 256, 8192),
+        (torch.bfloat16, 256, 32768),
+        (torch.bfloat16, 32, 32768),
+        (torch.bfloat16, 32, 131072),
+    ],
+)
+def test_near_the_uniform_distribution_the_error_along_the_sphere_grows_as_stated(dtype, n, q):
+    kernel, z = RotationInvariantKernel((1.0, 40.0, 40.0), q), points(n, q)
+    _, whole, along = whole_and_along(z, z, kernel)
+    _, _, rounded = whole_and_along(z.to(dtype), z, kernel)
+    squares = sum(b * b * l * (l + q - 2) / harmonics(l, q) for l, b in enumerate(kernel.coefficients, start=1))
+    slope = kernel.derivative(torch.ones((), dtype=torch.float64)).item()
+    growth = math.sqrt(1 + slope**2 / (n * squares))
+    assert (whole.norm() / along.norm()).item() == pytest.approx(growth, rel=0.05)  # a draw of n rows, not their mean
+    error = (rounded - along).norm() / along.norm() / (torch.finfo(dtype).eps / 2)
+    assert 0.5 * growth < error <= growth
+    assert error > 5, "so that a constant of 4 eps does not hold"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
