@@ -209,10 +209,11 @@ def _tidy(profile: str, target: Path) -> None:
 def _with_notebooks(profile: str) -> set[str]:
     """The recipes of which the executed notebooks of one seed are published.
 
-    Those of smaller dimensions and of the grids of table 9 differ in a setting only, and would be most of the published bytes.
+    Those of smaller dimensions and of the grids of table 9 differ in a setting only, and would be most of the published bytes;
+    those of rows without training show nothing.
     """
     rows = [row for name in tables_of(profile) if name != "table9" for row in rows_of(name, profile)]
-    return {row.recipe for row in rows if row.entry or row.q in (None, DIMS[profile][-1])}
+    return {row.recipe for row in rows if row.entry or row.q == DIMS[profile][-1]}
 
 
 def _is_score(path: Path) -> bool:
