@@ -4,7 +4,8 @@
     python benchmarks/bench.py --only losses      one of them
     python benchmarks/bench.py --render           only the tables, from the recorded figures
 
-The figures go to results/speed/<name>.json with the machine's description. Nothing else should run at the same time.
+The figures go to results/speed/<name>.json with the machine's description. Nothing else should run at the same time: "busy"
+starts the processes that it measures beside.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 PAGE, FIGURES = ROOT / "docs" / "speed.md", ROOT / "results" / "speed"
 SCRIPTS = {
     "losses": [],
+    "busy": [],
     "sliced": [],
     "input": [],
     "digits": [],
@@ -67,8 +69,7 @@ def ratios() -> list[str]:
 
 
 def of_losses() -> Iterator[list[str]]:
-    measured = found("losses")
-    for row in measured["rows"] if measured else []:
+    for row in [row for name in ("losses", "busy") if (measured := found(name)) for row in measured["rows"]]:
         value = f"{row['ratio']:.3g} {row['unit']}"
         if "least" in row:
             value += f" ({row['least']:.3g} to {row['largest']:.3g} over the rounds)"

@@ -75,9 +75,13 @@ def main() -> None:
     rows += memory(device, options.divide)
     rows += [share(device, options.rounds, options.divide), low_precision(device, options.rounds, options.divide)]
     for row in rows:
-        print("; ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()))
+        print(line(row))
     if options.json:
         options.json.write_text(json.dumps({"hardware": hardware(device), "rows": rows}, indent=1), encoding="utf-8")
+
+
+def line(row: dict[str, Any]) -> str:
+    return "; ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
 
 
 def speed(device: torch.device, rounds: int, divide: int) -> list[dict[str, Any]]:

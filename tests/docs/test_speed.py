@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import bench  # noqa: E402
+import busy  # noqa: E402
 import gpu  # noqa: E402
 import input as inputs  # noqa: E402
 import losses  # noqa: E402
@@ -36,6 +37,16 @@ def test_the_losses_are_compared_with_their_targets():
     assert bench.asked({"ratio": 1.0, "at least": 1.7}) == "at least 1.7"
     assert bench.asked({"ratio": 1.0, "at most products": 3.9}) == "at most 3.9 products"
     assert bench.asked({"ratio": 1.0}) == "–"
+
+
+def test_the_losses_are_compared_beside_processes_that_end_with_the_measurement():
+    with busy.neighbours(2) as processes:
+        rows = busy.compare("SFRIK", 8, 16, 1) + busy.compare("AUH", 8, 16, 1)
+        assert [process.poll() for process in processes] == [None, None]
+    assert all(process.poll() is not None for process in processes)
+    assert [row["against"] for row in rows] == [losses.PLAIN, "the authors' formula", losses.PLAIN]
+    assert all(row["ratio"] == pytest.approx(row["fast ms"] / row[f"{row['against']} ms"]) for row in rows)
+    assert bench.asked(rows[0]) == "at most 1"
 
 
 def test_many_directions_estimate_the_value_and_the_gradient():
