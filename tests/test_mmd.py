@@ -168,7 +168,13 @@ def test_the_tile_function_of_an_exact_kernel_is_as_accurate_as_the_dtype(name, 
 def test_a_long_series_takes_horners_scheme_only_where_its_terms_do_not_cancel():
     assert len(module._monomials(RotationInvariantKernel.heat(None, 512), torch.float32)) == 12
     assert len(module._monomials(RotationInvariantKernel.heat(None, 512), torch.float64)) == 19
-    assert module._monomials(RotationInvariantKernel.heat(0.01, 3), torch.float32) == (0.0,)
+    narrow = RotationInvariantKernel.heat(0.011, 3)  # the terms are up to 1e4 times their sum
+    assert narrow.degree <= module.MAX_LONG_HORNER_DEGREE
+    assert module._monomials(narrow, torch.float32) == (0.0,)
+    t = torch.linspace(-1, 1, 101)
+    values, slopes = module._tile_function(narrow, torch.float32).function(t.clone())
+    assert (values.double() - narrow(t.double())).abs().max() <= 1e-6 * narrow(t).max()
+    assert (slopes.double() - narrow.derivative(t.double())).abs().max() <= 1e-6 * narrow.derivative(t).max()
     cut = RotationInvariantKernel((1.0,) * 8, 512, left_out=1e-3)
     assert module._monomials(cut, torch.float32) == (0.0,)
     assert len(module._monomials(RotationInvariantKernel((1.0,) * 8, 512), torch.float64)) == 9
