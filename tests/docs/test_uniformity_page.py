@@ -12,7 +12,7 @@ import scipy.special
 import torch
 
 from sfrik.diagnostics import uniformity_test
-from sfrik.diagnostics.hypothesis import _least_rows
+from sfrik.diagnostics.hypothesis import _least_rows, refusal
 from sfrik.system.files import read_json
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -40,10 +40,15 @@ def test_the_table_is_that_of_the_numbers_and_every_size_is_near_5_per_cent():
             draws = cell["draws"][name]
             assert draws >= 2000
             assert abs(rate - 5) <= 1, (cell, name)
+    for case in numbers["fewest"]:
+        n, q, degree = (case[name] for name in ("n", "q", "degree"))
+        assert refusal(torch.ones(n - 1, q), (degree,)) is not None
+        assert refusal(torch.ones(n, q), (degree,)) is None
+        assert abs(case["rate"] - 5) <= 1, case
 
 
 def test_the_page_has_the_numbers_of_rows_that_are_needed():
-    for rows, degree in ((14, 3), (25, 4), (1535, 8)):
+    for rows, degree in ((15, 3), (27, 4), (1665, 8)):
         assert _least_rows(3, 512, degree) == rows
         assert f"{rows:,} for degree {degree}" in page()
 
@@ -52,6 +57,8 @@ def test_the_size_and_the_power_are_measured(capsys):
     found = benchmark.size(30, 4, draws=200)
     assert found["draws"] == dict.fromkeys(("1", "2", "1, 2", "3", "1, 2, 3"), 200)
     assert all(abs(rate - 5) <= 100 * 4 * np.sqrt(0.05 * 0.95 / 200) for rate in found["rates"].values())  # 4 sigma
+    found = benchmark.size_of_degree(9, 16, 3, draws=400)
+    assert abs(found["rate"] - 5) <= 1 + 100 * 4 * np.sqrt(0.05 * 0.95 / 400)  # 4 sigma, and the stated error
     power = benchmark.power((8, 200), draws=20, dim=128)
     for curves in power.values():
         assert all(few <= many for few, many in curves.values())
