@@ -123,10 +123,11 @@ def _last_epoch(settings: PretrainSettings, line: dict[str, Any]) -> list[str]:
             return ["nothing was trained: the weights are those of the initialisation"]
         return ["pretrained; metrics.jsonl has no complete epoch"]
     knn = f", 20-NN on training images {line['knn']:.1f} %" if "knn" in line else ""
+    trade_off = f", lambda {settings.trade_off:.4g}" if settings.ssl_method == "sfrik" else ""
     epochs = "1 epoch" if line["epoch"] == 0 else f"{line['epoch'] + 1} epochs"
     return [
         f"pretrained {epochs}: loss {line['loss']:.4f}, alignment {line['alignment']:.4f}, "
-        f"effective rank {line['effective_rank']:.1f} of {settings.dim}{knn}"
+        f"effective rank {line['effective_rank']:.1f} of {settings.dim}{knn}{trade_off}"
     ]
 
 

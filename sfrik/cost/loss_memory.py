@@ -16,13 +16,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sfrik.objectives import SFRIK, SIGReg, SimCLR
+from sfrik.objectives import AUH, SFRIK, SIGReg, SimCLR
 from sfrik.objectives.base import Objective
 from sfrik.ops.collectives import simulated_processes
 
 __all__ = ["MemoryCounter", "loss_peak"]
 
-# Rows per process up to which the code is run. SimCLR visits every tile, the others two of each shape.
+# Rows per process up to which the code is run. SimCLR and AUH's entropy visit every tile, the others two of each shape.
 MOST_ROWS, MOST_ROWS_SIMCLR = 65536, 8192
 
 
@@ -73,7 +73,8 @@ def loss_peak(
         device: "cuda" or "cpu"; it decides the size of the tiles and whether SFRIK multiplies in bfloat16.
     """
     local = n // processes
-    counted = min(local, MOST_ROWS_SIMCLR if isinstance(objective, SimCLR) else MOST_ROWS)
+    every_tile = isinstance(objective, SimCLR) or (isinstance(objective, AUH) and objective.entropy)
+    counted = min(local, MOST_ROWS_SIMCLR if every_tile else MOST_ROWS)
     if isinstance(objective, SIGReg) or (isinstance(objective, SFRIK) and objective.sliced):
         device = "cpu"  # random directions come from the device's generator, which needs the device; the memory is the same
     dtype = torch.bfloat16 if half else torch.float32

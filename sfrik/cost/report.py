@@ -39,7 +39,8 @@ def format_plan(settings: Settings, processes: int | None, multi_process: bool) 
     else:
         place = getattr(settings, "image_dir", "") or settings.data_dir
         lines.append(f"steps: one per {settings.batch_size} images in {place}, per epoch")
-    lines += [*settings.notes, *kernel_notes(settings)] if isinstance(settings, PretrainSettings) else []
+    if isinstance(settings, PretrainSettings):
+        lines += [line for line in (settings.trade_off_line, *settings.notes, *kernel_notes(settings)) if line]
     for count, parts in memory_by_processes(settings, processes or (None if multi_process else 1)).items():
         detail = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
         each = "1 process" if count == 1 else f"each of {count} processes"

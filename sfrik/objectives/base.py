@@ -14,8 +14,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from sfrik.kernels.polynomials import check_degree, check_dim, check_whole
+from sfrik.objectives.spectra import Floor
 from sfrik.ops.autograd import attach_gradients, normalise, normalise_backward, requires_grad
 from sfrik.ops.collectives import all_reduce_sum, row_counts, world_size
+from sfrik.ops.finite import broken_rows
 from sfrik.ops.pairwise import LOW_PRECISION
 
 __all__ = ["Batch", "LossTerms", "NotFinite", "Objective", "mean"]
@@ -39,10 +42,11 @@ class LossTerms:
 
 
 class NotFinite(ValueError):
-    """The loss is NaN or infinite.
+    """The loss is NaN or infinite, or a row that the objective normalises has no norm.
 
     Attributes:
-        rows: indices of the local rows with NaN or infinite values in any view; may be empty.
+        rows: indices of the local rows that are the cause, in any view: those with NaN or infinite values and, if the objective
+            normalises, those whose norm is 0 (below 1e-12) or overflows. May be empty.
     """
 
     def __init__(self, message: str, rows: Sequence[int]) -> None:
@@ -86,7 +90,8 @@ class Objective(nn.Module, ABC):
 
         Raises:
             ValueError: views of wrong or different shapes, fewer than two views or two rows, or wrong anchors.
-            NotFinite: the loss is NaN or infinite.
+            NotFinite: on all processes: the loss is NaN or infinite, or the objective normalises and a row of any process is
+                zero, or so small or large that its norm underflows or overflows.
         """
         given = cast(list[Tensor], list(views[0] if len(views) == 1 and not isinstance(views[0], Tensor) else views))
         anchors = list(anchors)
@@ -102,6 +107,55 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def terms(self, batch: Batch, step: int) -> LossTerms:
         """The formula of the objective, evaluated on checked views outside of autocast."""
+
+    def spectrum(self, q: int | None = None, n: int | None = None, degrees: int = 4) -> tuple[float, ...]:
+        r"""Weight of each degree near uniform embeddings, 1 to `degrees`, for a squared distance of two views of weight 1.
+
+        There the regulariser has the gradient of the squared MMD with these weights in place of :math:`b_l`
+        (`sfrik.objectives.spectra`; docs/map.md compares the losses), for the distribution of the embeddings: where a loss leaves
+        out the pairs i = j, its gradient on n rows is n / (n - 1) times that of the mean over all pairs.
+
+        Args:
+            q: the dimension of the embeddings; SFRIK knows it.
+            n: the number of rows of a view, over all processes; SimCLR and SIGReg depend on it.
+            degrees: the number of degrees.
+
+        Raises:
+            ValueError: q or n is missing or out of bounds, or the alignment has no weight.
+        """
+        check_degree(degrees)
+        return tuple(self._spectrum(self._dim(q), self._rows(n), degrees))
+
+    def floor(self, n: int, q: int | None = None) -> Floor | None:
+        """The regulariser's value for n random, n orthogonal and n equal rows of dimension q; None where it has no such values.
+
+        Args:
+            n: the number of rows of a view, over all processes.
+            q: the dimension of the embeddings; SFRIK knows it.
+
+        Raises:
+            ValueError: q is missing, or n or q is out of bounds.
+        """
+        self._rows(n)
+        return self._floor(n, self._dim(q))
+
+    @abstractmethod
+    def _spectrum(self, q: int, n: int | None, degrees: int) -> Iterable[float]:
+        """`spectrum`, given checked arguments."""
+
+    def _floor(self, n: int, q: int) -> Floor | None:
+        return None
+
+    def _dim(self, q: int | None) -> int:
+        if q is None:
+            raise ValueError(f"{type(self).__name__} does not know the dimension of its embeddings: give q")
+        check_dim(q)
+        return q
+
+    def _rows(self, n: int | None) -> int | None:
+        if n is not None:
+            check_whole("n", n, 2, 2**40)
+        return n
 
     def extra_repr(self) -> str:
         public = {name: value for name, value in vars(self).items() if not name.startswith("_") and name != "training"}
@@ -131,15 +185,16 @@ class Objective(nn.Module, ABC):
         finite = [f"{name} {value:.4g}" for name, value in values.items() if math.isfinite(value)]
         what = f"the loss is not finite: {', '.join(bad) or 'the weighted sum overflows'}"
         what += f" ({', '.join(finite)})" if finite else ""
-        broken = [(~torch.isfinite(view)).any(dim=1).nonzero().flatten().tolist() for view in views]
+        broken = [broken_rows(view, self.normalised) for view in views]
         where = [
-            f"view {k} holds NaN or infinite values in {len(rows)} of {len(views[k])} rows (first: row {rows[0]})"
-            for k, rows in enumerate(broken)
+            f"view {k} {kind} in {len(rows)} of {len(views[k])} rows (first: row {rows[0]})"
+            for k, kinds in enumerate(broken)
+            for kind, rows in kinds.items()
             if rows
         ]
         largest = max(view.abs().max().item() for view in views)
-        detail = where[0] if where else f"this process's views are finite, the largest value being {largest:.3g}"
-        return NotFinite(f"{what}; {detail}", sorted({row for rows in broken for row in rows}))
+        detail = "; ".join(where) or f"this process's views are finite, the largest value being {largest:.3g}"
+        return NotFinite(f"{what}; {detail}", sorted({row for kinds in broken for rows in kinds.values() for row in rows}))
 
 
 class Batch:
@@ -223,6 +278,17 @@ class Batch:
                 difference.mul_(2 * weight * pair_weight * world_size() / (self.n * self.q))
                 self.add_gradient(v, difference, sign=-1)  # before the other, which may keep the tensor
                 self.add_gradient(a, difference)
+        return total
+
+    def distance_to_centre(self, weight: float) -> Tensor:
+        """This process's share of the mean squared distance of the views to their mean. Adds `weight` times its gradient."""
+        total, centre = self.z[0].new_zeros(()), mean(self.z)
+        scale = 1 / (len(self.z) * self.n * self.q)
+        for v, z in enumerate(self.z):
+            difference = z - centre
+            total += torch.linalg.vector_norm(difference).square() * scale
+            if self.requires_grad and weight:  # the centre's own gradient is 0
+                self.add_gradient(v, difference.mul_(2 * weight * scale * world_size()))
         return total
 
     def all_reduce(self, *shares: Tensor) -> Tensor:

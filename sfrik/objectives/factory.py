@@ -74,7 +74,7 @@ def _objective(s: PretrainSettings) -> Objective:
             equal_rows=True,
         )
     if s.ssl_method == "auh":
-        return AUH(s.auh_sim_coeff, s.auh_unif_coeff, s.auh_scale, equal_rows=True)
+        return AUH(s.auh_sim_coeff, s.auh_unif_coeff, s.auh_scale, entropy=s.auh_entropy, equal_rows=True)
     if s.ssl_method == "simclr":
         return SimCLR(s.simclr_temp, equal_rows=True)
     if s.ssl_method == "sigreg":

@@ -52,7 +52,8 @@ def plain_loss(objective: Objective, views: Sequence[Tensor], anchors: Sequence[
     loss = objective.sim_coeff * _alignment(z, anchors)
     regularised = [F.normalize(view, dim=1) for view in regularised] if len(regularised) < len(z) else z
     if isinstance(objective, AUH):
-        return loss + objective.unif_coeff * mean(_uniformity(view, objective.scale) for view in regularised)
+        regulariser = _entropy if objective.entropy else _uniformity
+        return loss + objective.unif_coeff * mean(regulariser(view, objective.scale) for view in regularised)
     return loss + objective.mmd_coeff * mean(plain_mmd(view, objective.kernel) for view in regularised)
 
 
@@ -71,6 +72,11 @@ def _uniformity(z: Tensor, scale: float) -> Tensor:
     n = len(z)
     exponent = _without_diagonal(2 * scale * (z @ z.T - 1))
     return torch.logsumexp(exponent.flatten(), dim=0) - math.log(n * (n - 1))
+
+
+def _entropy(z: Tensor, scale: float) -> Tensor:
+    exponent = _without_diagonal(2 * scale * (z @ z.T - 1))
+    return torch.logsumexp(exponent, dim=1).mean() - math.log(len(z) - 1)
 
 
 def _nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:

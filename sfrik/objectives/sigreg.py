@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sfrik.objectives.base import Batch, LossTerms, Objective, mean
 from sfrik.objectives.sliced import directions
+from sfrik.objectives.spectra import per_squared_distance, second_moments
 from sfrik.ops.collectives import all_reduce_sum, world_size
 
 __all__ = ["EppsPulley", "SIGReg"]
@@ -19,10 +21,14 @@ __all__ = ["EppsPulley", "SIGReg"]
 class SIGReg(Objective):
     r"""LeJEPA's objective (Balestriero & LeCun 2025, arXiv 2511.08544) on views that are not normalised, for comparison.
 
-    .. math:: (1 - \text{weight}) \cdot \text{alignment} / 4 + \text{weight} \cdot \operatorname{mean}_v \mathrm{SIGReg}(z_v)
+    .. math::
 
-    SIGReg is `EppsPulley`. LeJEPA has the mean squared distance of each view to the mean of the views in place of alignment / 4;
-    for two views they are equal.
+        (1 - \text{weight}) \cdot \operatorname{mean}_v
+        \frac{1}{n q} \sum_i \Big\| z^{(v)}_i - \operatorname{mean}_u z^{(u)}_i \Big\|^2
+        + \text{weight} \cdot \operatorname{mean}_v \mathrm{SIGReg}(z^{(v)})
+
+    SIGReg is `EppsPulley`. The alignment is the distance to the centre of all views, as LeJEPA has it for ResNets, whatever the
+    `anchors`. For two views it is a quarter of the mean squared error between them.
 
     Args:
         weight: :math:`\lambda` of the paper, from 0 to 1.
@@ -40,12 +46,20 @@ class SIGReg(Objective):
         self.weight, self.statistic, self.seed = weight, EppsPulley(slices), seed
 
     def terms(self, batch: Batch, step: int) -> LossTerms:
-        alignment = batch.alignment((1 - self.weight) / 4)
+        alignment = batch.distance_to_centre(1 - self.weight)
         rows, gradients = batch.regularised_rows, batch.gradient_buffers()
         shares = self.statistic.partial_values(rows, batch.n, gradients, self.weight / len(rows), (self.seed, step))
         alignment, sigreg = batch.all_reduce(alignment, mean(shares))
-        loss = (1 - self.weight) / 4 * alignment + self.weight * sigreg
+        loss = (1 - self.weight) * alignment + self.weight * sigreg
         return batch.loss_terms(loss, alignment=alignment, sigreg=sigreg)
+
+    def _spectrum(self, q: int, n: int | None, degrees: int) -> list[float]:
+        """For two views of norm sqrt(q), and in expectation over the directions."""
+        if n is None:
+            raise ValueError("the spectrum of SIGReg grows with the number of rows: give n")
+        times, rule = self.statistic.nodes
+        energies = second_moments(np.array(times) * math.sqrt(q), q, degrees) @ np.array(rule)
+        return (self.weight * n * per_squared_distance((1 - self.weight) / 4) * energies).tolist()
 
 
 @dataclass(frozen=True)
@@ -68,15 +82,19 @@ class EppsPulley:
     points: int = 17
     reach: float = 5.0
 
+    @property
+    def nodes(self) -> tuple[list[float], list[float]]:
+        """Nodes t > 0 of the trapezoidal rule and their weights: the integrand is even in t and 0 at t = 0."""
+        step = 2 * self.reach / (self.points - 1)
+        times = [step * k for k in range(1, self.points // 2 + 1)]
+        return times, [2 * step * math.exp(-(t**2) / 2) * (0.5 if t == times[-1] else 1.0) for t in times]
+
     def partial_values(
         self, views: Sequence[Tensor], n: int, gradients: Sequence[Tensor | None], weight: float, seed: Sequence[int]
     ) -> list[Tensor]:
         """As `sfrik.objectives.sliced.SlicedMMD.partial_values`, for rows that are not normalised."""
         drawn = directions(self.slices, views[0].shape[1], seed, views[0])
-        step = 2 * self.reach / (self.points - 1)
-        # the integrand is even in t and 0 at t = 0
-        times = [step * k for k in range(1, self.points // 2 + 1)]
-        rule = [2 * step * math.exp(-(t**2) / 2) * (0.5 if t == times[-1] else 1.0) for t in times]
+        times, rule = self.nodes
         projected = [z @ drawn for z in views]  # [n_local, M]
         sums = [torch.stack([torch.stack([(t * x).cos().sum(0), (t * x).sin().sum(0)]) for t in times]) for x in projected]
         values = []

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from sfrik.objectives.base import Batch, LossTerms, Objective
+from sfrik.objectives.spectra import exponential_moments, log_mean_exponential
 from sfrik.ops.autograd import rowwise_dot
 from sfrik.ops.collectives import gather_remote_rows, world_size
-from sfrik.ops.pairwise import row_blocks, tiles
+from sfrik.ops.log_sums import row_log_sums
 
 __all__ = ["SimCLR"]
 
@@ -56,55 +58,32 @@ class SimCLR(Objective):
     def _nt_xent(
         self, batch: Batch, remote: list[list[Tensor]], pair: tuple[int, int], weight: float
     ) -> tuple[Tensor, Tensor | None]:
-        """This process's share of the value of two views, and its gradient, times `weight` and N: [2 n_local, q].
-
-        The softmax of row i has the normaliser of row i, and the gradient has those of rows i and j. So all normalisers are
-        computed first, then the gradient. The inner products are kept for the second pass if they take at most twice the memory
-        of the embeddings, and computed again otherwise.
-        """
+        """This process's share of the value of two views, and its gradient, times `weight` and N: [2 n_local, q]."""
         first, second = (batch.z[v] for v in pair)
         n, local = batch.n, torch.cat([first, second])
         others = [part for v in pair for part in remote[v]]
         similarity = rowwise_dot(first, second)[:, 0] / self.temperature
-        kept: list[Tensor] = []
-        keep = (len(local) + 2 * (2 * n - len(local))) / 2 <= 2 * local.shape[1]  # inner products per local row
-        normalisers = torch.full_like(local[:, 0], -torch.inf)  # log of the sum of exp over the row
-        for rows, other, columns in tiles(local, others):
-            logits = self._logits(local[rows], other, columns == rows)
-            _logaddexp(normalisers[rows], logits, batch.q)
-            if columns is not None and columns != rows:
-                _logaddexp(normalisers[columns], logits.T, batch.q)
-            if keep:
-                kept.append(logits)
-        share = (normalisers.sum() - 2 * similarity.sum()) / (2 * n)
+        sums = row_log_sums(local, others, self.temperature, batch.requires_grad)
+        share = (sums.values.sum() - 2 * similarity.sum()) / (2 * n)
         if not batch.requires_grad:
             return share, None
-        halves = [half[:, None] for half in normalisers.chunk(2)]
+        halves = [half[:, None] for half in sums.values.chunk(2)]
         of_others = [part[:, 0] for half in gather_remote_rows(halves, batch.counts) for part in half]
         scale = weight * world_size() / (2 * n * self.temperature)
         gradient = torch.cat([second, first]).mul_(-2 * scale)
-        kept.reverse()
-        for (rows, other, columns), (_, of_other, _) in zip(tiles(local, others), tiles(normalisers, of_others), strict=True):
-            logits = kept.pop() if keep else self._logits(local[rows], other, columns == rows)
-            with row_blocks(logits, batch.q) as blocks:
-                for block in blocks:
-                    weights = (logits[block] - normalisers[rows][block, None]).exp_()
-                    logits[block].sub_(of_other).exp_().add_(weights)
-            gradient[rows].addmm_(logits, other, alpha=scale)
-            if columns is not None and columns != rows:
-                gradient[columns].addmm_(logits.T, local[rows], alpha=scale)
+        sums.add_gradient(gradient, of_others, scale)
         return share, gradient
 
-    def _logits(self, rows: Tensor, other: Tensor, on_diagonal: bool) -> Tensor:
-        logits = rows @ other.T
-        with row_blocks(logits, rows.shape[1]) as blocks:
-            for block in blocks:
-                logits[block].div_(self.temperature)
-        return logits.fill_diagonal_(-torch.inf) if on_diagonal else logits
+    def _spectrum(self, q: int, n: int | None, degrees: int) -> list[float]:
+        """For views that coincide, as they do near the optimum of the alignment.
 
-
-def _logaddexp(to: Tensor, logits: Tensor, q: int) -> None:
-    """Set each entry of `to` to the logarithm of its `exp` plus the sum of `exp` over a row of `logits`."""
-    with row_blocks(logits, q) as blocks:
-        for block in blocks:
-            torch.logaddexp(to[block], torch.logsumexp(logits[block], dim=1), out=to[block])
+        Then the pair of an image takes the fraction 1 - s of its row's softmax, which reduces the force of alignment and
+        regulariser alike: to s / (2 tau) for the squared distance, and to s times that of the negatives' mean of logarithms.
+        """
+        if n is None:
+            raise ValueError("the spectrum of SimCLR depends on the number of rows: give n")
+        rate = 1 / self.temperature
+        coefficients, eigenvalues = exponential_moments(rate, q, degrees)
+        odds = rate - log_mean_exponential(rate, q) - math.log(2 * n - 2)  # of the pair against all negatives
+        s = 0.5 - 0.5 * math.tanh(odds / 2)
+        return [2 * self.temperature * b * (1 - s * e / 2) for b, e in zip(coefficients, eigenvalues, strict=True)]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sfrik.objectives.base import Batch, LossTerms, Objective, mean
+from sfrik.objectives.spectra import per_squared_distance
 from sfrik.ops.collectives import all_reduce_sum, gather_remote_rows, world_size
 from sfrik.ops.pairwise import pair_sum, symmetric_product
 
@@ -52,6 +53,15 @@ class VICReg(Objective):
         alignment, std, cov = batch.all_reduce(alignment, mean(stds), 2 * mean(covs))
         loss = self.sim_coeff * alignment + self.std_coeff * std + self.cov_coeff * cov
         return batch.loss_terms(loss, alignment=alignment, std=std, cov=cov)
+
+    def _spectrum(self, q: int, n: int | None, degrees: int) -> list[float]:
+        """For rows of mean 0 and standard deviation 1 in each coordinate, hence of norm sqrt(q).
+
+        The covariance term sees the part of degree 2 off the diagonal of C, q / (q + 2) of it in random directions; the
+        variance term, of which no kernel is the equivalent, sees the diagonal.
+        """
+        weight = 2 * self.cov_coeff * (q - 1) * per_squared_distance(self.sim_coeff)
+        return [weight if degree == 2 else 0.0 for degree in range(1, degrees + 1)]
 
     def _by_gram(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
         """This process's shares of the variance and covariance term of each view; their gradients are added to the batch's."""

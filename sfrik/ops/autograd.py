@@ -12,11 +12,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 __all__ = ["attach_gradients", "normalise", "normalise_backward", "requires_grad", "rowwise_dot"]
 
-MIN_NORM = 1e-12  # the same lower bound as in torch.nn.functional.normalize
+MIN_NORM = 1e-12  # torch.nn.functional.normalize divides shorter rows by this, so that they are not of norm 1
 
 
 def requires_grad(inputs: Sequence[Tensor]) -> bool:
@@ -27,7 +26,8 @@ def requires_grad(inputs: Sequence[Tensor]) -> bool:
 def attach_gradients(value: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor] | None) -> Tensor:
     """The scalar `value` as a function of `inputs` with these gradients, one for each input. Differentiable once.
 
-    `gradients=None` returns the value unchanged.
+    `gradients=None` returns the value unchanged. A backward pass with `create_graph=True` raises NotImplementedError, since the
+    gradient would be taken for a constant.
     """
     return value if gradients is None else _PrecomputedGradient.apply(value, list(gradients), *inputs)
 
@@ -39,14 +39,22 @@ class _PrecomputedGradient(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor):  # pyrefly: ignore[bad-override] the decorator has no types
+    def backward(ctx, grad: Tensor):  # pyrefly: ignore[bad-override] one output, one gradient
+        if torch.is_grad_enabled():  # only with create_graph=True
+            raise NotImplementedError(
+                "the losses of sfrik have no second derivative, since their gradient is computed in closed form: leave out "
+                "create_graph=True, or differentiate the plain formula of sfrik.objectives.reference"
+            )
         return None, None, *(grad * gradient for gradient in ctx.gradients)
 
 
 def normalise(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of `x` divided by their norms, [n_local, q], and the norms, [n_local, 1]."""
-    norms = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min_(MIN_NORM)
+    """The rows of `x` divided by their norms, [n_local, q], and the norms, [n_local, 1].
+
+    A row whose norm overflows in the dtype of `x`, or is below `MIN_NORM`, cannot be normalised: it is NaN, and so is its norm.
+    """
+    norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    norms.masked_fill_(~((norms >= MIN_NORM) & (norms < torch.inf)), torch.nan)
     return x / norms, norms
 
 

@@ -1,7 +1,7 @@
 """Weights and features must be finite: what is not is refused by name.
 
 `not_finite` finds such a tensor in weights (`sfrik.system.tensor_files.check_finite` raises the error), `check_finite_rows`
-refuses such rows of features.
+refuses such rows of features, and `broken_rows` finds the rows of a view for which a loss is NaN.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["check_finite_rows", "format_numbers", "format_rows", "named_tensors", "not_finite"]
+from sfrik.ops.autograd import MIN_NORM
+from sfrik.ops.pairwise import LOW_PRECISION
+
+__all__ = ["broken_rows", "check_finite_rows", "format_numbers", "format_rows", "named_tensors", "not_finite"]
 
 VALUES = 1 << 22  # checked at a time: 16 MiB of float32, which may be mapped from a file
 SHOWN = 5  # rows or other numbers listed in a message
@@ -61,6 +64,24 @@ def check_finite_rows(
         names = f" ({', '.join(map(name_of, bad[:SHOWN]))}{', ...' if len(bad) > SHOWN else ''})" if name_of else ""
         text = f"{source}: NaN or infinite values in {format_rows(bad)}{names}"
         raise error(f"{text}: {remedy}" if remedy else text)
+
+
+def broken_rows(view: Tensor, normalised: bool) -> dict[str, list[int]]:
+    """The rows that make a loss NaN, by what is wrong with them.
+
+    Args:
+        view: [n_local, q].
+        normalised: Whether the loss divides each row by its norm (`sfrik.ops.autograd.normalise`).
+    """
+    view = view.detach().float() if view.dtype in LOW_PRECISION else view.detach()
+    finite, norms = torch.isfinite(view).all(dim=1), torch.linalg.vector_norm(view, dim=1)
+    found = {"holds NaN or infinite values": ~finite}
+    if normalised:
+        zero = (view == 0).all(dim=1)
+        found[f"has a norm that overflows {str(view.dtype).removeprefix('torch.')}"] = finite & torch.isinf(norms)
+        found["has a norm of 0"] = zero
+        found[f"has a norm below {MIN_NORM:g}"] = (norms < MIN_NORM) & ~zero
+    return {kind: rows.nonzero().flatten().tolist() for kind, rows in found.items()}
 
 
 def format_rows(rows: Sequence[int]) -> str:

@@ -3,6 +3,7 @@
 from sfrik.plots.images import draw_confusion, image_sheet, neighbour_grid, sample_photos, thumbnail, view_grid
 from sfrik.plots.kernel_explorer import collapsed_costs, draw_kernels, kernel_explorer
 from sfrik.plots.runs import draw_diagnosis, draw_training_curves
+from sfrik.plots.spectra import draw_spectra, published_losses
 from sfrik.plots.sphere import (
     animated_png,
     draw_frames,
@@ -40,12 +41,14 @@ __all__ = [
     "draw_points",
     "draw_rows",
     "draw_snapshots",
+    "draw_spectra",
     "draw_training_curves",
     "gradient_flow",
     "image_sheet",
     "kernel_explorer",
     "mmd_per_degree",
     "neighbour_grid",
+    "published_losses",
     "sample_photos",
     "save_figure",
     "style",

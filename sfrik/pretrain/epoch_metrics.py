@@ -1,8 +1,14 @@
-"""Metrics of pretraining: the lines of steps and epochs in metrics.jsonl, and the line that is printed for an epoch."""
+"""Metrics of pretraining: the lines of steps and epochs in metrics.jsonl, and the line that is printed for an epoch.
+
+A step's line has epoch, step, lr, loss, the unweighted terms of the loss, grad_norm if the gradient is clipped, and for SFRIK and
+AUH excess and relative_excess; an epoch's has epoch, loss and excess of the last step, the diagnostics of the last batch
+(`sfrik.diagnostics.summary`), seconds, knn every `knn_every` epochs, and broken_images if there are any.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,31 +19,48 @@ from sfrik import diagnostics
 from sfrik.datasets.images import Images
 from sfrik.evaluate import extract, knn_accuracy
 from sfrik.objectives.base import LossTerms
+from sfrik.objectives.spectra import Floor
 from sfrik.ops.collectives import all_gather_rows
 from sfrik.ops.random import derived_seed
 from sfrik.settings import PretrainSettings
 from sfrik.views.base import resize_for_test
 
-__all__ = ["describe_epoch", "describe_step", "format_epoch"]
+__all__ = ["describe_epoch", "describe_excess", "describe_step", "format_epoch"]
 
 MONITOR_IMAGES = 2000  # training images used for the kNN score during training
 
 
-def describe_step(terms: LossTerms, norm: Tensor | None) -> dict[str, float | None]:
-    """The loss, its terms and, with gradient clipping, the norm of the gradient before it, for the step's line in metrics.jsonl.
+def describe_step(terms: LossTerms, norm: Tensor | None, floor: Floor | None) -> dict[str, float | None]:
+    """The loss, its terms, and what is computed from them, for the step's line in metrics.jsonl.
 
-    The norm is None in a step that fp16's scaler skips, since the gradient overflowed.
+    Args:
+        terms: The loss terms.
+        norm: With gradient clipping, the norm of the gradient before it: `grad_norm`, None in a step that fp16's scaler skips.
+        floor: The regulariser's values for rows of known distributions; adds `excess` and `relative_excess`.
     """
     values = {"loss": terms.loss.detach(), **terms.parts} | ({} if norm is None else {"grad_norm": norm})
     numbers = torch.stack(list(values.values())).tolist()  # one synchronisation with the GPU
-    return {name: number if math.isfinite(number) else None for name, number in zip(values, numbers, strict=True)}
+    line = dict(zip(values, numbers, strict=True))
+    line |= describe_excess(line, floor)
+    return {name: number if math.isfinite(number) else None for name, number in line.items()}
+
+
+def describe_excess(parts: Mapping[str, Tensor | float], floor: Floor | None) -> dict[str, float]:
+    """`excess`, the regulariser minus its expectation for random uniform rows, and `relative_excess`, which is 1 at one point.
+
+    The second is comparable across batch sizes, dimensions and kernels. Empty for losses without such values.
+    """
+    if floor is None:
+        return {}
+    value = float(parts[floor.term])
+    return {"excess": floor.excess(value), "relative_excess": floor.relative_excess(value)}
 
 
 def describe_epoch(
     settings: PretrainSettings,
     epoch: int,
     embeddings: list[Tensor],
-    loss: float,
+    loss: dict[str, float],
     seconds: float,
     broken: list[str],
     backbone: nn.Module,
@@ -53,7 +76,7 @@ def describe_epoch(
         settings: The settings of the training.
         epoch: The number of the epoch, from 0.
         embeddings: The embeddings of the last batch, [n_local, q] for each view.
-        loss: The loss of the last step.
+        loss: `loss` of the last step, and its excess.
         seconds: Duration of the epoch.
         broken: Names of the images that were skipped so far; those of the kNN score are added.
         backbone: The backbone, for the kNN score.
@@ -62,7 +85,7 @@ def describe_epoch(
         precision: "fp32", "bf16" or "fp16".
     """
     gathered = all_gather_rows([view.detach().float() for view in embeddings[:2]])
-    line: dict[str, Any] = {"epoch": epoch, "loss": loss, **diagnostics.summary(gathered), "seconds": round(seconds, 3)}
+    line: dict[str, Any] = {"epoch": epoch, **loss, **diagnostics.summary(gathered), "seconds": round(seconds, 3)}
     if settings.knn_every and (epoch + 1) % settings.knn_every == 0 and (images.targets >= 0).all():
         line["knn"] = _knn_score(settings, images, backbone, device, precision, broken)
     if broken:

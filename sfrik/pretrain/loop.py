@@ -1,8 +1,7 @@
 """The training loop of pretraining: augmented views, backbone, projector, objective, optimizer.
 
 All random numbers depend on (seed, epoch, image or step) only, so order and views are independent of the number of workers. A
-checkpoint records the step within the epoch, so that a resumed run ends with the same weights, bit for bit, as an uninterrupted
-one.
+checkpoint records the step within the epoch, so that a resumed run ends with the weights of an uninterrupted one, bit for bit.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from sfrik.ops.random import derived_seed
 from sfrik.optim import learning_rate
 from sfrik.pretrain.accumulate import backward, micro_batches
 from sfrik.pretrain.distributed import distribute, explain_compile_failure
-from sfrik.pretrain.epoch_metrics import describe_epoch, describe_step, format_epoch
+from sfrik.pretrain.epoch_metrics import describe_epoch, describe_excess, describe_step, format_epoch
 from sfrik.pretrain.finish import already_pretrained, finish, last_epoch, read_images, record_failure
 from sfrik.pretrain.nonfinite import save_nonfinite_state
 from sfrik.pretrain.optimizer import build_optimizer, update
@@ -140,10 +139,11 @@ class _Training:
         if left := len(images) % settings.batch_size:
             text = f"{left} of {len(images)} images do not fill a batch: each epoch leaves out different ones"
             print_from_rank_zero(progress, text)
-        for note in settings.notes:
-            print_from_rank_zero(progress, note)
         self.model = distribute(encoder, device, precision, settings.view_sizes, images.channels)
         self.objective = build_objective(settings, partial(print_from_rank_zero, progress))
+        self.floor = self.objective.floor(settings.batch_size, settings.dim) if settings.dim > 1 else None
+        for note in filter(None, (*settings.notes, settings.trade_off_line, str(self.floor or ""))):
+            print_from_rank_zero(progress, note)
         self.optimizer = build_optimizer(settings, encoder)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.parts: dict[str, Any] = {"model": encoder, "optimizer": self.optimizer, "scaler": self.scaler}
@@ -214,7 +214,7 @@ class _Training:
             settings,
             position.epoch,
             embeddings,
-            terms.loss.item(),
+            {"loss": terms.loss.item(), **describe_excess(terms.parts, self.floor)},
             time.perf_counter() - started,
             position.broken,
             self.encoder.backbone,
@@ -246,7 +246,8 @@ class _Training:
         norm = update(self.optimizer, self.scaler, settings.clip_grad)
         if rank() == 0:
             if done % settings.log_every == 0:
-                self._log("step", {"epoch": position.epoch, "step": done, "lr": lr, **describe_step(terms, norm)}, done)
+                line = {"epoch": position.epoch, "step": done, "lr": lr, **describe_step(terms, norm, self.floor)}
+                self._log("step", line, done)
             facts = {"epoch": position.epoch, "epochs": settings.epochs}
             self.progress.step(done + 1, lambda: {**facts, "loss": terms.loss.item()})
         return embeddings, terms

@@ -56,5 +56,5 @@ def save_nonfinite_state(
     which = "images of these rows" if error.rows else "images of this batch"
     return SfrikError(
         f"epoch {position['epoch']}, step {position['step']}: {error}; {saved}; the checkpoint before it is "
-        f"kept; a lower base_lr or another precision, in a new exp_dir, often helps; {which}: {shown}"
+        f"kept; a lower base_lr, another precision or a wider mlp, in a new exp_dir, often helps; {which}: {shown}"
     )

@@ -41,6 +41,8 @@ SECTIONS: dict[str, type[Settings]] = {}  # section of a recipe -> its class; "p
 # Settings for where and on what a run is computed, which do not change its result: excluded from its identity (`Settings.what`).
 PLACE = {"exp_dir", "data_dir", "extraction_dir", "workers", "device", "pretrained", "ckp_path", "label_list", "target_dir"}
 PLACE |= {"checkpoint_minutes", "loggers", "image_dir"}
+# Pairs of settings of which only one may be given
+TWO_FORMS = {"sfrik_trade_off": "sfrik_sim_coeff", "sfrik_sim_coeff": "sfrik_trade_off"}
 # Settings that are part of a score's name (linear_tune, semi1, transfer_voc07): with others it is another score of the same run.
 NAMING = {"weights", "train_percent", "val_dataset", "only_inference", "target"}
 
@@ -131,7 +133,7 @@ class Settings(BaseModel):
         """
         given = {name: value for name, value in overrides.items() if value is not None}
         values = load_recipe(recipe, cls.section(given))
-        settings = cls.parse(values | given, f"recipe {recipe} with overrides")
+        settings = cls.parse(cls._overridden(values, given), f"recipe {recipe} with overrides")
         if settings.exp_dir:
             return settings
         folder = run_folder(recipe, settings.seed)
@@ -139,6 +141,12 @@ class Settings(BaseModel):
         if not changed:
             return settings.model_copy(update={"exp_dir": str(folder)})
         return settings.model_copy(update=settings._beside(folder, changed))
+
+    @classmethod
+    def _overridden(cls, values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of a recipe with overrides; one that is another form of a recipe's setting replaces it (`TWO_FORMS`)."""
+        replaced = {theirs for ours, theirs in TWO_FORMS.items() if given.get(ours, "none") != "none" and theirs not in given}
+        return {name: value for name, value in values.items() if name not in replaced} | dict(given)
 
     @classmethod
     def section(cls, given: Mapping[str, Any]) -> str:

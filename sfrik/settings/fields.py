@@ -48,6 +48,7 @@ __all__ = [
     "Switch",
     "Temperature",
     "Tiny",
+    "TradeOff",
     "Unset",
     "as_list",
     "as_path",
@@ -162,6 +163,8 @@ Several = BeforeValidator(as_list)  # for tuples
 Rates = Annotated[tuple[Rate, ...], Field(max_length=100), Several]
 Penalties = Annotated[tuple[Penalty, ...], Field(min_length=1, max_length=100), Several]
 Unset = _unset(None)  # for settings that are None when unset
+# None in a file of settings, which has the weight that follows from it
+TradeOff = Annotated[Annotated[Real, Field(gt=0, le=LARGEST)] | None, Unset, PlainSerializer(lambda value: None)]
 Switch = Annotated[bool, _unset(False)]
 Name = Annotated[str, _unset("")]
 OptionalPath = Annotated[str, BeforeValidator(as_path)]

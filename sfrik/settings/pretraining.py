@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from sfrik.errors import SfrikError
+from sfrik.ops.trade_off import alignment_weight, trade_off_of
 from sfrik.settings.fields import (
+    LARGEST,
     MOST_DEGREES,
     SCALES,
     Batch,
@@ -25,7 +27,9 @@ from sfrik.settings.fields import (
     Real,
     Several,
     Slices,
+    Switch,
     Temperature,
+    TradeOff,
     Unset,
     parse_mlp,
 )
@@ -39,6 +43,7 @@ CROPS = {
     "obow": ("num_img_crops", "image_crop_size", "num_img_patches", "img_patch_size"),
     "swav": ("nmb_crops", "size_crops", "min_scale_crops", "max_scale_crops", "general_indices"),
 }
+UNUSED_SIM_COEFF = 4000.0  # of runs with another method than SFRIK: their hashes depend on it
 METHODS = ("sfrik_", "auh_", "simclr_", "vicreg_", "sigreg_")  # how the names of the objectives' settings start
 # The settings that play no part if the backbone keeps its initial weights.
 TRAINING = {"subset", "batch_size", "precision", "workers", "augmentations", "input_pipeline", "reg_small"}
@@ -86,7 +91,12 @@ class PretrainSettings(OptimizerSettings, sections=("pretrain",)):
     ssl_method: Annotated[Literal["sfrik", "auh", "simclr", "vicreg", "sigreg", "none"], LowerCase] = Field(
         "sfrik", description="objective: sfrik, auh, simclr, vicreg, sigreg, or none (keeps the initial weights)"
     )
-    sfrik_sim_coeff: NotNegative = Field(4000.0, description="SFRIK: weight of the alignment")
+    sfrik_sim_coeff: Annotated[NotNegative | None, Unset] = Field(
+        None, description="SFRIK: weight of the alignment; 4000 at q = 8192 and in proportion to q when unset"
+    )
+    sfrik_trade_off: TradeOff = Field(
+        None, description="SFRIK: lambda = q sfrik_mmd_coeff / sfrik_sim_coeff, in place of sfrik_sim_coeff; the paper has 2.048"
+    )
     sfrik_mmd_coeff: NotNegative = Field(1.0, description="SFRIK: weight of the MMD")
     sfrik_weights: KernelWeights = Field("1.0-40.0-40.0", description="SFRIK: weights b_1-b_2-...-b_L of the truncated kernel")
     sfrik_kernel: Literal["truncated", "rbf", "heat", "power"] = Field(
@@ -110,6 +120,9 @@ class PretrainSettings(OptimizerSettings, sections=("pretrain",)):
     )
     auh_sim_coeff: NotNegative = Field(3000.0, description="AUH: weight of the alignment")
     auh_unif_coeff: NotNegative = Field(1.0, description="AUH: weight of the uniformity")
+    auh_entropy: Switch = Field(
+        False, description="AUH: the entropy by a kernel density estimate, the mean of logarithms, for the logarithm of the mean"
+    )
     auh_scale: Real = Field(2.5, ge=1e-6, le=1e4, description="AUH: scale of the Gaussian kernel")
     simclr_temp: Temperature = Field(0.15, description="SimCLR: temperature")
     vicreg_sim_coeff: NotNegative = Field(10.0, description="VICReg: weight of the invariance")
@@ -154,7 +167,19 @@ class PretrainSettings(OptimizerSettings, sections=("pretrain",)):
         if scale >= most if self.sfrik_kernel == "power" else scale > most:
             bound = "below" if self.sfrik_kernel == "power" else "of at most"
             raise ValueError(f"sfrik_kernel {self.sfrik_kernel} needs a sfrik_kernel_scale {bound} {most:g}, got {scale}")
+        object.__setattr__(self, "sfrik_sim_coeff", self._alignment_weight())  # the model is frozen for others
         return self
+
+    def _alignment_weight(self) -> float:
+        """The weight of SFRIK's alignment, if unset in proportion to q; under other methods the one that is always recorded."""
+        if self.ssl_method != "sfrik" and self.sfrik_sim_coeff is None and self.sfrik_trade_off is None:
+            return UNUSED_SIM_COEFF
+        weight = alignment_weight(self.dim, self.sfrik_sim_coeff, self.sfrik_mmd_coeff, self.sfrik_trade_off, "sfrik_")
+        if weight > LARGEST:
+            raise ValueError(
+                f"sfrik_trade_off {self.sfrik_trade_off:g} needs a sfrik_sim_coeff of {weight:.3g}, above {LARGEST:g}: raise it"
+            )
+        return weight
 
     def _check_swav(self) -> None:
         lists = {name: len(getattr(self, name)) for name in ("nmb_crops", "size_crops", "min_scale_crops", "max_scale_crops")}
@@ -176,7 +201,9 @@ class PretrainSettings(OptimizerSettings, sections=("pretrain",)):
         idle |= {name for names in CROPS.values() for name in names} - {*CROPS.get(self.augmentations, ())}
         idle |= {"min_crop_scale"} if self.dataset == "mnist5k" or self.min_crop_scale == 0.08 else set()
         idle |= set() if self.multi_crop else {"reg_small"}
-        idle |= {name for name in ("micro_batch", "compile", "sfrik_slices", "sfrik_stein") if not getattr(self, name)}
+        unset = ("micro_batch", "compile", "sfrik_slices", "sfrik_stein", "auh_entropy")
+        idle |= {name for name in unset if not getattr(self, name)}
+        idle.add("sfrik_trade_off")  # another form of sfrik_sim_coeff
         idle |= set() if self.ssl_method == "sigreg" else {"sigreg_weight", "sigreg_slices"}
         idle |= {"input_pipeline"} if self.dataset == "mnist5k" else set()
         series = {"sfrik_kernel", "sfrik_kernel_scale", "sfrik_kernel_degree"}
@@ -257,6 +284,17 @@ class PretrainSettings(OptimizerSettings, sections=("pretrain",)):
     def dim(self) -> int:
         """q, the dimension of the embeddings."""
         return parse_mlp(self.mlp)[-1]
+
+    @property
+    def trade_off(self) -> float:
+        """SFRIK's lambda, the weight of the MMD for a squared distance of the views of weight 1."""
+        return trade_off_of(self.dim, self.sfrik_sim_coeff or 0.0, self.sfrik_mmd_coeff)
+
+    @property
+    def trade_off_line(self) -> str:
+        """The trade-off for a reader; "" for other methods than SFRIK."""
+        coefficients = f"sfrik_sim_coeff {self.sfrik_sim_coeff:g}, sfrik_mmd_coeff {self.sfrik_mmd_coeff:g}, q = {self.dim}"
+        return f"trade-off: lambda {self.trade_off:.4g} ({coefficients})" if self.ssl_method == "sfrik" else ""
 
     @property
     def kernel_weights(self) -> list[float]:

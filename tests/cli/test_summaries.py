@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 
@@ -52,6 +53,9 @@ def test_each_command_of_a_run_prints_the_next_until_all_scores_exist(here, caps
     out = called(capsys, "pretrain", "--recipe", RECIPE, "--epochs", "1", "--exp-dir", "my run", "--seed", "2", *QUICK).out
     printed = summary(out)
     assert "pretrained 1 epoch: loss" in printed["pretrained"]
+    assert printed["pretrained"].endswith(", lambda 0.25"), "64 / 256"
+    assert "trade-off: lambda 0.25 (sfrik_sim_coeff 256, sfrik_mmd_coeff 1, q = 64)" in out
+    assert re.search(r"^mmd of random rows [\d.]+, of orthogonal rows [\d.]+, of equal rows 41$", out, re.MULTILINE)
     assert printed["weights"] == "weights: my run/backbone.safetensors"
     names = []
     for _ in range(3):

@@ -29,7 +29,7 @@ from sfrik.system.devices import autocast
 METHODS = ("sfrik", "auh", "simclr", "vicreg", "sigreg")
 DIGITS = {"dataset": "mnist5k", "size": 28, "arch": "resnet8", "augmentations": "digits", "mlp": "64-512", "batch_size": 96}
 # the peak is the loss in float32 with AUH, SimCLR and SIGReg, its gradient with the others
-LOSS = {**DIGITS, "mlp": "8-8192", "batch_size": 48, "micro_batch": 8, "sigreg_slices": 256, "precision": "bf16"}
+LOSS = {**DIGITS, "mlp": "32-8192", "batch_size": 48, "micro_batch": 8, "sigreg_slices": 256, "precision": "bf16"}
 SMALL = {"dataset": "cifar10", "size": 16, "arch": "resnet18", "stem": "small", "mlp": "256-512", "batch_size": 8}
 CROPS = {"nmb_crops": (2, 3), "size_crops": (32, 16), "min_scale_crops": (0.1, 0.1), "max_scale_crops": (1.0, 1.0)}
 SWAV = {**SMALL, **CROPS, "augmentations": "swav", "batch_size": 4}

@@ -144,7 +144,7 @@ def test_pretraining_and_a_linear_probe_have_the_same_results_with_spawned_worke
         place = {"data_dir": str(root / "folder"), "exp_dir": str(run), "device": "cpu", "precision": "fp32", "workers": workers}
         network = {"dataset": "image_folder", "arch": "resnet8", "stem": "small", "size": 16}
         schedule = {"batch_size": 4, "epochs": 1, "warmup_epochs": 0, "knn_every": 0}
-        pretrain(PretrainSettings.parse({**place, **network, **schedule, "mlp": "16-16"}), progress=False)
+        pretrain(PretrainSettings.parse({**place, **network, **schedule, "mlp": "64-16"}), progress=False)
         evaluate(EvaluateSettings.parse({**place, **network, "batch_size": 4, "epochs": 1}))
         started.append((file_hash(run / "backbone.safetensors"), read_json(run / "linear.json")["head_sha256"]))
     assert started[0] == started[1]

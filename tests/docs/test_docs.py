@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import html
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -46,11 +48,15 @@ def test_each_mean_and_deviation_in_the_readme_is_in_a_table_of_the_results():
     assert [number for number in named if f"[{number}]" not in results] == []
 
 
-def drawing():
-    spec = importlib.util.spec_from_file_location("draw_rooms", ROOT / "tools" / "draw_rooms.py")
+def load_tool(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def drawing():
+    return load_tool("draw_rooms")
 
 
 def test_the_picture_of_the_imports_is_what_the_code_imports_now():
@@ -63,3 +69,20 @@ def test_the_picture_has_a_box_for_each_package_and_refuses_a_cycle():
     assert drawn == {name for name in packages if not name.startswith("__")}
     with pytest.raises(ValueError, match="cycle: a, b"):
         drawing().levels({"a": {"b"}, "b": {"a"}, "c": set()})
+
+
+def test_the_map_of_the_losses_has_the_weights_that_the_library_computes(capsys):
+    page = (ROOT / "docs" / "map.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(example, {})
+    printed = [line.rsplit(maxsplit=4)[1:] for line in capsys.readouterr().out.splitlines()]
+    rows = [line.split("|")[2:6] for line in page.splitlines() if re.match(r"\| (SFRIK|AUH|SimCLR|VICReg|SIGReg)", line)]
+    assert len(rows) == 6
+    assert [list(map(float, row)) for row in rows] == [list(map(float, row)) for row in printed]
+
+
+def test_the_picture_of_the_map_shows_the_weights_that_the_library_computes():
+    pytest.importorskip("matplotlib", reason="comes with the extra notebooks")
+    module = load_tool("draw_map")
+    recorded = re.search("<dc:description>(.*?)</dc:description>", module.PICTURE.read_text(encoding="utf-8"), re.DOTALL)
+    assert json.loads(html.unescape(recorded[1])) == module.spectra(), "python tools/draw_map.py draws it again"

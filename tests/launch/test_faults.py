@@ -78,7 +78,7 @@ def photos(folder, run, **overrides):
     return PretrainSettings.parse(
         {
             **{"dataset": "image_folder", "data_dir": str(folder), "exp_dir": str(run), "arch": "resnet8", "stem": "small"},
-            **{"size": 16, "mlp": "16-16", "batch_size": 16, "epochs": 100, "warmup_epochs": 0, "base_lr": 0.1, "knn_every": 0},
+            **{"size": 16, "mlp": "64-16", "batch_size": 16, "epochs": 100, "warmup_epochs": 0, "base_lr": 0.1, "knn_every": 0},
             **{"device": "cpu", "precision": "fp32", "workers": 2, "log_every": 1, **overrides},
         }
     )

@@ -25,6 +25,7 @@ MAKE = {
     "sfrik with rbf": lambda q: SFRIK(q, sim_coeff=20.0, kernel=RotationInvariantKernel.rbf(2.5, q)),
     "sfrik with heat": lambda q: SFRIK(q, sim_coeff=20.0, kernel=RotationInvariantKernel.heat(None, q)),
     "auh": lambda q: AUH(sim_coeff=20.0),
+    "auh, entropy": lambda q: AUH(sim_coeff=20.0, unif_coeff=3.0, entropy=True),
     "auh at a large scale": lambda q: AUH(sim_coeff=20.0, scale=90.0),
     "simclr": lambda q: SimCLR(),
     "simclr at a low temperature": lambda q: SimCLR(0.05),
@@ -67,6 +68,16 @@ def test_a_second_backward_pass_gives_the_same_gradient():
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.parametrize("name", [*MAKE, "mmd"])
+def test_a_second_derivative_is_refused(name):
+    views = [view.requires_grad_() for view in embeddings(2, 5, 4)]
+    rows = [torch.nn.functional.normalize(view, dim=1) for view in views]
+    kernel = RotationInvariantKernel((1.0, 2.0), 4)
+    loss = mmd_to_uniform(rows[0], kernel) if name == "mmd" else MAKE[name](4)(views).loss
+    with pytest.raises(NotImplementedError, match="have no second derivative"):
+        torch.autograd.grad(loss, views, create_graph=True, allow_unused=True)
+
+
 @pytest.mark.parametrize("name", MAKE)
 def test_the_value_is_the_same_without_gradients(name):
     views = embeddings(2, 13, 6)
@@ -91,7 +102,7 @@ class Largest(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("name", ["sfrik", "auh", "auh at a large scale", "simclr"])
+@pytest.mark.parametrize("name", ["sfrik", "auh", "auh, entropy", "auh at a large scale", "simclr"])
 def test_no_tensor_has_the_size_of_all_pairs(monkeypatch, name):
     n, q = 600, 8
     monkeypatch.setattr(pairs, "tile_shape", lambda device: (16, 64))
@@ -189,6 +200,22 @@ def test_sigreg_is_the_epps_pulley_statistic_of_the_projections():
     expected = sum(30 * quad(squared_distance, -5, 5, args=(x,))[0] for x in (rows @ drawn).T) / 5
     terms = SIGReg(1.0, slices=5)([rows, rows])
     assert terms.loss.item() == pytest.approx(expected, rel=1e-3)  # the trapezoidal rule on 17 points
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+@pytest.mark.parametrize("anchors", [(0, 1), (1,)])
+def test_sigregs_alignment_is_the_distance_to_the_centre_of_the_views(count, anchors):
+    views = [view.requires_grad_() for view in embeddings(count, 6, 5)]
+    stacked = torch.stack(views)
+    distance = (stacked - stacked.mean(dim=0)).square().mean()
+    terms = SIGReg(0.3, slices=9)(views, anchors=anchors)
+    torch.testing.assert_close(terms.parts["alignment"], distance.detach(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(terms.loss, 0.7 * distance + 0.3 * terms.parts["sigreg"], rtol=1e-12, atol=0)
+    expected = torch.autograd.grad(distance, views)
+    for actual, plain in zip(torch.autograd.grad(SIGReg(0.0)(views).loss, views), expected, strict=True):
+        torch.testing.assert_close(actual, plain, rtol=1e-10, atol=1e-14)
+    if count == 2:
+        torch.testing.assert_close(distance, (views[0] - views[1]).square().mean() / 4, rtol=1e-12, atol=0)
 
 
 def test_sigreg_is_larger_for_collapsed_than_for_normal_embeddings():

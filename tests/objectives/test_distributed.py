@@ -13,7 +13,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 
 from sfrik.kernels import RotationInvariantKernel
 from sfrik.mmd import mmd_to_uniform
-from sfrik.objectives import AUH, SFRIK, SIGReg, SimCLR, VICReg
+from sfrik.objectives import AUH, SFRIK, NotFinite, SIGReg, SimCLR, VICReg
 from sfrik.ops import pairwise as pairs
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))  # the processes that are started inherit it
@@ -33,11 +33,13 @@ MAKE = {
     "sfrik with heat, stein": lambda: SFRIK(Q, sim_coeff=20.0, kernel=RotationInvariantKernel.heat(None, Q).stein(1)),
     "sigreg": lambda: SIGReg(0.3, slices=8),
     "auh": lambda: AUH(sim_coeff=20.0),
+    "auh, entropy": lambda: AUH(sim_coeff=20.0, entropy=True),
     "auh at a large scale": lambda: AUH(sim_coeff=20.0, scale=60.0),
     "simclr": lambda: SimCLR(),
     "vicreg": lambda: VICReg(),
     "vicreg, wide": lambda: VICReg(),
 }
+NORMALISED = [name for name in MAKE if name.startswith(("sfrik", "auh", "simclr"))]
 SETTINGS = {
     "two views": (2, (0, 1), "all"),
     "three views, one anchor": (3, (0,), "all"),
@@ -88,6 +90,17 @@ def products(rank: int, processes: int) -> dict[str, int]:
     return {"forward": forward, "whole": counter.flops}
 
 
+def refused(name: str, value: float, rank: int) -> list[int]:
+    """The rows that an objective names on this process if row 1 of the last process's second view has this value everywhere."""
+    columns = WIDE if "wide" in name else Q
+    views = [torch.randn(3, columns, generator=torch.Generator().manual_seed(rank)) for _ in range(2)]
+    if rank == dist.get_world_size() - 1:
+        views[1][1] = value
+    with pytest.raises(NotFinite) as error:
+        MAKE[name]()(views)
+    return error.value.rows
+
+
 def small_tiles(device: torch.device) -> tuple[int, int]:
     """A size that gives several tiles per process, some cut off at the boundary between processes."""
     return 2, 3
@@ -99,6 +112,7 @@ def work(rank: int, processes: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes)
     found = {case: evaluate(case, rank, processes) for case in CASES}
     found["products"] = products(rank, processes)
+    found["refused"] = {(name, value): refused(name, value, rank) for name in NORMALISED for value in (0.0, 1e20, 1e-30)}
     with CommDebugMode() as exchanged:
         views = [x.requires_grad_() for x in images()[:2]]
         terms = SFRIK(D, sim_coeff=20.0)(views)
@@ -146,3 +160,11 @@ def test_the_views_are_gathered_once_and_the_backward_pass_has_no_collective(mea
     for together in measured:
         assert together["gathers"] == 2, "the numbers of rows, and the rows of all views"
         assert together["in the backward pass"] == 0
+
+
+@pytest.mark.parametrize("value", [0.0, 1e20, 1e-30])
+@pytest.mark.parametrize("name", NORMALISED)
+def test_every_process_refuses_a_row_that_one_of_them_cannot_normalise(measured, name, value):
+    *others, last = [together["refused"][name, value] for together in measured]
+    assert last == [1]
+    assert others == [[]] * len(others)

@@ -11,7 +11,7 @@ from scipy.special import eval_gegenbauer
 
 from sfrik.errors import SfrikError
 from sfrik.kernels import RotationInvariantKernel, TruncationWarning
-from sfrik.objectives import AUH, SFRIK, SimCLR, VICReg
+from sfrik.objectives import AUH, SFRIK, NotFinite, SimCLR, VICReg
 from sfrik.objectives.factory import build_objective, kernel_notes
 from sfrik.settings import PretrainSettings
 
@@ -64,11 +64,16 @@ def sfrik(views, anchors, regularised, weights, sim, coeff):
     return sim * alignment(views, anchors) + coeff * mean(mmd(views[v], weights) for v in regularised)
 
 
-def auh(views, anchors, regularised, sim, coeff, scale):
+def auh(views, anchors, regularised, sim, coeff, scale, entropy=False):
     views = [unit(view) for view in views]
 
     def uniformity(rows):
         n = len(rows)
+        if entropy:
+            return mean(
+                math.log(mean(math.exp(-2 * scale * (1 - dot(x, y))) for j, y in enumerate(rows) if j != i))
+                for i, x in enumerate(rows)
+            )
         return math.log(mean(math.exp(-2 * scale * (1 - dot(rows[i], rows[j]))) for i in range(n) for j in range(n) if i != j))
 
     return sim * alignment(views, anchors) + coeff * mean(uniformity(views[v]) for v in regularised)
@@ -114,6 +119,7 @@ CASES = {
     ),
     "auh as published": (AUH(), lambda *a: auh(*a, 3000.0, 1.0, 2.5)),
     "auh": (AUH(2.0, 3.0, 0.7), lambda *a: auh(*a, 2.0, 3.0, 0.7)),
+    "auh, entropy": (AUH(2.0, 3.0, 0.7, entropy=True), lambda *a: auh(*a, 2.0, 3.0, 0.7, entropy=True)),
     "simclr as published": (SimCLR(), lambda *a: simclr(*a, 0.15)),
     "simclr": (SimCLR(0.8), lambda *a: simclr(*a, 0.8)),
     "vicreg as published": (VICReg(), lambda *a: vicreg(*a, 10.0, 10.0, 1.0)),
@@ -216,7 +222,28 @@ def test_backward_of_the_terms_is_that_of_the_loss():
 def test_the_default_weight_of_sfriks_alignment_is_the_papers_trade_off():
     assert SFRIK(8192).sim_coeff == 4000
     assert SFRIK(2048).sim_coeff == 1000
+    assert SFRIK(64).sim_coeff == 31.25
     assert SFRIK(2048, sim_coeff=0.0).sim_coeff == 0
+    assert [SFRIK(q).trade_off for q in (64, 8192, 32768)] == [2.048] * 3
+
+
+def test_sfriks_trade_off_is_the_weight_of_the_mmd_for_a_squared_distance_of_1():
+    views = embeddings(2)
+    objective = SFRIK(Q, mmd_coeff=0.5, trade_off=3.0)
+    assert (objective.sim_coeff, objective.trade_off) == (Q * 0.5 / 3.0, 3.0)
+    parts = objective(views).parts
+    first, second = (torch.nn.functional.normalize(view, dim=1) for view in views)
+    distance = (first - second).square().sum(dim=1).mean()
+    scaled = objective(views).loss / objective.sim_coeff * Q
+    torch.testing.assert_close(scaled, distance + 3.0 * parts["mmd"], rtol=1e-12, atol=0)
+    assert SFRIK(Q, sim_coeff=0.0).trade_off == math.inf
+    with pytest.raises(ValueError, match=r"trade_off and sim_coeff are two forms of one weight.*trade_off = 2 and sim_coeff = 4"):
+        SFRIK(Q, sim_coeff=4.0, trade_off=2.0)
+    for wrong in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="trade_off must be a finite number above 0"):
+            SFRIK(Q, trade_off=wrong)
+    with pytest.raises(ValueError, match="trade_off needs a mmd_coeff above 0"):
+        SFRIK(Q, mmd_coeff=0.0, trade_off=1.0)
 
 
 def test_sfrik_takes_any_rotation_invariant_kernel_of_its_dimension():
@@ -290,6 +317,44 @@ def test_a_value_that_is_not_finite_is_reported_with_its_view_and_row(objective,
         objective(views, anchors=(0,))
 
 
+NORMALISED = {"entropy": AUH(sim_coeff=10.0, entropy=True), "sliced": SFRIK(Q, sim_coeff=0.0, slices=8)}
+NORMALISED |= {name: objective for name, objective in OBJECTIVES.items() if objective.normalised}
+
+
+@pytest.mark.parametrize("objective", NORMALISED.values(), ids=NORMALISED.keys())
+@pytest.mark.parametrize(
+    ("value", "dtype", "message"),
+    [
+        (0.0, torch.float32, "has a norm of 0"),
+        (0.0, torch.bfloat16, "has a norm of 0"),
+        (0.0, torch.float64, "has a norm of 0"),
+        (1e20, torch.float32, "has a norm that overflows float32"),
+        (1e20, torch.bfloat16, "has a norm that overflows float32"),
+        (1e200, torch.float64, "has a norm that overflows float64"),
+        (1e-30, torch.float32, "has a norm below 1e-12"),
+        (1e-200, torch.float64, "has a norm below 1e-12"),
+    ],
+)
+def test_a_row_that_cannot_be_normalised_is_reported(objective, value, dtype, message):
+    views = [view.to(dtype).requires_grad_() for view in embeddings(3)]
+    views[1] = views[1].detach().index_fill(0, torch.tensor([2, 4]), value)
+    with pytest.raises(NotFinite, match=rf"view 1 {message} in 2 of 5 rows \(first: row 2\)") as error:
+        objective(views, anchors=(0,), regularise="anchors")
+    assert error.value.rows == [2, 4]
+
+
+@pytest.mark.parametrize("value", [0.0, 1e20])
+def test_embeddings_that_are_all_the_same_bad_value_are_refused(value):
+    with pytest.raises(NotFinite, match="view 1 has a norm"):
+        SFRIK(Q)(torch.full((N, Q), value), torch.full((N, Q), value))
+
+
+def test_norms_near_the_bounds_are_those_of_any_other_row():
+    views = [view.float() for view in embeddings(2)]
+    for size in (1e-9, 1e17):
+        torch.testing.assert_close(SFRIK(Q)([size * view for view in views]).loss, SFRIK(Q)(views).loss, rtol=1e-5, atol=0)
+
+
 def test_views_of_another_dimension_than_sfriks_are_rejected():
     with pytest.raises(ValueError, match="views have 4 columns, but the objective was made for dim=6"):
         SFRIK(6)(embeddings(2))
@@ -329,7 +394,7 @@ def test_without_a_degree_and_a_scale_the_kernels_of_the_settings_are_exact_at_t
     expected = RotationInvariantKernel.heat(None, dim)
     assert kernels["heat"].coefficients == pytest.approx(expected.coefficients, rel=1e-12)
     for name, kernel in kernels.items():
-        assert kernel.left_out == 0
+        assert kernel.left_out < 1e-16
         scale = 7.0 if name == "heat" else 0.5
         settings = PretrainSettings(sfrik_kernel=name, sfrik_kernel_scale=scale, mlp=f"8-{dim}")
         assert build_objective(settings).kernel.coefficients[0] != pytest.approx(kernel.coefficients[0], rel=0.01)

@@ -25,7 +25,7 @@ from sfrik.system.files import read_json
 
 ADAMW = {"optimizer": "adamw", "base_lr": 2e-3, "wd": 0.05, "betas": (0.9, 0.95), "clip_grad": 0.5}
 SGD = {"optimizer": "sgd", "base_lr": 0.05, "wd": 1e-4, "nesterov": True, "clip_grad": 0.5}
-VIT = {"arch": "timm/vit_tiny_patch16_224", "arch_args": "patch_size=7 embed_dim=12 depth=1 num_heads=1", "mlp": "16-16"}
+VIT = {"arch": "timm/vit_tiny_patch16_224", "arch_args": "patch_size=7 embed_dim=12 depth=1 num_heads=1", "mlp": "64-16"}
 STEPS = 4  # of an epoch: 240 images in batches of 60
 
 

@@ -23,7 +23,7 @@ def photo_settings(folder, **overrides):
     return PretrainSettings.parse(
         {
             **{"dataset": "image_folder", "data_dir": str(folder / "images"), "exp_dir": str(folder / "run"), "arch": "resnet8"},
-            **{"stem": "small", "size": 16, "mlp": "16-16", "batch_size": 8, "epochs": 1, "warmup_epochs": 0, "knn_every": 0},
+            **{"stem": "small", "size": 16, "mlp": "64-16", "batch_size": 8, "epochs": 1, "warmup_epochs": 0, "knn_every": 0},
             **{"device": "cpu", "precision": "fp32", "workers": 0, **overrides},
         }
     )

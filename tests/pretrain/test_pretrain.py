@@ -95,7 +95,10 @@ def test_the_metrics_have_every_step_and_the_diagnostics_of_every_epoch(whole):
     for line in steps:
         # the loss is the weighted sum of its terms; each is logged as float32
         assert line["loss"] == pytest.approx(32 * line["alignment"] + line["mmd"], rel=1e-5)
-    assert {"alignment", "uniformity", "effective_rank", "knn", "loss", "seconds"} <= epochs[1].keys()
+        assert line["excess"] == pytest.approx(line["mmd"] - 41 / 64, rel=1e-5), "b_1 + b_2, and 64 images"
+        assert line["relative_excess"] == pytest.approx(line["excess"] / (41 - 41 / 64), rel=1e-5)
+    assert {"alignment", "uniformity", "effective_rank", "knn", "loss", "excess", "seconds"} <= epochs[1].keys()
+    assert epochs[1]["relative_excess"] == steps[-1]["relative_excess"]
     assert last == epochs[1]
 
 
@@ -202,7 +205,7 @@ def test_a_run_on_photos_in_memory_resumes_within_an_epoch_to_the_same_weights(t
     monkeypatch.setenv("SFRIK_CACHE", str(tmp_path))
 
     def photos(folder, workers=0):
-        given = {"data_dir": str(tmp_path / "photos"), "arch": "resnet8", "mlp": "16-16", "batch_size": 12, "subset": 6}
+        given = {"data_dir": str(tmp_path / "photos"), "arch": "resnet8", "mlp": "64-16", "batch_size": 12, "subset": 6}
         fixed = {"checkpoint_minutes": 1e-9, "log_every": 1, "workers": workers}
         return settings(tmp_path / folder, "cifar10/sfrik_l3_q2048", **given, **fixed, **views)
 

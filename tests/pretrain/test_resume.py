@@ -206,7 +206,7 @@ def test_one_process_interrupted_by_each_signal_ends_with_the_same_bytes_on_mult
 
 def test_two_processes_on_photos_in_memory_end_with_the_same_bytes_after_a_stop_within_an_epoch(tmp_path, capsys):
     write_photos(tmp_path / "photos")
-    photos = {"data_dir": str(tmp_path / "photos"), "arch": "resnet8", "mlp": "16-16", "workers": 2}
+    photos = {"data_dir": str(tmp_path / "photos"), "arch": "resnet8", "mlp": "64-16", "workers": 2}
     whole, folder = tmp_path / "whole", tmp_path / "interrupted"
     launch("sfrik.pretrain:pretrain", settings(whole, PHOTOS, **photos), False, nproc_per_node=2)
     outcome = Command(folder, PHOTOS, 2, **photos).interrupt(STEPS + 2, signal.SIGTERM)

@@ -70,6 +70,23 @@ def test_the_state_of_a_step_whose_loss_is_not_finite_is_saved(tmp_path, monkeyp
     assert "alignment is nan" in read_json(tmp_path / "state.json")["error"]
 
 
+@pytest.mark.parametrize("value", [0.0, 1e20])
+def test_a_row_that_cannot_be_normalised_is_a_fault_as_one_that_is_not_finite(tmp_path, monkeypatch, value):
+    forward = Encoder.forward
+
+    def fails(self, views):
+        first, second = forward(self, views)
+        return [first, second.masked_fill(torch.arange(len(second))[:, None] == 5, value)]
+
+    monkeypatch.setattr(Encoder, "forward", fails)
+    with pytest.raises(
+        SfrikError, match=r"epoch 0, step 0: .*view 1 has a norm (of 0|that overflows float32) in 1 of 64 rows"
+    ) as error:
+        pretrain(smoke(tmp_path), progress=False)
+    fault = torch.load(tmp_path / "fault.rank0.pt", weights_only=True)
+    assert str(error.value).endswith(f"images of these rows: {fault['images'][5]}")
+
+
 # --- broken images
 
 
@@ -92,7 +109,7 @@ def photo_settings(folder, run, **overrides):
     return PretrainSettings.parse(
         {
             **{"dataset": "image_folder", "data_dir": str(folder), "exp_dir": str(run), "arch": "resnet8", "stem": "small"},
-            **{"size": 16, "mlp": "16-16", "batch_size": 24, "epochs": 2, "warmup_epochs": 0, "base_lr": 0.1, "knn_every": 0},
+            **{"size": 16, "mlp": "64-16", "batch_size": 24, "epochs": 2, "warmup_epochs": 0, "base_lr": 0.1, "knn_every": 0},
             **{"device": "cpu", "precision": "fp32", "workers": 0, **overrides},
         }
     )

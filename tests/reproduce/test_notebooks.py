@@ -74,7 +74,7 @@ def test_pretraining_and_the_evaluations_run_by_a_recipe_of_the_paper_with_sizes
     short = {"collapse_recipe": "smoke/sfrik_l3_q64", "collapse_epochs": 1, "collapse_subset": 13, "ddp_epochs": 1}
     crops = {"augmentations": "swav", "size_crops": [32, 24], "nmb_crops": [2, 2]}
     for name, own in {
-        "02_pretraining": {"mlp": "16-16", "epochs": 1, "batch_size": 8, **crops, **short},
+        "02_pretraining": {"mlp": "64-16", "epochs": 1, "batch_size": 8, **crops, **short},
         "03_linear_probing": {"epochs": 1, "lr_sweep": [0.1, 0.4], "val_subset": 3},
         "04_semi_supervised": {"epochs": 1, "batch_size": 4, "targets": [], "label_list": str(place / "list.txt")},
         "05_knn_and_logistic_regression": {"epochs": 2},

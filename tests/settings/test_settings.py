@@ -816,6 +816,51 @@ def test_the_weights_of_the_truncated_kernel_do_not_count_under_another_kernel()
     assert PretrainSettings(sfrik_weights="1.0").hash() != PretrainSettings(sfrik_weights="1.0-40.0").hash()
 
 
+def test_sfriks_weight_of_the_alignment_is_in_proportion_to_q_unless_it_or_the_trade_off_is_given():
+    assert [PretrainSettings(mlp=mlp).sfrik_sim_coeff for mlp in ("64", "512-512", "8192-8192")] == [31.25, 250.0, 4000.0]
+    assert PretrainSettings(mlp="64").trade_off == 2.048
+    assert PretrainSettings(mlp="64", sfrik_sim_coeff="none").sfrik_sim_coeff == 31.25
+    assert PretrainSettings(mlp="64", sfrik_sim_coeff=0).trade_off == math.inf
+    settings = PretrainSettings(mlp="512", sfrik_mmd_coeff=0.5, sfrik_trade_off=1.0)
+    assert (settings.sfrik_sim_coeff, settings.trade_off) == (256.0, 1.0)
+    assert settings.hash() == PretrainSettings(mlp="512", sfrik_mmd_coeff=0.5, sfrik_sim_coeff=256).hash()
+    assert PretrainSettings.model_validate(settings.model_dump(mode="json")).hash() == settings.hash()
+    assert PretrainSettings(ssl_method="auh", mlp="64").what()["sfrik_sim_coeff"] == 4000, "as in runs of earlier releases"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"sfrik_sim_coeff": 4000, "sfrik_trade_off": 2.048}, "sfrik_trade_off and sfrik_sim_coeff are two forms of one weight"),
+        ({"sfrik_mmd_coeff": 0, "sfrik_trade_off": 1}, "sfrik_trade_off needs a sfrik_mmd_coeff above 0, got 0"),
+        ({"sfrik_trade_off": 0}, "sfrik_trade_off: Input should be greater than 0, got 0"),
+        ({"sfrik_trade_off": 1e-6}, r"sfrik_trade_off 1e-06 needs a sfrik_sim_coeff of 8.19e\+09, above 1e\+07: raise it"),
+    ],
+)
+def test_a_trade_off_that_contradicts_other_settings_is_refused_by_name(given, message):
+    with pytest.raises(SfrikError, match=message):
+        PretrainSettings.parse(given)
+
+
+def test_a_trade_off_replaces_the_weight_of_a_recipe():
+    recipe = "smoke/sfrik_l3_q64"
+    settings = PretrainSettings.from_recipe(recipe, sfrik_trade_off="2")
+    assert (settings.sfrik_sim_coeff, settings.trade_off) == (32.0, 2.0)
+    assert Path(settings.exp_dir).name == "seed0-sfrik_sim_coeff_32.0"
+    for kept in ({}, {"sfrik_trade_off": None}, {"sfrik_trade_off": "none"}, {"sfrik_trade_off": 0.25}):
+        assert PretrainSettings.from_recipe(recipe, **kept).exp_dir.endswith("seed0"), "lambda is 64 / 256"
+    assert PretrainSettings.from_recipe(recipe, sfrik_sim_coeff="none").sfrik_sim_coeff == 31.25
+    with pytest.raises(SfrikError, match="two forms of one weight"):
+        PretrainSettings.from_recipe(recipe, sfrik_trade_off=2, sfrik_sim_coeff=32)
+
+
+def test_auhs_entropy_is_part_of_a_run_only_if_it_is_chosen():
+    settings = PretrainSettings.from_recipe("smoke/auh_q64", auh_entropy=True)
+    assert settings.what()["auh_entropy"] is True
+    assert "auh_entropy" in settings.shown()
+    assert "auh_entropy" not in PretrainSettings.from_recipe("smoke/auh_q64", auh_entropy=False).what()
+
+
 def test_the_smallest_scale_of_two_views_counts_only_where_they_have_it_and_it_is_not_the_papers():
     assert "min_crop_scale" not in PretrainSettings().what()
     for augmentations in ("vicreg", "simclr", "auh", "cifar"):
