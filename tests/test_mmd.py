@@ -305,6 +305,20 @@ def test_the_error_of_low_precision_products_is_within_the_stated_bound(dtype, w
     assert 0.1 * eps < (rounded - along).norm() / whole.norm() <= eps
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["rbf", "rbf, stein", "heat", "power"])
+@pytest.mark.parametrize(("n", "q"), [(600, 64), (300, 1024)])
+@pytest.mark.parametrize("spread", [0.0, 0.7], ids=["uniform", "around a centre"])
+def test_exact_kernels_in_low_precision_are_within_the_stated_bound(dtype, name, n, q, spread):
+    kernel = EXACT[name](q)
+    z = torch.nn.functional.normalize(points(n, q) + spread * points(1, q, seed=9), dim=1)
+    expected, whole, along = whole_and_along(z, z, kernel)
+    value, _, rounded = whole_and_along(z.to(dtype), z, kernel)
+    eps = torch.finfo(dtype).eps / 2
+    assert abs(value - expected) <= 0.1 * eps * expected
+    assert 0.1 * eps < (rounded - along).norm() / whole.norm() <= eps
+
+
 @pytest.mark.parametrize(
     ("dtype", "n", "q"),
     [
