@@ -249,7 +249,7 @@ def _monomials(kernel: RotationInvariantKernel, dtype: torch.dtype) -> tuple[flo
     """
     if kernel.degree <= MAX_HORNER_DEGREE:
         return kernel.monomials
-    if kernel.degree > MAX_LONG_HORNER_DEGREE or kernel.left_out > torch.finfo(torch.float64).eps:
+    if kernel.degree > MAX_LONG_HORNER_DEGREE or kernel.left_out:
         return (0.0,)
     monomials = np.asarray(kernel.monomials)
     slopes = np.arange(len(monomials)) * np.abs(monomials)

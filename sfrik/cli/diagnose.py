@@ -129,7 +129,7 @@ def _rows(found: Diagnosis) -> list[tuple[str, str, str]]:
         rows.append((f"p-value of uniformity, degrees {' and '.join(map(str, intervals))}", _p_value(test.p_value), usual))
     if found.spectrum:
         rows.append(("largest eigenvalue of the covariance", f"{found.spectrum[0]:.3g}", f"{1 / found.q:.2g} if uniform"))
-    if found.left_out > 1e-12:
+    if found.left_out:
         from sfrik.kernels import format_share
 
         rows.append(("left out of the kernel", format_share(found.left_out), "0: the series of SFRIK's kernel is cut"))

@@ -22,6 +22,7 @@ __all__ = ["RotationInvariantKernel", "TruncationWarning", "format_share"]
 
 MAX_SCALE = 1e4  # exp(-1e4 |u - v|^2) is 0 in float32 from a distance of 0.1 on
 WORTH_A_WARNING = 0.01  # of the kernel, left out
+NOTHING = 1e-12  # of a kernel, left out
 SHOWN = 4  # coefficients in a repr
 
 
@@ -252,7 +253,7 @@ class RotationInvariantKernel:
 
     @classmethod
     def _of(cls, series: Series, dim: int, closed_form: ClosedForm | None = None) -> RotationInvariantKernel:
-        left_out = 0.0 if closed_form else series.left_out[0]
+        left_out = 0.0 if closed_form or series.left_out[0] < NOTHING else series.left_out[0]
         return cls(series.coefficients, dim, left_out, closed_form=closed_form, tails=series.left_out)._warned(4)
 
     def _warned(self, stacklevel: int) -> RotationInvariantKernel:
@@ -264,7 +265,7 @@ class RotationInvariantKernel:
     @property
     def truncation(self) -> str:
         """A sentence on what the series leaves out; empty if that is nothing."""
-        if self.left_out <= np.finfo(np.float32).eps:
+        if not self.left_out:
             return ""
         degrees = "the degree 1" if self.degree == 1 else f"the degrees 1 to {self.degree}"
         return f"{degrees} leave out {format_share(self.left_out)} of the kernel in dimension {self.dim}"

@@ -23,7 +23,6 @@ DIAGNOSTICS = (
     "Alignment (mean squared distance between two views), uniformity and effective rank are those of the last training batch's "
     "embeddings."
 )
-EXACT = 1e-12  # of a kernel, left out by a series whose last degrees do not matter in float64
 TABLE9 = (
     "Each method's grid is scored on the tuning split with seed 0. In this table only the chosen setting is scored on the test "
     "images, once, with the head trained for the tuning score"
@@ -81,7 +80,7 @@ def _of_kernels(profile: str) -> str:
         share = left_out(s)
         kernels.append(
             f"{kernel}, degrees 1 to {s.sfrik_kernel_degree}, which leave out {format_share(share)} of it"
-            if share > EXACT
+            if share
             else f"{kernel}, exact"
         )
     weights = [f"{s.sfrik_sim_coeff:g}" for s in recipes]
