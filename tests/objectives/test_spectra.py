@@ -69,6 +69,10 @@ def test_moments_of_exponentials_are_ratios_of_bessel_functions(q):
         (lambda: SFRIK(8).spectrum(9), "the objective was made for dim=8, got q = 9"),
         (lambda: SIGReg().spectrum(8), "SIGReg grows with the number of rows: give n"),
         (lambda: SimCLR().spectrum(8), "SimCLR depends on the number of rows: give n"),
+        (
+            lambda: SFRIK(8, kernel=RotationInvariantKernel.power(1.0, 8)).spectrum(degrees=4000),
+            "has its first .* coefficients only",
+        ),
         (lambda: VICReg().spectrum(8, 1), "n must be a whole number >= 2, got 1"),
         (lambda: VICReg().spectrum(1), "dim must be a whole number >= 2, got 1"),
         (lambda: VICReg().spectrum(8, degrees=0), "degree must be a whole number >= 1, got 0"),
@@ -156,10 +160,34 @@ def test_near_uniform_rows_each_loss_has_the_gradient_of_the_mmd_with_its_weight
         assert measured == pytest.approx(weights[degree - 1], rel=12 / N, abs=1e-3 * max(weights)), degree
 
 
+def test_simclrs_weight_counts_the_share_of_the_positive_pair_in_the_softmax():
+    """On random rows, whose positive pairs have a third of the softmax, moved to both sides so that terms of odd order cancel."""
+    q, n, draws, shift = 32, 128, 100, 0.1
+    objective, generator = SimCLR(0.2), torch.Generator().manual_seed(0)
+    mean = RotationInvariantKernel((1.0,), q)
+    axis, turn = torch.eye(q, dtype=torch.float64)[0] * shift, torch.zeros(q, q, dtype=torch.float64)
+    turn[0::2, 1::2].fill_diagonal_(STEP)
+    rises, units = [], []
+    for _ in range(draws):
+        z = normalize(torch.randn(n, q, dtype=torch.float64, generator=generator), dim=1)
+        moved = [normalize(z + move, dim=1) for move in (axis, -axis, 0 * axis)]
+        values = torch.stack([torch.stack([objective(x, x).loss, mmd_to_uniform(x, mean, unbiased=True)]) for x in moved])
+        rises.append(values[:2].mean(dim=0) - values[2])
+        apart = z - z @ torch.matrix_exp(turn - turn.T)
+        first, second = gradients(objective, z, z - apart)
+        units.append(n * ((first - second) * apart).sum() / (4 * apart.square().sum()))
+    loss, mmd = torch.stack(rises).mean(dim=0)
+    measured = (loss / mmd / torch.stack(units).mean()).item()
+    (weight,) = objective.spectrum(q, n, 1)
+    # 0.1 % from the draws, the rest from terms in shift^2 and 1/n
+    assert measured == pytest.approx(weight, rel=0.01)
+    assert weight > 1.02 * objective.spectrum(q, 2**40, 1)[0], "what it would be without the share"
+
+
 # --- values of known distributions
 
 
-@pytest.mark.parametrize("objective", [SFRIK(16), SFRIK(16, kernel=RotationInvariantKernel.rbf(2.5, 16, 30))], ids=["L=3", "rbf"])
+@pytest.mark.parametrize("objective", [SFRIK(16), SFRIK(16, kernel=RotationInvariantKernel.rbf(2.5, 16))], ids=["L=3", "rbf"])
 def test_the_floor_of_sfrik_is_the_mean_over_random_rows(objective):
     n, q, draws = 24, 16, 200
     generator = torch.Generator().manual_seed(0)
