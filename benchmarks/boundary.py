@@ -1,4 +1,4 @@
-"""The effective rank that `predicted_spectrum` predicts, against digits runs of several trade-offs and kernels.
+"""The effective rank that `sfrik.kernels.predicted_rank` predicts, against digits runs of several trade-offs and kernels.
 
     python benchmarks/boundary.py --folder exp/boundary     about a minute per run on one core; finished runs are kept
 
@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from scipy.optimize import minimize
 
 from sfrik.evaluate.collapse import LEAST_RANK
-from sfrik.kernels import predicted_spectrum
+from sfrik.kernels import predicted_rank
 from sfrik.plots.tables import save_figure, style
 from sfrik.system.files import read_json, write_json
 
@@ -51,7 +51,9 @@ def main() -> None:
     options = parser.parse_args()
     if not options.render:
         found = trained.measured_runs([arguments(name, options.folder) for name in RUNS], options.jobs)
-        write_json(NUMBERS, {"runs": with_predictions([row_of(name, row) for name, row in zip(RUNS, found, strict=True)])})
+        rows = [row_of(name, row) for name, row in zip(RUNS, found, strict=True)]
+        a, p = fitted(rows)
+        write_json(NUMBERS, {"a": a, "p": p, "runs": with_predictions(rows)})
     rows = read_json(NUMBERS)["runs"]
     style()
     save_figure(draw(rows), FIGURES / "boundary")
@@ -78,7 +80,7 @@ def with_predictions(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     result = []
     for left_out in rows:
         a, p = fitted([row for row in rows if row is not left_out])
-        result.append({**left_out, "predicted": predicted_rank(left_out, a, p), "a": a, "p": p})
+        result.append({**left_out, "predicted": prediction(left_out, a, p), "a": a, "p": p})
     return result
 
 
@@ -86,20 +88,17 @@ def fitted(rows: list[dict[str, Any]]) -> tuple[float, float]:
     """a and p with the least sum of squared errors of the logarithm of the effective rank."""
 
     def error(x: np.ndarray) -> float:
-        return sum(math.log(predicted_rank(row, *np.exp(x)) / row["effective_rank"]) ** 2 for row in rows)
+        return sum(math.log(prediction(row, *np.exp(x)) / row["effective_rank"]) ** 2 for row in rows)
 
     starts = [minimize(error, np.log([a, p]), method="Nelder-Mead") for a in (0.002, 0.02, 0.2) for p in (0.3, 1.0)]
     a, p = np.exp(min(starts, key=lambda found: found.fun).x)
     return float(a), float(p)
 
 
-def predicted_rank(row: dict[str, Any], a: float, p: float) -> float:
-    """Effective rank of embeddings with the predicted second moments: singular values are their square roots."""
+def prediction(row: dict[str, Any], a: float, p: float) -> float:
+    """The effective rank of a run if the correlations are 1 - a k^p."""
     correlations = np.maximum(-1, 1 - a * np.arange(1.0, row["q"]) ** p)
-    moments = predicted_spectrum(correlations, row["trade_off"] * row["b1"], row["trade_off"] * row["b2"])
-    shares = np.sqrt(moments[moments > 0])
-    shares /= shares.sum()
-    return float(np.exp(-(shares * np.log(shares)).sum()))
+    return predicted_rank(correlations, row["trade_off"] * row["b1"], row["trade_off"] * row["b2"])
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from sfrik.kernels import RotationInvariantKernel, collapse_cost, harmonics, null_deviations, predicted_spectrum
+from sfrik.diagnostics import effective_rank
+from sfrik.kernels import RotationInvariantKernel, collapse_cost, harmonics, null_deviations, predicted_rank, predicted_spectrum
 from sfrik.mmd import mmd_to_uniform
 
 KERNEL = RotationInvariantKernel((1.0, 40.0, 7.0, 3.0), dim=24)
@@ -79,3 +80,10 @@ def test_degree_1_alone_ends_on_a_point_or_a_line() -> None:
     correlations = np.array([0.9, 0.8])
     assert predicted_spectrum(correlations, first=0.19, second=0.0).tolist() == [1, 0, 0]
     assert predicted_spectrum(correlations, first=0.21, second=0.0).tolist() == [0, 1, 0]
+
+
+def test_the_predicted_rank_is_that_of_embeddings_with_these_moments() -> None:
+    correlations = np.linspace(0.95, 0.1, 30)
+    moments = predicted_spectrum(correlations, first=0.4, second=1.5)
+    z = torch.diag(torch.from_numpy(moments).sqrt())  # Z^T Z is the matrix of second moments
+    assert predicted_rank(correlations, first=0.4, second=1.5) == pytest.approx(effective_rank(z), rel=1e-5)

@@ -15,7 +15,7 @@ vectors, in [-1, 1]; N(q, l) `harmonics`, the number of linearly independent sph
 """
 
 from sfrik.kernels.closed_forms import ClosedForm, ExponentialForm, PowerForm
-from sfrik.kernels.collapse import collapse_cost, null_deviations, predicted_spectrum
+from sfrik.kernels.collapse import collapse_cost, null_deviations, predicted_rank, predicted_spectrum
 from sfrik.kernels.polynomials import harmonics, legendre
 from sfrik.kernels.rotation_invariant import RotationInvariantKernel, TruncationWarning, format_share
 
@@ -30,5 +30,6 @@ __all__ = [
     "harmonics",
     "legendre",
     "null_deviations",
+    "predicted_rank",
     "predicted_spectrum",
 ]

@@ -18,7 +18,7 @@ import torch
 from sfrik.kernels.polynomials import check_whole, gauss_gegenbauer, log_harmonics
 from sfrik.kernels.rotation_invariant import RotationInvariantKernel
 
-__all__ = ["collapse_cost", "null_deviations", "predicted_spectrum"]
+__all__ = ["collapse_cost", "null_deviations", "predicted_rank", "predicted_spectrum"]
 
 NODES = 512  # of the quadrature over the inner products of two points
 
@@ -101,3 +101,17 @@ def predicted_spectrum(correlations: np.ndarray, first: float, second: float) ->
     levels = (2 * second + ordered.cumsum()) / np.arange(1, len(costs) + 1)  # theta if the first k costs are used
     theta = levels[np.flatnonzero(levels > ordered)[-1]]
     return np.maximum(0, theta - costs) / (2 * second)
+
+
+def predicted_rank(correlations: np.ndarray, first: float, second: float) -> float:
+    r"""Effective rank of embeddings with the moments of `predicted_spectrum`, whose arguments these are.
+
+    :math:`\exp(-\sum_k p_k \log p_k)` with :math:`p_k = \sqrt{c_k} / \sum_m \sqrt{c_m}`, which `sfrik.diagnostics.effective_rank`
+    measures. It is that of many images; n images have at most n.
+
+    >>> round(predicted_rank(np.array([0.9, 0.8, 0.1]), first=0.5, second=0.5), 2)
+    2.95
+    """
+    values = np.sqrt(predicted_spectrum(correlations, first, second))
+    shares = values[values > 0] / values.sum()
+    return float(np.exp(-(shares * np.log(shares)).sum()))
