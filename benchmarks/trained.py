@@ -38,15 +38,15 @@ def measured(folder: Path, recipe: str, seed: int = 0, changes: dict[str, Any] |
     pretrain(PretrainSettings.from_recipe(recipe, **place, knn_every=0, **(changes or {})), progress=False)
     run = Run(folder)
     found = diagnose(folder)
-    place["extraction_dir"] = str(folder / "features")
-    extract_features(FeatureSettings.from_recipe(recipe, **place))
+    features = {**place, "extraction_dir": str(folder / "features")}
+    extract_features(FeatureSettings.from_recipe(recipe, **features))
     lines = run.epochs()
     row = {
         "seed": seed,
         "recipe": recipe,
         "changes": changes or {},
         "commit": read_json(folder / "provenance.json")["commit"],
-        "knn20": knn_eval(KnnSettings.from_recipe(recipe, **place))["top1_at"]["20"],
+        "knn20": knn_eval(KnnSettings.from_recipe(recipe, **features))["top1_at"]["20"],
         "logistic": logistic_regression(LogisticSettings.from_recipe(recipe, **place))["top1"],
         "log": {key: lines[-1][key] for key in ("loss", "alignment", "uniformity", "effective_rank")} if lines else None,
         "spread": found.spread,
