@@ -59,6 +59,10 @@ class Objective(nn.Module, ABC):
 
     Args:
         equal_rows: whether all processes always have the same number of rows. True saves the exchange of these numbers.
+
+    Attributes:
+        allow_zero_rows: whether some rows may be exactly 0, which is refused by default. They count as the first unit vector and
+            get no gradient. Pretraining sets it: an image that activates no unit of the last hidden layer has such a row.
     """
 
     normalised = True  # whether the objective divides each row by its norm
@@ -66,6 +70,7 @@ class Objective(nn.Module, ABC):
     def __init__(self, *, equal_rows: bool = False) -> None:
         super().__init__()
         self.equal_rows = equal_rows
+        self.allow_zero_rows = False
         self._calls = 0
 
     def forward(
@@ -91,7 +96,7 @@ class Objective(nn.Module, ABC):
         Raises:
             ValueError: views of wrong or different shapes, fewer than two views or two rows, or wrong anchors.
             NotFinite: on all processes: the loss is NaN or infinite, or the objective normalises and a row of any process is
-                zero, or so small or large that its norm underflows or overflows.
+                zero (see `allow_zero_rows`), or so small or large that its norm underflows or overflows.
         """
         given = cast(list[Tensor], list(views[0] if len(views) == 1 and not isinstance(views[0], Tensor) else views))
         anchors = list(anchors)
@@ -99,7 +104,7 @@ class Objective(nn.Module, ABC):
         step, self._calls = self._calls if step is None else step, self._calls + 1
         regularised = list(range(len(given))) if regularise == "all" else anchors
         with torch.autocast(given[0].device.type, enabled=False):  # else products of float32 rows would be taken in bfloat16
-            terms = self.terms(Batch(given, anchors, regularised, self.normalised, self.equal_rows), step)
+            terms = self.terms(Batch(given, anchors, regularised, self), step)
         if not torch.isfinite(terms.loss):
             raise self._not_finite(given, terms)
         return terms
@@ -208,8 +213,7 @@ class Batch:
         views: each [n_local, q].
         anchors: indices of the views that the others are aligned to.
         regularised: indices of the views that the regulariser is averaged over.
-        normalised: whether each row is divided by its norm.
-        equal_rows: whether all processes have the same number of rows.
+        objective: whose settings apply: whether rows are normalised, may be 0, and are as many on each process.
 
     Attributes:
         views: as given, in float32 or float64.
@@ -224,17 +228,15 @@ class Batch:
         gradients: by view the gradient so far, with respect to z.
     """
 
-    def __init__(
-        self, views: list[Tensor], anchors: list[int], regularised: list[int], normalised: bool, equal_rows: bool
-    ) -> None:
+    def __init__(self, views: list[Tensor], anchors: list[int], regularised: list[int], objective: Objective) -> None:
         self.dtype = views[0].dtype
         self.views = [view.float() if view.dtype in LOW_PRECISION else view for view in views]
         self.z = [view.detach() for view in self.views]
         self.norms: list[Tensor] = []
-        if normalised:
-            self.z, self.norms = map(list, zip(*map(normalise, self.z), strict=True))
+        if objective.normalised:
+            self.z, self.norms = map(list, zip(*(normalise(z, objective.allow_zero_rows) for z in self.z), strict=True))
         local, self.q = views[0].shape
-        self.counts = [local] * world_size() if equal_rows else row_counts(local, views[0].device)
+        self.counts = [local] * world_size() if objective.equal_rows else row_counts(local, views[0].device)
         self.n = sum(self.counts)
         self.regularised = regularised
         self.requires_grad = requires_grad(views)

@@ -37,6 +37,7 @@ def build_objective(settings: PretrainSettings, report: Callable[[str], None] | 
             objective = _objective(settings)
         except ValueError as error:
             raise SfrikError(f"ssl_method {settings.ssl_method}: {error}") from None
+    objective.allow_zero_rows = True
     for warning in found:
         if report is None:
             warnings.warn(warning.message, stacklevel=2)

@@ -48,14 +48,22 @@ class _PrecomputedGradient(torch.autograd.Function):
         return None, None, *(grad * gradient for gradient in ctx.gradients)
 
 
-def normalise(x: Tensor) -> tuple[Tensor, Tensor]:
+def normalise(x: Tensor, allow_zero_rows: bool = False) -> tuple[Tensor, Tensor]:
     """The rows of `x` divided by their norms, [n_local, q], and the norms, [n_local, 1].
 
     A row whose norm overflows in the dtype of `x`, or is below `MIN_NORM`, cannot be normalised: it is NaN, and so is its norm.
+
+    Args:
+        x: [n_local, q].
+        allow_zero_rows: place rows that are exactly 0, unless all are, at the first unit vector: equal to each other and without
+            gradient. Their norm is infinite.
     """
     norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    norms.masked_fill_(~((norms >= MIN_NORM) & (norms < torch.inf)), torch.nan)
-    return x / norms, norms
+    zero = (norms == 0) & (norms > 0).any() & allow_zero_rows
+    norms.masked_fill_(~((norms >= MIN_NORM) & (norms < torch.inf)), torch.nan).masked_fill_(zero, torch.inf)
+    z = x / norms
+    z[:, :1].masked_fill_(zero, 1)
+    return z, norms
 
 
 def normalise_backward(z: Tensor, norms: Tensor, gradient: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 A step's line has epoch, step, lr, loss, the unweighted terms of the loss, grad_norm if the gradient is clipped, and for SFRIK and
 AUH excess and relative_excess; an epoch's has epoch, loss and excess of the last step, the diagnostics of the last batch
-(`sfrik.diagnostics.summary`), seconds, knn every `knn_every` epochs, and broken_images if there are any.
+(`sfrik.diagnostics.summary`), seconds, knn every `knn_every` epochs, and if there are any, broken_images and zero_rows (the
+number of its embeddings that are 0).
 """
 
 from __future__ import annotations
@@ -90,6 +91,8 @@ def describe_epoch(
         line["knn"] = _knn_score(settings, images, backbone, device, precision, broken)
     if broken:
         line["broken_images"] = broken
+    if zero_rows := sum(int((view == 0).all(dim=1).sum()) for view in gathered):
+        line["zero_rows"] = zero_rows
     return line
 
 

@@ -343,6 +343,28 @@ def test_a_row_that_cannot_be_normalised_is_reported(objective, value, dtype, me
     assert error.value.rows == [2, 4]
 
 
+@pytest.mark.parametrize("objective", NORMALISED.values(), ids=NORMALISED.keys())
+def test_an_allowed_zero_row_counts_as_the_first_unit_vector_without_gradient(objective):
+    views = embeddings(2)
+    axis = [view.clone() for view in views]
+    axis[1][3] = torch.eye(Q)[0]
+    expected = objective(axis, step=0).loss
+    views[1][3] = 0
+    for view in views:
+        view.requires_grad_()
+    objective.allow_zero_rows = True
+    try:
+        terms = objective(views, step=0)
+        terms.backward()
+        with pytest.raises(NotFinite, match=r"view 1 has a norm of 0 in 5 of 5 rows"):
+            objective([views[0], torch.zeros_like(views[0])])
+    finally:
+        objective.allow_zero_rows = False
+    assert terms.loss == expected
+    assert not views[1].grad[3].any()
+    assert all(view.grad.isfinite().all() for view in views)
+
+
 @pytest.mark.parametrize("value", [0.0, 1e20])
 def test_embeddings_that_are_all_the_same_bad_value_are_refused(value):
     with pytest.raises(NotFinite, match="view 1 has a norm"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from contextlib import closing
@@ -49,6 +50,19 @@ def smoke(folder, **overrides):
     return PretrainSettings.from_recipe("smoke/sfrik_l2_q64", **fixed, **overrides)
 
 
+def test_a_zero_row_does_not_end_a_training_and_is_counted(tmp_path, monkeypatch):
+    forward = Encoder.forward
+
+    def one_row_is_zero(self, views):
+        first, second = forward(self, views)
+        return [first, second * (torch.arange(len(second))[:, None] != 5)]
+
+    monkeypatch.setattr(Encoder, "forward", one_row_is_zero)
+    last = pretrain(smoke(tmp_path), progress=False)
+    assert last["zero_rows"] == 1
+    assert math.isfinite(last["loss"])
+
+
 def test_the_state_of_a_step_whose_loss_is_not_finite_is_saved(tmp_path, monkeypatch):
     forward, calls = Encoder.forward, []
 
@@ -70,21 +84,22 @@ def test_the_state_of_a_step_whose_loss_is_not_finite_is_saved(tmp_path, monkeyp
     assert "alignment is nan" in read_json(tmp_path / "state.json")["error"]
 
 
-@pytest.mark.parametrize("value", [0.0, 1e20])
-def test_a_row_that_cannot_be_normalised_is_a_fault_as_one_that_is_not_finite(tmp_path, monkeypatch, value):
+@pytest.mark.parametrize(("value", "first", "count"), [(0.0, 0, 64), (1e20, 5, 1)])
+def test_rows_that_cannot_be_normalised_are_a_fault_as_one_that_is_not_finite(tmp_path, monkeypatch, value, first, count):
     forward = Encoder.forward
 
     def fails(self, views):
-        first, second = forward(self, views)
-        return [first, second.masked_fill(torch.arange(len(second))[:, None] == 5, value)]
+        one, other = forward(self, views)
+        rows = torch.arange(len(other))[:, None]
+        return [one, other.masked_fill((rows >= first) & (rows < first + count), value)]
 
     monkeypatch.setattr(Encoder, "forward", fails)
     with pytest.raises(
-        SfrikError, match=r"epoch 0, step 0: .*view 1 has a norm (of 0|that overflows float32) in 1 of 64 rows"
+        SfrikError, match=r"epoch 0, step 0: .*view 1 has a norm (of 0|that overflows float32) in " + f"{count} of 64 rows"
     ) as error:
         pretrain(smoke(tmp_path), progress=False)
     fault = torch.load(tmp_path / "fault.rank0.pt", weights_only=True)
-    assert str(error.value).endswith(f"images of these rows: {fault['images'][5]}")
+    assert f"images of these rows: {fault['images'][first]}" in str(error.value)
 
 
 # --- broken images
