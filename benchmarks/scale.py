@@ -72,7 +72,11 @@ def sent(method: str, n: int, q: int, processes: int, views: int = 2, half: bool
     elif by_rows(method, n, q):
         gathered = views * n * q * (HALF_FLOAT if half and method.startswith("SFRIK") else FLOAT)
     else:
-        summed += views * {"SFRIK, sliced": SLICES * len(WEIGHTS), "SIGReg": SLICES * 8 * 2}.get(method, q * (q + 1))
+        summed += views * {
+            "SFRIK, sliced": SLICES * len(WEIGHTS),
+            "SIGReg": SLICES * 8 * 2,
+            "VICReg": q * (q + 1),  # means, covariance
+        }.get(method, q * (q + 2))  # SFRIK by moments: second moments, sum, and the norms' excess, a row each
     return (gathered + 2 * FLOAT * summed) * (processes - 1) / processes
 
 
