@@ -65,7 +65,8 @@ def tables_line(names: Sequence[str]) -> str:
     links = ", ".join(f"[{name.removeprefix('table')}](tables/{name}.md) {CONTENTS[name]}" for name in names)
     return (
         f"The tables with means, standard deviations and links to every run: {links}.\n"
-        "Figures are in [figures](figures), executed notebooks in the folder of each run and in [notebooks](notebooks)."
+        "Figures are in [figures](figures), executed notebooks in [notebooks](notebooks) and in the folders of runs at the "
+        "largest q."
     )
 
 
