@@ -23,11 +23,27 @@ from sfrik.runs.records import FeatureOrigin
 from sfrik.system.files import atomic_write, check_regular, write_error
 from sfrik.system.records import read_record
 
-__all__ = ["describe_features", "drop_rows", "load_features", "make_empty", "naming_the_file", "write_rows"]
+__all__ = [
+    "describe_features",
+    "drop_rows",
+    "given_folder",
+    "load_features",
+    "load_given",
+    "make_empty",
+    "naming_the_file",
+    "write_rows",
+]
 
 BLOCK = 65536  # rows copied at a time: 0.5 GiB at d = 2048
 
 ZEROS_AT_A_TIME = 4096  # rows
+
+
+def given_folder(extraction_dir: str) -> Path:
+    """`extraction_dir`, or features/ in it if that is the folder of a run."""
+    folder = Path(extraction_dir)
+    inside = folder / "features"
+    return inside if not (folder / "train_features.npy").is_file() and (inside / "train_features.npy").is_file() else folder
 
 
 def load_features(folder: str | Path, name: str) -> tuple[Tensor, Tensor]:
@@ -63,6 +79,29 @@ def load_features(folder: str | Path, name: str) -> tuple[Tensor, Tensor]:
     if not known[1] and name == "train" and len(labels) > 1 and int(labels.min()) == int(labels.max()):
         raise SfrikError(f"{paths[1]} has the class {labels[0]} only: extract the features again, of at least two classes")
     return features, labels
+
+
+def load_given(folder: Path, split: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], dict[str, Any]]:
+    """The training features, the scored ones, and the content of weights.json: of features that a user names.
+
+    Args:
+        folder: of the features; those of other tools have no weights.json.
+        split: what is to be scored, "test" or "tune".
+
+    Raises:
+        SfrikError: the features are of the other split, or one of those of `load_features`.
+    """
+    train, val = load_features(folder, "train"), load_features(folder, "val")
+    path = folder / "weights.json"
+    record = read_record(path, FeatureOrigin) if path.exists() else {}
+    recorded = record.get("data", {})
+    for there in {"test", "tune"} & set(recorded) if split not in recorded else ():
+        names = {"test": ("test images", "val"), "tune": ("tuning split", "train")}
+        raise SfrikError(
+            f"{folder} has the features of the {names[there][0]}, and the {names[split][0]} cannot be scored with them: extract "
+            f"their features into another folder, with --val-dataset {names[split][1]}"
+        )
+    return train, val, record
 
 
 def describe_features(folder: Path, name: str, labels: Tensor) -> dict[str, Any]:

@@ -25,7 +25,16 @@ from sfrik.datasets import Images
 from sfrik.errors import SfrikError
 from sfrik.evaluate.arguments import report_untrained
 from sfrik.evaluate.broken import note_broken, without_broken
-from sfrik.evaluate.feature_files import describe_features, drop_rows, load_features, make_empty, naming_the_file, write_rows
+from sfrik.evaluate.feature_files import (
+    describe_features,
+    drop_rows,
+    given_folder,
+    load_features,
+    load_given,
+    make_empty,
+    naming_the_file,
+    write_rows,
+)
 from sfrik.evaluate.forward import feature_batches
 from sfrik.evaluate.inputs import Inputs
 from sfrik.evaluate.name_files import RENAMED, check_same_classes, load_classes, load_names, write_names
@@ -104,7 +113,7 @@ def features_here(settings: FeatureSettings | KnnSettings | LogisticSettings) ->
     """
     inputs = Inputs.resolve(settings)
     if settings.extraction_dir:
-        return _given_folder(settings.extraction_dir)
+        return given_folder(settings.extraction_dir)
     _extract_if_missing(_own_folder(inputs), inputs)
     return _own_folder(inputs)
 
@@ -121,10 +130,8 @@ def read_features(inputs: Inputs[Any]) -> Features:
     """
     settings = inputs.settings
     if settings.extraction_dir:
-        folder = _given_folder(settings.extraction_dir)
-        train, val = load_features(folder, "train"), load_features(folder, "val")
-        path = folder / "weights.json"
-        record = read_record(path, FeatureOrigin) if path.exists() else {}
+        folder = given_folder(settings.extraction_dir)
+        train, val, record = load_given(folder, inputs.split)
         digest, present = record.get("backbone_sha256"), None
     else:
         folder = _own_folder(inputs)
@@ -161,13 +168,6 @@ def read_features(inputs: Inputs[Any]) -> Features:
 
 def _own_folder(inputs: Inputs[Any]) -> Path:
     return inputs.run.folder / "features"
-
-
-def _given_folder(extraction_dir: str) -> Path:
-    """`extraction_dir`, or features/ in it if that is the folder of a run."""
-    folder = Path(extraction_dir)
-    inside = folder / "features"
-    return inside if not (folder / "train_features.npy").is_file() and (inside / "train_features.npy").is_file() else folder
 
 
 def _exist(folder: Path, inputs: Inputs[Any], named: bool = False) -> bool:

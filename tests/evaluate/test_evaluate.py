@@ -420,6 +420,19 @@ def test_an_extraction_folder_does_not_bypass_the_choice(run, tmp_path):
             work(of(kind, tmp_path / "a" / "seed0", **given))
 
 
+@pytest.mark.parametrize(("extracted", "scored", "there"), [("val", "train", "test images"), ("train", "val", "tuning split")])
+def test_features_of_one_split_are_not_scored_as_the_other(run, tmp_path, extracted, scored, there):
+    folder = extract_features(of(FeatureSettings, run, extraction_dir=str(tmp_path / "features"), val_dataset=extracted))
+    given = {"extraction_dir": str(folder), "val_dataset": scored}
+    for settings, work in [
+        (of(KnnSettings, tmp_path / "scores", **given), knn_eval),
+        (of(LogisticSettings, tmp_path / "scores", solver="sgd", **given), logistic_regression),
+    ]:
+        with pytest.raises(SfrikError, match=f"has the features of the {there}, .* --val-dataset {scored}"):
+            work(settings)
+    assert not (tmp_path / "scores").exists()
+
+
 # --- invalid feature files
 
 

@@ -241,6 +241,7 @@ def test_a_file_that_is_not_features_is_rejected_in_one_line_that_names_it(folde
 def test_an_extraction_folder_is_a_features_folder_or_the_run_around_it(folder, tmp_path, inside):
     shutil.copytree(folder / "many1" / "features", tmp_path / "given" / inside)
     given = {"extraction_dir": str(tmp_path / "given"), "exp_dir": str(tmp_path / "run"), "device": "cpu"}
+    given["val_dataset"] = "train"  # the split whose features these are
     settings = KnnSettings(nb_knn=(3,), **given)
     assert features_here(settings) == tmp_path / "given" / inside
     assert read_features(Inputs.resolve(settings)).weights_sha256 == file_hash(folder / "backbone.safetensors")
