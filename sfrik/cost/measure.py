@@ -1,4 +1,4 @@
-"""Measured time and memory of the regularisers (the paper's tables 5 and 6): the loss by itself, and a whole training step.
+"""Measured time and memory of the regularisers (tables 5 and 6): the loss by itself, and a whole training step.
 
 A method is measured as this library computes it (`sfrik.objectives`) and, under the name "plain", as its paper writes it, with
 autograd (`sfrik.objectives.reference`). In each round all methods of one size are timed one after the other in one process, so

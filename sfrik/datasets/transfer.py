@@ -1,4 +1,4 @@
-"""The data sets that pretrained features are transferred to (the paper's tables 3 and 4).
+"""The data sets that pretrained features are transferred to (tables 3 and 4).
 
 ::
 

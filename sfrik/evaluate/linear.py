@@ -1,4 +1,4 @@
-"""Linear probing: a linear classifier on a frozen backbone, trained on augmented images (the paper's tables 1 and 4)."""
+"""Linear probing: a linear classifier on a frozen backbone, trained on augmented images (tables 1 and 4)."""
 
 from __future__ import annotations
 

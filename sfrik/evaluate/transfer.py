@@ -1,4 +1,4 @@
-"""Transfer: the frozen backbone on another data set's images (the paper's tables 3 and 4).
+"""Transfer: the frozen backbone on another data set's images (tables 3 and 4).
 
 ========== ===================================================== =============================
 target     protocol                                              score

@@ -1,4 +1,4 @@
-"""The paper's tables: definitions, scores, rendering, and the paper's claims against the measurements."""
+"""The tables of the paper's experiments: definitions, scores, rendering, and the paper's claims against the measurements."""
 
 from sfrik.tables.claims import claims, claims_as_markdown, write_claims
 from sfrik.tables.collect import Measured, Table, build_table, has_scores, read_score, tables_with_scores

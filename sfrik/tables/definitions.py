@@ -1,4 +1,4 @@
-"""Definitions of the paper's tables: titles, rows, columns, profiles, and the stages of their runs."""
+"""Definitions of the tables of the paper's experiments: titles, rows, columns, profiles, and the stages of their runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = ["EXPERIMENTS", "Experiment", "experiment", "grids", "read_choice", "r
 
 @dataclass(frozen=True)
 class Experiment:
-    """A table of the paper.
+    """A table: one of the paper's experiments.
 
     Attributes:
         title: of the table.

@@ -1,4 +1,4 @@
-"""Rows and columns of the paper's tables: a row is a recipe with the paper's figures, a column a key of a score file.
+"""Rows and columns of the tables: a row is a recipe with the paper's figures, a column a key of a score file.
 
 The small profiles have smaller dimensions q; they are compared with the largest ones of the paper.
 """
