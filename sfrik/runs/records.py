@@ -152,6 +152,11 @@ class Score(Record):
     """``<protocol>.json``: a score with its settings and weights, and the version and commit of the code that measured it.
 
     Attributes:
+        correct: One bit per scored image, whether its top-1 prediction is correct (`sfrik.runs.correctness`), in the order of the
+            data set; the share of ones is top1 / 100. An image that `skip_broken` leaves out has no bit: there are `images` bits,
+            and those of two scores are of the same images only if `data` and the names in `broken_images` are equal. None in
+            scores of earlier releases, and where there is no top-1.
+        correct_at: The same by the number of neighbours, for kNN.
         data: The images that were read, by split ("train", "tune", "test"); empty in scores of earlier releases.
     """
 
@@ -170,6 +175,8 @@ class Score(Record):
     top5: Percent | None = None
     top1_at: dict[str, Percent] = Field(default_factory=dict)
     top5_at: dict[str, Percent] = Field(default_factory=dict)
+    correct: str | None = None
+    correct_at: dict[str, str] = Field(default_factory=dict)
     map: Percent | None = None
     lr_head: float | None = None
 
