@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from pages import with_parts
 
 ROOT = Path(__file__).parents[1]
 PAGE, FIGURES = ROOT / "docs" / "speed.md", ROOT / "results" / "speed"
@@ -49,10 +50,7 @@ def main() -> None:
 
 def rendered(page: str) -> str:
     """The page with its tables rendered again from the recorded figures."""
-    for name, lines in {"ratios": ratios(), "sliced": sliced()}.items():
-        part = f"<!-- {name} -->\n\n" + "\n".join(lines) + f"\n\n<!-- /{name} -->"
-        page = re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, part=part: part, page, flags=re.DOTALL)
-    return page
+    return with_parts(page, {"ratios": ratios(), "sliced": sliced()})
 
 
 def found(name: str) -> dict[str, Any] | None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import trained
 from matplotlib.figure import Figure
+from pages import with_parts
 from scipy.optimize import minimize
 
 from sfrik.evaluate.collapse import LEAST_RANK
@@ -57,9 +57,7 @@ def main() -> None:
     rows = read_json(NUMBERS)["runs"]
     style()
     save_figure(draw(rows), FIGURES / "boundary")
-    part = "<!-- boundary -->\n\n" + "\n".join(table(rows)) + "\n\n<!-- /boundary -->"
-    page = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(re.sub(r"<!-- boundary -->.*?<!-- /boundary -->", lambda _: part, page, flags=re.DOTALL), encoding="utf-8")
+    PAGE.write_text(with_parts(PAGE.read_text(encoding="utf-8"), {"boundary": table(rows)}), encoding="utf-8")
 
 
 def arguments(name: str, folder: Path) -> tuple[Path, str, int, dict[str, Any]]:

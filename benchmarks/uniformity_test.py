@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from pages import with_parts
 from torch import Generator, Tensor
 
 from sfrik.diagnostics import uniformity_test
@@ -106,8 +106,7 @@ def rendered(page: str, numbers: dict[str, Any]) -> str:
         lines.append(f"| {n} | " + " | ".join(f"{min(rates):.1f} to {max(rates):.1f}" for rates in columns) + " |")
     cases = ", ".join(f"{x['rate']:.1f} (n = {x['n']}, q = {x['q']}, degree {x['degree']})" for x in numbers["fewest"])
     lines += ["", f"With the fewest rows that are accepted, 20,000 draws: {cases}."]
-    table = "<!-- size -->\n\n" + "\n".join(lines) + "\n\n<!-- /size -->"
-    return re.sub(r"<!-- size -->.*<!-- /size -->", table, page, flags=re.DOTALL)
+    return with_parts(page, {"size": lines})
 
 
 # --- power
