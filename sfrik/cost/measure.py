@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfrik.cost.load import load_since, usage
 from sfrik.errors import SfrikError
 from sfrik.networks import Encoder, build_backbone, build_projector
 from sfrik.objectives import AUH, SFRIK, SIGReg, SimCLR, VICReg
@@ -123,7 +124,9 @@ def complexity(table: str, profile: str, exp_dir: str, device: str = "auto", rou
     with run.lock(wait=True):
         if measured_here(path, table, profile, device, rounds):
             return read_costs(path)
+        start = usage()
         measured = measure(table, profile, device, rounds)
+        measured["load"] = load_since(start)
         run.record_start(**provenance(where.type, "fp32", 1), finished=now())
         write_json(path, {"version": VERSION, "settings": settings, **measured, **code()})
     return measured

@@ -193,8 +193,8 @@ def _draw_grids(table: Table) -> Figure:
 
 
 def _add_caption(figure: Figure, table: Table) -> Figure:
-    """Add a line below the figure: the images, what the bars are, and the number of seeds."""
-    figure.supxlabel(f"{table.title}. {table.spread_note}", fontsize=8, color="0.3", wrap=True)
+    """Add a line below the figure: the images, what the bars are, how many values, and whether the machine was quiet."""
+    figure.supxlabel(f"{table.title}. {table.spread_note} {table.load_note}".strip(), fontsize=8, color="0.3", wrap=True)
     return figure
 
 

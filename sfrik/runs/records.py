@@ -200,8 +200,25 @@ class FeatureOrigin(Record):
     sha256: dict[str, str] = Field(default_factory=dict)
 
 
+class LoadRecord(BaseModel):
+    """The load of the machine during a measurement (`sfrik.cost.load`); None where the system does not report it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    before: float | None
+    after: float | None
+    others: float | None
+    cores: Annotated[int, Field(ge=1)]
+
+
 class Costs(Record):
-    """table5.json and table6.json: time and memory of the losses, an object for each entry."""
+    """table5.json and table6.json: time and memory of the losses, an object for each entry.
+
+    Attributes:
+        load: None in files of earlier releases.
+    """
+
+    load: LoadRecord | None = None
 
 
 class WandbRun(Record):

@@ -25,7 +25,7 @@ from sfrik.runs.scores import run_problem, score_problem
 from sfrik.settings import PretrainSettings, as_whole, load_recipe, recipe_settings, run_folder, score_settings
 from sfrik.system.files import path_exists
 from sfrik.system.records import read_record
-from sfrik.tables.cost_rows import cost_problem, read_costs
+from sfrik.tables.cost_rows import cost_problem, load_note, read_costs
 from sfrik.tables.definitions import Experiment, experiment, tables_of
 from sfrik.tables.rows import IMAGES, Column, Row, paper_figures
 
@@ -49,7 +49,8 @@ class Measured:
     """The scores of one row by column and seed, in the column's unit.
 
     `images` is the number of test images by column, `data` what the scores record of their images by file and seed, and
-    `left_out` the reasons why scores are left out, by seed; `trained_on` is what the runs record of their images, by seed.
+    `left_out` the reasons why scores are left out, by seed; `trained_on` is what the runs record of their images, by seed, and
+    `load` what measurements of costs record of the load of the machine, by repetition.
     """
 
     row: Row
@@ -58,6 +59,7 @@ class Measured:
     left_out: dict[int, list[str]] = field(default_factory=dict)
     data: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)
     trained_on: dict[int, dict[str, Any]] = field(default_factory=dict)
+    load: dict[int, dict[str, Any] | None] = field(default_factory=dict)
 
     @property
     def seeds(self) -> list[int]:
@@ -109,18 +111,22 @@ class Table:
 
     @property
     def spread_note(self) -> str:
-        """A sentence on the mean, its spread and the number of seeds."""
-        counts = sorted({len(m.seeds) for m in self.measured if m.seeds})
-        if counts in ([], [1]):
-            return "One seed: no spread."
-        n = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        return f"Mean ± one standard deviation over n = {n} seeds."
+        """A sentence on the mean, its spread and the number of seeds or repetitions."""
+        counts = {len(m.seeds) for m in self.measured if m.seeds}
+        if counts <= {1}:
+            return f"One {self.experiment.unit}: no spread."
+        return f"Mean ± one standard deviation over {self.experiment.count(counts)}."
+
+    @property
+    def load_note(self) -> str:
+        """Whether the machine was quiet while the costs were measured; empty for other tables."""
+        return load_note(list({seed: m.load[seed] for m in self.measured for seed in m.seeds if seed in m.load}.values()))
 
     @property
     def left_out(self) -> list[str]:
         """A line for each run or score that is not shown: the recipe, the seed, the reason and the remedy."""
         of_rows = [(m.row.recipe, seed, reasons) for m in self.measured for seed, reasons in m.left_out.items()]
-        lines = [f"{recipe} seed {seed}: {reason}" for recipe, seed, reasons in of_rows for reason in reasons]
+        lines = [f"{recipe} {self.experiment.unit} {seed}: {reason}" for recipe, seed, reasons in of_rows for reason in reasons]
         return list(dict.fromkeys(lines))
 
     @property
@@ -180,6 +186,8 @@ def _measure(row: Row, columns: list[Column], root: str | Path | None, seeds: in
                 files[column.score], problem = read_score(row.recipe, seed, column.score, root)
                 reasons = measured.left_out.setdefault(seed, []) if problem else []
                 reasons += [problem] if problem and problem not in reasons else []
+                if row.entry:
+                    measured.load[seed] = files[column.score].get("load")
                 if data := files[column.score].get("data"):
                     measured.data.setdefault(column.score, {})[seed] = data
             keys = (row.entry, *column.key) if row.entry else column.key

@@ -45,6 +45,7 @@ REASONS = {
     "a time": "times, which depend on the machine and its load",
     "1 by definition": "1 by definition",
     "one seed in B": "with one seed in {b}",
+    "one repetition in B": "with one repetition in {b}",
 }
 
 
@@ -55,7 +56,7 @@ class Cell:
     Attributes:
         mean_a: mean over the seeds in A; None if the cell is missing there.
         sd_a: standard deviation; None with fewer than two seeds.
-        n_a: number of seeds.
+        n_a: number of seeds, or of repetitions.
         mean_b: the same in B, as are `sd_b` and `n_b`.
         reason: why the cell is not compared; empty if it is.
         interval: where `mean_a` is expected; None if the cell is not compared.
@@ -183,7 +184,7 @@ def _not_compared(cell: Cell) -> str:
         return "a time"
     if cell.row.method == BASELINE and cell.column.title.endswith(f"/ {BASELINE}"):
         return "1 by definition"
-    return "one seed in B" if cell.n_b < 2 else ""
+    return f"one {'repetition' if cell.row.entry else 'seed'} in B" if cell.n_b < 2 else ""
 
 
 def _add_facts(found: dict[str, list[str]], table: Table, root: Path, recipes: Collection[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ __all__ = [
     "cost_folder",
     "cost_problem",
     "cost_settings",
+    "load_note",
     "read_costs",
     "table5_rows",
     "table6_rows",
@@ -54,6 +55,7 @@ def _rows(profile: str, sizes: dict[str, tuple], with_paper: Callable[[str, int,
 STEP_BATCH = {"smoke": 16, "digits": 256, "paper": 256}
 ROUNDS = 5  # timings per method in the tables
 MOST_ROUNDS = 100_000
+QUIET = 0.1  # of the cores: a machine is quiet if other processes keep at most this part of them busy
 PLAIN = " plain"  # suffix of a method: the formula of its paper with autograd, as in the authors' code
 ENTRY = " q="  # part of the name of every entry
 BASELINE = "VICReg plain"  # ratios are relative to this method
@@ -114,6 +116,38 @@ def cost_problem(found: dict[str, Any], table: str, profile: str, rounds: int = 
     ours, theirs = cost_settings(table, profile, rounds), found.get("settings", {})
     differences = [f"{name} {theirs[name]!r} -> {value!r}" for name, value in ours.items() if theirs.get(name, value) != value]
     return f"{table}.json was measured with other settings ({'; '.join(differences)})" if differences else ""
+
+
+def load_note(loads: Sequence[dict[str, Any] | None], only_problems: bool = False) -> str:
+    """Whether the machine was quiet in each repetition of a measurement; empty without any.
+
+    Args:
+        loads: what each repetition recorded (`sfrik.cost.load`), None if nothing.
+        only_problems: leave out that it was quiet.
+    """
+    busy = [load for load in loads if load and (_busy_cores(load) or 0.0) > QUIET * load["cores"]]
+    unknown = [load for load in loads if not load or _busy_cores(load) is None]
+    parts = []
+    if busy:
+        most = max(busy, key=lambda load: (_busy_cores(load) or 0.0) / load["cores"])
+        averages = " and ".join(f"{most[name]:.1f} {name}" for name in ("before", "after") if most.get(name) is not None)
+        of_all = f" in {len(busy)} of {len(loads)} repetitions" if len(loads) > 1 else ""
+        parts.append(
+            f"The machine was not quiet{of_all}: other processes kept up to "
+            f"{_busy_cores(most):.1f} of {most['cores']} cores busy (load average {averages}). Measure again without them."
+        )
+    if unknown:
+        of_all = f" in {len(unknown)} of {len(loads)} repetitions" if 0 < len(unknown) < len(loads) else ""
+        parts.append(f"Whether the machine was quiet was not recorded{of_all}.")
+    if loads and not parts and not only_problems:
+        most = max(_busy_cores(load) or 0.0 for load in loads if load)
+        parts.append(f"The machine was quiet: other processes kept at most {most:.1f} cores busy.")
+    return " ".join(parts)
+
+
+def _busy_cores(load: dict[str, Any]) -> float | None:
+    """The cores that other processes kept busy; where the system does not report them, the load average before."""
+    return load["before"] if load["others"] is None else load["others"]
 
 
 def cost_folder(profile: str, seed: int, rounds: int = ROUNDS) -> Path:

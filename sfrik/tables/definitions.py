@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +59,17 @@ class Experiment:
     profiles: tuple[str, ...] = ("smoke", "digits", "cifar10", "paper")
     stages: tuple[str, ...] = ("pretrain", "linear", "knn")
     images: bool = True
+
+    @property
+    def unit(self) -> str:
+        """What the values of a cell are of: seeds, or repetitions of a measurement, which nothing random distinguishes."""
+        return "seed" if self.stages else "repetition"
+
+    def count(self, numbers: Collection[int]) -> str:
+        """The numbers of values in cells in words: "n = 3 seeds", "1 to 3 repetitions"."""
+        low, high = min(numbers), max(numbers)
+        n = str(low) if low == high else f"{low} to {high}"
+        return f"n = {n} seeds" if self.stages else f"{n} {'repetition' if n == '1' else 'repetitions'}"
 
 
 def experiment(name: str, profile: str) -> Experiment:

@@ -14,10 +14,10 @@ __all__ = ["PUBLISHED", "published_figures", "remark"]
 PUBLISHED = "Published by others, not measured here, % top-1"
 
 COST_REMARK = (
-    "A seed is a repetition of the whole measurement. Memory excludes the embeddings. Ratios compare consecutive measurements "
-    "with the paper's baseline, the plain formula of VICReg. *plain*: the formula of the paper with autograd, as in the authors' "
-    "code; the other rows are the closed forms of this library. The loss is that of two views; one product is that of one view's "
-    "embeddings with their transpose."
+    "A repetition is a whole measurement, in which all methods and the product take turns. Memory excludes the embeddings. "
+    "Ratios compare consecutive measurements with the paper's baseline, the plain formula of VICReg. *plain*: the formula of the "
+    "paper with autograd, as in the authors' code; the other rows are the closed forms of this library. The loss is that of two "
+    "views; one product is that of one view's embeddings with their transpose."
 )
 DIAGNOSTICS = (
     "Alignment (mean squared distance between two views), uniformity and effective rank are those of the last training batch's "

@@ -48,7 +48,7 @@ def as_csv(table: Table) -> str:
     header = ["method", "q", *(label.replace(" ", "_") for label in table.labels)]
     for column in table.columns:
         header += [f"{column.name}_mean", f"{column.name}_sd", f"{column.name}_n"]
-    header += ["seeds", "runs", *(f"paper_{name}" for name in table.experiment.paper_columns), "paper_q"]
+    header += [f"{table.experiment.unit}s", "runs", *(f"paper_{name}" for name in table.experiment.paper_columns), "paper_q"]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(header)
@@ -71,11 +71,13 @@ def as_markdown(table: Table, base: str = "..") -> str:
     """
     q = " (its q)" if any(m.row.paper_q for m in table.measured) else ""
     paper = [f"paper: {heading}{q}" for heading in table.experiment.paper_columns.values()]
-    header = ["method", "q", *table.labels, *(column.heading for column in table.columns), "seeds", *paper]
+    header = ["method", "q", *table.labels, *(column.heading for column in table.columns), f"{table.experiment.unit}s", *paper]
     rows = []
     for m in table.measured:
         folder = m.row.recipe.split("/")[-1]
         links = " ".join(f"[{seed}]({base}/{folder}/seed{seed})" for seed in m.seeds)
+        if m.row.entry and m.seeds:
+            links = f"[{len(m.seeds)}]({base}/{folder}/README.md)"
         numbers = (plus_minus(m, column, " ± ") for column in table.columns)
         cells = [*_identity(m.row, table.labels)]
         cells += [number if number == MISSING else f"[{number}]({base}/{folder}/README.md)" for number in numbers]
@@ -118,7 +120,8 @@ def as_latex(table: Table) -> str:
     """The table as a LaTeX `tabular`, with the note as a comment."""
     headings = [column.heading for column in table.columns]
     paper = [f"paper: {heading} ($q$)" for heading in table.experiment.paper_columns.values()]
-    header = [escape(text) for text in ["method", "$q$", *table.labels, *headings, "$n$", *paper]]
+    n = "$n$" if table.experiment.stages else "repetitions"
+    header = [escape(text) for text in ["method", "$q$", *table.labels, *headings, n, *paper]]
     lines = [
         f"% {_note(table)}",
         *(f"% {line}" for line in published_lines(table)),
@@ -145,8 +148,13 @@ def escape(text: str) -> str:
 
 def _note(table: Table) -> str:
     counts = {len(m.seeds) for m in table.measured if m.seeds}
-    n = "-" if not counts else str(counts.pop()) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
-    note = remark(table.name, table.profile)
+    over = f" over {table.experiment.count(counts)}" if counts else ""
+    links = (
+        "A number links to the scores of each seed, a seed to the folder of its run."
+        if table.experiment.stages
+        else "A number links to the files of each repetition."
+    )
+    notes = [links, remark(table.name, table.profile), table.load_note]
     paper = (
         f"The columns *paper* are the paper's figures, not measured here ({table.experiment.setting}; q in brackets; source: "
         f"{table.source})."
@@ -154,8 +162,8 @@ def _note(table: Table) -> str:
         else "No available source gives the paper's figures."
     )
     return (
-        f"Profile {table.profile}: mean ± standard deviation over n = {n} seeds, measured here. A number links to the scores of "
-        f"each seed, a seed to the folder of its run. {f'{note} ' if note else ''}{paper}"
+        f"Profile {table.profile}: mean ± standard deviation{over}, measured here. "
+        f"{' '.join(note for note in notes if note)} {paper}"
     )
 
 

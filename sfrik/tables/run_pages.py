@@ -41,7 +41,7 @@ def write_run_pages(profile: str, root: str | Path | None = None) -> list[Path]:
                     page.scores[column.name] = (column, measured.scores[column.name])
             if measured.seeds or measured.left_out:
                 page.tables[name] = None
-            page.left_out |= dict.fromkeys(line for line in table.left_out if line.startswith(f"{measured.row.recipe} seed "))
+            page.left_out |= dict.fromkeys(line for line in table.left_out if line.startswith(f"{measured.row.recipe} "))
     written = []
     for recipe, page in pages.items():
         folder = root / recipe
@@ -68,7 +68,8 @@ class RunPage:
             lines += [f"{about}. Recipe: `sfrik/recipes/{files.paths[1] if files else self.row.recipe}.toml`."]
         lines += [f"Shown in {', '.join(f'[{name}](../tables/{name}.md)' for name in self.tables)}.", ""]
         columns = [column for column, _ in self.scores.values()]
-        header = ["seed", *(column.heading for column in columns), "code", "started", "files"]
+        unit = "repetition" if self.row.entry else "seed"
+        header = [unit, *(column.heading for column in columns), "code", "started", "files"]
         rows = []
         for seed in existing_seeds(self.row.recipe, folder.parents[1]):
             run = folder / f"seed{seed}"
@@ -77,6 +78,8 @@ class RunPage:
             cells = [f"[{seed}]({run.name})", *(_number(*self.scores[column.name], run.name, seed) for column in columns)]
             rows.append([*cells, format_code(origin) or MISSING, origin.get("started", MISSING), _files(run)])
         note = "A number links to its score file, which names the weights, the settings and the commit."
+        if self.row.entry:
+            note = "The files of a table name the settings, the hardware, the load of the machine and the commit."
         return "\n".join([*lines, *markdown_table(header, rows), "", note, "", *left_out_lines(list(self.left_out))])
 
 

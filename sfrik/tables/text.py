@@ -118,7 +118,7 @@ def _block(comparison: Comparison, column: Column, names: tuple[str, str]) -> Bl
     """A column of the table in A and B, with the paper's figures for it."""
     cells = [cell for cell in comparison.cells if cell.column == column]
     usual = [_usual([cell.n_a for cell in cells]), _usual([cell.n_b for cell in cells])]
-    n = "" if _same_n(comparison) else f"; n = {' and '.join(dict.fromkeys(str(n) for n in usual if n))}"
+    n = "" if _same_n(comparison) else f"; {_count(comparison, *usual)}"
     best = _best(cells)
     ours = _numbers([(cell.mean_a, cell.sd_a, cell.n_a) for cell in cells], column.digits, usual[0])
     columns = [[names[0], *(paint(text, "bold") if cell in best else text for cell, text in zip(cells, ours, strict=True))]]
@@ -203,25 +203,33 @@ def _caption(comparison: Comparison, names: tuple[str, str]) -> str:
     for name, root, counts in zip(names, (comparison.root_a, comparison.root_b), seeds, strict=True):
         if n := _usual(counts):
             other = "" if set(counts) <= {0, n} else " where no other is in brackets"
-            count = f"n = {n}{other}" if _same_n(comparison) else "n as given above"
-            spread = "" if count == "n = 1" else "mean ± standard deviation, "
+            count = f"{_count(comparison, n)}{other}" if _same_n(comparison) else "n as given above"
+            spread = "" if n == 1 and _same_n(comparison) and not other else "mean ± standard deviation, "
             parts.setdefault(spread + count, []).append(name if names == YOURS else f"{name} ({root})")
     texts = [f"{' and '.join(sides)}: {text}" for text, sides in parts.items()]
     experiment, rows = comparison.a.experiment, [m.row for m in comparison.a.measured]
     if any(row.paper for row in rows):
         q = ", its q in brackets" if any(row.paper_q for row in rows) else ""
         texts.append(f"paper: the paper's figures{q}, not measured here ({experiment.setting}; {comparison.a.source})")
-    return "".join(f"{text[0].upper()}{text[1:]}. " for text in texts)
+    caption = "".join(f"{text[0].upper()}{text[1:]}. " for text in texts)
+    return caption + comparison.a.load_note
+
+
+def _count(comparison: Comparison, *numbers: int) -> str:
+    """Numbers of seeds as "n = 3 and 1", of repetitions as "3 and 1 repetitions"."""
+    shown = [str(n) for n in dict.fromkeys(numbers) if n]
+    text = " and ".join(shown)
+    return f"n = {text}" if comparison.a.experiment.stages else f"{text} repetition{'' if shown == ['1'] else 's'}"
 
 
 def _usual(counts: Sequence[int]) -> int:
-    """The most frequent number of seeds of the cells that were measured; 0 if none was."""
+    """The most frequent number of seeds or repetitions of the cells that were measured; 0 if none was."""
     found = Counter(n for n in counts if n)
     return found.most_common(1)[0][0] if found else 0
 
 
 def _same_n(comparison: Comparison) -> bool:
-    """Whether the most frequent number of seeds is the same in all columns."""
+    """Whether this most frequent number is the same in all columns."""
     columns = comparison.a.columns
     pairs = [[(cell.n_a, cell.n_b) for cell in comparison.cells if cell.column == column] for column in columns]
     return all(len({_usual([pair[side] for pair in column]) for column in pairs} - {0}) <= 1 for side in (0, 1))

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+from sfrik.cost import load
 from sfrik.cost import measure as module
 from sfrik.cost.measure import build, complexity, growth, hardware, loss_calls, loss_of, measure, resident_peaks, step_calls
 from sfrik.errors import SfrikError
@@ -183,6 +184,41 @@ def test_a_table_that_was_measured_here_is_returned_and_one_of_other_hardware_or
         assert complexity("table5", "smoke", str(tmp_path), "cpu")["mark"] == 2
         assert read_json(path)["mark"] == 2
     assert read_json(tmp_path / "provenance.json")["hardware"]["device"].startswith("cpu")
+
+
+@pytest.mark.parametrize(("busy", "quiet"), [(0.1, True), (1.5, False)])
+def test_a_measurement_records_the_load_and_warns_if_other_processes_kept_the_machine_busy(
+    busy, quiet, tmp_path, monkeypatch, capsys
+):
+    seconds = [100.0]  # both the clock and the time of this process, in one thread
+
+    def work(*arguments):
+        seconds[0] += 20
+        (tmp_path / "stat").write_text(
+            f"cpu {int(100 * (300 + 20 + 20 * busy))} 0 0 9999 9999 0 0 0 0 0\ncpu0 ...\n", encoding="ascii"
+        )
+        return {row.entry: {} for row in rows_of("table5", "smoke")} | {"hardware": hardware(CPU)}
+
+    (tmp_path / "stat").write_text("cpu 30000 0 0 9 9 0 0 0 0 0\n", encoding="ascii")
+    monkeypatch.setattr(load, "STAT", tmp_path / "stat")
+    monkeypatch.setattr(load.os, "sysconf", lambda name: 100)
+    monkeypatch.setattr(load.os, "times", lambda: (seconds[0] - 5, 1.0, 3.0, 1.0, 0.0))
+    monkeypatch.setattr(load.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(load.os, "getloadavg", lambda: (seconds[0] / 100, 9.0, 9.0))
+    monkeypatch.setattr(load.time, "monotonic", lambda: seconds[0])
+    monkeypatch.setattr(module, "measure", work)
+    complexity("table5", "smoke", str(tmp_path / "run"), "cpu")
+    found = read_json(tmp_path / "run" / "table5.json")["load"]
+    assert found == {"before": 1.0, "after": 1.2, "others": pytest.approx(busy), "cores": 2}
+    warning = "warning: The machine was not quiet: other processes kept up to 1.5 of 2 cores busy (load average 1.0 "
+    assert (warning in capsys.readouterr().err) is not quiet
+
+
+def test_where_the_system_reports_no_cpu_time_the_load_average_is_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr(load, "STAT", tmp_path / "missing")
+    found = load.load_since(load.usage())
+    assert found["others"] is None
+    assert found["before"] >= 0
 
 
 @linux

@@ -9,19 +9,23 @@ import statistics
 import tomllib
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 from finished import finished_run
 
 from sfrik.errors import SfrikError
+from sfrik.plots.tables import draw_costs
 from sfrik.settings import PretrainSettings, recipe_names
 from sfrik.system.files import read_json, write_json
 from sfrik.tables import rows as table_rows
 from sfrik.tables.claims import claims_as_markdown
 from sfrik.tables.collect import build_table, tables_with_scores
+from sfrik.tables.compare import compare_tables
 from sfrik.tables.definitions import EXPERIMENTS, grids, rows_of, tables_of
 from sfrik.tables.render import as_csv, as_latex, as_markdown, escape, published_lines, write_table
 from sfrik.tables.rows import paper_figures
 from sfrik.tables.run_pages import write_run_pages
+from sfrik.tables.text import as_text
 
 SHARED = Path(__file__).parents[3] / "shared" / "paper.toml"
 MEASURED = [f"{protocol}_top1_{part}" for protocol in ("linear", "logistic", "knn") for part in ("mean", "sd")]
@@ -388,6 +392,70 @@ def test_table5_reads_all_batch_sizes_from_one_file(tmp_path):
     assert rows["VICReg plain", "256"]["loss_ms_mean"] == rows["SFRIK L=3 plain", "512"]["loss_ms_mean"] == ""
     assert rows["SFRIK L=3 plain", "1024"]["paper_peak"] == "18.8"
     assert rows["SFRIK L=3", "1024"]["paper_peak"] == "", "the paper's figures are of the plain formulas"
+
+
+def with_costs(root, loads, name="table5"):
+    """A repetition of a table of costs for each load that was recorded; None: in a file of an earlier release."""
+    for k, load in enumerate(loads):
+        folder = root / "digits" / "complexity" / f"seed{k}"
+        folder.mkdir(parents=True)
+        cells = {row.entry: {"loss_ms": 40.0 + k, "loss_products": 5.0 + k, "loss_mib": 1.0} for row in rows_of(name, "digits")}
+        write_json(folder / f"{name}.json", cells if load is None else {**cells, "load": load})
+    return build_table(name, "digits", root)
+
+
+def load(others, before=0.0):
+    return {"before": before, "after": 2.5, "others": others, "cores": 2}
+
+
+def test_repetitions_are_not_called_seeds_in_any_format(tmp_path):
+    table = with_costs(tmp_path, [load(0.05)] * 3)
+    assert "mean ± standard deviation over 3 repetitions, measured here" in as_markdown(table)
+    assert "[3](../complexity/README.md)" in as_markdown(table)
+    assert "& repetitions &" in as_latex(table)
+    assert csv_rows(table)["VICReg", "4096"]["repetitions"] == "0 1 2"
+    shown = "\n".join(as_text(compare_tables("table5", "digits", tmp_path, tmp_path), 100))
+    assert "mean ± standard deviation, 3 repetitions." in shown
+    caption = draw_costs(table).get_supxlabel()
+    assert "over 3 repetitions. The machine was quiet: other processes kept at most 0.1 cores busy." in caption
+    (page,) = write_run_pages("digits", tmp_path)
+    texts = [as_markdown(table), as_latex(table), as_csv(table), shown, caption, page.read_text(encoding="utf-8")]
+    for text in texts:  # but in the names of folders
+        assert not re.search(r"\bseeds?\b|\bn = [0-9]+ (?!q)|\$n\$", re.sub(r"\(?(\S*/)?seed[0-9]\S*", "", text)), text
+    for text in (shown, as_markdown(table), as_latex(table)):
+        assert "The machine was quiet" in " ".join(text.split())
+    one = with_costs(tmp_path / "one", [load(0.0)])
+    assert "over 1 repetition, measured" in as_markdown(one)
+    assert draw_costs(one).get_supxlabel().split(". ")[0].endswith("random embeddings")
+    plt.close("all")
+
+
+@pytest.mark.parametrize(
+    ("loads", "words"),
+    [
+        ([load(0.05), load(0.2)], "The machine was quiet: other processes kept at most 0.2 cores busy."),
+        (
+            [load(0.05), load(1.3, before=0.7), load(0.3)],
+            "The machine was not quiet in 2 of 3 repetitions: other processes kept up to 1.3 of 2 cores busy (load average 0.7 "
+            "before and 2.5 after). Measure again without them.",
+        ),
+        ([load(None, before=0.1)], "The machine was quiet"),
+        ([load(None, before=0.9)], "The machine was not quiet: other processes kept up to 0.9 of 2 cores busy"),
+        ([None, None], "Whether the machine was quiet was not recorded."),
+        ([None, load(0.0)], "Whether the machine was quiet was not recorded in 1 of 2 repetitions."),
+    ],
+)
+def test_the_caption_says_whether_the_machine_was_quiet(loads, words, tmp_path):
+    table = with_costs(tmp_path, loads, "table6")
+    assert words in as_markdown(table)
+    assert words in as_latex(table)
+    if all(loads) and "not" not in words:
+        assert "not" not in table.load_note
+
+
+def test_a_broken_record_of_the_load_is_an_error(tmp_path):
+    with pytest.raises(SfrikError, match=r"table5\.json has no key \"load.cores\""):
+        with_costs(tmp_path, [{"before": 0.0, "after": 0.0, "others": 0.0}])
 
 
 @pytest.mark.parametrize("name", ["table5", "table6"])
