@@ -1,4 +1,4 @@
-"""The pages under docs/ and README.md: links have targets, the tests they name exist, the picture of the imports is current."""
+"""README.md and the pages under docs/: links have targets, commands and tests exist, numbers and pictures are current."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ import html
 import importlib.util
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
+
+from sfrik.cli.main import build_parser, main
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "results" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def defined_in(name: str) -> set[str]:
@@ -21,11 +27,47 @@ def defined_in(name: str) -> set[str]:
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
 
+LINK = re.compile(r"\[[^\[\]]*\]\(([^()\s]+)\)")
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """The fenced blocks of a page: language and text."""
+    return BLOCK.findall(page.read_text(encoding="utf-8"))
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    headings = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading) for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE)]
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links(page: Path) -> list[str]:
+    """The links to files and headings that do not exist, and the addresses that are none."""
+    found = []
+    for link in LINK.findall(BLOCK.sub("", page.read_text(encoding="utf-8"))):
+        if re.match(r"[a-z]+:", link):
+            found += [] if re.fullmatch(r"https://[\w-]+(\.[\w-]+)+(/[^\s<>\"]*)?", link) else [link]
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
+            found.append(link)
+    return found
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_of_a_page_has_a_target(page):
-    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
-    local = [link for link in links if not link.startswith(("http://", "https://"))]
-    assert [link for link in local if not (page.parent / link).exists()] == []
+    assert broken_links(page) == []
+
+
+def test_the_check_of_links_finds_each_kind_of_broken_link(tmp_path):
+    page = tmp_path / "page.md"
+    good = ["https://arxiv.org/abs/2208.00789", "page.md", "#one-part", "page.md#one-part"]
+    bad = ["http://arxiv.org", "https://arxiv", "gone.md", "#gone", "page.md#gone", "#two"]
+    page.write_text("## One part!\n" + "\n".join(f"[a]({link})" for link in good + bad) + "\n```\n# Two\n```\n", encoding="utf-8")
+    assert broken_links(page) == bad
 
 
 def test_each_fault_in_the_tables_names_tests_that_exist():
@@ -41,11 +83,60 @@ def test_each_fault_in_the_tables_names_tests_that_exist():
         assert all(test in defined_in(name) for name, test in named), cells[4]
 
 
-def test_each_mean_and_deviation_in_the_readme_is_in_a_table_of_the_results():
-    results = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "results" / "digits" / "tables").glob("*.md"))
-    named = re.findall(r"-?\d+(?:\.\d+)? ± \d+(?:\.\d+)?", (ROOT / "README.md").read_text(encoding="utf-8"))
-    assert len(named) > 50
-    assert [number for number in named if f"[{number}]" not in results] == []
+def readme_part(name: str) -> str:
+    return README.read_text(encoding="utf-8").split(f"<!-- {name} -->\n")[1].split(f"\n<!-- /{name} -->")[0].strip("\n")
+
+
+def test_the_results_in_the_readme_are_those_of_the_score_files():
+    found = load_tool("readme_results").found()
+    assert readme_part("found").splitlines() == found, "python tools/readme_results.py writes them"
+    rest = README.read_text(encoding="utf-8").replace(readme_part("found"), "")
+    assert re.findall(r"\d\s±\s\d", rest) == [], "a measured number is outside of the part that the tool writes"
+    assert len(found) == 2 + 5
+
+
+def test_the_readme_is_a_door():
+    """About 900 words, a table of at most eight rows, and no line of code that GitHub would cut."""
+    text = README.read_text(encoding="utf-8")
+    prose = re.sub(r"<!--.*?-->|\]\([^)]*\)|[|#*`\[·]", " ", BLOCK.sub("", text), flags=re.DOTALL)
+    assert len(prose.split()) <= 1000
+    assert max(len(line) for _, block in blocks(README) for line in block.splitlines()) <= 80
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert max(table.count("\n") - 2 for table in tables) <= 8
+    assert len(tables) >= 3
+
+
+def test_the_loss_of_the_readme_runs_and_its_makes_exist():
+    (example,) = [block for language, block in blocks(README) if "criterion(z1, z2)" in block]
+    names = {f"z{k}": torch.randn(8, 512, requires_grad=True) for k in (1, 2)}
+    exec(example, names)
+    assert names["loss"].shape == ()
+    assert names["z1"].grad.abs().sum() > 0
+    targets = re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    shell = "".join(block for language, block in blocks(README) if language == "sh")
+    made = re.findall(r"^make (\w+)", shell, re.MULTILINE)
+    assert {"table1", "lab"} <= set(made) <= {*targets, "table1"}
+
+
+SHOWN = [
+    (page, command.replace("\\\n", " "))
+    for page in ("README.md", "docs/command_line.md", "docs/imagenet.md")
+    for command in re.findall(r"^ *sfrik ((?:[^\n\\#]|\\\n)+)", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+]
+WITHOUT_DRY_RUN = ("diagnose", "compare", "memory", "status", "env", "completion")
+
+
+@pytest.mark.parametrize(("page", "command"), SHOWN, ids=lambda value: value[:60])
+def test_each_command_of_a_page_is_accepted(page, command, tmp_path, monkeypatch, capsys):
+    words = shlex.split(command)
+    if words[0] in WITHOUT_DRY_RUN:
+        build_parser().parse_args(words)
+        return
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for k in range(16):
+        Image.new("RGB", (8, 8), (k, k, k)).save(tmp_path / "photos" / f"{k}.png")
+    assert main([*words, "--dry-run"]) == 0, capsys.readouterr().err
 
 
 def load_tool(name):

@@ -512,15 +512,6 @@ def test_latex_escapes_special_characters_outside_of_formulas():
 ROOT = Path(__file__).parents[2]
 
 
-def test_table_1_in_the_readme_equals_the_published_one():
-    written = (
-        (ROOT / "results" / "digits" / "tables" / "table1.md").read_text(encoding="utf-8").replace("](../", "](results/digits/")
-    )
-    rows = [line for line in written.splitlines() if line.startswith("|")]
-    block = (ROOT / "README.md").read_text(encoding="utf-8").split("<!-- table1 -->\n")[1].split("\n\n")[0]
-    assert block.splitlines() == rows
-
-
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_published_tables_equal_those_rendered_from_the_score_files(name):
     folder = ROOT / "results" / "digits" / "tables"
