@@ -40,6 +40,8 @@ def module_name(path):
 
 
 MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+TEXTS = {name: path.read_text(encoding="utf-8") for name, path in MODULES.items()}
+TREES = {name: ast.parse(text) for name, text in TEXTS.items()}
 
 
 def room(name):
@@ -47,14 +49,14 @@ def room(name):
     return name.split(".")[1] if "." in name else None
 
 
-def imported(path):
-    """The package's modules that a file imports, at its top or inside a function."""
+def imported(tree):
+    """The package's modules that a module imports, at its top or inside a function."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name}: relative import"
+            assert node.level == 0, f"relative import: {ast.unparse(node)}"
             inner = [f"{node.module}.{alias.name}" for alias in node.names]
             modules = [name for name in inner if name in MODULES]
             names = modules + ([node.module] if len(modules) < len(inner) else [])
@@ -64,7 +66,7 @@ def imported(path):
     return found
 
 
-IMPORTS = {name: imported(path) for name, path in MODULES.items()}
+IMPORTS = {name: imported(tree) for name, tree in TREES.items()}
 
 
 # --- modules
@@ -76,11 +78,12 @@ def test_the_package_has_few_rooms_and_each_has_its_level():
     assert {path.stem for path in entries} - {"__init__", "recipes"} == set(LEVEL), "a new room: give it its place in LEVELS"
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if room(name)])
-def test_a_module_imports_from_its_own_room_and_from_lower_levels_only(name):
-    here = room(name)
-    others = {room(other) for other in IMPORTS[name]} - {here, None}
-    assert {other for other in others if LEVEL[other] >= LEVEL[here] and (here, other) not in BESIDE} == set()
+def test_a_module_imports_from_its_own_room_and_from_lower_levels_only():
+    assert len(MODULES) > 150
+    for name in filter(room, MODULES):
+        here = room(name)
+        others = {room(other) for other in IMPORTS[name]} - {here, None}
+        assert {other for other in others if LEVEL[other] >= LEVEL[here] and (here, other) not in BESIDE} == set(), name
 
 
 def test_there_is_no_import_cycle():
@@ -92,7 +95,7 @@ def test_there_is_no_import_cycle():
 
 @pytest.mark.parametrize("name", [name for name, path in MODULES.items() if path.name == "__init__.py"])
 def test_a_package_re_exports_names_and_holds_nothing_else(name):
-    for node in ast.parse(MODULES[name].read_text(encoding="utf-8")).body:
+    for node in TREES[name].body:
         if name == "sfrik" and isinstance(node, ast.FunctionDef):  # its re-exports are imported when they are first used
             assert node.name in ("__getattr__", "__dir__")
             continue
@@ -116,19 +119,20 @@ def test_the_objectives_are_attributes_of_the_package():
         sfrik.BYOL  # noqa: B018
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_no_file_is_longer_than_320_lines(name):
-    assert len(MODULES[name].read_text(encoding="utf-8").splitlines()) <= 320
+def test_no_file_is_longer_than_320_lines():
+    assert {name: lines for name, text in TEXTS.items() if (lines := len(text.splitlines())) > 320} == {}
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if room(name) != "plots"])
-def test_outside_plots_a_module_needs_only_core_dependencies_to_be_imported(name):
+def test_outside_plots_a_module_needs_only_core_dependencies_to_be_imported():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     core = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]} - {"pillow"} | {"PIL", "sfrik"}
-    for node in ast.parse(MODULES[name].read_text(encoding="utf-8")).body:
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        names += [node.module] if isinstance(node, ast.ImportFrom) else []
-        assert {name.split(".")[0] for name in names} <= core | sys.stdlib_module_names
+    for name, tree in TREES.items():
+        if room(name) == "plots":
+            continue
+        for node in tree.body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            assert {other.split(".")[0] for other in names} <= core | sys.stdlib_module_names, name
 
 
 @pytest.mark.parametrize("name", ["sfrik.kernels", "sfrik.mmd", "sfrik.objectives", "sfrik.diagnostics"])
@@ -141,18 +145,27 @@ def test_the_mathematics_needs_no_settings_no_files_and_no_images(name):
     assert {room(other) for other in reached} <= {"kernels", "mmd", "objectives", "diagnostics", "ops", "errors"}
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name != "sfrik.__main__"])
-def test_every_module_has_a_docstring(name):
-    docstring = ast.get_docstring(ast.parse(MODULES[name].read_text(encoding="utf-8")))
-    assert docstring
-    assert docstring.split("\n")[0].rstrip()[-1] in ".?:"
+def test_every_module_has_a_docstring():
+    for name in MODULES.keys() - {"sfrik.__main__"}:
+        docstring = ast.get_docstring(TREES[name])
+        assert docstring, name
+        assert docstring.split("\n")[0].rstrip()[-1] in ".?:", name
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if room(name) and not name.endswith("__main__")])
-def test_a_module_defines_all_the_names_it_exports(name):
-    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+def test_a_module_defines_all_the_names_it_exports():
+    for name in MODULES:
+        if room(name) and not name.endswith("__main__"):
+            defined, exported = defined_and_exported(name)
+            assert exported or all(other.startswith("__") for other in defined), f"{name}: __all__ is missing"
+            for names in exported:
+                assert set(names) <= defined, name
+                assert sorted(names) == sorted(set(names)), name
+
+
+def defined_and_exported(name):
+    """The names that a module defines at its top, and the values of `__all__`."""
     defined, exported = set(), []
-    for node in tree.body:
+    for node in TREES[name].body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             defined.add(node.name)
         elif isinstance(node, ast.ImportFrom) and MODULES[name].name == "__init__.py":
@@ -163,10 +176,7 @@ def test_a_module_defines_all_the_names_it_exports(name):
             targets = {target.id for target in node.targets if isinstance(target, ast.Name)}
             defined |= targets
             exported += [ast.literal_eval(node.value)] if "__all__" in targets else []
-    for names in exported:
-        assert set(names) <= defined
-        assert sorted(names) == sorted(set(names))
-    assert exported or all(name.startswith("__") for name in defined), "__all__ is missing"
+    return defined, exported
 
 
 def test_every_data_file_of_the_package_is_named_in_pyproject():
