@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import count, islice
+from numbers import Real
 from typing import Any, TypeVar
 
 import numpy as np
@@ -198,8 +199,10 @@ def check_degree(degree: int, least: int = 1) -> None:
 
 def check_whole(name: str, value: int, least: int, most: int) -> None:
     """Raise a ValueError unless `value` is a whole number from `least` to `most`."""
-    if not least <= value <= most or value != int(value):
-        raise ValueError(f"{name} must be a whole number {f'<= {most}' if value > most else f'>= {least}'}, got {value}")
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number or not least <= value <= most or value != int(value):
+        bound = f"<= {most}" if number and value > most else f">= {least}"
+        raise ValueError(f"{name} must be a whole number {bound}, got {value!r}")
 
 
 def check_inner_products(t: Tensor) -> Tensor:

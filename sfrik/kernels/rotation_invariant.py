@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -173,6 +173,8 @@ class RotationInvariantKernel:
     @classmethod
     def truncated(cls, weights: Sequence[float], dim: int) -> RotationInvariantKernel:
         r"""The paper's SFRIK kernel; `weights` are :math:`b_1, \dots, b_L`, for instance (1, 40, 40)."""
+        if isinstance(weights, str) or not isinstance(weights, Iterable):
+            raise ValueError(f"weights must be numbers b_1, b_2, ..., one per degree, such as (1.0, 40.0), got {weights!r}")
         return cls(tuple(weights), dim)
 
     @classmethod

@@ -26,7 +26,8 @@ Where the paper and the authors' code differ, the code is followed, since the pu
 """
 
 from sfrik.objectives.auh import AUH
-from sfrik.objectives.base import LossTerms, NotFinite, Objective
+from sfrik.objectives.base import NotFinite, Objective
+from sfrik.objectives.loss_terms import LossTerms
 from sfrik.objectives.sfrik import SFRIK
 from sfrik.objectives.sigreg import SIGReg
 from sfrik.objectives.simclr import SimCLR

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from sfrik.objectives.base import Batch, LossTerms, Objective, mean
+from sfrik.objectives.base import Batch, Objective, mean
+from sfrik.objectives.loss_terms import LossTerms
 from sfrik.objectives.spectra import Floor, exponential_moments, log_mean_exponential, per_squared_distance
 from sfrik.ops.collectives import all_gather_vectors, all_reduce_sum, gather_remote_rows, world_size
 from sfrik.ops.log_sums import row_log_sums
@@ -58,6 +59,8 @@ class AUH(Objective):
         equal_rows: bool = False,
     ) -> None:
         super().__init__(equal_rows=equal_rows)
+        if not scale > 0:
+            raise ValueError(f"scale must be above 0, got {scale}")
         self.sim_coeff, self.unif_coeff, self.scale, self.entropy = sim_coeff, unif_coeff, scale, entropy
 
     def terms(self, batch: Batch, step: int) -> LossTerms:

@@ -1,4 +1,4 @@
-r"""Base class of the objectives: checks of the input, loss terms, and the views of a batch with the gradient of their loss.
+r"""Base class of the objectives, and the views of a batch with the gradient of their loss.
 
 Legend: n rows over all processes, n_local of them on this process, q embedding dimension, N processes.
 """
@@ -8,37 +8,20 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from sfrik.kernels.polynomials import check_degree, check_dim, check_whole
+from sfrik.objectives.calls import as_views, check_options, check_views, checked, refuse_options
+from sfrik.objectives.loss_terms import LossTerms
 from sfrik.objectives.spectra import Floor
 from sfrik.ops.autograd import attach_gradients, normalise, normalise_backward, requires_grad
 from sfrik.ops.collectives import all_reduce_sum, row_counts, world_size
 from sfrik.ops.finite import broken_rows
 from sfrik.ops.pairwise import LOW_PRECISION
 
-__all__ = ["Batch", "LossTerms", "NotFinite", "Objective", "mean"]
-
-
-@dataclass(frozen=True)
-class LossTerms:
-    """A loss and its terms.
-
-    Attributes:
-        loss: the scalar to minimise, of the whole batch.
-        parts: the unweighted terms by name, scalars of the whole batch, detached.
-    """
-
-    loss: Tensor
-    parts: dict[str, Tensor]
-
-    def backward(self) -> None:
-        """The same as `loss.backward()`."""
-        self.loss.backward()
+__all__ = ["Batch", "NotFinite", "Objective", "mean"]
 
 
 class NotFinite(ValueError):
@@ -73,12 +56,18 @@ class Objective(nn.Module, ABC):
         self.allow_zero_rows = False
         self._calls = 0
 
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = checked(cls.__init__)
+
     def forward(
         self,
         *views: Tensor | Sequence[Tensor],
         anchors: Sequence[int] = (0, 1),
         regularise: str = "all",
         step: int | None = None,
+        **unknown: object,
     ) -> LossTerms:
         r"""Loss of two or more views, `objective(z1, z2)` or `objective([z1, z2, ...])`.
 
@@ -95,12 +84,14 @@ class Objective(nn.Module, ABC):
 
         Raises:
             ValueError: views of wrong or different shapes, fewer than two views or two rows, or wrong anchors.
+            TypeError: an option that does not exist; the objectives take no labels.
             NotFinite: on all processes: the loss is NaN or infinite, or the objective normalises and a row of any process is
                 zero (see `allow_zero_rows`), or so small or large that its norm underflows or overflows.
         """
-        given = cast(list[Tensor], list(views[0] if len(views) == 1 and not isinstance(views[0], Tensor) else views))
-        anchors = list(anchors)
-        self._check(given, anchors, regularise)
+        name, given = type(self).__name__, as_views(views)
+        refuse_options(name, unknown)
+        check_views(name, given, getattr(self, "dim", None))
+        anchors = check_options(len(given), anchors, regularise)
         step, self._calls = self._calls if step is None else step, self._calls + 1
         regularised = list(range(len(given))) if regularise == "all" else anchors
         with torch.autocast(given[0].device.type, enabled=False):  # else products of float32 rows would be taken in bfloat16
@@ -165,24 +156,6 @@ class Objective(nn.Module, ABC):
     def extra_repr(self) -> str:
         public = {name: value for name, value in vars(self).items() if not name.startswith("_") and name != "training"}
         return ", ".join(f"{name}={value}" for name, value in public.items())
-
-    def _check(self, views: list[Tensor], anchors: list[int], regularise: str) -> None:
-        if len(views) < 2:
-            raise ValueError(f"an objective compares at least two views, got {len(views)}")
-        shape = views[0].shape
-        for k, view in enumerate(views):
-            if view.ndim != 2:
-                raise ValueError(f"view {k} must have shape [n, q], got {tuple(view.shape)}")
-            if view.shape != shape:
-                raise ValueError(
-                    f"all views must have the same shape: view {k} has {tuple(view.shape)}, view 0 has {tuple(shape)}"
-                )
-        if shape[0] * world_size() < 2:
-            raise ValueError("an objective needs at least two rows (images) in the batch, got one")
-        if not anchors or len(set(anchors)) != len(anchors) or not all(0 <= a < len(views) for a in anchors):
-            raise ValueError(f"anchors must be different indices from 0 to {len(views) - 1}, got {anchors}")
-        if regularise not in ("all", "anchors"):
-            raise ValueError(f'regularise must be "all" or "anchors", got {regularise!r}')
 
     def _not_finite(self, views: list[Tensor], terms: LossTerms) -> NotFinite:
         values = {name: float(value) for name, value in terms.parts.items()}

@@ -8,7 +8,8 @@ import torch
 
 from sfrik.kernels import RotationInvariantKernel
 from sfrik.mmd import MMD, Cost
-from sfrik.objectives.base import Batch, LossTerms, Objective, mean
+from sfrik.objectives.base import Batch, Objective, mean
+from sfrik.objectives.loss_terms import LossTerms
 from sfrik.objectives.sliced import SlicedMMD
 from sfrik.objectives.spectra import Floor, per_squared_distance
 from sfrik.ops.trade_off import alignment_weight, trade_off_of
@@ -70,8 +71,6 @@ class SFRIK(Objective):
         equal_rows: bool = False,
     ) -> None:
         super().__init__(equal_rows=equal_rows)
-        if slices is not None and slices < 1:
-            raise ValueError(f"slices must be at least 1, got {slices}")
         kernel = kernel or RotationInvariantKernel.truncated(weights, dim)
         if kernel.dim != dim:
             raise ValueError(f"the kernel is of dimension {kernel.dim}, the embeddings of dimension {dim}")
@@ -117,8 +116,3 @@ class SFRIK(Objective):
         if q not in (None, self.dim):
             raise ValueError(f"the objective was made for dim={self.dim}, got q = {q}")
         return self.dim
-
-    def _check(self, views, anchors, regularise):
-        super()._check(views, anchors, regularise)
-        if views[0].shape[1] != self.dim:
-            raise ValueError(f"views have {views[0].shape[1]} columns, but the objective was made for dim={self.dim}")

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfrik.objectives.base import Batch, LossTerms, Objective, mean
+from sfrik.kernels.polynomials import MAX_DIM, check_whole
+from sfrik.objectives.base import Batch, Objective, mean
+from sfrik.objectives.loss_terms import LossTerms
 from sfrik.objectives.sliced import directions
 from sfrik.objectives.spectra import per_squared_distance, second_moments
 from sfrik.ops.collectives import all_reduce_sum, world_size
@@ -41,8 +43,9 @@ class SIGReg(Objective):
 
     def __init__(self, weight: float = 0.05, slices: int = 1024, *, seed: int = 0, equal_rows: bool = False) -> None:
         super().__init__(equal_rows=equal_rows)
-        if not 0 <= weight <= 1 or slices < 1:
-            raise ValueError(f"weight must be from 0 to 1 and slices at least 1, got {weight} and {slices}")
+        if not weight <= 1:
+            raise ValueError(f"weight must be from 0 to 1, got {weight}")
+        check_whole("slices", slices, 1, MAX_DIM)
         self.weight, self.statistic, self.seed = weight, EppsPulley(slices), seed
 
     def terms(self, batch: Batch, step: int) -> LossTerms:

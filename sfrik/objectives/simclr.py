@@ -8,7 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from sfrik.objectives.base import Batch, LossTerms, Objective
+from sfrik.objectives.base import Batch, Objective
+from sfrik.objectives.loss_terms import LossTerms
 from sfrik.objectives.spectra import exponential_moments, log_mean_exponential
 from sfrik.ops.autograd import rowwise_dot
 from sfrik.ops.collectives import gather_remote_rows, world_size

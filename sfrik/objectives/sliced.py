@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sfrik.kernels import RotationInvariantKernel, TruncationWarning, format_share
-from sfrik.kernels.polynomials import orthonormal_with_derivative
+from sfrik.kernels.polynomials import MAX_DIM, check_whole, orthonormal_with_derivative
 from sfrik.kernels.rotation_invariant import WORTH_A_WARNING
 from sfrik.ops.collectives import all_reduce_sum, world_size
 from sfrik.ops.random import derived_seed
@@ -67,6 +67,7 @@ class SlicedMMD:
     slices: int
 
     def __post_init__(self) -> None:
+        check_whole("slices", self.slices, 1, MAX_DIM)
         for degree, b in enumerate(self.kernel.coefficients, start=1):
             if b > torch.finfo(torch.float32).max:
                 raise ValueError(

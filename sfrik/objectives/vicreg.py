@@ -7,7 +7,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from sfrik.objectives.base import Batch, LossTerms, Objective, mean
+from sfrik.objectives.base import Batch, Objective, mean
+from sfrik.objectives.loss_terms import LossTerms
 from sfrik.objectives.spectra import per_squared_distance
 from sfrik.ops.collectives import all_reduce_sum, gather_remote_rows, world_size
 from sfrik.ops.pairwise import pair_sum, symmetric_product

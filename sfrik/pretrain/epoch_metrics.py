@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sfrik import diagnostics
 from sfrik.datasets.images import Images
 from sfrik.evaluate import extract, knn_accuracy
-from sfrik.objectives.base import LossTerms
+from sfrik.objectives.loss_terms import LossTerms
 from sfrik.objectives.spectra import Floor
 from sfrik.ops.collectives import all_gather_rows
 from sfrik.ops.random import derived_seed

@@ -20,7 +20,7 @@ from sfrik.datasets import Images, batches, describe_data, explain_worker_death,
 from sfrik.errors import Preempted, SfrikError
 from sfrik.networks import Encoder, build_encoder, check_network
 from sfrik.networks.precision import network_precision
-from sfrik.objectives.base import LossTerms, NotFinite
+from sfrik.objectives import LossTerms, NotFinite
 from sfrik.objectives.factory import build_objective
 from sfrik.ops.collectives import all_gather_json, all_reduce_max, barrier, broadcast_from_rank_zero, rank, world_size
 from sfrik.ops.random import derived_seed

@@ -240,7 +240,7 @@ def test_the_random_directions_follow_from_the_seed_and_the_step(make):
 
 
 def test_invalid_numbers_of_directions_and_weights_are_rejected():
-    with pytest.raises(ValueError, match="slices must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="slices must be a whole number >= 1, got 0"):
         SFRIK(8, slices=0)
     with pytest.raises(ValueError, match="weight must be from 0 to 1"):
         SIGReg(1.5)

@@ -286,29 +286,6 @@ def test_auh_at_a_large_scale_is_finite_where_every_exponential_underflows():
 
 
 @EVERY_OBJECTIVE
-@pytest.mark.parametrize(
-    ("views", "options", "message"),
-    [
-        (embeddings(1), {}, "at least two views, got 1"),
-        ([], {}, "at least two views, got 0"),
-        ([torch.randn(N), torch.randn(N)], {}, r"view 0 must have shape \[n, q\], got \(5,\)"),
-        ([torch.randn(N, Q, 1), torch.randn(N, Q, 1)], {}, r"view 0 must have shape \[n, q\], got \(5, 4, 1\)"),
-        ([torch.randn(N, Q), torch.randn(N + 1, Q)], {}, r"view 1 has \(6, 4\), view 0 has \(5, 4\)"),
-        ([torch.randn(N, Q), torch.randn(N, Q + 1)], {}, r"view 1 has \(5, 5\), view 0 has \(5, 4\)"),
-        (embeddings(2, n=1), {}, "at least two rows"),
-        (embeddings(2), {"anchors": ()}, r"anchors must be different indices from 0 to 1, got \[\]"),
-        (embeddings(2), {"anchors": (0, 2)}, r"anchors must be different indices from 0 to 1, got \[0, 2\]"),
-        (embeddings(2), {"anchors": (-1,)}, r"anchors must be different indices from 0 to 1, got \[-1\]"),
-        (embeddings(2), {"anchors": (0, 0)}, r"anchors must be different indices from 0 to 1, got \[0, 0\]"),
-        (embeddings(2), {"regularise": "some"}, 'regularise must be "all" or "anchors", got \'some\''),
-    ],
-)
-def test_invalid_views_and_options_are_rejected_with_the_reason(objective, views, options, message):
-    with pytest.raises(ValueError, match=message):
-        objective(views, **options)
-
-
-@EVERY_OBJECTIVE
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_value_that_is_not_finite_is_reported_with_its_view_and_row(objective, bad):
     views = embeddings(3)
@@ -375,11 +352,6 @@ def test_norms_near_the_bounds_are_those_of_any_other_row():
     views = [view.float() for view in embeddings(2)]
     for size in (1e-9, 1e17):
         torch.testing.assert_close(SFRIK(Q)([size * view for view in views]).loss, SFRIK(Q)(views).loss, rtol=1e-5, atol=0)
-
-
-def test_views_of_another_dimension_than_sfriks_are_rejected():
-    with pytest.raises(ValueError, match="views have 4 columns, but the objective was made for dim=6"):
-        SFRIK(6)(embeddings(2))
 
 
 def test_a_temperature_of_0_is_rejected():
