@@ -37,8 +37,8 @@ CLASSES = {
 # Settings that notebook 04 chooses itself, or that do not apply to fine-tuning; the recipe has the training settings of the
 # transfer.
 EXCEPTIONS = {
-    ("04_semi_supervised", EvaluateSettings): {"weights", "train_percent", "lr_sweep", "only_inference", "ckp_path"},
-    ("04_semi_supervised", TransferSettings): {"target", "batch_size", "epochs", "lr_head", "weight_decay"},
+    ("04_semi_supervised", EvaluateSettings): {"weights", "train_percent", "lr_sweep", "head_norm", "only_inference", "ckp_path"},
+    ("04_semi_supervised", TransferSettings): {"target", "batch_size", "epochs", "lr_head", "head_norm", "weight_decay"},
 }
 
 

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from sfrik.datasets.images import Images
+from sfrik.runs.correctness import unpack
 from sfrik.runs.folder import Run
 
 
@@ -31,6 +32,13 @@ def interrupted_at(step):
         patch.setattr(Run, "log", log_or_stop)
         with pytest.raises(KeyboardInterrupt):
             yield
+
+
+def accuracy_of_bits(score):
+    """`top1` of a score, or `top1_at` of kNN, from its bits of correctly classified images."""
+    if "correct_at" in score:
+        return {k: accuracy_of_bits({"images": score["images"], "correct": bits}) for k, bits in score["correct_at"].items()}
+    return 100 * (unpack(score["correct"], score["images"]).sum() / score["images"])
 
 
 def squares(n, seed):

@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfrik.datasets import Images
-from sfrik.errors import SfrikError
 from sfrik.evaluate.broken import note_broken
 from sfrik.evaluate.checkpoint import EvaluationCheckpoint
 from sfrik.evaluate.forward import extract
-from sfrik.evaluate.linear_head import last_and_best, linear_heads, score_features
+from sfrik.evaluate.linear_head import feature_ranks, last_and_best, linear_heads
 from sfrik.evaluate.name_files import RENAMED, check_same_classes
 from sfrik.evaluate.sgd_loop import Model, Training
 from sfrik.networks import Backbone
@@ -22,7 +21,7 @@ from sfrik.settings import EvaluateSettings
 from sfrik.system.devices import autocast
 from sfrik.views.base import resize_for_test
 
-__all__ = ["finetune", "score_images"]
+__all__ = ["finetune", "image_ranks"]
 
 
 def finetune(
@@ -53,15 +52,14 @@ def finetune(
         checkpoint: saves the training and resumes from it; nothing is saved when None.
 
     Returns:
-        Accuracies in % (`top1` and `top5` of the last epoch, `best_top1` and `best_top5` of the best one), and the head; with
-        `skip_broken` what `sfrik.evaluate.broken.note_broken` records.
+        Accuracies in % (`top1` and `top5` of the last epoch, `best_top1` and `best_top5` of the best one), `correct` (the images
+        that are classified correctly, `sfrik.runs.correctness`) and `train_loss` by epoch; and the head. With `skip_broken` what
+        `sfrik.evaluate.broken.note_broken` records.
 
     Raises:
         SfrikError: the loss is not finite, there is only one labelled image, or the two have different classes.
         Preempted: stopped by SIGTERM, SIGUSR1 or SIGHUP (KeyboardInterrupt: by SIGINT), after saving; only with a checkpoint.
     """
-    if len(train) < 2:
-        raise SfrikError(f"fine-tuning needs at least 2 labelled images for BatchNorm, got {len(train)}: raise --train-percent")
     (head,) = linear_heads(1, backbone.num_features, train.num_classes, settings.seed, device)
 
     def losses(batch: Tensor, labels: Tensor, active: list[int]) -> list[Tensor]:
@@ -77,16 +75,16 @@ def finetune(
     broken = training.broken.setdefault("test", [])
     with training:
         tops = training.fit(
-            lambda index: score_images(backbone, head, test, settings, device, precision, training.stop_if_requested, broken),
+            lambda index: image_ranks(backbone, head, test, settings, device, precision, training.stop_if_requested, broken),
             lambda tops: f"top-1 {tops[0][0]:.2f} %",
         )
     backbone.eval()
     found = note_broken(training.broken, train=len(train), test=len(test))
-    return {**last_and_best([top for (top,) in tops]), **found}, head
+    return {**last_and_best([top for (top,) in tops]), **training.record(0), **found}, head
 
 
 @torch.no_grad()
-def score_images(
+def image_ranks(
     backbone: Backbone,
     head: nn.Linear,
     images: Images,
@@ -95,8 +93,8 @@ def score_images(
     precision: str,
     after_batch: Callable[[], None] | None = None,
     skipped: list[str] | None = None,
-) -> tuple[float, float]:
-    """Top-1 and top-5 in % of backbone and head, in evaluation mode, on whole images.
+) -> Tensor:
+    """`sfrik.evaluate.linear_head.label_ranks` of backbone and head, in evaluation mode, on whole images.
 
     Args:
         after_batch: called after each batch; it may raise to stop the scoring.
@@ -105,4 +103,4 @@ def score_images(
     views = resize_for_test(settings.size, settings.dataset)
     how = {"device": device, "precision": precision, "workers": settings.workers, "after_batch": after_batch}
     features, labels = extract(backbone, images, views, **how, skip_broken=settings.skip_broken, skipped=skipped)
-    return score_features(head, features, labels)
+    return feature_ranks(head, features, labels)

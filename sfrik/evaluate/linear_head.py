@@ -13,9 +13,14 @@ from sfrik.errors import SfrikError
 from sfrik.evaluate.arguments import as_labels
 from sfrik.ops.finite import check_finite_rows
 from sfrik.ops.random import derived_seed
+from sfrik.runs.correctness import pack
 
 __all__ = [
+    "accuracies",
+    "as_score",
     "choose_rate",
+    "feature_ranks",
+    "label_ranks",
     "last_and_best",
     "linear_head",
     "linear_heads",
@@ -25,6 +30,7 @@ __all__ = [
     "top_accuracies",
 ]
 
+NO_HIT = torch.iinfo(torch.int64).max  # the rank of a label that is no hit at any rank
 ROWS = 65536  # features scored at a time: 0.5 GiB at d = 2048
 
 
@@ -64,8 +70,8 @@ def set_cosine_rates(optimizer: torch.optim.Optimizer, peaks: Sequence[float], e
         group["lr"] = peak * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
 
 
-def top_accuracies(scores: Tensor, labels: Tensor, voted: bool = False) -> tuple[float, float]:
-    """Top-1 and top-5 accuracy in %; with fewer than five classes top-5 counts all of them.
+def label_ranks(scores: Tensor, labels: Tensor, voted: bool = False) -> Tensor:
+    """The rank of each image's label among the class scores, from 0, int64 [n]; `NO_HIT` for a class without a score.
 
     Classes with equal scores rank by their number, as in `argmax`.
 
@@ -76,29 +82,7 @@ def top_accuracies(scores: Tensor, labels: Tensor, voted: bool = False) -> tuple
 
     Raises:
         ValueError: a score is NaN or infinite, or there is not one label per row.
-
-    >>> top_accuracies(torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([0]), voted=True)
-    (0.0, 0.0)
     """
-    first, five = _hits(scores, labels, voted)
-    return 100 * (first / len(labels)), 100 * (five / len(labels))
-
-
-@torch.no_grad()
-def score_features(head: nn.Linear, features: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Top-1 and top-5 accuracy in % of a head on features [n, d], which may be on the host and mapped from a file.
-
-    They are moved to the head's device in blocks of `ROWS`, which bounds the memory: a block's features and class scores.
-    """
-    where = {"device": head.weight.device, "dtype": head.weight.dtype}
-    blocks = zip(features.split(ROWS), labels.split(ROWS), strict=True)
-    hits = [_hits(head(block.to(**where)), truth) for block, truth in blocks]
-    first, five = (sum(counts) for counts in zip(*hits, strict=True))
-    return 100 * (first / len(labels)), 100 * (five / len(labels))
-
-
-def _hits(scores: Tensor, labels: Tensor, voted: bool = False) -> tuple[int, int]:
-    """The numbers of labels that rank first, and among the first five."""
     labels = as_labels(labels, "the labels of the images", SfrikError).to(scores.device)
     if scores.ndim != 2 or len(scores) != len(labels):
         raise ValueError(f"scores of shape {tuple(scores.shape)} do not fit {len(labels)} labels: they are [n, classes]")
@@ -108,8 +92,44 @@ def _hits(scores: Tensor, labels: Tensor, voted: bool = False) -> tuple[int, int
     classes = torch.arange(scores.shape[1], device=scores.device)
     ahead = (scores > own) | ((scores == own) & (classes < labels[:, None]))
     counted = within & (own[:, 0] > 0) if voted else within
-    rank = ahead.sum(dim=1)
-    return int(((rank < 1) & counted).sum()), int(((rank < 5) & counted).sum())
+    return ahead.sum(dim=1).where(counted, NO_HIT)
+
+
+@torch.no_grad()
+def feature_ranks(head: nn.Linear, features: Tensor, labels: Tensor) -> Tensor:
+    """`label_ranks` of a head on features [n, d], which may be on the host and mapped from a file; on the host.
+
+    They are moved to the head's device in blocks of `ROWS`, which bounds the memory: a block's features and class scores.
+    """
+    where = {"device": head.weight.device, "dtype": head.weight.dtype}
+    blocks = zip(features.split(ROWS), labels.split(ROWS), strict=True)
+    return torch.cat([label_ranks(head(block.to(**where)), truth).cpu() for block, truth in blocks])
+
+
+def accuracies(ranks: Tensor) -> tuple[float, float]:
+    """Top-1 and top-5 accuracy in %, from `label_ranks`; with fewer than five classes top-5 counts all of them."""
+    first, five = (int((ranks < k).sum()) for k in (1, 5))
+    return 100 * (first / len(ranks)), 100 * (five / len(ranks))
+
+
+def as_score(ranks: Tensor) -> dict[str, Any]:
+    """`top1` and `top5` in %, and `correct`, a bit per image (`sfrik.runs.correctness`), from `label_ranks`."""
+    top1, top5 = accuracies(ranks)
+    return {"top1": top1, "top5": top5, "correct": pack(ranks.cpu() < 1)}
+
+
+def top_accuracies(scores: Tensor, labels: Tensor, voted: bool = False) -> tuple[float, float]:
+    """The `accuracies` of class scores; the arguments are those of `label_ranks`.
+
+    >>> top_accuracies(torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([0]), voted=True)
+    (0.0, 0.0)
+    """
+    return accuracies(label_ranks(scores, labels, voted))
+
+
+def score_features(head: nn.Linear, features: Tensor, labels: Tensor) -> tuple[float, float]:
+    """The `accuracies` of a head on features; the arguments are those of `feature_ranks`."""
+    return accuracies(feature_ranks(head, features, labels))
 
 
 def last_and_best(tops: list[tuple[float, float]]) -> dict[str, float]:

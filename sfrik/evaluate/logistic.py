@@ -13,9 +13,20 @@ from torch import Tensor, nn
 
 from sfrik.errors import SfrikError
 from sfrik.evaluate.arguments import as_split, check_widths
-from sfrik.evaluate.linear_head import choose_rate, last_and_best, linear_heads, rate_groups, score_features, set_cosine_rates
+from sfrik.evaluate.head_norm import build_head_norm, fold
+from sfrik.evaluate.linear_head import (
+    as_score,
+    choose_rate,
+    feature_ranks,
+    last_and_best,
+    linear_heads,
+    rate_groups,
+    score_features,
+    set_cosine_rates,
+)
 from sfrik.ops.finite import not_finite
 from sfrik.ops.random import derived_seed
+from sfrik.runs.correctness import pack
 from sfrik.system.progress import track
 from sfrik.system.terminal import print_line
 
@@ -44,7 +55,8 @@ def logistic_lbfgs(
         inverse_penalties: candidates for scikit-learn's C, compared by accuracy on `tune`; the smallest wins a tie.
 
     Returns:
-        `top1` on test and `tune_top1`, both in %, and the chosen `C`.
+        `top1` on test and `tune_top1`, both in %; `correct`, the test images that are classified correctly
+        (`sfrik.runs.correctness`); the chosen `C`, and `sweep`, top-1 on the tuning split by C.
     """
     train, tune, test = _splits(train=train, tune=tune, test=test)
     fitted = []
@@ -53,8 +65,10 @@ def logistic_lbfgs(
         fitted.append((100 * model.score(tune[0].numpy(), tune[1].numpy()), -penalty, model))
     tune_top1, negative, model = max(fitted, key=lambda candidate: candidate[:2])
     # only the chosen model is scored on the test split
-    top1 = 100 * model.score(test[0].numpy(), test[1].numpy())
-    return {"top1": float(top1), "tune_top1": float(tune_top1), "C": -negative}
+    correct = np.equal(model.predict(test[0].numpy()), test[1].numpy())
+    sweep = {str(-negative): float(top1) for top1, negative, _ in fitted}
+    score = {"top1": float(100 * correct.mean()), "correct": pack(correct), "tune_top1": float(tune_top1)}
+    return {**score, "C": -negative, "sweep": sweep}
 
 
 def fit_lbfgs(train: tuple[Tensor, Tensor], inverse_penalty: float) -> Pipeline:
@@ -90,6 +104,7 @@ def logistic_sgd(
     weight_decay: float = 1e-6,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    head_norm: str = "none",
 ) -> dict[str, Any]:
     """Logistic regression as in the paper: a linear head on unscaled features, by SGD with momentum 0.9 and a cosine by epoch.
 
@@ -109,9 +124,12 @@ def logistic_sgd(
         weight_decay: of weights and bias.
         seed: of the initial weights and of the order.
         device: of the training.
+        head_norm: "none", or "batchnorm" to standardise the features (`sfrik.evaluate.head_norm`); a batch of one image, which it
+            cannot normalise, is then skipped.
 
     Returns:
-        Accuracies on test in %: `top1` and `top5` of the last epoch, `best_top1` and `best_top5` of the best one.
+        Accuracies on test in %: `top1` and `top5` of the last epoch, `best_top1` and `best_top5` of the best one; and `correct`,
+        the test images that are classified correctly (`sfrik.runs.correctness`).
 
     Raises:
         SfrikError: the head's weights have become infinite or NaN.
@@ -119,12 +137,14 @@ def logistic_sgd(
     """
     train, test = _splits(train=train, test=test)
     heads = linear_heads(1, train[0].shape[1], num_classes, seed, device)
-    tops = []
-    for epoch, _ in enumerate(_epochs(train, heads, [lr_head], epochs, batch_size, weight_decay, seed)):
+    norm = build_head_norm(head_norm, train[0].shape[1], device)
+    tops, score = [], {}
+    for epoch, _ in enumerate(_epochs(train, heads, [lr_head], epochs, batch_size, weight_decay, seed, norm)):
         if not_finite(heads[0].state_dict()) is not None:
             raise SfrikError(f"logistic regression diverged at lr_head {lr_head:g} in epoch {epoch}: lower the rate")
-        tops.append(score_features(heads[0], *test))
-    return last_and_best(tops)
+        score = as_score(feature_ranks(fold(heads[0], norm), *test))
+        tops.append((score["top1"], score["top5"]))
+    return {**last_and_best(tops), "correct": score["correct"]}
 
 
 def logistic_sweep(
@@ -138,6 +158,7 @@ def logistic_sweep(
     weight_decay: float = 1e-6,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    head_norm: str = "none",
 ) -> dict[str, Any]:
     """`logistic_sgd` for several rates at once: a batch of features is read once and trains one head per rate by one product.
 
@@ -151,8 +172,8 @@ def logistic_sweep(
         rates: peak learning rates.
 
     Returns:
-        `top1` and `top5` in %, the chosen `lr_head`, its `tune_top1`, and `sweep`: top-1 on the tuning split by rate. A rate
-        whose head has become infinite or NaN scores 0 and is reported on stderr.
+        `top1` and `top5` in %, `correct`, the chosen `lr_head`, its `tune_top1`, and `sweep`: top-1 on the tuning split by rate.
+        A rate whose head has become infinite or NaN scores 0 and is reported on stderr.
 
     Raises:
         SfrikError: the heads of all rates have become infinite or NaN.
@@ -161,17 +182,19 @@ def logistic_sweep(
     train, tune = _splits(train=train, tune=tune)
     test = None if test is None else _splits(train=train, test=test)[1]
     heads = linear_heads(len(rates), train[0].shape[1], num_classes, seed, device)
-    for _ in _epochs(train, heads, rates, epochs, batch_size, weight_decay, seed):
+    norm = build_head_norm(head_norm, train[0].shape[1], device)
+    for _ in _epochs(train, heads, rates, epochs, batch_size, weight_decay, seed, norm):
         pass
-    tops = [(0.0, 0.0) if not_finite(head.state_dict()) is not None else score_features(head, *tune) for head in heads]
+    tops = [
+        (0.0, 0.0) if not_finite(head.state_dict()) is not None else score_features(fold(head, norm), *tune) for head in heads
+    ]
     diverged = [rate for rate, head in zip(rates, heads, strict=True) if not_finite(head.state_dict()) is not None]
     if len(diverged) == len(rates):
         raise SfrikError(f"logistic regression diverged at every lr_head, {', '.join(f'{r:g}' for r in rates)}: lower them")
     for rate in diverged:
         print_line(f"logistic: lr_head {rate:g} diverged and scores 0; the other rates continue", error=True)
     index, choice = choose_rate(rates, tops)
-    top1, top5 = tops[index] if test is None else score_features(heads[index], *test)
-    return {"top1": top1, "top5": top5, **choice}
+    return {**as_score(feature_ranks(fold(heads[index], norm), *(tune if test is None else test))), **choice}
 
 
 def _epochs(
@@ -182,8 +205,9 @@ def _epochs(
     batch_size: int,
     weight_decay: float,
     seed: int,
+    norm: nn.Module,
 ) -> Iterator[None]:
-    """Train the heads together, each at its own rate; yields after each epoch, for scoring.
+    """Train the heads together on the output of `norm`, each at its own rate; yields after each epoch, for scoring.
 
     Their weights become views of one matrix: a step is one product forward and one backward for any number of heads.
     """
@@ -203,7 +227,9 @@ def _epochs(
         set_cosine_rates(optimizer, rates, epoch, epochs)
         order = torch.from_numpy(np.random.default_rng(derived_seed("evaluation order", seed, epoch)).permutation(len(train[1])))
         for features, labels in rows.batches(order, batch_size):
-            features = features.to(whole["weight"].dtype)
+            if len(labels) < 2 and isinstance(norm, nn.BatchNorm1d):
+                continue
+            features = norm(features.to(whole["weight"].dtype))
             scores = F.linear(features, whole["weight"], whole["bias"]).requires_grad_()
             each = scores.view(-1, classes), labels.repeat_interleave(len(heads))  # one row per image and rate
             (slope,) = torch.autograd.grad(F.cross_entropy(*each, reduction="sum") / len(labels), scores)

@@ -17,13 +17,13 @@ from sfrik.errors import SfrikError
 from sfrik.evaluate.broken import note_broken
 from sfrik.evaluate.checkpoint import EvaluationCheckpoint
 from sfrik.evaluate.features import Features, read_features
-from sfrik.evaluate.finetune import finetune, score_images
+from sfrik.evaluate.finetune import finetune, image_ranks
 from sfrik.evaluate.forward import extract
 from sfrik.evaluate.head_files import SavedHead, load_head, save_head
 from sfrik.evaluate.inputs import Inputs
 from sfrik.evaluate.knn import scores_by_k
 from sfrik.evaluate.linear import linear_probe, linear_sweep
-from sfrik.evaluate.linear_head import top_accuracies
+from sfrik.evaluate.linear_head import as_score, label_ranks
 from sfrik.evaluate.logistic import logistic_lbfgs, logistic_sgd, logistic_sweep
 from sfrik.networks import Backbone, network_metadata
 from sfrik.runs.data import data_differences
@@ -105,8 +105,8 @@ def _inference(inputs: Inputs[EvaluateSettings]) -> dict[str, Any]:
     images, data = inputs.scored_images(), inputs.data
     saved, backbone, digest = _saved_model(inputs, images)
     head, broken = saved.head.to(inputs.device), cast("list[str]", [])
-    top1, top5 = score_images(backbone, head, images, settings, inputs.device, inputs.precision, skipped=broken)
-    score = {"images": len(images), "head": saved.path.name, "head_sha256": file_hash(saved.path), "top1": top1, "top5": top5}
+    ranks = image_ranks(backbone, head, images, settings, inputs.device, inputs.precision, skipped=broken)
+    score = {"images": len(images), "head": saved.path.name, "head_sha256": file_hash(saved.path), **as_score(ranks)}
     score |= {**note_broken({"test": broken}, test=len(images)), "data": data}
     return inputs.run.save_result(name, settings, score, digest)
 
@@ -183,7 +183,7 @@ def knn_eval(settings: KnnSettings) -> dict[str, Any]:
     The features are those of `extraction_dir`, or the run's own, extracted now unless they exist.
 
     Returns:
-        The content of the score's file: `top1_at` and `top5_at` in %, by the number of neighbours.
+        The content of the score's file: `top1_at` and `top5_at` in %, and `correct_at`, by the number of neighbours.
 
     Raises:
         SfrikError: missing weights, images or features, or test images of a grid whose choice is not recorded.
@@ -199,14 +199,13 @@ def knn_eval(settings: KnnSettings) -> dict[str, Any]:
         print_line(f"{text}; use --nb-knn of at most {len(train)}", error=True)
     if inputs.device.type == "cuda":  # the training features follow, one block at a time
         test, test_labels = test.to(inputs.device), test_labels.to(inputs.device)
-    top1, top5 = {}, {}
+    by_k = {}
     for k, scores in scores_by_k(train, train_labels, test, settings.nb_knn, settings.temperature, num_classes):
-        top1[str(k)], top5[str(k)] = top_accuracies(scores, test_labels, voted=True)
+        by_k[str(k)] = as_score(label_ranks(scores, test_labels, voted=True))
     score = {
         "images": len(test),
         "train_images": len(train),
-        "top1_at": top1,
-        "top5_at": top5,
+        **{f"{key}_at": {k: score[key] for k, score in by_k.items()} for key in ("top1", "top5", "correct")},
         **note_broken(broken),
         "data": data,
     }
@@ -244,9 +243,12 @@ def _logistic_sgd(inputs: Inputs[LogisticSettings], features: Features) -> dict[
     num_classes = int(max(train[1].max(), test[1].max())) + 1
     s, device = inputs.settings, inputs.device
     if not s.lr_sweep:
-        return logistic_sgd(train, test, num_classes, s.epochs, s.batch_size, s.lr_head, s.weight_decay, s.seed, device)
+        return logistic_sgd(
+            train, test, num_classes, s.epochs, s.batch_size, s.lr_head, s.weight_decay, s.seed, device, s.head_norm
+        )
     splits = (_tuning_features(inputs, features), test) if inputs.split == "test" else (test, None)
-    return logistic_sweep(train, *splits, num_classes, s.lr_sweep, s.epochs, s.batch_size, s.weight_decay, s.seed, device)
+    how = s.lr_sweep, s.epochs, s.batch_size, s.weight_decay, s.seed, device, s.head_norm
+    return logistic_sweep(train, *splits, num_classes, *how)
 
 
 def _tuning_features(inputs: Inputs[LogisticSettings], features: Features) -> Split:

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from sfrik.datasets import Images, batches, explain_worker_death, keep_on_device
 from sfrik.errors import SfrikError
 from sfrik.evaluate.checkpoint import EvaluationCheckpoint
-from sfrik.evaluate.linear_head import rate_groups, set_cosine_rates
+from sfrik.evaluate.linear_head import accuracies, rate_groups, set_cosine_rates
 from sfrik.ops.finite import not_finite
 from sfrik.ops.random import derived_seed
 from sfrik.optim import SGD
 from sfrik.runs.checkpoints import explain_mismatch, random_state, restore_random_state
+from sfrik.runs.correctness import pack
 from sfrik.runs.folder import Run
 from sfrik.settings import EvaluateSettings, TransferSettings
 from sfrik.system.progress import Progress
@@ -81,6 +82,7 @@ class Training:
         losses: (batch [n, c, h, w], labels [n], indices of the active models) to one loss per active model.
         settings: `epochs`, `batch_size`, `weight_decay`, `seed`, and how images are read.
         progress: whether to print a line per epoch.
+        norm: a module that the models share and whose statistics `losses` updates, such as a BatchNorm before their heads.
         min_batch: the last batch of an epoch is skipped if it has fewer images.
         scaled: whether gradients pass through the backbone in fp16 and need loss scaling.
     """
@@ -94,6 +96,7 @@ class Training:
         device: torch.device,
         checkpoint: EvaluationCheckpoint | None,
         progress: bool,
+        norm: nn.Module | None = None,
         min_batch: int = 1,
         scaled: bool = False,
     ) -> None:
@@ -101,14 +104,21 @@ class Training:
         self.images = keep_on_device(images, device)
         self.checkpoint, self.progress = checkpoint, progress
         self.rates = [rate for model in models for rate in model.rates]
-        self.trained = nn.ModuleList([nn.ModuleList(model.modules) for model in models])
+        self.trained = nn.ModuleList([nn.ModuleList(model.modules) for model in models])  # by index of the model
+        if norm is not None:
+            self.trained.append(norm)
         groups = rate_groups([module for model in models for module in model.modules], self.rates)
         self.optimizer = SGD(groups, momentum=0.9, weight_decay=settings.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
+        if len(images) < min_batch:
+            raise SfrikError(f"BatchNorm needs at least {min_batch} labelled images, got {len(images)}: raise --train-percent")
         rest = len(images) % settings.batch_size
         self.images_per_epoch = len(images) - (rest if rest < min_batch else 0)
         self.steps = -(-self.images_per_epoch // settings.batch_size)
         self.position, self.tops = _Position(), []
+        self.correct = [""] * len(models)  # of each model after the last epoch that was scored, packed
+        self.curve: list[list[float]] = []  # mean training loss by epoch and model; NaN where it is not known
+        self._totals = torch.zeros(len(models), device=device)  # of the losses in this epoch, over its images
         self.broken: dict[str, list[str]] = {"train": []}  # names of images that could not be read, by split
         self.diverged: dict[int, str] = {}  # by index of the model: epoch, step and what was not finite
         self.unsaved = False  # whether anything changed since the last checkpoint
@@ -125,15 +135,15 @@ class Training:
     def __exit__(self, *error: object) -> None:
         self._handlers.close()
 
-    def fit(self, score: Callable[[int], Tops], describe: Callable[[list[Tops]], str]) -> list[list[Tops]]:
+    def fit(self, score: Callable[[int], Tensor], describe: Callable[[list[Tops]], str]) -> list[list[Tops]]:
         """Train all epochs; score every model after each of them.
 
         Args:
-            score: (index of a model) to its top-1 and top-5 in %.
-            describe: (scores of the models) to text for the epoch's line.
+            score: (index of a model) to the ranks of the images' labels (`sfrik.evaluate.linear_head.label_ranks`).
+            describe: (top-1 and top-5 in % of the models) to text for the epoch's line.
 
         Returns:
-            The scores by epoch and model.
+            Top-1 and top-5 in %, by epoch and model.
 
         Raises:
             SfrikError: the loss of every model has become infinite or NaN.
@@ -147,10 +157,19 @@ class Training:
         finally:
             self.bar.close()
 
-    def _epochs(self, score: Callable[[int], Tops], describe: Callable[[list[Tops]], str]) -> list[list[Tops]]:
+    def record(self, index: int) -> dict[str, Any]:
+        """The entries of a score that the training of a model adds: `correct`, and `train_loss` by epoch, with 4 digits."""
+        losses = [float(f"{losses[index]:.4g}") if math.isfinite(losses[index]) else None for losses in self.curve]
+        return {**({"correct": self.correct[index]} if self.correct[index] else {}), "train_loss": losses}
+
+    def _epochs(self, score: Callable[[int], Tensor], describe: Callable[[list[Tops]], str]) -> list[list[Tops]]:
         while self.position.epoch < self.settings.epochs:
             self._train_epoch()
-            tops = [(0.0, 0.0) if index in self.diverged else score(index) for index in range(len(self.models))]
+            ranks = {index: score(index) for index in self.active}
+            tops = [accuracies(ranks[index]) if index in ranks else (0.0, 0.0) for index in range(len(self.models))]
+            self.correct = [pack(ranks[index].cpu() < 1) if index in ranks else "" for index in range(len(self.models))]
+            self.curve.append((self._totals / self.images_per_epoch).tolist())
+            self._totals.zero_()
             loss, self.position = self.position.loss, _Position(self.position.epoch + 1)
             self.tops.append(tops)
             self.unsaved = True
@@ -208,6 +227,7 @@ class Training:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         losses = losses.detach()
+        self._totals[self._index] += losses * len(labels)
         self._first_bad = torch.where(~torch.isfinite(losses) & (self._first_bad < 0), self.position.step, self._first_bad)
         self.position.step += 1
         self.unsaved = True
@@ -224,6 +244,7 @@ class Training:
     def _reset_losses(self) -> None:
         # the step of the epoch at which each loss was first not finite; on the device, so that no step waits for it
         self._first_bad = torch.full((len(self.active),), -1, device=self.device)
+        self._index = torch.tensor(self.active, device=self.device)
 
     def _check(self) -> None:
         """Drop the models that have diverged.
@@ -262,6 +283,8 @@ class Training:
         place = {
             "place": asdict(self.position),
             "tops": self.tops,
+            "correct": self.correct,
+            "losses": [*self.curve, self._totals.tolist()],
             "diverged": self.diverged,
             "broken": sorted(set(self.broken["train"])),
             "random": random_state(self.device),
@@ -279,6 +302,10 @@ class Training:
             restore_random_state(state["random"], self.device)
         self.position, self.tops, self.diverged = _Position(**state["place"]), state["tops"], state["diverged"]
         self.broken["train"] = list(state.get("broken", []))
+        unknown = [math.nan] * len(self.models)  # in checkpoints of earlier releases
+        self.correct = state.get("correct", self.correct)
+        *self.curve, totals = state.get("losses", [unknown] * (len(self.tops) + 1))
+        self._totals = torch.tensor(totals, device=self.device)
         self._reset_losses()
         if self.progress:
             print_line(f"{self._name}: resumed after epoch {self.position.epoch}, step {self.position.step} of {self.steps}")

@@ -31,6 +31,7 @@ from sfrik.evaluate.inputs import Inputs
 from sfrik.evaluate.linear import linear_probe
 from sfrik.evaluate.svm import mean_average_precision
 from sfrik.networks import Backbone
+from sfrik.runs.correctness import pack
 from sfrik.settings import TransferSettings
 from sfrik.views.base import resize_for_test
 
@@ -126,7 +127,8 @@ def logistic_by_cross_validation(
         folds: number of folds.
 
     Returns:
-        `top1` on test and `cross_validated_top1` of the chosen model, both in %, and the chosen `C`.
+        `top1` on test and `cross_validated_top1` of the chosen model, both in %; `correct`, the test images that are classified
+        correctly (`sfrik.runs.correctness`); the chosen `C`, and `sweep`, the mean top-1 over the folds by C.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, StratifiedKFold
@@ -138,8 +140,12 @@ def logistic_by_cross_validation(
     grid = {"logisticregression__C": sorted(inverse_penalties)}
     search = GridSearchCV(model, grid, cv=StratifiedKFold(folds, shuffle=True, random_state=seed))
     search.fit(train[0].numpy(), train[1].numpy())
+    correct = search.predict(test[0].numpy()) == test[1].numpy()
+    means = search.cv_results_["mean_test_score"]
     return {
-        "top1": float(100 * search.score(test[0].numpy(), test[1].numpy())),
+        "top1": float(100 * correct.mean()),
+        "correct": pack(correct),
         "cross_validated_top1": float(100 * search.best_score_),
         "C": float(search.best_params_["logisticregression__C"]),
+        "sweep": {str(C): float(100 * mean) for C, mean in zip(sorted(inverse_penalties), means, strict=True)},
     }

@@ -33,6 +33,7 @@ from sfrik.runs.provenance import code, now
 from sfrik.runs.records import RunSettings, Score, State
 from sfrik.runs.refusals import refuse_other_images, refuse_other_recipe, refuse_other_settings
 from sfrik.runs.scores import score_problem
+from sfrik.runs.sweeps import edge_warning
 from sfrik.settings import Settings, as_path
 from sfrik.system.files import (
     UnreadableError,
@@ -46,6 +47,7 @@ from sfrik.system.files import (
 from sfrik.system.locks import folder_lock, is_locked
 from sfrik.system.records import VERSION, check_numbers, parse_record, read_record
 from sfrik.system.tensor_files import check_weights, read_header
+from sfrik.system.terminal import print_line
 
 if TYPE_CHECKING:
     from sfrik.runs.checkpoints import Checkpoints
@@ -268,6 +270,8 @@ class Run(Metrics):
     ) -> dict[str, Any]:
         """Write a score measured on the weights `backbone_sha256`, with settings, version and commit. Returns the file's content.
 
+        A line on stderr reports a hyperparameter at the edge of its sweep (`sfrik.runs.sweeps`).
+
         Raises:
             SfrikError: A value is NaN or infinite, or not a percentage where it should be one.
         """
@@ -284,4 +288,6 @@ class Run(Metrics):
         path = self.folder / f"{protocol}.json"
         check_numbers(content, path)
         write_json(path, parse_record(content, Score, str(path), "not written; please report it"))
+        if text := edge_warning(content):
+            print_line(text, error=True)
         return content

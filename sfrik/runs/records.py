@@ -135,6 +135,9 @@ class EvaluationCheckpoint(Checkpoint):
         of: Hashes of the settings, the weights and the images of each split, and the precision. Another evaluation does not
             resume from it.
         tops: For each epoch, the top-1 and top-5 accuracy of each head.
+        correct: For each head, the bits of the scored images after the last epoch (`Score.correct`).
+        losses: For each epoch, the mean training loss of each head, and at the end the totals of the present epoch.
+            Checkpoints of earlier releases have neither.
         diverged: For each diverged head, by its index, the epoch, the step, and whether the loss or a weight was not finite.
         broken: Names of the training images that were skipped; checkpoints of earlier releases have none.
     """
@@ -143,6 +146,8 @@ class EvaluationCheckpoint(Checkpoint):
     models: dict[str, Any]
     place: EvaluationPosition
     tops: list[list[tuple[float, float]]]
+    correct: list[str] = Field(default_factory=list)
+    losses: list[list[float]] = Field(default_factory=list)
     diverged: dict[int, str]
     broken: list[str] = Field(default_factory=list)
     random: dict[str, Any]
@@ -156,6 +161,8 @@ class Score(Record):
             data set; the share of ones is top1 / 100. An image that `skip_broken` leaves out has no bit: there are `images` bits,
             and those of two scores are of the same images only if `data` and the names in `broken_images` are equal. None in
             scores of earlier releases, and where there is no top-1.
+        train_loss: The mean training loss of the head by epoch, over the images of the epoch; None where it is not known.
+        sweep: Top-1 on the tuning split in % by learning rate, or by C, and which of them was chosen: `lr_head` or `C`.
         correct_at: The same by the number of neighbours, for kNN.
         data: The images that were read, by split ("train", "tune", "test"); empty in scores of earlier releases.
     """
@@ -178,7 +185,10 @@ class Score(Record):
     correct: str | None = None
     correct_at: dict[str, str] = Field(default_factory=dict)
     map: Percent | None = None
+    train_loss: list[float | None] = Field(default_factory=list)
+    sweep: dict[str, Percent] = Field(default_factory=dict)
     lr_head: float | None = None
+    C: float | None = None
 
 
 class Choice(Record):

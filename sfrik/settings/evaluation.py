@@ -27,6 +27,7 @@ from sfrik.settings.fields import (
 
 __all__ = ["EvaluateSettings", "FeatureSettings", "FrozenSettings", "KnnSettings", "LogisticSettings", "TransferSettings"]
 
+HeadNorm = Annotated[Literal["none", "batchnorm"], LowerCase]
 LIST_WITHOUT_SHARE = "label_list names a part of the training images: give train_percent (below 100) too, which names the score"
 
 
@@ -45,7 +46,8 @@ class FrozenSettings(Settings):
     )
 
     def without_effect(self) -> set[str]:
-        return super().without_effect() | (set() if self.choice and self.val_dataset == "val" else {"choice"})
+        idle = super().without_effect() | (set() if self.choice and self.val_dataset == "val" else {"choice"})
+        return idle | ({"head_norm"} if getattr(self, "head_norm", "none") == "none" else set())
 
     def unused(self) -> set[str]:
         return super().unused() | (set() if self.val_dataset == "train" or self.chooses else {"val_subset"})
@@ -74,6 +76,9 @@ class EvaluateSettings(FrozenSettings, sections=("evaluate", "semi1", "semi10"))
     lr_sweep: Rates = Field(
         (), description="learning rates of heads trained together; the best on the tuning split is kept; only with freeze"
     )
+    head_norm: HeadNorm = Field(
+        "none", description="batchnorm: standardise the features before the linear head; none: as in the paper; only with freeze"
+    )
     lr_backbone: Rate = Field(0.01, description="learning rate of the backbone; only with finetune")
     weight_decay: NotNegative = Field(1e-6, description="weight decay")
     only_inference: bool = Field(False, description="only score the saved head (ckp_path), without training")
@@ -87,6 +92,8 @@ class EvaluateSettings(FrozenSettings, sections=("evaluate", "semi1", "semi10"))
             raise ValueError(LIST_WITHOUT_SHARE)
         if self.lr_sweep and self.weights == "finetune":
             raise ValueError("lr_sweep trains several heads on a frozen backbone: use it with weights freeze")
+        if self.head_norm != "none" and self.weights == "finetune":
+            raise ValueError(f"head_norm {self.head_norm} is for the features of a frozen backbone: use it with weights freeze")
         if self.arch == "pixels" and self.weights == "finetune":
             raise ValueError("arch pixels has nothing to fine-tune: use weights freeze")
         return self
@@ -121,7 +128,7 @@ class EvaluateSettings(FrozenSettings, sections=("evaluate", "semi1", "semi10"))
         return idle | ({"only_inference"} if not self.only_inference else set())
 
     def unused(self) -> set[str]:
-        head = {"epochs", "lr_head", "lr_sweep", "lr_backbone", "weight_decay", "label_list"}
+        head = {"epochs", "lr_head", "lr_sweep", "head_norm", "lr_backbone", "weight_decay", "label_list"}
         return super().unused() | (head if self.only_inference else {"ckp_path"})
 
     @property
@@ -172,11 +179,13 @@ class LogisticSettings(_OnFeatures, sections=("logistic_regression",)):
     epochs: Epochs = Field(100, ge=1, description="sgd: passes over the features")
     lr_head: Rate = Field(0.4, description="sgd: learning rate")
     lr_sweep: Rates = Field((), description="sgd: learning rates of heads trained together; the best on the tuning split is kept")
+    head_norm: HeadNorm = Field("none", description="sgd: batchnorm standardises the features; none: as in the paper")
     weight_decay: NotNegative = Field(1e-6, description="sgd: weight decay")
     inverse_penalties: Penalties = Field((0.01, 0.1, 1.0, 10.0), description="lbfgs: values of C to choose from")
 
     def without_effect(self) -> set[str]:
-        return super().without_effect() | ({"lr_sweep"} if not self.lr_sweep else {"lr_head"})
+        idle = super().without_effect() | ({"lr_sweep"} if not self.lr_sweep else {"lr_head"})
+        return idle | ({"head_norm"} if self.solver == "lbfgs" else set())  # which always standardises them
 
     def unused(self) -> set[str]:
         of_sgd = {"epochs", "lr_head", "lr_sweep", "weight_decay"}
@@ -200,7 +209,11 @@ class TransferSettings(FrozenSettings, sections=("transfer",)):
     )
     epochs: Epochs = Field(28, ge=1, description="Places205: passes over the training images")
     lr_head: Rate = Field(0.4, description="Places205: learning rate of the linear head")
+    head_norm: HeadNorm = Field("none", description="Places205: batchnorm standardises the features; none: as in the paper")
     weight_decay: NotNegative = Field(1e-6, description="Places205: weight decay of the linear head")
+
+    def without_effect(self) -> set[str]:
+        return super().without_effect() | ({"head_norm"} if self.target != "places205" else set())
 
     def unused(self) -> set[str]:
         of_target = {"voc07": {"svm_costs"}, "places205": {"epochs", "lr_head", "weight_decay"}}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from toys import accuracy_of_bits
 
 from sfrik.datasets.images import load_images
 from sfrik.errors import SfrikError
@@ -16,6 +17,7 @@ from sfrik.evaluate import transfer as transfer_module
 from sfrik.evaluate.broken import without_broken
 from sfrik.evaluate.features import features_here
 from sfrik.networks import build_backbone, save_weights
+from sfrik.runs.correctness import unpack
 from sfrik.settings import EvaluateSettings, FeatureSettings, KnnSettings, LogisticSettings, TransferSettings
 from sfrik.system.files import read_json
 
@@ -76,6 +78,7 @@ def test_an_evaluation_names_a_broken_image_or_skips_it_and_counts_the_others(pl
     assert score["broken_images"] == BROKEN
     assert (score["images"], score["train_images"]) == (7, 9 if name == "sweep" else 15)
     assert score["settings"]["skip_broken"] is True
+    assert accuracy_of_bits(score) == score.get("top1_at", score.get("top1")), "one bit for each image that was read"
     assert read_json(tmp_path / "run" / f"{score['protocol']}.json") == score
     assert "broken images skipped in the train split: 1 (b/3.png)\n" in capsys.readouterr().err
     if name == "linear":
@@ -83,8 +86,10 @@ def test_an_evaluation_names_a_broken_image_or_skips_it_and_counts_the_others(pl
         scores, labels = class_scores(settings)
         assert labels.tolist() == without_broken(load_images("image_folder", "test", place), score).targets.tolist()
         assert len(scores) == 7
+        assert (scores.argmax(dim=1) == labels).tolist() == unpack(score["correct"], 7).tolist()
         again = evaluate(settings.model_copy(update={"only_inference": True}))
         assert (again["top1"], again["images"], again["broken_images"]) == (score["top1"], 7, {"test": ["a/1.png"]})
+        assert again["correct"] == score["correct"]
 
 
 def test_skipped_images_are_left_out_of_features_with_their_labels_and_names(place, tmp_path):

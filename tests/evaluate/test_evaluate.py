@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from toys import squares
+from toys import accuracy_of_bits, squares
 
 from sfrik.cli import main
 from sfrik.datasets.images import load_images
@@ -31,6 +31,7 @@ from sfrik.evaluate.linear_head import top_accuracies
 from sfrik.evaluate.logistic import logistic_lbfgs, logistic_sgd
 from sfrik.networks import build_backbone, build_pixels, save_weights
 from sfrik.pretrain.loop import pretrain
+from sfrik.runs.correctness import unpack
 from sfrik.runs.folder import Run
 from sfrik.settings import EvaluateSettings, FeatureSettings, KnnSettings, LogisticSettings, PretrainSettings
 from sfrik.system.files import file_hash, write_json
@@ -198,7 +199,8 @@ def test_top_5_counts_all_classes_where_there_are_fewer_than_five():
 
 def test_lbfgs_separates_linearly_separable_classes():
     score = logistic_lbfgs(toy(90, 0), toy(30, 1), toy(60, 2))
-    assert score == {"top1": 100.0, "tune_top1": 100.0, "C": 0.01}, "the smallest C wins a tie"
+    assert (score["top1"], score["tune_top1"], score["C"]) == (100.0, 100.0, 0.01), "the smallest C wins a tie"
+    assert score["sweep"] == {"0.01": 100.0, "0.1": 100.0, "1.0": 100.0, "10.0": 100.0}
 
 
 def test_lbfgs_chooses_its_penalty_on_the_tuning_split_and_not_on_the_test_split():
@@ -207,6 +209,7 @@ def test_lbfgs_chooses_its_penalty_on_the_tuning_split_and_not_on_the_test_split
     swapped = logistic_lbfgs(train, tune, (toy(60, 2)[0], (toy(60, 2)[1] + 1) % 3), (1e-4, 1.0))
     assert (one["C"], one["tune_top1"]) == (swapped["C"], swapped["tune_top1"])
     assert one["top1"] > swapped["top1"]
+    assert one["sweep"] == {str(C): logistic_lbfgs(train, tune, tune, (C,))["top1"] for C in (1e-4, 1.0)}
 
 
 def test_sgd_separates_linearly_separable_classes():
@@ -314,6 +317,8 @@ def test_the_commands_score_the_features_of_an_extraction_folder(run, tmp_path, 
     score = knn_eval(of(KnnSettings, tmp_path / "b", extraction_dir=str(features), nb_knn=(5, 7)))
     for k in (5, 7):
         assert score["top1_at"][str(k)] == knn_accuracy(train, labels, test, test_labels, k, 10)
+        predicted = weighted_knn(train, labels, test, k).argmax(dim=1)
+        assert unpack(score["correct_at"][str(k)], 1000).tolist() == (predicted == test_labels).tolist()
     logistic = logistic_regression(of(LogisticSettings, tmp_path / "b", extraction_dir=str(features), solver="sgd", epochs=2))
     assert {name: logistic[name] for name in ("top1", "top5")}.items() <= logistic_sgd(
         (train, labels), (test, test_labels), 10, epochs=2, seed=0
@@ -332,6 +337,7 @@ def test_a_finished_score_is_returned_at_once_but_measured_again_for_other_setti
 def test_the_lbfgs_solver_uses_the_runs_tuning_split(run):
     score = logistic_regression(of(LogisticSettings, run))
     assert score["C"] in (0.01, 0.1, 1.0, 10.0)
+    assert accuracy_of_bits(score) == score["top1"]
     # untrained features of digits are far above the 10 % of guessing
     assert score["top1"] > 40
     assert score["backbone_sha256"] == file_hash(run / "backbone.safetensors")

@@ -38,7 +38,7 @@ CLASSES, EPOCHS, STEPS = 3, 3, 4  # batches of 8 make 4 steps of the 30 training
 
 PROTOCOLS = {
     "linear": {"val_dataset": "val", "lr_head": 0.05},
-    "linear_tune": {"val_dataset": "train", "lr_sweep": (1e-3, 0.05, 3e38)},  # the last rate diverges
+    "linear_tune": {"val_dataset": "train", "lr_sweep": (1e-3, 0.05, 3e38), "head_norm": "batchnorm"},  # the last rate diverges
     "finetune": {"weights": "finetune", "lr_head": 0.05},
 }
 # Each child is a fork of a clean process that has imported what it needs: optimisers import torch._dynamo at their first step.

@@ -12,16 +12,17 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
-from toys import squares
+from toys import accuracy_of_bits, squares
 
 from sfrik.datasets.loader import batches
 from sfrik.errors import SfrikError
-from sfrik.evaluate import evaluate, load_head, save_head, training_images
+from sfrik.evaluate import class_scores, evaluate, load_head, save_head, training_images
 from sfrik.evaluate.finetune import finetune
 from sfrik.evaluate.linear_head import linear_heads
 from sfrik.networks import build_backbone, save_weights
 from sfrik.ops.random import derived_seed
 from sfrik.pretrain.loop import pretrain
+from sfrik.runs.correctness import unpack
 from sfrik.runs.folder import Run
 from sfrik.settings import EvaluateSettings, PretrainSettings
 from sfrik.system.files import file_hash, read_json
@@ -145,6 +146,7 @@ def of(folder, **overrides):
     ("overrides", "name", "images"),
     [
         ({}, "linear", 40),
+        ({"head_norm": "batchnorm"}, "linear", 40),
         ({"train_percent": 10, "weights": "freeze", "subset": 30}, "linear10", 30),
         ({"train_percent": 10, "weights": "finetune", "subset": 30}, "semi10", 30),
         ({"train_percent": 1, "weights": "finetune"}, "semi1", 10),
@@ -165,7 +167,11 @@ def test_each_protocol_has_its_score_and_head_and_inference_reproduces_the_score
     }
     assert (saved.backbone is not None) == (overrides.get("weights") == "finetune")
     again = evaluate(of(run, only_inference=True, **overrides), progress=False)
-    assert (again["top1"], again["top5"], again["images"]) == (score["top1"], score["top5"], 100)
+    assert [again[key] for key in ("top1", "top5", "correct", "images")] == [score["top1"], score["top5"], score["correct"], 100]
+    assert accuracy_of_bits(score) == score["top1"]
+    scores, labels = class_scores(of(run, **overrides))
+    assert unpack(score["correct"], 100).tolist() == (scores.argmax(dim=1) == labels).tolist()
+    assert len(score["train_loss"]) == 1
     assert read_json(run / f"{name}_inference_tune.json") == again
     assert again["backbone_sha256"] == score["backbone_sha256"]
 

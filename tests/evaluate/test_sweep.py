@@ -7,10 +7,12 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from toys import accuracy_of_bits
 
 from sfrik.datasets.images import Images
 from sfrik.errors import SfrikError
 from sfrik.evaluate import evaluate, extract_features, linear_probe, linear_sweep, logistic, logistic_regression
+from sfrik.evaluate.head_norm import build_head_norm, fold
 from sfrik.evaluate.linear_head import choose_rate, linear_heads, score_features, top_accuracies
 from sfrik.evaluate.logistic import logistic_sgd, logistic_sweep
 from sfrik.networks import build_backbone, build_pixels, save_weights
@@ -32,24 +34,28 @@ def faint_squares(n, seed):
     return Images(labels.astype(np.int64), 3, str, tensor=torch.from_numpy(pixels.astype(np.uint8)))
 
 
-def sweep(test, rates=RATES, backbone=None):
-    settings = EvaluateSettings(dataset="mnist5k", size=28, epochs=3, batch_size=32, workers=0, lr_sweep=rates)
+def sweep(test, rates=RATES, backbone=None, **given):
+    settings = EvaluateSettings(dataset="mnist5k", size=28, epochs=3, batch_size=32, workers=0, lr_sweep=rates, **given)
     backbone = backbone or build_pixels(28, 1)
     train, tune = faint_squares(96, 0), faint_squares(60, 1)
     return linear_sweep(backbone, train, tune, test, settings, torch.device("cpu"), progress=False)
 
 
-def single_rate(rate, test):
-    settings = EvaluateSettings(dataset="mnist5k", size=28, epochs=3, batch_size=32, workers=0, lr_head=rate)
+def single_rate(rate, test, **given):
+    settings = EvaluateSettings(dataset="mnist5k", size=28, epochs=3, batch_size=32, workers=0, lr_head=rate, **given)
     return linear_probe(build_pixels(28, 1), faint_squares(96, 0), test, settings, torch.device("cpu"), progress=False)
 
 
-def test_the_head_of_a_rate_equals_that_of_a_probe_with_that_rate():
-    score, head = sweep(faint_squares(90, 2))
-    assert score["sweep"] == {str(rate): single_rate(rate, faint_squares(60, 1))[0]["top1"] for rate in RATES}
+@pytest.mark.parametrize("norm", ["none", "batchnorm"])
+def test_the_head_of_a_rate_equals_that_of_a_probe_with_that_rate(norm):
+    score, head = sweep(faint_squares(90, 2), head_norm=norm)
+    assert score["sweep"] == {str(rate): single_rate(rate, faint_squares(60, 1), head_norm=norm)[0]["top1"] for rate in RATES}
     assert len(set(score["sweep"].values())) > 1, "the rates must differ for the comparison to mean anything"
-    single, single_head = single_rate(score["lr_head"], faint_squares(90, 2))
-    assert (score["top1"], score["top5"]) == (single["top1"], single["top5"])
+    single, single_head = single_rate(score["lr_head"], faint_squares(90, 2), head_norm=norm)
+    for key in ("top1", "top5", "correct", "train_loss"):
+        assert score[key] == single[key]
+    assert accuracy_of_bits({"images": 90, **score}) == score["top1"]
+    assert len(score["train_loss"]) == 3
     assert torch.equal(head.weight, single_head.weight)
     assert torch.equal(head.bias, single_head.bias)
 
@@ -92,18 +98,20 @@ def points(n, seed):
     return torch.eye(3, 6)[labels] + torch.randn(n, 6, generator=generator), labels
 
 
-def test_logistic_regression_with_several_rates_equals_that_of_each_rate():
+@pytest.mark.parametrize("norm", ["none", "batchnorm"])
+def test_logistic_regression_with_several_rates_equals_that_of_each_rate(norm):
     train, tune, test = points(90, 0), points(60, 1), points(120, 2)
-    rates = (1e-4, 0.1, 10.0)
-    score = logistic_sweep(train, tune, test, 3, rates, epochs=3, batch_size=16, seed=5)
-    each = {rate: logistic_sgd(train, tune, 3, epochs=3, batch_size=16, lr_head=rate, seed=5)["top1"] for rate in rates}
+    rates, how = (1e-4, 0.1, 10.0), {"epochs": 3, "batch_size": 16, "seed": 5, "head_norm": norm}
+    score = logistic_sweep(train, tune, test, 3, rates, **how)
+    each = {rate: logistic_sgd(train, tune, 3, lr_head=rate, **how)["top1"] for rate in rates}
     assert score["sweep"] == {str(rate): top1 for rate, top1 in each.items()}
     assert len(set(each.values())) > 1
     assert score["lr_head"] == max(rates, key=lambda rate: (each[rate], -rate))
     assert score["tune_top1"] == each[score["lr_head"]]
-    single = logistic_sgd(train, test, 3, epochs=3, batch_size=16, lr_head=score["lr_head"], seed=5)
-    assert (score["top1"], score["top5"]) == (single["top1"], single["top5"])
-    assert logistic_sweep(train, tune, None, 3, rates, epochs=3, batch_size=16, seed=5)["top1"] == score["tune_top1"]
+    single = logistic_sgd(train, test, 3, lr_head=score["lr_head"], **how)
+    assert [score[key] for key in ("top1", "top5", "correct")] == [single[key] for key in ("top1", "top5", "correct")]
+    assert accuracy_of_bits({"images": 120, **score}) == score["top1"]
+    assert logistic_sweep(train, tune, None, 3, rates, **how)["top1"] == score["tune_top1"]
 
 
 def test_a_rate_that_diverges_does_not_affect_the_others():
@@ -125,15 +133,18 @@ def test_features_that_exceed_device_memory_stay_on_the_host_and_are_moved_by_ba
         assert (batch.device.type, batch.shape, targets.device.type) == ("meta", (3, 6), "meta")
 
 
+@pytest.mark.parametrize("kind", ["none", "batchnorm"])
 @pytest.mark.parametrize("rates", [(0.3,), (0.01, 0.3, 2.0)])
-def test_heads_trained_by_one_product_equal_those_of_torch_sgd(rates):
+def test_heads_trained_by_one_product_equal_those_of_torch_sgd(rates, kind):
     """In float64, three epochs with a smaller last batch, momentum and weight decay."""
     (features, labels), classes, seed = points(50, 0), 3, 5
     features = features.double()
+    norm, plain_norm = (build_head_norm(kind, 6, dtype=torch.float64) for _ in range(2))
     heads = [head.double() for head in linear_heads(len(rates), 6, classes, seed)]
-    for _ in logistic._epochs((features, labels), heads, rates, 3, 16, 0.01, seed):
+    for _ in logistic._epochs((features, labels), heads, rates, 3, 16, 0.01, seed, norm):
         pass
     for head, peak in zip(heads, rates, strict=True):
+        plain_norm.reset_running_stats() if kind == "batchnorm" else None
         (plain,) = linear_heads(1, 6, classes, seed)
         optimizer = torch.optim.SGD(plain.double().parameters(), momentum=0.9, weight_decay=0.01)
         for epoch in range(3):
@@ -141,11 +152,14 @@ def test_heads_trained_by_one_product_equal_those_of_torch_sgd(rates):
             order = np.random.default_rng(derived_seed("evaluation order", seed, epoch)).permutation(50)
             for chosen in torch.from_numpy(order).split(16):
                 optimizer.zero_grad()
-                nn.functional.cross_entropy(plain(features[chosen]), labels[chosen]).backward()
+                nn.functional.cross_entropy(plain(plain_norm(features[chosen])), labels[chosen]).backward()
                 optimizer.step()
         assert (plain.weight - linear_heads(1, 6, classes, seed)[0].weight).abs().max() > 1e-3
         torch.testing.assert_close(head.weight, plain.weight, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(head.bias, plain.bias, rtol=1e-10, atol=1e-12)
+        if kind == "batchnorm":
+            torch.testing.assert_close(fold(head, norm)(features), plain(plain_norm.eval()(features)), rtol=1e-9, atol=1e-9)
+            plain_norm.train()
 
 
 @pytest.mark.parametrize("block", [1, 7, 50, 64])

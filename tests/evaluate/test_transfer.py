@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score
+from toys import accuracy_of_bits
 
 from sfrik.datasets.images import Images
 from sfrik.errors import SfrikError
@@ -130,7 +131,9 @@ def test_logistic_regression_chooses_its_penalty_on_the_training_images():
     assert (one["C"], one["cross_validated_top1"]) == (other["C"], other["cross_validated_top1"])
     assert one["top1"] > other["top1"]
     easy = logistic_by_cross_validation(points(90, 0, 0.1), points(60, 1, 0.1))
-    assert easy == {"top1": 100.0, "cross_validated_top1": 100.0, "C": 0.01}, "the smallest C wins a tie"
+    assert (easy["top1"], easy["cross_validated_top1"], easy["C"]) == (100.0, 100.0, 0.01), "the smallest C wins a tie"
+    assert set(easy["sweep"].values()) == {100.0}
+    assert one["sweep"][str(one["C"])] == one["cross_validated_top1"] == max(one["sweep"].values())
 
 
 # --- the command
@@ -166,6 +169,7 @@ def test_a_finished_score_of_digits_is_returned_at_once(weights, monkeypatch):
     assert score["backbone_sha256"] == file_hash(weights / "digits" / "a" / "seed0" / "backbone.safetensors")
     # untrained features of digits are far above the 10 % of guessing
     assert score["top1"] > 50
+    assert accuracy_of_bits(score) == score["top1"]
     monkeypatch.setattr("sfrik.runs.folder.Run.save_result", lambda *arguments: pytest.fail("measured again"))
     assert transfer(settings_of(weights)) == score
 
