@@ -34,7 +34,13 @@ include_patterns = [
     "docs/api/*",
     "notebooks/*.ipynb",
 ]
-include_patterns += ["results/README.md", "results/*/README.md", "results/*/*/README.md", "results/*/tables/*.md"]
+include_patterns += [
+    "results/README.md",
+    "results/claims.md",
+    "results/*/README.md",
+    "results/*/*/README.md",
+    "results/*/tables/*.md",
+]
 exclude_patterns = [".*", "site", "build", "data", "runs", "sfrik", "tests", "benchmarks", "*.egg-info", "docs/_*"]
 nitpicky = False
 

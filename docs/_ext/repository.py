@@ -33,6 +33,7 @@ RESULTS_PAGES = """
 :hidden:
 :glob:
 
+/results/claims*
 /results/*/README
 /results/*/tables/*
 ```

@@ -29,7 +29,7 @@ from sfrik.system.locks import folder_lock
 from sfrik.system.records import VERSION, read_record
 from sfrik.system.signals import stop_at_once
 from sfrik.system.terminal import print_line, terminal_width
-from sfrik.tables.claims import write_claims
+from sfrik.tables.claim_pages import write_claims
 from sfrik.tables.collect import build_table, read_score, tables_with_scores
 from sfrik.tables.compare import compare_tables
 from sfrik.tables.cost_rows import ROUNDS

@@ -1,6 +1,7 @@
 """The tables of the paper's experiments: definitions, scores, rendering, and the paper's claims against the measurements."""
 
-from sfrik.tables.claims import claims, claims_as_markdown, write_claims
+from sfrik.tables.claim_pages import claims_as_markdown, write_claims
+from sfrik.tables.claims import claims
 from sfrik.tables.collect import Measured, Table, build_table, has_scores, read_score, tables_with_scores
 from sfrik.tables.compare import Cell, Comparison, compare_tables
 from sfrik.tables.definitions import EXPERIMENTS, Experiment, experiment, grids, read_choice, rows_of

@@ -1,10 +1,22 @@
-"""The pages of the paper's claims, <root>/<profile>/README.md, around the table of `sfrik.tables.claims`."""
+"""The pages of the paper's claims: <root>/<profile>/README.md, and <root>/claims.md with the profiles beside each other."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-__all__ = ["PAGES", "edges_line", "tables_line"]
+from sfrik.settings import grid_recipes, runs_root
+from sfrik.settings.recipes import TUNE
+from sfrik.system.files import write_text
+from sfrik.tables.claims import EQUAL, Result, claims
+from sfrik.tables.collect import build_table, tables_with_scores
+from sfrik.tables.contrasts import Family
+from sfrik.tables.definitions import grids, read_choice
+from sfrik.tables.inference import Estimate
+from sfrik.tables.render import MISSING, markdown_table
+from sfrik.tables.rows import KNN, LINEAR
+
+__all__ = ["PAGES", "claims_as_markdown", "write_claims"]
 
 CONTENTS = {
     "table1": "linear probing",
@@ -18,49 +30,154 @@ CONTENTS = {
     "table9": "tuning",
 }
 
-DIGITS = """# The paper's claims on the digits profile
-
-MNIST5k (3,500 training digits, 1,000 test digits), an eight-layer ResNet, 16 epochs, two CPU cores: a small experiment, not a
-repetition of the paper's. This page is written by `make tables` from the score files in this folder.
-
-Differences are signed so that the claim predicts a positive value. Differences of accuracies are in points of top-1 accuracy (%);
-differences of costs are ratios, or have the unit given in the row. *holds*: more than two standard errors above zero; *does not
-hold*: more than two below; *not decided*: in between. The standard error comes from the spread over n seeds. With three seeds it
-is rough: if there is no true difference, one contrast in five to nine is still called *holds* or *does not hold*. It does not
-include the error due to the test images, which all runs share.
-
-{table}
-
-For each kernel of table 2 the alignment weight was chosen separately, on the tuning split with seed 0 (the recipes list the
-candidates); the scale and the weight behind the paper's figures are not known.{edges}
-
-{tables}
-"""
-
-PHOTOS = """# The paper's claims on the photos profile
+PAGE = """# The paper's claims on the {profile} profile
 
 {images}; an eight-layer ResNet on two CPU cores: a small experiment, not a repetition of the paper's. This page is written by
 `make tables` from the score files in this folder.
 
-Differences are signed so that the claim predicts a positive value, in points of top-1 accuracy (%). *holds*: more than two
-standard errors above zero; *does not hold*: more than two below; *not decided*: in between, or one seed, which has no spread. The
-standard error comes from the spread over n seeds. With three seeds it is rough: if there is no true difference, one contrast in
-five to nine is still called *holds* or *does not hold*. It does not include the error due to the test images, which all runs
-share.
+A contrast is a difference that its claim predicts to be positive, paired over n seeds or repetitions. The contrasts, the metric
+(logistic regression where the claim names no other) and the margins are in `sfrik/tables/contrasts.toml`, which was fixed before
+the first run whose scores record the correct images.
 
-{table}
+Each 95 % interval is Student's, without correction. The p value is corrected for all contrasts of its table (Holm), and decides:
 
-The learning rate of each method was chosen at q = 512 and its weight at each q, on the tuning split with seed 0. SFRIK's were
-chosen for L = 3 at q = 512; its weight is proportional to q. For each kernel of table 2 the alignment weight was chosen, with the
-rate of L = 3. The scale and the weight behind the paper's figures of the kernels are not known.{edges}
+- *holds*, *does not hold*: the difference is significant at 5 %, in the direction of the claim or in the other;
+- *equal within the margin*: it is significantly closer to 0 than the margin, even where it differs from 0;
+- *undecided*: neither. *80 % power*: the true difference that so many seeds find with a probability of 80 %, without correction.
+
+[What a verdict on a claim means](../../docs/reproducibility.md#what-a-verdict-on-a-claim-means)
+
+{sections}
+
+## Notes
+
+{notes}{edges}
 
 {tables}
 """
 
-PAGES = {"digits": DIGITS, "photos": PHOTOS}
+SECONDARY = {column.name: column for column in (LINEAR, KNN)}
+KERNELS = "The scale and the weight behind the paper's figures of the kernels are not known."
+PAGES = {
+    "digits": "VICReg and SimCLR keep the coefficients chosen at the largest q; those of SFRIK and AUH are in proportion to q. "
+    "The rates of fine-tuning were chosen for SFRIK, L = 3, q = 512. For each kernel of table 2 the alignment weight was "
+    f"chosen separately, on the tuning split with seed 0 (the recipes list the candidates). {KERNELS}",
+    "photos": "The learning rate of each method was chosen at q = 512 and its weight at each q, on the tuning split with seed 0. "
+    "SFRIK's were chosen for L = 3 at q = 512; its weight is in proportion to q. For each kernel of table 2 the alignment weight "
+    f"was chosen, with the rate of L = 3. {KERNELS}",
+}
+BOTH = """# The paper's claims, profile by profile
+
+The contrasts of accuracies, with the 95 % interval, the number of seeds and the corrected p value. The page of a profile has the
+costs too, and says what the columns and verdicts mean: {pages}. This page is written by `make tables`.
+
+{table}
+"""
 
 
-def tables_line(names: Sequence[str]) -> str:
+def claims_as_markdown(profile: str = "digits", root: str | Path | None = None) -> str:
+    """A section for each family of contrasts: its size and margin, a table of the results, and one of the secondary columns."""
+    return _sections(claims(profile, root))
+
+
+def write_claims(profile: str = "digits", root: str | Path | None = None) -> Path | None:
+    """Write <root>/<profile>/README.md; and <root>/claims.md, if more than one profile has a contrast there.
+
+    Returns:
+        The page of the profile; None for a profile without one (`PAGES`).
+    """
+    if profile not in PAGES:
+        return None
+    root = Path(root or runs_root())
+    found = {name: claims(name, root) for name in PAGES if name == profile or (root / name).is_dir()}
+    chosen = any(read_choice(profile, grid, root) for grid in grids(profile))
+    parts = {
+        "profile": profile,
+        "images": build_table("table1", profile, root).title.partition("; ")[2],
+        "sections": _sections(found[profile]),
+        "notes": PAGES[profile],
+        "edges": _edges_line(_choices_at_an_edge(profile, root)) if chosen else "",
+        "tables": _tables_line(tables_with_scores(profile, root)),
+    }
+    path = root / profile / "README.md"
+    write_text(path, PAGE.format(**parts))
+    accuracies = {name: _by_title(of_profile) for name, of_profile in found.items() if _by_title(of_profile)}
+    if len(accuracies) > 1:
+        pages = " · ".join(f"[{name}]({name}/README.md)" for name in accuracies)
+        write_text(root / "claims.md", BOTH.format(pages=pages, table="\n".join(_beside_each_other(accuracies))))
+    return path
+
+
+def _sections(found: Sequence[tuple[Family, list[Result]]]) -> str:
+    return "\n\n".join("\n".join(_section(family, results)) for family, results in found)
+
+
+def _section(family: Family, results: Sequence[Result]) -> list[str]:
+    measured = sum(1 for result in results if result.estimate)
+    size = f"{len(results)} contrasts, of which {measured} are measured; margin {family.margin:g} {family.unit}."
+    header = ["claim", "the paper", "contrast", f"{family.unit} [95 %]", f"n {family.repeated}s"]
+    header += [*([] if family.relative else ["± test images"]), "corrected p", "verdict", f"80 % power, {family.unit}"]
+    rows = []
+    for result in results:
+        contrast, found = result.contrast, result.estimate
+        row = [contrast.claim, contrast.paper or (MISSING if contrast.claim else "")]
+        row += [f"[{contrast.title}](tables/{contrast.table}.md)", _interval(found), str(found.n) if found else MISSING]
+        row += [] if family.relative else [_number(found.images if found else None)]
+        rows.append([*row, _p(result), result.verdict, _number(found.detectable if found else None)])
+    lines = [f"## {family.title}", "", f"{family.note} {size}", "", *_table(header, rows)]
+    if family.secondary:
+        headings = ["contrast", *(SECONDARY[name].title for name in family.secondary)]
+        rows = [[r.contrast.title, *map(_interval, r.secondary.values())] for r in results if r.secondary]
+        lines += ["", "The same contrasts by other metrics, without a verdict:", "", *_table(headings, rows)]
+    return lines
+
+
+def _by_title(found: Sequence[tuple[Family, list[Result]]]) -> dict[str, Result]:
+    """The results of the contrasts of accuracies, by title; empty if none is measured."""
+    results = [result for family, of_family in found if not family.relative for result in of_family]
+    return {result.contrast.title: result for result in results} if any(result.estimate for result in results) else {}
+
+
+def _beside_each_other(found: Mapping[str, Mapping[str, Result]]) -> list[str]:
+    """The lines of a Markdown table with a line for each contrast, and three columns for each profile."""
+    contrasts = {title: result.contrast for results in found.values() for title, result in results.items()}
+    header = ["claim", "the paper"]
+    rows = [[contrast.claim, contrast.paper or MISSING] for contrast in contrasts.values()]
+    for name, results in found.items():
+        header += [f"{name}: points [95 %]", "n; p", "verdict"]
+        for title, row in zip(contrasts, rows, strict=True):
+            row += _short(results.get(title))
+    return _table(header, rows)
+
+
+def _short(result: Result | None) -> list[str]:
+    if result is None or result.estimate is None:
+        return [MISSING, MISSING, result.verdict if result else MISSING]
+    return [_interval(result.estimate), f"{result.estimate.n}; {_p(result)}", result.verdict]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return markdown_table(header, [[text.replace("|", "‖") for text in row] for row in rows])
+
+
+def _interval(found: Estimate | None) -> str:
+    if found is None:
+        return MISSING
+    return f"{found.mean:+.2f}" + (f" [{found.interval[0]:+.2f}, {found.interval[1]:+.2f}]" if found.interval else "")
+
+
+def _p(result: Result) -> str:
+    if result.estimate is None or result.estimate.error is None:
+        return MISSING
+    p, p_equal = (f"{p:.3f}" if p >= 0.0005 else "< 0.001" for p in (result.p, result.p_equal))
+    return f"{p} (equal: {p_equal})" if result.verdict == EQUAL else p
+
+
+def _number(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.2f}"
+
+
+def _tables_line(names: Sequence[str]) -> str:
     """The line with links to the tables that have scores."""
     links = ", ".join(f"[{name.removeprefix('table')}](tables/{name}.md) {CONTENTS[name]}" for name in names)
     return (
@@ -70,6 +187,22 @@ def tables_line(names: Sequence[str]) -> str:
     )
 
 
-def edges_line(edges: Sequence[str]) -> str:
+def _edges_line(edges: Sequence[str]) -> str:
     """The sentence on the choices of table 9 at the edge of their grid."""
     return f"\nChoices of table 9 at the edge of their grid, where a wider grid may be better: {', '.join(edges) or 'none'}."
+
+
+def _choices_at_an_edge(profile: str, root: str | Path | None) -> list[str]:
+    """The recipes chosen in table 9 that are the first or the last of their grid; in a grid of several settings, with these."""
+    found = []
+    for grid, recipes in grids(profile).items():
+        chosen = read_choice(profile, grid, root)
+        points = grid_recipes(profile, f"{TUNE}{grid}")
+        values = {key: [point[key] for point in points.values()] for point in points.values() for key in point}
+        if chosen and points:
+            point = points[chosen]
+            edges = [key for key, of in values.items() if len(set(of)) > 1 and point[key] in (min(of), max(of))]
+            found += [f"{chosen.split('/')[-1]} ({', '.join(edges)})"] if edges else []
+        elif chosen and chosen in (recipes[0], recipes[-1]):
+            found += [chosen.split("/")[-1]]
+    return found

@@ -48,6 +48,7 @@ ORIGINAL = "original"  # the encoding of these arrays in records of images
 class Measured:
     """The scores of one row by column and seed, in the column's unit.
 
+    `correct` is which test images are classified correctly and their number, by column and seed (`sfrik.runs.correctness`);
     `images` is the number of test images by column, `data` what the scores record of their images by file and seed, and
     `left_out` the reasons why scores are left out, by seed; `trained_on` is what the runs record of their images, by seed, and
     `load` what measurements of costs record of the load of the machine, by repetition.
@@ -55,6 +56,7 @@ class Measured:
 
     row: Row
     scores: dict[str, dict[int, float]] = field(default_factory=dict)
+    correct: dict[str, dict[int, tuple[str, int]]] = field(default_factory=dict)
     images: dict[str, int] = field(default_factory=dict)
     left_out: dict[int, list[str]] = field(default_factory=dict)
     data: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)
@@ -197,7 +199,16 @@ def _measure(row: Row, columns: list[Column], root: str | Path | None, seeds: in
                 measured.scores.setdefault(column.name, {})[seed] = value
                 if images := files[column.score].get("images"):
                     measured.images[column.name] = images
+                if (bits := _correct(files[column.score], column.key)) and images:
+                    measured.correct.setdefault(column.name, {})[seed] = (bits, images)
     return measured
+
+
+def _correct(score: dict[str, Any], key: Sequence[str]) -> str | None:
+    """The bits behind an accuracy; None in earlier releases' scores, and if broken images, which have no bit, were skipped."""
+    if score.get("broken_images"):
+        return None
+    return score.get("correct") if key == ("top1",) else score.get("correct_at", {}).get(key[1]) if key[0] == "top1_at" else None
 
 
 def _leave_out_other_runs(measured: list[Measured]) -> None:

@@ -203,9 +203,9 @@ def test_the_links_of_a_copy_are_relative_to_its_folder_and_lead_to_the_copies_b
     ]
 
 
-def test_the_command_line_and_its_packages_do_not_import_pytorch():
+def test_the_command_line_and_its_packages_import_neither_pytorch_nor_pandas_nor_scipy():
     modules = "sys, sfrik.cli, sfrik.reproduce, sfrik.launch"
-    code = f"import {modules}; print([name for name in ('torch', 'pandas') if name in sys.modules])"
+    code = f"import {modules}; print([name for name in ('torch', 'pandas', 'scipy') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True).stdout == "[]\n"
 
 

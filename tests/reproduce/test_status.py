@@ -22,7 +22,7 @@ from sfrik.runs.folder import Run
 from sfrik.settings import Settings, identity, load_recipe, published_root, run_folder
 from sfrik.system import files
 from sfrik.system.files import write_json
-from sfrik.tables.claims import write_claims
+from sfrik.tables.claim_pages import write_claims
 from sfrik.tables.collect import build_table
 from sfrik.tables.definitions import grids, rows_of
 from sfrik.tables.run_pages import write_run_pages

@@ -34,7 +34,7 @@ from sfrik.settings import (
     score_settings,
 )
 from sfrik.system.files import read_json, write_json
-from sfrik.tables.claims import claims_as_markdown
+from sfrik.tables.claim_pages import claims_as_markdown
 from sfrik.tables.collect import build_table, read_score, tables_with_scores
 from sfrik.tables.cost_rows import cost_folder
 from sfrik.tables.render import as_csv, as_latex, as_markdown
@@ -247,10 +247,10 @@ def test_the_claims_and_the_choice_of_table9_use_the_same_reader(root):
     for stem in ("l2", "l1"):
         for seed in (0, 1):
             finished_run(root, f"digits/sfrik_{stem}_q512", seed, top1=50.0 + seed)
-    assert "+0.00" in claims_as_markdown("digits", root)
+    assert "| +0.00 | 2 |" in claims_as_markdown("digits", root)
     run = Run(run_folder("digits/sfrik_l1_q512", 1, root))
     record_settings(run, recipe_settings("digits/sfrik_l1_q512", 1).model_copy(update={"epochs": 1}))
-    assert "+0.00" not in claims_as_markdown("digits", root), "one seed is left, which has no spread"
+    assert "| +0.00 | 1 |" in claims_as_markdown("digits", root), "one seed is left"
 
 
 def test_a_score_of_a_head_goes_with_the_score_that_the_head_was_saved_with(root):

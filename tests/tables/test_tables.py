@@ -18,7 +18,7 @@ from sfrik.plots.tables import draw_costs
 from sfrik.settings import PretrainSettings, recipe_names
 from sfrik.system.files import read_json, write_json
 from sfrik.tables import rows as table_rows
-from sfrik.tables.claims import claims_as_markdown
+from sfrik.tables.claim_pages import claims_as_markdown
 from sfrik.tables.collect import build_table, tables_with_scores
 from sfrik.tables.compare import compare_tables
 from sfrik.tables.definitions import EXPERIMENTS, grids, rows_of, tables_of
