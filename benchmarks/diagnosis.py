@@ -1,10 +1,11 @@
-"""The source of the thresholds of `sfrik diagnose`, and whether the loss ranks the digits runs as the probes do.
+"""The source of the thresholds of `sfrik diagnose` and their errors, and whether its measures rank the runs of a grid.
 
     python benchmarks/diagnosis.py                   trains missing runs (a minute per run on one core), measures, renders
-    python benchmarks/diagnosis.py --only ranking    only the ranks, from the committed scores: seconds
+    python benchmarks/diagnosis.py --grids FOLDER    only the ranks, from the runs of grids (benchmarks/ranking.py): seconds
     python benchmarks/diagnosis.py --render          only the tables of docs/diagnosis.md and the figures
 
 The runs go to --folder, where finished ones are kept; the numbers go to results/digits/diagnosis/diagnosis.json and ranking.json.
+Both name the commits of their runs: they are records, which later runs of the tables do not change.
 
 A run's group follows from its settings, not from what was measured: "healthy" runs are recipes of the tables; "degree 1" runs
 have a kernel of degree 1 only, "alignment alone" runs no regulariser: both collapse. "Weakened" runs have a small weight, or a
@@ -16,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,17 @@ import matplotlib
 
 matplotlib.use("agg")
 
+import left_out
 import ranking
 import trained
+from pages import with_parts
 
 from sfrik.diagnostics import Measures
 from sfrik.evaluate import Diagnosis
+from sfrik.evaluate.collapse import LEAST_RANK
 from sfrik.plots.runs import draw_diagnosis
 from sfrik.plots.tables import save_figure, style
+from sfrik.runs.folder import Run
 from sfrik.system.files import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
@@ -65,20 +69,18 @@ ROUND_OFF = 1e-7  # of a uniformity in float32: what is below counts as this
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("exp/diagnosis"), help="where the runs are trained, and kept")
-    parser.add_argument("--only", choices=("runs", "ranking"), help="one half")
+    parser.add_argument("--grids", type=Path, help="train nothing: the folder of the runs of grids, <recipe>/<point>")
     parser.add_argument("--render", action="store_true", help="measure nothing")
     options = parser.parse_args()
-    if options.only != "ranking" and not options.render:
+    if options.grids:
+        rows = [*ranking.read_grids(options.grids), *ranking.trade_offs(NUMBERS / "boundary.json")]
+        write_json(NUMBERS / "ranking.json", ranking.ranking(rows))
+    elif not options.render:
         rows = [measured(name, seed, options.folder) for name, (*_, seeds) in RUNS.items() for seed in range(seeds)]
         write_json(NUMBERS / "diagnosis.json", {"gaps": gaps(rows, committed()), "runs": rows, "committed": committed()})
-    if options.only != "runs" and not options.render:
-        write_json(NUMBERS / "ranking.json", ranking.ranking(ranking.scored_runs()))
     style()
     save_figure(figure(), FIGURES / "diagnosis")
-    save_figure(
-        ranking.draw([ranking.Scored(**run) for run in read_json(NUMBERS / "ranking.json")["runs"]]),
-        FIGURES / "diagnosis_ranking",
-    )
+    save_figure(ranking.draw(read_json(NUMBERS / "ranking.json")["runs"]), FIGURES / "diagnosis_ranking")
     PAGE.write_text(rendered(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
@@ -92,17 +94,21 @@ def measured(name: str, seed: int, folder: Path) -> dict[str, Any]:
 
 
 def committed() -> list[dict[str, Any]]:
-    """What the logs of the committed runs of the tables say at the end."""
-    return [
-        {
-            "run": run.recipe,
-            "seed": run.seed,
-            "group": "degree 1" if run.recipe == "sfrik_l1_q512" else "healthy",
-            "commit": run.commits[0],
-            "log": {name: getattr(run, name) for name in ("loss", *ranking.MEASURES)},
-        }
-        for run in ranking.scored_runs()
-    ]
+    """What the logs of the committed runs of the tables say at the end; not those of the grids of table 9."""
+    found = []
+    for folder in sorted(NUMBERS.parent.glob("*/seed*")):
+        recipe, lines = folder.parent.name, Run(folder).epochs()
+        if lines and not recipe.startswith("tune_") and "-" not in folder.name:  # seed0-...: other settings
+            found.append(
+                {
+                    "run": recipe,
+                    "seed": int(folder.name.removeprefix("seed")),
+                    "group": "degree 1" if recipe == "sfrik_l1_q512" else "healthy",
+                    "commit": read_json(folder / "provenance.json")["commit"],
+                    "log": {name: lines[-1][name] for name in trained.LOGGED},
+                }
+            )
+    return found
 
 
 def gaps(rows: list[dict[str, Any]], logs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -165,12 +171,42 @@ def diagnosis(row: dict[str, Any]) -> Diagnosis:
     return Diagnosis(**{**values, "features": Measures(**row["features"])})
 
 
+def errors_by_settings(numbers: dict[str, Any]) -> dict[str, Any]:
+    """The errors of the threshold of the effective rank on a method that did not determine it, by the groups of the settings."""
+    values = []
+    for row in [*numbers["runs"], *numbers["committed"]]:
+        if row["group"] in (*COLLAPSED, "healthy"):
+            method = ranking.method_of(row.get("recipe", row["run"]))
+            ranks = [row["log"]["effective_rank"], *([row["effective_rank"]] if "effective_rank" in row else [])]
+            values += [left_out.Value(method, rank, row["group"] in COLLAPSED) for rank in ranks]
+    return left_out.left_out(values, LEAST_RANK)
+
+
+def errors_by_outcome(numbers: dict[str, Any], scored: dict[str, Any]) -> dict[str, Any]:
+    """The same by outcome: which runs of this page, of the trade-off and of the grids lose more than 10 points by 20-NN."""
+    own = [
+        (ranking.method_of(row["recipe"]), row["effective_rank"], row["knn20"])
+        for row in numbers["runs"]
+        if row["group"] in GROUPS
+    ]
+    by_images: dict[int, list[tuple[str, float, float]]] = {1000: own}
+    for row in scored["runs"]:
+        by_images.setdefault(row["images"], []).append((ranking.method_of(row["grid"]), row["effective_rank"], row["knn"]))
+    return left_out.left_out([value for runs in by_images.values() for value in left_out.with_outcome(runs)], LEAST_RANK)
+
+
 def rendered(page: str) -> str:
     """The page with its tables rendered again from the recorded numbers."""
-    for name, lines in {"runs": table_of_runs(), "gaps": table_of_gaps(), "ranking": table_of_ranks()}.items():
-        part = f"<!-- {name} -->\n\n" + "\n".join(lines) + f"\n\n<!-- /{name} -->"
-        page = re.sub(rf"<!-- {name} -->.*?<!-- /{name} -->", lambda _, part=part: part, page, flags=re.DOTALL)
-    return page
+    numbers, scored = read_json(NUMBERS / "diagnosis.json"), read_json(NUMBERS / "ranking.json")
+    tables = {
+        "left out by settings": left_out.table(errors_by_settings(numbers)),
+        "left out by outcome": left_out.table(errors_by_outcome(numbers, scored)),
+        "spreads": ranking.table_of_spreads(scored),
+        "ranking": ranking.table_of_ranks(scored),
+        "choices": ranking.table_of_choices(scored),
+    }
+    parts = {name: table(head, rows) for name, (head, rows) in tables.items()}
+    return with_parts(page, {"runs": table_of_runs(), "gaps": table_of_gaps(), "loss": ranking.lines_of_loss(scored), **parts})
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
@@ -228,24 +264,6 @@ def table_of_gaps() -> list[str]:
         high = f"{above}, {own['above']} values: {own['high']:.3g} to {own['largest']:.3g}"
         rows.append([label, low, high, f"{own['ratio']:.2g}", f"{own['middle']:.2g}"])
     return table(["measure", "below", "above", "ratio of the nearest two", "middle"], rows)
-
-
-def table_of_ranks() -> list[str]:
-    numbers = read_json(NUMBERS / "ranking.json")
-    head = ["of", "over", "linear probing", "logistic regression", "20-NN"]
-    rows = [["loss", "seeds of one recipe, averaged", *(cell(own, "p") for own in numbers["seeds"].values())]]
-    for family, own in numbers["families"].items():
-        rows.append(["loss", f"{family}, q and seeds", *(cell(one, "p") for one in own.values())])
-    for scope, measures in numbers["measures"].items():
-        for measure, own in measures.items():
-            rows.append([measure.replace("_", " "), f"recipes: {scope}", *(cell(one, "p of means") for one in own.values())])
-    return table(head, rows)
-
-
-def cell(own: dict[str, Any], p: str) -> str:
-    between = f" [{own['interval'][0]:.2f}, {own['interval'][1]:.2f}]" if "interval" in own else ""
-    recipes = f" of {own['recipes']} recipes" if "recipes" in own else ""
-    return f"{own['rho']:+.2f}{between}, p {own[p]:.2g} ({own['runs']} runs{recipes})"
 
 
 if __name__ == "__main__":

@@ -1,231 +1,281 @@
-"""Do the training loss, alignment, uniformity and effective rank rank the digits runs as the probes do? From committed scores.
+"""Do alignment, uniformity, effective rank, excess and loss rank the runs of a grid of trade-off and rate, within a method?
 
-`python benchmarks/diagnosis.py --only ranking` runs it. Spearman's rank correlation throughout. What is compared:
+    python benchmarks/diagnosis.py --only ranking --grids FOLDER     FOLDER/<recipe>/<point>/ are runs with knn_tune.json and
+                                                                     logistic_tune.json, the scores of the tuning split
 
-- seeds: runs of one recipe, which differ only in the seed. Three are too few by themselves: their correlations are averaged over
-  the recipes. p (two-sided) is that of permuting the scores within each recipe; "joint p" permutes the seeds of all recipes
-  alike, six ways, since a seed means the same order of images, and so the same last batch, in all of them.
-- families: one method with one trade-off of alignment and regulariser, q and seed differing. Losses of different methods, or of
-  different coefficients, are different quantities and are not compared.
-- measures: over recipes of all methods. The interval is the middle 95 % of 2,000 draws of recipes, with all their seeds; p is of
-  the recipes' means, permuted.
+Runs that were tuned differ by about a point, which is the error of their scores: no measure could rank them. A grid has worse
+runs. Only runs of one method and q are compared. Alignment, uniformity, effective rank and the relative excess of the MMD mean
+the same at each point of a grid. The loss does not: it is compared only between runs of one weight, which differ in the rate.
+
+Spearman's rank correlation throughout. p is two-sided, from permutations within the groups that are compared; intervals are the
+middle 95 % of bootstrap draws of runs, for groups of at least eight. Over several groups: the mean of their correlations,
+weighted by n - 1.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+import math
+import re
+import textwrap
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 from scipy.stats import rankdata
 
 from sfrik.plots.tables import COLOURS, MARKERS
 from sfrik.runs.folder import Run
 from sfrik.system.files import read_json
 
-ROOT = Path(__file__).parents[1] / "results/digits"
-PROBES = {"linear": "linear probing", "logistic": "logistic regression", "knn": "20-NN"}
-MEASURES = ("alignment", "uniformity", "effective_rank")
+SCORES = {"knn": "20-NN", "logistic": "logistic regression"}
+# measure: its name on the page, and whether the usual reading is that more is better
+MEASURES = {
+    "effective_rank": ("effective rank", True),
+    "uniformity": ("uniformity", False),
+    "alignment": ("alignment", False),
+    "relative_excess": ("relative excess", False),
+}
 METHODS = {
     "sfrik_l1": "SFRIK L=1",
     "sfrik_l2": "SFRIK L=2",
     "sfrik_l3": "SFRIK L=3",
+    "sigreg": "SIGReg",
     "auh": "AUH",
     "vicreg": "VICReg",
     "simclr": "SimCLR",
     "kernel": "other kernels",
 }
-FAMILIES = {
-    name: [f"{stem}_q{q}" for q in sizes]
-    for name, stem, sizes in [
-        ("SimCLR", "simclr", (128, 256, 512)),
-        ("AUH", "auh", (128, 256, 512)),
-        ("VICReg", "vicreg", (128, 256, 512)),
-        ("SFRIK L=2", "sfrik_l2", (128, 256, 512)),
-        ("SFRIK L=3", "sfrik_l3", (128, 512)),
-    ]
-}
+WEIGHT_AND_RATE, TRADE_OFF = "weight and rate", "trade-off to collapse"  # kinds of grids
+FEWEST = 8  # runs of a group that a bootstrap interval needs
 DRAWS = 2000
+Z_POWER = 1.9600 + 0.8416  # normal quantiles of a two-sided test at 5 % and of a power of 80 %
+
+Groups = list[tuple[np.ndarray, np.ndarray]]  # a measure and a score, of the runs of each group
 
 
-@dataclass(frozen=True)
-class Scored:
-    """A committed run: what its last epoch's line says, and its scores in %; None where a probe was not run."""
-
-    recipe: str
-    seed: int
-    method: str
-    views: str
-    loss: float
-    alignment: float
-    uniformity: float
-    effective_rank: float
-    linear: float | None
-    logistic: float | None
-    knn: float | None
-    commits: tuple[str, ...]
+def method_of(recipe: str) -> str:
+    """The method of a recipe, such as digits/sfrik_l2_q512."""
+    name = recipe.removeprefix("digits/").removeprefix("crops_")
+    return next(method for stem, method in METHODS.items() if name.startswith(stem))
 
 
-def scored_runs(root: Path = ROOT) -> list[Scored]:
-    """The runs of the tables; not those of the grids of table 9, most of which are not scored on the test images."""
-    found = []
-    for folder in sorted(root.glob("*/seed*")):
-        recipe = folder.parent.name
-        lines = Run(folder).epochs()
-        if not lines or recipe.startswith("tune_") or "-" in folder.name:  # seed0-...: other settings
-            continue
-        scores = {name: read_json(folder / f"{name}.json") for name in PROBES if (folder / f"{name}.json").is_file()}
-        values = {name: score["top1_at"]["20"] if name == "knn" else score["top1"] for name, score in scores.items()}
-        commits = [read_json(folder / "provenance.json")["commit"], *(score["commit"] for score in scores.values())]
-        found.append(
-            Scored(
-                recipe,
-                int(folder.name.removeprefix("seed")),
-                next(method for stem, method in METHODS.items() if recipe.removeprefix("crops_").startswith(stem)),
-                read_json(folder / "settings.json")["settings"]["augmentations"],
-                *(lines[-1][name] for name in ("loss", *MEASURES)),
-                *(values.get(name) for name in PROBES),
-                tuple(sorted(set(commits))),
-            )
+def read_grids(folder: Path) -> list[dict[str, Any]]:
+    """The runs of the grids in a folder, each <recipe>/<point>; those without scores are left out."""
+    rows = []
+    for path in sorted(folder.glob("*/*/logistic_tune.json")):
+        run = Run(path.parent)
+        logistic, knn, lines = read_json(path), read_json(run.folder / "knn_tune.json"), run.epochs()
+        settings = read_json(run.folder / "settings.json")["settings"]
+        rows.append(
+            {
+                "kind": WEIGHT_AND_RATE,
+                "grid": run.folder.parent.name,
+                "point": run.folder.name,
+                "weight": re.split("_lr", run.folder.name)[0],
+                "rate": settings["base_lr"],
+                "seed": settings["seed"],
+                "commit": read_json(run.folder / "provenance.json")["commit"],
+                "images": logistic["images"],
+                "knn": knn["top1_at"]["20"],
+                "logistic": logistic["top1"],
+                **{name: lines[-1].get(name) for name in ("loss", *MEASURES)},
+            }
         )
+    return rows
+
+
+def trade_offs(path: Path) -> list[dict[str, Any]]:
+    """The runs of benchmarks/boundary.py as grids of the trade-off, scored on the test images and measured from weights.
+
+    The kernels of degree 1 only, each with one trade-off, are left out.
+    """
+    return [
+        {
+            "kind": TRADE_OFF,
+            "grid": f"sfrik_l2_q{row['q']}, b2 = {row['b2']:g}",
+            "point": row["run"],
+            "weight": row["run"],
+            "rate": None,
+            "seed": row["seed"],
+            "commit": row["commit"],
+            "images": 1000,
+            **{name: row.get({"knn": "knn20"}.get(name, name)) for name in ("knn", "logistic", "loss", *MEASURES)},
+        }
+        for row in read_json(path)["runs"]
+        if row["b2"]
+    ]
+
+
+def ranking(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What could be seen in each grid and over all, and the correlations."""
+    grids: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        grids.setdefault(row["grid"], []).append(row)
+    grids = {name: own for name, own in grids.items() if len(own) >= 5}
+    weights: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in (row for own in grids.values() for row in own):
+        weights.setdefault((row["grid"], row["weight"]), []).append(row)
+    rates = [own for own in weights.values() if len(own) >= 3]
+    kinds: dict[str, list[list[dict[str, Any]]]] = {}
+    for own in grids.values():
+        kinds.setdefault(own[0]["kind"], []).append(own)
+    return {
+        "grids": {name: of_groups([own]) for name, own in grids.items()},
+        "kinds": {kind: of_groups(own) for kind, own in kinds.items()},
+        "loss at one weight": {score: correlated(pairs(rates, "loss", score)) for score in SCORES} if rates else {},
+        "runs": rows,
+    }
+
+
+def of_groups(groups: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    """Of grids: for each score its spread and error, and for each measure the correlation and the cost of choosing by it."""
+    found: dict[str, Any] = {"runs": sum(map(len, groups)), "grids": len(groups)}
+    for score in SCORES:
+        values = [np.array([row[score] for row in own]) for own in groups]
+        images = np.array([row["images"] for own in groups for row in own])
+        share = np.concatenate(values) / 100
+        freedom = sum(len(own) - 1 for own in values)
+        found[score] = {
+            "least": float(min(map(np.min, values))),
+            "largest": float(max(map(np.max, values))),
+            "sd": math.sqrt(sum(((own - own.mean()) ** 2).sum() for own in values) / freedom),
+            "error": 100 * math.sqrt(float(np.mean(share * (1 - share) / images))),
+            "random choice": float(np.mean([own.max() - own.mean() for own in values])),
+            "measures": {},
+        }
+        for name, (_, more) in MEASURES.items():
+            some = [own for own in groups if all(row[name] is not None for row in own)]
+            if not some:
+                continue
+            chosen = [(max if more else min)(own, key=lambda row, name=name: row[name]) for own in some]
+            lost = [max(row[score] for row in own) - row[score] for own, row in zip(some, chosen, strict=True) for row in [row]]
+            found[score]["measures"][name] = {**correlated(pairs(some, name, score)), "choice": float(np.mean(lost))}
     return found
 
 
-def ranking(runs: list[Scored]) -> dict[str, Any]:
-    """All correlations, and the runs that they are of."""
-    without = [run for run in runs if run.method != "SFRIK L=1"]
-    scopes = {
-        "all": runs,
-        "without SFRIK L=1": without,
-        "without it, one kind of views": [r for r in without if r.views == "digits"],
-    }
+def pairs(groups: list[list[dict[str, Any]]], measure: str, score: str) -> Groups:
+    return [(np.array([row[measure] for row in own]), np.array([row[score] for row in own])) for own in groups]
+
+
+def correlated(groups: Groups) -> dict[str, Any]:
+    """The mean correlation within groups, its interval and p, and the smallest true one that so many runs could have shown."""
+    generator, found = np.random.default_rng(0), mean_rho(groups)
+    permuted = mean_rho([(x, generator.permuted(np.tile(y, (DRAWS, 1)), axis=1)) for x, y in groups])
+    least = min(len(x) for x, _ in groups)
+    draws = [generator.integers(0, len(x), (DRAWS, len(x))) for x, _ in groups]
+    drawn = mean_rho([(x[draw], y[draw]) for (x, y), draw in zip(groups, draws, strict=True)])
     return {
-        "seeds": {probe: by_seeds(runs, probe) for probe in PROBES},
-        "families": {
-            family: {probe: by_runs([r for r in runs if r.recipe in recipes], probe) for probe in PROBES}
-            for family, recipes in FAMILIES.items()
-        },
-        "measures": {
-            scope: {name: {probe: by_recipes(some, name, probe) for probe in PROBES} for name in MEASURES}
-            for scope, some in scopes.items()
-        },
-        "runs": [asdict(run) for run in runs],
+        "rho": float(found),
+        "interval": [float(end) for end in np.quantile(drawn, [0.025, 0.975])] if least >= FEWEST else None,
+        "p": float((1 + (np.abs(permuted) >= abs(found) - 1e-9).sum()) / (1 + DRAWS)),
+        "runs": sum(len(x) for x, _ in groups),
+        "groups": len(groups),
+        "detectable": detectable([len(x) for x, _ in groups]),
     }
 
 
-def rho(first: Iterable[float], second: Iterable[float]) -> float:
-    """Spearman's rank correlation; 0 where one of them is constant."""
-    first, second = rankdata(list(first)), rankdata(list(second))
-    if len(set(first)) < 2 or len(set(second)) < 2:
-        return 0.0
-    return float(np.corrcoef(first, second)[0, 1])
+def mean_rho(groups: Groups) -> np.ndarray:
+    """The mean over groups of `rho`, weighted by n - 1."""
+    weights = [x.shape[-1] - 1 for x, _ in groups]
+    return sum(weight * rho(x, y) for weight, (x, y) in zip(weights, groups, strict=True)) / sum(weights)
 
 
-def by_seeds(runs: list[Scored], probe: str) -> dict[str, Any]:
-    """The mean over recipes of the correlation of loss and probe over three seeds."""
-    groups = [group for group in by_recipe(runs, probe).values() if len(group) == 3]
-    losses = [[run.loss for run in group] for group in groups]
-    scores = [[getattr(run, probe) for run in group] for group in groups]
-    ways = list(itertools.permutations(range(3)))
-    # the correlation of each recipe under each of the six ways to permute its scores; the first leaves them
-    table = np.array([[rho(x, [y[k] for k in way]) for way in ways] for x, y in zip(losses, scores, strict=True)])
-    found = float(table[:, 0].mean())
-    drawn = np.random.default_rng(0).integers(0, len(ways), (10_000, len(groups)))
-    apart = table[np.arange(len(groups)), drawn].mean(axis=1)
-    return {
-        "rho": found,
-        "recipes": len(groups),
-        "runs": 3 * len(groups),
-        "p": _share(np.abs(apart) >= abs(found) - 1e-9),
-        "joint p": float((np.abs(table.mean(axis=0)) >= abs(found) - 1e-9).mean()),
-    }
+def rho(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Spearman's rank correlation along the last axis; 0 where one of them is constant."""
+    first, second = (rankdata(values, axis=-1) - (np.shape(values)[-1] + 1) / 2 for values in (first, second))
+    scale = np.sqrt((first**2).sum(axis=-1) * (second**2).sum(axis=-1))
+    return (first * second).sum(axis=-1) / np.where(scale > 0, scale, 1)
 
 
-def by_runs(runs: list[Scored], probe: str) -> dict[str, Any]:
-    """The correlation of loss and probe over the runs of a family; runs of one q are not independent, so p is too small."""
-    kept = [run for run in runs if getattr(run, probe) is not None]
-    x, y = [run.loss for run in kept], [getattr(run, probe) for run in kept]
-    return {"rho": rho(x, y), "runs": len(kept), "p": _p(x, y)}
+def detectable(counts: Sequence[int]) -> float:
+    r"""The smallest true correlation within groups of so many runs that a two-sided test at 5 % sees with a power of 80 %.
+
+    By Fisher's transform, whose variance for Spearman's is about 1.06 / (n - 3) (Fieller, Hartley and Pearson, 1957); for groups
+    of three, for which there is none, by the variance of the correlation without dependence, 1 / (n - 1).
+    """
+    if min(counts) > 3:
+        return math.tanh(Z_POWER * math.sqrt(1.06 / sum(n - 3 for n in counts)))
+    return min(1.0, Z_POWER / math.sqrt(sum(n - 1 for n in counts)))
 
 
-def by_recipes(runs: list[Scored], measure: str, probe: str) -> dict[str, Any]:
-    """The correlation over all runs, its interval, and that of the recipes' means with its p."""
-    groups = list(by_recipe(runs, probe).values())
-    points = [np.array([[getattr(run, measure), getattr(run, probe)] for run in group]) for group in groups]
-    generator = np.random.default_rng(0)
-    draws = [np.concatenate([points[k] for k in generator.integers(0, len(points), len(points))]) for _ in range(DRAWS)]
-    low, high = np.quantile([rho(*draw.T) for draw in draws], [0.025, 0.975])
-    means = np.array([group.mean(axis=0) for group in points])
-    return {
-        "rho": rho(*np.concatenate(points).T),
-        "interval": [float(low), float(high)],
-        "runs": sum(map(len, points)),
-        "recipes": len(points),
-        "rho of means": rho(*means.T),
-        "p of means": _p(*means.T),
-    }
+def table_of_spreads(numbers: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """What each grid could show: the spread of its scores, their error, and the smallest detectable correlation."""
+    head = ["grid", "runs", "20-NN, %", "sd / error", "logistic regression, %", "sd / error", "smallest detectable correlation"]
+    rows = []
+    for name, own in _lines(numbers):
+        cells = [name, str(own["runs"])]
+        for score in SCORES:
+            cells += [f"{own[score]['least']:.1f} to {own[score]['largest']:.1f}"]
+            cells += [f"{own[score]['sd']:.1f} / {own[score]['error']:.1f}"]
+        rows.append([*cells, f"{own['knn']['measures']['effective_rank']['detectable']:.2f}"])
+    return head, rows
 
 
-def by_recipe(runs: list[Scored], probe: str) -> dict[str, list[Scored]]:
-    groups: dict[str, list[Scored]] = {}
-    for run in runs:
-        if getattr(run, probe) is not None:
-            groups.setdefault(run.recipe, []).append(run)
-    return groups
+def table_of_ranks(numbers: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The correlation of each measure with the scores, by grid and by kind of grid."""
+    head = ["grid", "score", *(label for label, _ in MEASURES.values())]
+    return head, [
+        [name, label, *_cells(own[score]["measures"])] for name, own in _lines(numbers) for score, label in SCORES.items()
+    ]
 
 
-def _p(x: Iterable[float], y: Iterable[float], draws: int = DRAWS) -> float:
-    """Two-sided, by permutations that are drawn."""
-    x, y = np.asarray(list(x)), np.asarray(list(y))
-    generator = np.random.default_rng(0)
-    found = abs(rho(x, y)) - 1e-9
-    return _share(np.array([abs(rho(x, generator.permutation(y))) >= found for _ in range(draws)]))
+def _lines(numbers: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return [*numbers["grids"].items(), *((f"all of {kind}", own) for kind, own in numbers["kinds"].items())]
 
 
-def _share(hits: np.ndarray) -> float:
-    """Of drawn permutations, the one that was found counted among them: never 0."""
-    return float((hits.sum() + 1) / (len(hits) + 1))
+def _cells(measures: dict[str, Any]) -> list[str]:
+    return [_cell(measures[name]) if name in measures else "–" for name in MEASURES]
 
 
-def draw(runs: list[Scored], probes: Iterable[str] = ("linear", "knn")) -> Figure:
-    """A row for each probe, against loss within recipes, alignment, uniformity and effective rank; a point is a run."""
-    probes = list(probes)
-    figure, axes = plt.subplots(len(probes), 4, figsize=(12, 3 * len(probes)), layout="constrained")
-    for probe, row in zip(probes, axes, strict=True):
-        groups = by_recipe(runs, probe)
-        means = {r: np.mean([[x.loss, getattr(x, probe)] for x in group], axis=0) for r, group in groups.items()}
-        scored = [run for group in groups.values() for run in group]
-        for axis, name in zip(row, ("loss", *MEASURES), strict=True):
+def _cell(own: dict[str, Any]) -> str:
+    interval = f" [{own['interval'][0]:+.2f}, {own['interval'][1]:+.2f}]" if own["interval"] else ""
+    return f"{own['rho']:+.2f}{interval}, p {own['p']:.2g}"
+
+
+def lines_of_loss(numbers: dict[str, Any]) -> list[str]:
+    """The correlation of the loss between runs of one weight, as a sentence."""
+    found = numbers["loss at one weight"]
+    texts = " and ".join(f"{_cell(found[score])} with {label}" for score, label in SCORES.items())
+    own = found["knn"]
+    text = f"The loss, between the runs of one weight ({own['runs']} runs in {own['groups']} groups): {texts}. The smallest "
+    return textwrap.wrap(f"{text}correlation that so many runs show with a power of 80 % is {own['detectable']:.2f}.", 130)
+
+
+def table_of_choices(numbers: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Points lost against the best run of a grid, mean over grids, if the run is chosen by a measure."""
+    kinds = numbers["kinds"].items()
+    head = ["the run with the", *(f"{label}, {kind}" for kind, _ in kinds for label in SCORES.values())]
+    rows = []
+    for name, (label, more) in MEASURES.items():
+        lost = [own[score]["measures"].get(name) for _, own in kinds for score in SCORES]
+        cells = [f"{own['choice']:.1f}" if own else "–" for own in lost]
+        rows.append([f"{'largest' if more else 'least'} {label}", *cells])
+    return head, [*rows, ["a run at random", *(f"{own[score]['random choice']:.1f}" for _, own in kinds for score in SCORES)]]
+
+
+def draw(rows: list[dict[str, Any]]) -> Figure:
+    """A row for each score, its error against each measure; a point is a run."""
+    figure, axes = plt.subplots(len(SCORES), len(MEASURES), figsize=(12, 6), layout="constrained", sharey="row")
+    for line, (score, title) in zip(axes, SCORES.items(), strict=True):
+        for axis, (name, (label, _)) in zip(line, MEASURES.items(), strict=True):
             for method in METHODS.values():
-                points = [_point(run, name, probe, means) for run in scored if run.method == method]
-                look = {"color": COLOURS.get(method, "#000000"), "marker": MARKERS.get(method, "P")}
-                axis.plot(*zip(*points, strict=True), linestyle="none", alpha=0.8, label=method, **look)
-            if name != "loss":
-                axis.set(yscale="log", ylabel=f"error of {PROBES[probe]}, %" if name == "alignment" else "")
-                axis.yaxis.set_major_locator(FixedLocator([5, 10, 20, 40]))
-                axis.yaxis.set_major_formatter(ScalarFormatter())
-                axis.yaxis.set_minor_locator(NullLocator())
-        row[0].set(ylabel=f"{PROBES[probe]}, points\nfrom the recipe's mean")
-        row[1].set(xscale="log")
-        row[3].set(xscale="log")
-    titles = ("loss, seeds of one recipe", "alignment", "uniformity", "effective rank")
-    words = ("loss, % from the recipe's mean", "alignment", "uniformity", "effective rank of 256 embeddings")
-    for k, title in enumerate(titles):
-        axes[0][k].set_title(title)
-        axes[-1][k].set_xlabel(words[k])
-    figure.legend(*axes[0][3].get_legend_handles_labels(), loc="outside right center")
+                own = [row for row in rows if method_of(row["grid"]) == method and row[name] is not None]
+                look = {"color": COLOURS.get(method, "#7F7F7F"), "marker": MARKERS.get(method, "h"), "alpha": 0.8}
+                points = [row[name] for row in own], [100 - row[score] for row in own]
+                axis.plot(*points, linestyle="none", label=method, **look)
+            axis.set(yscale="log", xlabel=label)
+            if name in ("effective_rank", "relative_excess"):
+                axis.set_xscale("log")
+            axis.yaxis.set_major_formatter(_plain)
+            axis.yaxis.set_minor_formatter(_plain)
+        line[0].set_ylabel(f"error of {title}, %")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    shown = [(handle, label) for handle, label in zip(handles, labels, strict=True) if len(handle.get_xdata())]
+    figure.legend(*zip(*shown, strict=True), loc="outside right center")
     return figure
 
 
-def _point(run: Scored, name: str, probe: str, means: dict[str, np.ndarray]) -> tuple[float, float]:
-    """A measure and the probe's error in %; of the loss both relative to the mean of the recipe."""
-    if name != "loss":
-        return getattr(run, name), 100 - getattr(run, probe)
-    loss, score = means[run.recipe]
-    return 100 * (run.loss - loss) / abs(loss), getattr(run, probe) - score
+_plain: Callable[[float, int], str] = lambda value, _: f"{value:g}"  # noqa: E731  a formatter of ticks

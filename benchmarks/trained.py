@@ -17,7 +17,9 @@ from sfrik.runs.folder import Run
 from sfrik.settings import FeatureSettings, KnnSettings, LogisticSettings, PretrainSettings
 from sfrik.system.files import read_json, write_json
 
-__all__ = ["measured", "measured_runs"]
+__all__ = ["LOGGED", "measured", "measured_runs"]
+
+LOGGED = ("loss", "alignment", "uniformity", "effective_rank")  # what the row of a run has of its last epoch
 
 
 def measured(folder: Path, recipe: str, seed: int = 0, changes: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -48,7 +50,7 @@ def measured(folder: Path, recipe: str, seed: int = 0, changes: dict[str, Any] |
         "commit": read_json(folder / "provenance.json")["commit"],
         "knn20": knn_eval(KnnSettings.from_recipe(recipe, **features))["top1_at"]["20"],
         "logistic": logistic_regression(LogisticSettings.from_recipe(recipe, **place))["top1"],
-        "log": {key: lines[-1][key] for key in ("loss", "alignment", "uniformity", "effective_rank")} if lines else None,
+        "log": {key: lines[-1][key] for key in LOGGED} if lines else None,
         "spread": found.spread,
         **asdict(found),
         "features": asdict(replace(found.features, spectrum=())),

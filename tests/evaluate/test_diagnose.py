@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 from torch import nn
 
 from sfrik.cli import main
@@ -30,6 +31,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import diagnosis as benchmark  # noqa: E402
+import left_out  # noqa: E402
 import ranking  # noqa: E402
 
 
@@ -357,10 +359,10 @@ def test_the_gaps_and_the_verdicts_follow_from_the_runs():
         assert {row["verdict"] for row in numbers["runs"] if row["group"] == group} <= verdicts
 
 
-def test_the_numbers_are_those_of_the_committed_logs():
-    assert benchmark.committed() == read_json(benchmark.NUMBERS / "diagnosis.json")["committed"]
+def test_the_correlations_follow_from_the_recorded_runs():
     numbers = read_json(benchmark.NUMBERS / "ranking.json")
-    assert [{**run, "commits": tuple(run["commits"])} for run in numbers["runs"]] == [vars(run) for run in ranking.scored_runs()]
+    assert ranking.ranking(numbers["runs"]) == numbers
+    assert len(numbers["runs"]) > 30
 
 
 def test_the_tables_of_the_page_show_the_numbers():
@@ -369,32 +371,92 @@ def test_the_tables_of_the_page_show_the_numbers():
     assert len(re.findall(r"^\| ", page, re.MULTILINE)) > 20
 
 
-def test_rank_correlations_equal_their_closed_forms():
-    assert ranking.rho([1, 2, 3], [10, 20, 400]) == pytest.approx(1)
-    assert ranking.rho([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
-    assert ranking.rho([1, 2, 3], [2, 1, 3]) == pytest.approx(0.5)
-    assert ranking.rho([1, 1, 1], [1, 2, 3]) == 0
+def test_rank_correlations_equal_scipys():
+    generator = np.random.default_rng(1)
+    x, y = generator.normal(size=(2, 12))
+    y[:3] = y[0]  # ties
+    assert ranking.rho(x, y) == pytest.approx(spearmanr(x, y).statistic)
+    assert ranking.rho(np.array([1, 1, 1]), np.array([1, 2, 3])) == 0
+    two = ranking.rho(np.array([[1, 2, 3], [1, 2, 3]]), np.array([[10, 20, 400], [2, 1, 3]]))
+    assert two == pytest.approx([1, 0.5])
 
 
-def test_the_joint_p_value_accounts_for_recipes_that_share_their_seeds():
-    runs = [
-        ranking.Scored(f"r{k}", seed, "AUH", "digits", -float(seed), 0.1 * seed, -3.0, 30.0, 90.0 + seed, None, None, ())
-        for k in range(6)
-        for seed in range(3)
-    ]
-    found = ranking.by_seeds(runs, "linear")
-    assert (found["rho"], found["recipes"]) == (pytest.approx(-1), 6)
-    assert found["p"] < 0.01
-    assert found["joint p"] == pytest.approx(2 / 6)  # and its reverse
+def test_correlations_are_within_groups_so_a_difference_between_groups_does_not_count():
+    apart = [(shift + np.arange(9.0), shift - np.array([1, 0, 2, 5, 3, 4, 7, 8, 6])) for shift in (0, 100)]
+    found = ranking.correlated([*apart, (np.arange(9), np.arange(9))])
+    assert ranking.rho(*(np.concatenate(parts) for parts in zip(*apart, strict=True))) > 0.4
+    assert found["rho"] == pytest.approx((2 * spearmanr(*apart[0]).statistic + 1) / 3)
+    assert found["rho"] < 0
+    assert found["interval"][0] < found["rho"] < found["interval"][1]
+    same = ranking.correlated([(x, x) for x, _ in apart])
+    assert (same["rho"], same["interval"]) == (pytest.approx(1), pytest.approx([1, 1]))
+    assert same["p"] < 0.001
+    assert ranking.correlated([(np.arange(5), np.arange(5))])["interval"] is None, "too few runs for a bootstrap"
+    assert ranking.correlated([(np.arange(3), np.arange(3))])["p"] == pytest.approx(1 / 3, abs=0.05)  # 2 of 6 permutations
 
 
-def test_a_measure_is_correlated_over_runs_with_a_bootstrap_interval_over_recipes():
-    runs = [
-        ranking.Scored(f"r{k}", seed, "AUH", "digits", 0.0, k + 0.1 * seed, -3.0, 30.0, 90.0 + k + 0.1 * seed, None, None, ())
-        for k in range(8)
-        for seed in range(3)
-    ]
-    found = ranking.by_recipes(runs, "alignment", "linear")
-    assert (found["rho"], found["rho of means"], found["recipes"], found["runs"]) == (pytest.approx(1), pytest.approx(1), 8, 24)
-    assert found["interval"] == pytest.approx([1, 1])
-    assert found["p of means"] < 0.01
+@pytest.mark.parametrize("n", [9, 40])
+def test_a_correlation_that_is_detectable_is_found_in_four_of_five_samples(n):
+    generator, true = np.random.default_rng(0), ranking.detectable([n])
+    normal = 2 * np.sin(np.pi * true / 6)  # Pearson's correlation of normal variables with this rank correlation
+    x, noise = generator.normal(size=(2, 4000, n))
+    found = ranking.rho(x, normal * x + np.sqrt(1 - normal**2) * noise)
+    critical = np.quantile(np.abs(ranking.rho(x, noise)), 0.95)
+    assert (found > critical).mean() == pytest.approx(0.8, abs=0.06)  # Fisher's transform is an approximation at n = 9
+    assert ranking.detectable([n] * 4) < true
+    assert ranking.detectable([3] * 8) == pytest.approx(2.80 / 4, abs=0.01)
+
+
+def grid_of(folder, recipe="sfrik_l2_q512", points=9, **measures):
+    """A grid of finished runs: the rank grows with the point, and the scores with it."""
+    for k in range(points):
+        run = Run(folder / recipe / f"{2 ** (k // 3)}_lr{k % 3 + 1}")
+        run.folder.mkdir(parents=True)
+        write_json(run.folder / "settings.json", {"hash": "", "settings": {"base_lr": k % 3 + 1.0, "seed": 0}})
+        write_json(run.folder / "provenance.json", {"commit": "c" * 40})
+        run.log(line(loss=float(k), effective_rank=10.0 + k, **measures))
+        write_json(run.folder / "knn_tune.json", {"top1_at": {"20": 80.0 + k}, "images": 500})
+        if k != 1:  # diverged, or not finished
+            write_json(run.folder / "logistic_tune.json", {"top1": 80.0 + k, "images": 500})
+    return folder
+
+
+def test_the_grids_of_a_folder_are_read_and_what_a_choice_costs_is_counted(tmp_path):
+    rows = ranking.read_grids(grid_of(tmp_path))
+    assert len(rows) == 8
+    assert (rows[0]["weight"], rows[0]["rate"], rows[0]["commit"]) == ("1", 1.0, "c" * 40)
+    found = ranking.ranking(rows)
+    own = found["grids"]["sfrik_l2_q512"]["knn"]
+    assert (own["least"], own["largest"], own["random choice"]) == (80.0, 88.0, pytest.approx(88 - np.mean([80, *range(82, 89)])))
+    assert own["measures"]["effective_rank"] == {**own["measures"]["effective_rank"], "rho": pytest.approx(1), "choice": 0.0}
+    assert own["measures"]["uniformity"]["choice"] == 8.0, "all equal: the first run"
+    assert "relative_excess" not in own["measures"], "this method logs none"
+    assert own["error"] == pytest.approx(100 * (0.84 * 0.16 / 500) ** 0.5, rel=0.05)
+    assert (found["loss at one weight"]["knn"]["groups"], found["loss at one weight"]["knn"]["runs"]) == (2, 6)
+    assert ranking.ranking(rows[:4])["grids"] == {}, "too few runs"
+
+
+# --- the error of a threshold on a method that did not determine it
+
+
+def test_a_threshold_is_tested_on_the_method_that_did_not_choose_it():
+    values = [left_out.Value("A", rank, rank < 5) for rank in (1.0, 2.0, 20.0, 30.0)]
+    values += [left_out.Value("B", 3.0, True), left_out.Value("B", 16.0, False), left_out.Value("B", 9.0, True)]
+    found = left_out.left_out(values, 7.4)
+    a, b = found["methods"]["A"], found["methods"]["B"]
+    assert (a["threshold"], a["missed"], a["false"]) == (pytest.approx(12.0), 0, 0)  # the middle of 9 and 16
+    assert b["threshold"] == pytest.approx(40**0.5)  # of 2 and 20
+    assert (b["missed"], b["false"]) == (1, 0)
+    assert (found["all"]["missed"], found["all"]["missed in use"]) == (1, 1)
+
+
+def test_the_widest_gap_decides_between_thresholds_with_as_few_errors():
+    values = [left_out.Value("A", rank, rank < 5) for rank in (1.0, 4.0, 6.0, 7.0)]
+    assert left_out.chosen(values) == pytest.approx(24**0.5)
+    mixed = [left_out.Value("A", rank, bad) for rank, bad in ((1.0, True), (2.0, False), (3.0, True), (30.0, False))]
+    assert left_out.chosen(mixed) == pytest.approx(90**0.5), "one error there, and one between 1 and 2"
+
+
+def test_a_run_is_bad_by_its_outcome_if_it_loses_more_than_ten_points():
+    found = left_out.with_outcome([("A", 5.0, 95.0), ("A", 6.0, 85.0), ("B", 7.0, 84.9)])
+    assert [value.bad for value in found] == [False, False, True]
