@@ -165,7 +165,7 @@ clean-results:  ## delete your runs and tables of PROFILE, after confirmation in
 # The root is the checkout, so that the notebooks' links to results/ work. Only this environment's kernel is offered, since the
 # notebooks use it. .jupyter/overrides.json disables the question about news, which need a network. Language servers are disabled:
 # JupyterLab would start one for each installed type checker.
-lab: $(READY)  ## open the notebooks in JupyterLab (LAB=, further flags of jupyter lab)
-	JUPYTER_PATH= JUPYTER_PREFER_ENV_PATH=1 $(BIN)python -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks \
+lab: $(READY)  ## open notebook 01 in JupyterLab (LAB=, further flags of jupyter lab)
+	JUPYTER_PATH= JUPYTER_PREFER_ENV_PATH=1 $(BIN)python -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/01_kernel_theory.ipynb \
 	  --LabApp.app_settings_dir=.jupyter --KernelSpecManager.allowed_kernelspecs=python3 --LanguageServerManager.autodetect=False \
 	  $$([ "$$(id -u)" != 0 ] || echo --allow-root) $(LAB)

@@ -27,7 +27,7 @@ from scipy.optimize import minimize
 
 from sfrik.evaluate.collapse import LEAST_RANK
 from sfrik.kernels import predicted_rank
-from sfrik.plots.tables import save_figure, style
+from sfrik.plots.style import look, save_figure, style
 from sfrik.system.files import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
@@ -119,17 +119,18 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 def draw(rows: list[dict[str, Any]]) -> Figure:
     figure, axes = plt.subplots(figsize=(5.5, 3.4), layout="constrained")
     groups = {
-        "b₂ = 1, q = 512": [row for row in rows if row["b2"] == 1],
-        "b₂ = 40, q = 512": [row for row in rows if row["b2"] == 40 and row["q"] == 512],
-        "b₂ = 40, q = 128": [row for row in rows if row["q"] == 128],
+        "$b_2$ = 1, $q$ = 512": [row for row in rows if row["b2"] == 1],
+        "$b_2$ = 40, $q$ = 512": [row for row in rows if row["b2"] == 40 and row["q"] == 512],
+        "$b_2$ = 40, $q$ = 128": [row for row in rows if row["q"] == 128],
     }
-    for (label, group), marker in zip(groups.items(), "os^", strict=True):
+    for place, (label, group) in enumerate(groups.items()):
         group = sorted(group, key=lambda row: row["trade_off"] * row["b2"])
         strength = [row["trade_off"] * row["b2"] for row in group]
-        (line,) = axes.plot(strength, [row["effective_rank"] for row in group], marker, label=label)
-        axes.plot(strength, [row["predicted"] for row in group], "--", color=line.get_color())
+        shape = look(label, place)
+        axes.plot(strength, [row["effective_rank"] for row in group], **{**shape, "linestyle": ""}, label=label)
+        axes.plot(strength, [row["predicted"] for row in group], **{**shape, "marker": ""})
     axes.axhline(LEAST_RANK, color="0.6", linewidth=0.8)
-    axes.set(xscale="log", yscale="log", xlabel="λ b₂, price of degree 2 for a squared distance of views of 1")
+    axes.set(xscale="log", yscale="log", xlabel=r"$\lambda b_2$, price of degree 2 for a squared distance of views of 1")
     axes.set_ylabel("effective rank")
     axes.legend()
     return figure

@@ -33,7 +33,7 @@ from sfrik.diagnostics import Measures
 from sfrik.evaluate import Diagnosis
 from sfrik.evaluate.collapse import LEAST_RANK
 from sfrik.plots.runs import draw_diagnosis
-from sfrik.plots.tables import save_figure, style
+from sfrik.plots.style import save_figure, style
 from sfrik.runs.folder import Run
 from sfrik.system.files import read_json, write_json
 

@@ -26,7 +26,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import rankdata
 
-from sfrik.plots.tables import COLOURS, MARKERS
+from sfrik.plots.style import COLOURS, MARKERS
 from sfrik.runs.folder import Run
 from sfrik.system.files import read_json
 

@@ -29,7 +29,7 @@ from pages import with_parts
 from torch import Generator, Tensor
 
 from sfrik.diagnostics import uniformity_test
-from sfrik.plots.tables import style, write_figure
+from sfrik.plots.style import OTHERS, style, write_figure
 from sfrik.system.files import read_json, write_json
 
 ROOT = Path(__file__).parents[1]
@@ -171,13 +171,12 @@ def draw_power(power: dict[str, dict[str, list[float]]]) -> Figure:
         "dimensions": lambda m: f"{m} of {DIM} dimensions",
     }
     markers = {"concentration": CONCENTRATIONS, "dimensions": DIMENSIONS}
-    colours = ("#0072B2", "#D55E00", "#009E73", "#000000")
     for axis, (kind, curves) in zip((left, right), power.items(), strict=True):
-        for (amount, shares), colour in zip(curves.items(), colours, strict=False):
-            marker = markers[kind][int(amount)]
-            axis.plot(ROWS, shares, marker=marker, color=colour, markersize=4, label=labels[kind](amount))
+        for (amount, shares), shape in zip(curves.items(), OTHERS, strict=False):
+            shape = {**shape, "marker": markers[kind][int(amount)], "markersize": 4}
+            axis.plot(ROWS, shares, **shape, label=labels[kind](amount))
         axis.axhline(100 * LEVEL, color="0.6", linewidth=1)
-        axis.set(xscale="log", xlabel="number of rows n", ylim=(-3, 103))
+        axis.set(xscale="log", xlabel="number of rows $n$", ylim=(-3, 103))
         axis.set_xticks(ROWS, [str(n) for n in ROWS])
         axis.set_xticks([], minor=True)
         axis.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))

@@ -11,7 +11,7 @@ import matplotlib
 matplotlib.use("svg")
 
 from sfrik.plots.spectra import draw_spectra, published_losses
-from sfrik.plots.tables import style
+from sfrik.plots.style import style
 
 PICTURE = Path(__file__).parents[1] / "docs" / "_static" / "map.svg"
 Q, N, DEGREES = 8192, 256, 6

@@ -73,12 +73,12 @@ def _read(app, docname: str, source: list[str]) -> None:
 
 
 def _for_the_site(notebook: str) -> str:
-    """Collapse the parameters. Remove widgets, which need a script and a kernel; keep the picture or text in the same output."""
+    """Collapse the cells that JupyterLab collapses. Remove widgets, which need a kernel; keep the other outputs."""
     content = json.loads(notebook)
     content["metadata"].pop("widgets", None)
     for cell in content["cells"]:
-        if "parameters" in (tags := cell["metadata"].setdefault("tags", [])):
-            tags.append("hide-input")
+        if cell["metadata"].get("jupyter", {}).get("source_hidden"):
+            cell["metadata"].setdefault("tags", []).append("hide-input")
         if cell["cell_type"] == "code":
             # an output with only a text besides the widget shows only the widget's name
             cell["outputs"] = [o for o in cell["outputs"] if not {WIDGET} <= set(o.get("data", ())) <= {WIDGET, "text/plain"}]

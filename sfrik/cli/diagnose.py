@@ -82,7 +82,7 @@ def _draw(found: Diagnosis, file: Path) -> None:
 
     matplotlib.use("agg")  # draws to a file, without a display
     from sfrik.plots.runs import draw_diagnosis
-    from sfrik.plots.tables import style, write_figure
+    from sfrik.plots.style import style, write_figure
 
     style()
     write_figure(draw_diagnosis(found), file)

@@ -1,5 +1,6 @@
 """Figures: tables, runs, images, points on the sphere, and the kernel explorer. They need the extra `notebooks`."""
 
+from sfrik.plots.costs import draw_cost_curves, draw_costs
 from sfrik.plots.images import draw_confusion, image_sheet, neighbour_grid, sample_photos, thumbnail, view_grid
 from sfrik.plots.kernel_explorer import collapsed_costs, draw_kernels, kernel_explorer
 from sfrik.plots.runs import draw_diagnosis, draw_training_curves
@@ -14,17 +15,8 @@ from sfrik.plots.sphere import (
     two_groups,
     write_gif,
 )
-from sfrik.plots.tables import (
-    COLOURS,
-    MARKERS,
-    draw_accuracy_against_q,
-    draw_cost_curves,
-    draw_costs,
-    draw_rows,
-    save_figure,
-    style,
-    write_figure,
-)
+from sfrik.plots.style import COLOURS, MARKERS, look, save_figure, style, write_figure
+from sfrik.plots.tables import draw_accuracy_against_q, draw_rows, draw_table
 
 __all__ = [
     "COLOURS",
@@ -42,10 +34,12 @@ __all__ = [
     "draw_rows",
     "draw_snapshots",
     "draw_spectra",
+    "draw_table",
     "draw_training_curves",
     "gradient_flow",
     "image_sheet",
     "kernel_explorer",
+    "look",
     "mmd_per_degree",
     "neighbour_grid",
     "published_losses",

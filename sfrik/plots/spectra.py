@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from sfrik.objectives import AUH, SFRIK, Objective, SIGReg, SimCLR, VICReg
-from sfrik.plots.tables import COLOURS, MARKERS
+from sfrik.plots.style import as_math, look, plain_log_axis
 
 __all__ = ["draw_spectra", "published_losses"]
 
@@ -24,24 +25,29 @@ def published_losses(q: int) -> dict[str, Objective]:
 
 
 def draw_spectra(spectra: Mapping[str, Sequence[float]]) -> Figure:
-    """The weights against the degree, with a logarithmic axis, one line per loss; open marks on the axis are weights of 0.
+    """The weights against the degree, with a logarithmic axis, one line per loss; open marks below are weights of 0.
 
     Args:
         spectra: by the name of the loss, such as "SFRIK L=3", its weights from degree 1 on (`Objective.spectrum`).
     """
     positive = [weight for weights in spectra.values() for weight in weights if weight > 0]
-    bottom = min(positive) / 2
+    zero = min(positive) / 2.5
     figure, axis = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
     for place, (name, weights) in enumerate(spectra.items()):
-        method = "AUH" if name == ENTROPY else name
-        look = {"color": COLOURS.get(method, "0.3"), "marker": MARKERS.get(method, "o"), "markersize": 6}
+        shape: dict[str, Any] = look(name, place) | ({"linestyle": "--"} if name == ENTROPY else {})
+        hollow: dict[str, Any] = {**shape, "linestyle": "", "markerfacecolor": "white"}
         shift = 0.05 * (place - (len(spectra) - 1) / 2)  # apart, where weights are equal
         degrees = [degree + shift for degree in range(1, len(weights) + 1)]
         above = [weight if weight > 0 else float("nan") for weight in weights]
-        axis.plot(degrees, above, **look, linestyle="--" if name == ENTROPY else "-", linewidth=1, label=name)
+        axis.plot(degrees, above, **shape, label=as_math(name))
         none = [degree for degree, weight in zip(degrees, weights, strict=True) if not weight > 0]
-        axis.plot(none, [bottom] * len(none), **look, linestyle="", markerfacecolor="white", clip_on=False)
-    axis.set(yscale="log", xlabel="degree l", ylabel="weight of degree l", xticks=range(1, max(map(len, spectra.values())) + 1))
-    axis.set_ylim(bottom=bottom)
+        axis.plot(none, [zero] * len(none), **hollow)
+    axis.set(
+        yscale="log", xlabel="degree $l$", ylabel="weight of degree $l$", xticks=range(1, max(map(len, spectra.values())) + 1)
+    )
+    axis.set_ylim(bottom=zero / 1.6)
+    plain_log_axis(axis.yaxis)
+    ticks = [tick for tick in axis.get_yticks() if min(positive) / 2 < tick < axis.get_ylim()[1]]
+    axis.set_yticks([zero, *ticks], ["0", *(f"{tick:g}" for tick in ticks)])
     figure.legend(loc="outside right center", fontsize=9)
     return figure

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -33,7 +34,7 @@ from torch.nn.functional import normalize
 
 from sfrik.errors import SfrikError
 from sfrik.kernels import RotationInvariantKernel, legendre
-from sfrik.plots.tables import COLOURS
+from sfrik.plots.style import as_math, look
 
 __all__ = [
     "animated_png",
@@ -48,11 +49,26 @@ __all__ = [
 
 DEGREES = 4  # shown in the bar chart below each sphere
 ELEVATION, AZIMUTH = 18.0, 22.0  # of the camera, in degrees
-FIRST_AZIMUTH, TURN = -8.0, 1.2  # of an animation: the camera's azimuth in its first frame, and the change per frame
-PALETTE = [COLOURS[name] for name in ("SFRIK L=1", "SFRIK L=2", "SFRIK L=3", "AUH", "SimCLR")]
 WIDTH, BALL, BARS = 1.85, 1.75, 0.7  # width of a column, height of a row of spheres and of a row of bars, in inches
 LAYERS = 5  # of depth: the points of a layer have one size and one shade
-COLOURS_PER_ANIMATION = 64
+COLOURS_PER_ANIMATION = 48
+
+
+@dataclass(frozen=True)
+class Theme:
+    """The greys of a figure on a light or a dark page, and the colours of the kernels with L = 1, 2, 3."""
+
+    page: str
+    ball: str
+    edge: str
+    grid: tuple[str, str]  # behind, in front
+    text: str
+    degrees: tuple[str, str, str]
+
+
+LIGHT = Theme("#FFFFFF", "0.97", "0.45", ("0.87", "0.68"), "#000000", tuple(look(f"SFRIK L={L}")["color"] for L in (1, 2, 3)))
+# on a dark page the lightest blue is that of the highest degree; the page is GitHub's
+DARK = Theme("#0D1117", "#151B23", "0.6", ("0.2", "0.36"), "#E6EDF3", ("#4D90CD", "#8CC2F2", "#DCEEFF"))
 
 
 def two_groups(n: int, seed: int = 0, width: float = 0.08) -> Tensor:
@@ -85,7 +101,7 @@ def mmd_per_degree(z: Tensor, degrees: int = DEGREES) -> list[float]:
 # --- one sphere
 
 
-def draw_points(axis: Axes, z: Tensor, colour: str = PALETTE[1], azimuth: float = AZIMUTH) -> None:
+def draw_points(axis: Axes, z: Tensor, colour: str = LIGHT.degrees[1], azimuth: float = AZIMUTH) -> None:
     """Draw the points [n, 3] on the unit sphere, seen from `azimuth` (in degrees)."""
     Ball(axis, colour).show(z, azimuth)
 
@@ -93,16 +109,16 @@ def draw_points(axis: Axes, z: Tensor, colour: str = PALETTE[1], azimuth: float 
 class Ball:
     """The sphere on an axis, with points that can be updated: large and dark in front, small and light behind."""
 
-    def __init__(self, axis: Axes, colour: str) -> None:
+    def __init__(self, axis: Axes, colour: str, theme: Theme = LIGHT) -> None:
         axis.set(xlim=(-1.08, 1.08), ylim=(-1.08, 1.08), aspect="equal")
         axis.axis("off")
-        axis.add_patch(Circle((0, 0), 1, facecolor="0.97", edgecolor="0.45", linewidth=0.9, zorder=0))
-        self.grid = [axis.plot([], [], color=grey, linewidth=0.5, zorder=1)[0] for grey in ("0.87", "0.68")]
+        axis.add_patch(Circle((0, 0), 1, facecolor=theme.ball, edgecolor=theme.edge, linewidth=0.9, zorder=0))
+        self.grid = [axis.plot([], [], color=grey, linewidth=0.5, zorder=1)[0] for grey in theme.grid]
         self.points = []  # one line per layer, from back to front
         for near in np.linspace(0, 1, LAYERS):
-            shade = (0.25 + 0.75 * near) * np.array(to_rgb(colour)) + 0.75 * (1 - near)
+            shade = (0.25 + 0.75 * near) * np.array(to_rgb(colour)) + 0.75 * (1 - near) * np.array(to_rgb(theme.page))
             look = {"markersize": 2 + 2.2 * near, "markeredgewidth": 0.4 if near > 0.5 else 0}
-            self.points += axis.plot([], [], "o", color=shade, markeredgecolor="white", zorder=2 + near, **look)
+            self.points += axis.plot([], [], "o", color=shade, markeredgecolor=theme.page, zorder=2 + near, **look)
         self.artists: list[Artist] = [*self.grid, *self.points]
 
     def show(self, z: Tensor, azimuth: float = AZIMUTH) -> None:
@@ -139,17 +155,19 @@ GRID = _grid()
 class Bars:
     """A bar chart of the MMD^2 per degree on an axis, with its values, that can be updated."""
 
-    def __init__(self, axis: Axes, colour: str, labelled: bool) -> None:
+    def __init__(self, axis: Axes, colour: str, labelled: bool, theme: Theme = LIGHT) -> None:
         degrees = list(range(1, DEGREES + 1))
         self.bars = axis.bar(degrees, [0.0] * DEGREES, color=colour, width=0.7)
-        self.texts = [axis.text(l, 0, "", ha="center", va="bottom", fontsize=8) for l in degrees]
+        self.texts = [axis.text(l, 0, "", ha="center", va="bottom", fontsize=8, color=theme.text) for l in degrees]
         axis.set(ylim=(0, 1.3), xlim=(0.4, DEGREES + 0.6), yticks=[], xticks=degrees)
-        axis.tick_params(axis="x", length=0, labelsize=8, pad=2)
+        axis.tick_params(axis="x", length=0, labelsize=8, pad=2, labelcolor=theme.text)
         axis.grid(False)
+        axis.set_facecolor(theme.page)
+        axis.spines["bottom"].set_color(theme.text)
         axis.spines[["left", "top", "right"]].set_visible(False)
-        axis.set_xlabel("degree", fontsize=8, labelpad=1)
+        axis.set_xlabel("degree $l$", fontsize=8, labelpad=1, color=theme.text)
         if labelled:
-            axis.set_ylabel("MMD²", fontsize=8, labelpad=4)
+            axis.set_ylabel("MMD²", fontsize=8, labelpad=4, color=theme.text)
         self.artists: list[Artist] = [*self.bars, *self.texts]
 
     def show(self, z: Tensor) -> None:
@@ -167,10 +185,9 @@ def draw_snapshots(paths: Mapping[str, Tensor], rows: Mapping[str, int]) -> Figu
     Raises:
         SfrikError: the points of a path are not in dimension 3.
     """
-    figure, grid = _columns(paths, len(rows), 100)
+    figure, grid = _columns(paths, len(rows), 100, LIGHT)
     last = list(rows.values())[-1]
-    for column, path in enumerate(paths.values()):
-        colour = PALETTE[column % len(PALETTE)]
+    for column, (path, colour) in enumerate(zip(paths.values(), _colours(paths, LIGHT), strict=True)):
         for axis, step in zip(grid[:-1, column], rows.values(), strict=True):
             draw_points(axis, path[step], colour)
         Bars(grid[-1, column], colour, column == 0).show(path[last])
@@ -179,27 +196,34 @@ def draw_snapshots(paths: Mapping[str, Tensor], rows: Mapping[str, int]) -> Figu
     return figure
 
 
-def draw_frames(paths: Mapping[str, Tensor], steps: Sequence[int], dpi: int = 90) -> list[Image.Image]:
-    """The frames of an animation, one for each of `steps`: one column per path, as the camera turns slowly.
+def draw_frames(paths: Mapping[str, Tensor], steps: Sequence[int], dpi: int = 130, dark: bool = False) -> list[Image.Image]:
+    """The frames of an animation, one for each of `steps`: one column per path. The camera is fixed: small files.
+
+    Args:
+        paths: by name; those of L = 1, L = 2 and L = 3 have the colours of SFRIK.
+        steps: of the paths.
+        dpi: dots per inch.
+        dark: for a dark page.
 
     Raises:
         SfrikError: the points of a path are not in dimension 3.
     """
-    figure, grid = _columns(paths, 1, dpi)
+    theme = DARK if dark else LIGHT
+    figure, grid = _columns(paths, 1, dpi, theme)
     canvas = FigureCanvasAgg(figure)
-    colours = [PALETTE[column % len(PALETTE)] for column in range(len(paths))]
-    balls = [Ball(axis, colour) for axis, colour in zip(grid[0], colours, strict=True)]
-    bars = [Bars(axis, colour, axis is grid[1, 0]) for axis, colour in zip(grid[1], colours, strict=True)]
+    colours = _colours(paths, theme)
+    balls = [Ball(axis, colour, theme) for axis, colour in zip(grid[0], colours, strict=True)]
+    bars = [Bars(axis, colour, axis is grid[1, 0], theme) for axis, colour in zip(grid[1], colours, strict=True)]
     artists = [artist for part in (*balls, *bars) for artist in part.artists]
     for artist in artists:
         artist.set_animated(True)  # keeps it out of the background
     canvas.draw()
     background = canvas.copy_from_bbox(figure.bbox)
     frames = []
-    for k, step in enumerate(steps):
+    for step in steps:
         canvas.restore_region(background)
         for ball, bar, path in zip(balls, bars, paths.values(), strict=True):
-            ball.show(path[step], FIRST_AZIMUTH + TURN * k)
+            ball.show(path[step])
             bar.show(path[step])
         for artist in artists:
             figure.draw_artist(artist)
@@ -207,18 +231,25 @@ def draw_frames(paths: Mapping[str, Tensor], steps: Sequence[int], dpi: int = 90
     return frames
 
 
-def _columns(paths: Mapping[str, Tensor], rows: int, dpi: int) -> tuple[Figure, np.ndarray]:
+def _colours(paths: Mapping[str, Tensor], theme: Theme) -> list[str]:
+    """The colour of each path: L = 1, 2 and 3 have those of SFRIK, other kernels those of `look`."""
+    degrees = {f"L = {L}": colour for L, colour in enumerate(theme.degrees, start=1)}
+    others = [name for name in paths if name not in degrees]
+    return [degrees[name] if name in degrees else look(name, others.index(name))["color"] for name in paths]
+
+
+def _columns(paths: Mapping[str, Tensor], rows: int, dpi: int, theme: Theme) -> tuple[Figure, np.ndarray]:
     """A figure with one column per path, titled with its name: `rows` rows of axes for spheres and one for bars."""
     for name, path in paths.items():
         if path.ndim != 3 or path.shape[2] != 3:
             raise SfrikError(f"only points in dimension 3 can be drawn: {name} has shape {tuple(path.shape)}, not [K + 1, n, 3]")
     height = BALL * rows + BARS + 0.65
-    figure = Figure(figsize=(WIDTH * len(paths) + 0.3, height), dpi=dpi)
+    figure = Figure(figsize=(WIDTH * len(paths) + 0.3, height), dpi=dpi, facecolor=theme.page)
     edges = {"left": 0.3 / (WIDTH * len(paths)), "right": 0.995, "bottom": 0.37 / height, "top": 1 - 0.25 / height}
     ratios = {"height_ratios": [BALL] * rows + [BARS], "hspace": 0.04, "wspace": 0.05}
     grid = figure.subplots(rows + 1, len(paths), squeeze=False, gridspec_kw={**edges, **ratios})
     for axis, name in zip(grid[0], paths, strict=True):
-        axis.set_title(name, fontsize=10, pad=2)
+        axis.set_title(as_math(name), fontsize=11, pad=2, color=theme.text)
     return figure, grid
 
 

@@ -1,66 +1,31 @@
-"""Figures of the tables, with the style, colours and markers that all figures share."""
+"""Figures of the tables of scores."""
 
 from __future__ import annotations
 
 import math
-from io import BytesIO
-from pathlib import Path
 from textwrap import fill
-from typing import Any
 
 import matplotlib.pyplot as plt
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from sfrik.system.files import atomic_write
-from sfrik.system.png import smaller_png
+from sfrik.plots.costs import draw_costs
+from sfrik.plots.style import as_math, look, size_axis
 from sfrik.tables.collect import Measured, Table
-from sfrik.tables.cost_rows import PLAIN
+from sfrik.tables.rows import Column
 
-__all__ = [
-    "COLOURS",
-    "MARKERS",
-    "draw_accuracy_against_q",
-    "draw_cost_curves",
-    "draw_costs",
-    "draw_rows",
-    "save_figure",
-    "style",
-    "write_figure",
-]
+__all__ = ["draw_accuracy_against_q", "draw_rows", "draw_table"]
 
-# Okabe and Ito's palette, which colour-blind readers can distinguish; markers distinguish the methods in greyscale.
-COLOURS = {
-    "SFRIK L=1": "#E69F00",
-    "SFRIK L=2": "#0072B2",
-    "SFRIK L=3": "#56B4E9",
-    "AUH": "#009E73",
-    "VICReg": "#D55E00",
-    "SimCLR": "#CC79A7",
-    "SIGReg": "#000000",
-    "random weights": "#7F7F7F",
-    "raw pixels": "#000000",
-}
-MARKERS = {"SFRIK L=1": "v", "SFRIK L=2": "o", "SFRIK L=3": "X", "AUH": "s", "VICReg": "D", "SimCLR": "^", "SIGReg": "P"}
-MAX_PANELS = 4  # side by side
+MAX_PANELS = 5  # side by side
+TEN_CLASSES = ("smoke", "digits", "photos", "cifar10", "cifar10_quick")  # profiles, of whose images top-5 accuracy says little
+RANGES = "Each panel has its own range."
 
 
-def style() -> None:
-    """Apply the Matplotlib settings of the project's figures."""
-    plt.rcParams.update(
-        {
-            "figure.figsize": (6.4, 3.6),
-            "figure.dpi": 80,
-            "savefig.bbox": "tight",
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "grid.alpha": 0.3,
-            "legend.frameon": False,
-            "font.size": 10,
-        }
-    )
+def draw_table(table: Table) -> Figure:
+    """The figure of a table: accuracy against q (table 1), costs (tables 5 and 6), or a point per row."""
+    drawings = {"table1": draw_accuracy_against_q, "table5": draw_costs, "table6": draw_costs}
+    return drawings.get(table.name, draw_rows)(table)
 
 
 def _mean(measured: Measured, column: str) -> float:
@@ -76,9 +41,10 @@ def draw_accuracy_against_q(table: Table) -> Figure:
     Points are means over seeds and bars one standard deviation; baselines without q are horizontal lines. The value axis is
     broken: its upper part is for the methods that were measured at several q, its lower part for lower accuracies.
     """
-    rows = {"figsize": (3.5 * len(table.columns), 4.6), "sharex": True, "height_ratios": (3, 1)}
+    rows = {"figsize": (3.1 * len(table.columns), 5.0), "sharex": True, "height_ratios": (3, 1)}
     figure, axes = plt.subplots(2, len(table.columns), layout="constrained", squeeze=False, **rows)
-    methods = list(dict.fromkeys(m.row.method for m in table.measured if m.row.q))
+    methods = list(dict.fromkeys(m.row.method for m in table.measured))
+    with_q = [method for method in methods if any(m.row.q for m in table.measured if m.row.method == method)]
     for (upper, lower), column in zip(axes.T, table.columns, strict=True):
         shown = [m for m in table.measured if m.mean(column.name) is not None]
         least = _break(upper, lower, shown, column.name)
@@ -86,19 +52,17 @@ def draw_accuracy_against_q(table: Table) -> Figure:
             for method in dict.fromkeys(m.row.method for m in points):
                 of_method = [m for m in points if m.row.method == method]
                 if of_method[0].row.q is None:
-                    line = ":" if method == "raw pixels" else "--"
-                    axis.axhline(of_method[0].mean(column.name), color=COLOURS[method], linestyle=line, label=method)
+                    axis.axhline(of_method[0].mean(column.name), **look(method), zorder=1)
                     continue
-                shift = 2 ** (0.05 * (methods.index(method) - (len(methods) - 1) / 2))  # so that no point hides another
+                shift = 2 ** (0.06 * (with_q.index(method) - (len(with_q) - 1) / 2))  # so that no point hides another
                 means, spreads = [_mean(m, column.name) for m in of_method], [m.spread(column.name) or 0 for m in of_method]
-                look = {"color": COLOURS[method], "marker": MARKERS[method], "capsize": 3, "label": method}
-                axis.errorbar([(m.row.q or 0) * shift for m in of_method], means, yerr=spreads, **look)
-        _size_axis(lower, sorted({m.row.q for m in table.measured if m.row.q}), "dimension q of the embeddings")
-        upper.set(title=column.title)
+                axis.errorbar([(m.row.q or 0) * shift for m in of_method], means, yerr=spreads, capsize=2.5, **look(method))
+        size_axis(lower, sorted({m.row.q for m in table.measured if m.row.q}), "dimension $q$ of the embeddings")
+        upper.set_title(column.title, fontsize=11)
     figure.supylabel("top-1 accuracy, %", fontsize=10)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center")
-    return _add_caption(figure, table)
+    lines = [Line2D([], [], label=as_math(method), **look(method)) for method in methods]
+    figure.legend(handles=lines, loc="outside upper center", ncols=min(4, len(lines)), handlelength=3.6)
+    return _add_caption(figure, table, f"{RANGES} Value axes are broken.")
 
 
 def _break(upper: Axes, lower: Axes, points: list[Measured], column: str) -> float:
@@ -110,16 +74,30 @@ def _break(upper: Axes, lower: Axes, points: list[Measured], column: str) -> flo
         return min(mean - spread for mean, spread in bars), max(mean + spread for mean, spread in bars)
 
     low, high = ends(several or points) if points else (0.0, 100.0)
-    margin = 0.05 * (high - low) or 1.0
+    margin = 0.07 * (high - low) or 1.0
     upper.set_ylim(low - margin, high + margin)
     least = ends(points)[0] if points else low
-    lower.set_ylim(least - 0.15 * max(low - least, margin), low - margin)
+    room = 0.15 * max(low - least, margin)
+    lower.set_ylim(least - room, low - margin + room)
     upper.spines["bottom"].set_visible(False)
     upper.tick_params(axis="x", which="both", bottom=False)
     lower.locator_params(axis="y", nbins=4)
     for axis, place in ((upper, 0), (lower, 1)):  # two short strokes mark the break
         axis.plot([-0.02, 0.02], [place - 0.012, place + 0.012], transform=axis.transAxes, color="black", lw=0.8, clip_on=False)
     return low - margin
+
+
+def _columns(table: Table) -> list[Column]:
+    """The columns to draw: those with a score, without top-5 accuracy where there are ten classes."""
+    found = [c for c in table.columns if c.key != ("top5",) or table.profile not in TEN_CLASSES]
+    return [c for c in found if any(m.mean(c.name) is not None for m in table.measured)]
+
+
+def _names(rows: list[Measured]) -> tuple[list[str], str]:
+    """What distinguishes each row, and what all rows share."""
+    parts = [m.row.parts for m in rows]
+    shared = [part for part in parts[0] if all(part in other for other in parts)] if len(parts) > 1 else []
+    return [as_math(", ".join(part for part in row if part not in shared)) for row in parts], as_math(", ".join(shared))
 
 
 def draw_rows(table: Table) -> Figure:
@@ -129,27 +107,33 @@ def draw_rows(table: Table) -> Figure:
     """
     if any(", " in m.row.labels.get("setting", "") for m in table.measured):
         return _draw_grids(table)
-    rows = [m for m in table.measured if m.seeds]
-    columns = [column for column in table.columns if any(m.mean(column.name) is not None for m in rows)]
-    names = [", ".join(m.row.parts) for m in rows]
+    rows, columns = [m for m in table.measured if m.seeds], _columns(table)
+    names, shared = _names(rows)
     down = -(-len(columns) // MAX_PANELS)
     across = -(-len(columns) // down)
-    label_width = max(2.6, 0.3 + 0.08 * max(map(len, names), default=0))
-    size = (label_width + 1.8 * across, 0.4 + down * (0.9 + 0.28 * len(rows)))
+    label_width = 0.4 + 0.075 * max(map(len, names), default=0)
+    size = (label_width + across * max(1.5, min(2.4, (9 - label_width) / across)), 0.8 + down * (0.75 + 0.27 * len(rows)))
     figure, axes = plt.subplots(down, across, figsize=size, layout="constrained", sharey=True, squeeze=False)
     for axis in axes.flat[len(columns) :]:
         axis.set_visible(False)
     for axis, column in zip(axes.flat, columns, strict=False):
         for place, m in enumerate(rows):
             if m.mean(column.name) is not None:
-                style_ = {"color": COLOURS.get(m.row.method, "#000000"), "marker": MARKERS.get(m.row.method, "o")}
-                axis.errorbar(m.mean(column.name), -place, xerr=m.spread(column.name) or 0, capsize=3, **style_)
-        axis.set(xlabel=column.unit)
-        axis.set_title(fill(column.title, 21), fontsize=9)
+                shape = {**look(_drawn_as(m)), "linestyle": "none"}
+                axis.errorbar(m.mean(column.name), -place, xerr=m.spread(column.name) or 0, capsize=2.5, elinewidth=1.3, **shape)
+        axis.set(xlabel=column.unit, ylim=(0.6 - len(rows), 0.6))
+        axis.set_title(fill(column.title, round(11 * size[0] / (across + 1.5))), fontsize=9.5)
+        axis.margins(x=0.12)
         axis.locator_params(axis="x", nbins=4)
-        axis.tick_params(axis="y", labelsize=9)
+        axis.tick_params(axis="y", labelsize=9, length=0)
     axes[0][0].set_yticks([-place for place in range(len(rows))], names)
-    return _add_caption(figure, table)
+    return _add_caption(figure, table, RANGES, shared)
+
+
+def _drawn_as(m: Measured) -> str:
+    """The method of a row; that of the truncated kernel of table 2 is SFRIK's."""
+    kernel = m.row.labels.get("kernel", "")
+    return f"SFRIK {kernel.split()[-1]}" if kernel.startswith("truncated") else m.row.method
 
 
 def _draw_grids(table: Table) -> Figure:
@@ -185,111 +169,16 @@ def _draw_grids(table: Table) -> Figure:
         axis.set_yticks(range(len(weights)), weights)
         axis.tick_params(length=0, labelsize=8)
         axis.grid(False)
-        axis.set_title(f"{method}, q = {q}", fontsize=9)
+        axis.set_title(as_math(f"{method}, q = {q}"), fontsize=9.5, color=look(method)["color"], fontweight="bold")
         axis.set_xlabel(second, fontsize=8)
         axis.set_ylabel(fill(first, 20), fontsize=8)
     figure.suptitle(column.heading, fontsize=9)
-    return _add_caption(figure, table)
+    return _add_caption(figure, table, "All maps have one range.")
 
 
-def _add_caption(figure: Figure, table: Table) -> Figure:
-    """Add a line below the figure: the images, what the bars are, how many values, and whether the machine was quiet."""
-    figure.supxlabel(f"{table.title}. {table.spread_note} {table.load_note}".strip(), fontsize=8, color="0.3", wrap=True)
+def _add_caption(figure: Figure, table: Table, note: str, shared: str = "") -> Figure:
+    """Add lines below the figure: the images, what the bars are, the number of seeds, and a note on how to read it."""
+    about = "; ".join(filter(None, (table.title, shared)))
+    text = " ".join(filter(None, (f"{about}.", as_math(table.spread_note), table.load_note, note)))
+    figure.supxlabel(fill(text, round(15.5 * figure.get_figwidth())), fontsize=8, color="0.3")
     return figure
-
-
-def draw_costs(table: Table) -> Figure:
-    """Time and memory of each method against q, or against the batch size if there is one q, on logarithmic axes.
-
-    Points are means over repetitions and bars one standard deviation; lines are those of `draw_cost_curves`.
-    """
-    by_q = len({m.row.q for m in table.measured}) > 1
-
-    def sizes(points: list[Measured]) -> list[int]:
-        return [(m.row.q or 0) if by_q else int(m.row.labels["batch size"]) for m in points]
-
-    kept = [column for column in table.columns if column.unit and column.name != "product_ms"]
-    columns = [column for column in kept if any(m.mean(column.name) for m in table.measured)]
-    figure, axes = plt.subplots(1, len(columns), figsize=(3.6 * len(columns) + 1.5, 3.6), layout="constrained", squeeze=False)
-    for axis, column in zip(axes[0], columns, strict=True):
-        for method in dict.fromkeys(m.row.method for m in table.measured):
-            points = [m for m in table.measured if m.row.method == method and m.mean(column.name)]
-            means, spreads = [m.mean(column.name) for m in points], [m.spread(column.name) or 0 for m in points]
-            axis.errorbar(sizes(points), means, yerr=spreads, capsize=3, label=method, **_line(method))
-        rows = table.measured if column.name in ("loss_ms", "loss_mib") else []
-        facts = zip(
-            sizes(rows), ((m.row.q or 0, int(m.row.labels["batch size"]), m.mean("product_ms")) for m in rows), strict=True
-        )
-        _limit(axis, column.name, dict(facts))
-        _size_axis(axis, sorted(set(sizes(table.measured))), "dimension q of the embeddings" if by_q else "batch size n")
-        axis.set_yscale("log")
-        axis.set(title=fill(column.title, 24), ylabel=column.unit)
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center")
-    return _add_caption(figure, table)
-
-
-def draw_cost_curves(costs: pd.DataFrame) -> Figure:
-    """Time and memory of one repetition.
-
-    Each method has one colour and marker; its plain formula is a dashed line, the implementation of this library a solid one.
-    Dotted lines are lower bounds for a loss on a Gram matrix: the time of one matrix product of size n x n x q, and the
-    memory of the gradients of two views.
-
-    Args:
-        costs: a table with the columns method, q, n, product_ms, loss_ms and loss_mib.
-    """
-    size, title = ("q", "dimension q of the embeddings") if costs["q"].nunique() > 1 else ("n", "batch size n")
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
-    for axis, cost, label in ((axes[0], "loss_ms", "time, ms"), (axes[1], "loss_mib", "peak memory, MiB")):
-        for method, of_method in costs[costs[cost] > 0].groupby("method", sort=False):
-            axis.plot(of_method[size], of_method[cost], label=method, **_line(str(method)))
-        _limit(axis, cost, {row[size]: (row["q"], row["n"], row["product_ms"]) for _, row in costs.iterrows()})
-        _size_axis(axis, sorted(costs[size].unique()), title)
-        axis.set_yscale("log")
-        axis.set(ylabel=label)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
-    return figure
-
-
-def _line(method: str) -> dict[str, Any]:
-    """Colour, marker and line style of a method in the tables of costs."""
-    name = method.removesuffix(PLAIN)
-    line = {"color": COLOURS[name], "marker": MARKERS[name]}
-    return line if name == method else {**line, "linestyle": "--", "markerfacecolor": "white"}
-
-
-def _limit(axis: Axes, cost: str, by_size: dict[int, tuple[int, int, float | None]]) -> None:
-    """Draw the lower bound for a loss on a Gram matrix: the time of one product, or the memory of the gradients.
-
-    Args:
-        axis: where to draw.
-        cost: loss_ms or loss_mib.
-        by_size: q, n and the milliseconds of one product for each size.
-    """
-    bounds = {size: product if cost == "loss_ms" else 2 * 4 * n * q / 2**20 for size, (q, n, product) in by_size.items()}
-    bounds = {size: value for size, value in sorted(bounds.items()) if value}
-    label = "limit: one product n × n × q;\nin memory: the gradients"
-    axis.plot(list(bounds), list(bounds.values()), color="#7F7F7F", linestyle=":", linewidth=2, label=label)
-
-
-def _size_axis(axis: Axes, sizes: list[int], title: str) -> None:
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(sizes, [str(size) for size in sizes])
-    axis.minorticks_off()
-    axis.set(xlabel=title)
-
-
-def save_figure(figure: Figure, stem: Path) -> None:
-    """Write a figure as PNG and SVG, without a date, so that the same figure gives the same files."""
-    write_figure(figure, stem.with_suffix(".png"), dpi=150, metadata={"Software": None})
-    with plt.rc_context({"svg.hashsalt": "sfrik"}):
-        write_figure(figure, stem.with_suffix(".svg"), metadata={"Date": None})
-
-
-def write_figure(figure: Figure, path: Path, **options: Any) -> None:
-    """Write a figure atomically, in the format of the path's suffix; `options` are those of `Figure.savefig`."""
-    content = BytesIO()
-    figure.savefig(content, format=path.suffix[1:], **options)
-    written = smaller_png(content.getvalue()) if path.suffix == ".png" else content.getvalue()
-    with atomic_write(path, len(written)) as file:
-        file.write(written)

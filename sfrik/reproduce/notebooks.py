@@ -23,7 +23,7 @@ from sfrik.runs.provenance import hide_paths
 from sfrik.system.files import check_text, make_folder, read_json, read_text, write_text
 from sfrik.system.links import in_checkout, relative_link
 from sfrik.system.live import LiveLines
-from sfrik.system.png import smaller_png
+from sfrik.system.png import resized_png, smaller_png
 from sfrik.system.progress import duration
 from sfrik.system.signals import KERNEL_GRACE, KERNEL_SIGTERM, place_reached, stop, stop_requests
 from sfrik.system.terminal import print_line
@@ -239,11 +239,18 @@ def same_code(name: str, copy: Path) -> bool:
 
 
 def shrink_pictures(notebook: dict[str, Any]) -> None:
-    """Replace the pictures in the outputs of a notebook by smaller ones that look the same."""
+    """Replace the pictures in the outputs of a notebook by smaller ones that look the same.
+
+    Figures of few colours keep twice the resolution of the screen; those with photos get the resolution of the screen.
+    """
     for cell in notebook["cells"]:
         for output in cell.get("outputs", ()):
             if picture := output.get("data", {}).get("image/png"):
-                output["data"]["image/png"] = b64encode(smaller_png(b64decode("".join(picture)))).decode()
+                content = b64decode("".join(picture))
+                size = output.get("metadata", {}).get("image/png", {})
+                if (smaller := smaller_png(content)) == content and {"width", "height"} <= size.keys():
+                    smaller = resized_png(content, size["width"], size["height"])
+                output["data"]["image/png"] = b64encode(smaller).decode()
 
 
 def _strings(value: Any) -> Iterator[str]:

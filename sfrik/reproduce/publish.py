@@ -37,7 +37,7 @@ RECORDS = ("settings.json", "provenance.json", "metrics.jsonl")
 COST_CHAPTER = "06_complexity"
 CHAPTERS = [name for name in PARAMETERS if name != "07_tables"]  # which is rendered from what is published
 GENERAL = "digits"  # the profile with which notebook 01 is published
-FLOW = ("flow.gif", "flow.png")  # drawn by notebook 01
+FLOW = ("flow.gif", "flow_dark.gif", "flow.png")  # drawn by notebook 01
 SUFFIXES = {"tables": (".csv", ".md", ".tex"), "figures": (".png", ".svg")}
 
 
@@ -267,8 +267,9 @@ def _copy_chapters(names: Sequence[str], profile: str, root: Path, target: Path)
             notes.append(f"{source} is not published: the notebook has changed since: make notebooks")
         else:
             copy_notebook(source, there / "notebooks" / source.name, root)
-            for picture in FLOW if name == CHAPTERS[0] and (here / "figures" / FLOW[0]).is_file() else ():
-                _copy(here / "figures" / picture, there / "figures" / picture)
+            for picture in FLOW if name == CHAPTERS[0] else ():
+                if (here / "figures" / picture).is_file():
+                    _copy(here / "figures" / picture, there / "figures" / picture)
     if trained and not notes:
         for path in _owned(here / "chapters"):
             if path.suffix != ".ipynb":

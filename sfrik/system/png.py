@@ -7,7 +7,7 @@ import io
 import numpy as np
 from PIL import Image
 
-__all__ = ["smaller_png"]
+__all__ = ["resized_png", "smaller_png"]
 
 LARGEST_ERROR = 1.5  # root mean square over pixels and channels, of 255
 
@@ -27,3 +27,13 @@ def smaller_png(content: bytes) -> bytes:
     small = io.BytesIO()
     reduced.save(small, "PNG", optimize=True, **resolution)
     return small.getvalue() if (error**2).mean() ** 0.5 <= LARGEST_ERROR and small.tell() < len(content) else content
+
+
+def resized_png(content: bytes, width: int, height: int) -> bytes:
+    """The picture with at most this width and height, if that is smaller."""
+    picture = Image.open(io.BytesIO(content))
+    if getattr(picture, "n_frames", 1) > 1 or picture.width <= width:
+        return content
+    small = io.BytesIO()
+    picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS).save(small, "PNG", optimize=True)
+    return small.getvalue() if small.tell() < len(content) else content

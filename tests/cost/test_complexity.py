@@ -15,7 +15,8 @@ from sfrik.cost import measure as module
 from sfrik.cost.measure import build, complexity, growth, hardware, loss_calls, loss_of, measure, resident_peaks, step_calls
 from sfrik.errors import SfrikError
 from sfrik.objectives import AUH, SFRIK, SIGReg, SimCLR, VICReg
-from sfrik.plots.tables import draw_cost_curves
+from sfrik.plots.costs import draw_cost_curves
+from sfrik.plots.style import COLOURS, MARKERS
 from sfrik.system.files import read_json, write_json
 from sfrik.tables.definitions import rows_of
 
@@ -163,12 +164,14 @@ def test_curves_are_dashed_for_plain_formulas_in_the_colour_of_their_method_and_
         for n in (64, 128)
     ]
     figure = draw_cost_curves(pd.DataFrame(rows))
-    for axis in figure.axes:
-        lines = {line.get_label(): line for line in axis.lines}
-        assert lines["VICReg plain"].get_color() == lines["VICReg"].get_color() != lines["SIGReg"].get_color()
-        assert (lines["VICReg plain"].get_linestyle(), lines["VICReg"].get_linestyle()) == ("--", "-")
-        (limit,) = [line for label, line in lines.items() if label.startswith("limit")]
-        expected = [32.0, 64.0] if axis is figure.axes[0] else [2 * 4 * n * 512 / 2**20 for n in (64, 128)]
+    assert [axis.get_title() for axis in figure.axes] == ["VICReg", "SIGReg", "", ""], "a column per method, a row per cost"
+    for number, axis in enumerate(figure.axes):
+        own = [line for line in axis.lines if line.get_color() == COLOURS[("VICReg", "SIGReg")[number % 2]]]
+        assert {line.get_marker() for line in own} == {MARKERS[("VICReg", "SIGReg")[number % 2]]}
+        hollow = [line.get_markerfacecolor() == "white" for line in own]
+        assert hollow == [line.get_linestyle() == "--" for line in own] == [[True, False], [False]][number % 2]
+        (limit,) = [line for line in axis.lines if line.get_label() == "limit"]
+        expected = [32.0, 64.0] if number < 2 else [2 * 4 * n * 512 / 2**20 for n in (64, 128)]
         assert list(limit.get_ydata()) == expected
     plt.close(figure)
 

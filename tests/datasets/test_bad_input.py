@@ -25,7 +25,7 @@ from sfrik.datasets.transfer import VOC_CLASSES, load_target
 from sfrik.errors import SfrikError
 from sfrik.launch.slurm import read_site
 from sfrik.objectives.base import NotFinite
-from sfrik.plots.tables import write_figure
+from sfrik.plots.style import write_figure
 from sfrik.pretrain.nonfinite import save_nonfinite_state
 from sfrik.system.files import WriteError
 from sfrik.views.base import resize_for_test

@@ -45,12 +45,12 @@ def test_a_kernel_without_coefficients_is_refused():
 def test_the_sliders_update_the_figure_and_its_text(monkeypatch):
     pytest.importorskip("ipywidgets")
     display = pytest.importorskip("IPython.display")
-    from ipywidgets import GridBox
+    from ipywidgets import VBox
 
     shown, boxes = [], []
 
     class Handle:
-        def update(self, bundle, raw):
+        def update(self, bundle, metadata, raw):
             shown.append(bundle)
 
     def show(bundle, **options):
@@ -58,12 +58,14 @@ def test_the_sliders_update_the_figure_and_its_text(monkeypatch):
         return Handle()
 
     monkeypatch.setattr(display, "display", show)
-    monkeypatch.setattr(GridBox, "add_class", lambda box, name: boxes.append(box))
+    monkeypatch.setattr(VBox, "add_class", lambda box, name: boxes.append(box))
     kernel_explorer((1.0, 40.0, 40.0), 64)
     view, first = shown
     assert "application/vnd.jupyter.widget-view+json" in view
     assert "JupyterLab" in view["text/plain"]  # for viewers without widgets
-    sliders = {slider.description: slider for slider in boxes[0].children}
+    buttons, grid = boxes[0].children
+    sliders = {slider.description: slider for slider in grid.children}
+    assert not any(slider.continuous_update for slider in grid.children), "drawn when a slider is released"
     assert first["image/png"].startswith(b"\x89PNG")
     assert "two opposite points 49" in first["text/plain"]
     sliders["b_2"].value = 0.0
@@ -76,11 +78,16 @@ def test_the_sliders_update_the_figure_and_its_text(monkeypatch):
     assert "image/png" not in shown[-1]
     sliders["b_3"].value = 5.0
     assert "image/png" in shown[-1]
+    for button, kernel in zip(buttons.children, ("(1, 0, 0)", "(0, 1, 0)", "(1, 40, 0)", "(1, 40, 40), q = 8192"), strict=True):
+        count = len(shown)
+        button.click()
+        assert len(shown) == count + 1, "a button moves several sliders and draws once"
+        assert kernel in shown[-1]["text/plain"]
 
 
 @pytest.mark.parametrize("q", [DIMENSIONS[0], DIMENSIONS[-1]])
 def test_the_smallest_and_the_largest_dimension_are_drawn_without_a_warning(q, recwarn):
-    assert mime_bundle((0.0, 0.0, 1.0), q)["image/png"].startswith(b"\x89PNG")
+    assert mime_bundle((0.0, 0.0, 1.0), q)[0]["image/png"].startswith(b"\x89PNG")
     assert [warning for warning in recwarn.list if not issubclass(warning.category, DeprecationWarning)] == []
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from base64 import b64decode, b64encode
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from sfrik.system.png import smaller_png
+from sfrik.reproduce.notebooks import shrink_pictures
+from sfrik.system.png import resized_png, smaller_png
 
 
 def png(picture, **options):
@@ -48,3 +50,20 @@ def test_a_drawing_becomes_smaller_and_looks_the_same(mode):
 )
 def test_another_picture_is_not_changed(content):
     assert smaller_png(content) == content
+
+
+def test_a_photo_is_resized_if_that_is_smaller_and_an_animation_is_not():
+    assert Image.open(io.BytesIO(resized_png(png(photo()), 100, 50))).size == (100, 50)
+    for content, width in ((png(photo()), 200), (png(drawing(), save_all=True, append_images=[photo()]), 100)):
+        assert resized_png(content, width, width // 2) == content
+
+
+def test_in_an_executed_notebook_only_pictures_with_photos_lose_the_double_resolution():
+    def output(picture):
+        data = {"image/png": b64encode(png(picture)).decode()}
+        return {"data": data, "metadata": {"image/png": {"width": 100, "height": 50}}}
+
+    outputs = [output(drawing()), output(photo()), {"data": {"image/png": b64encode(png(photo())).decode()}}]
+    shrink_pictures({"cells": [{"outputs": outputs}, {}]})
+    sizes = [Image.open(io.BytesIO(b64decode(one["data"]["image/png"]))).size for one in outputs]
+    assert sizes == [(200, 100), (100, 50), (200, 100)]

@@ -14,7 +14,7 @@ import pytest
 from finished import finished_run
 
 from sfrik.errors import SfrikError
-from sfrik.plots.tables import draw_costs
+from sfrik.plots.costs import draw_costs
 from sfrik.settings import PretrainSettings, recipe_names
 from sfrik.system.files import read_json, write_json
 from sfrik.tables import rows as table_rows
@@ -416,7 +416,7 @@ def test_repetitions_are_not_called_seeds_in_any_format(tmp_path):
     assert csv_rows(table)["VICReg", "4096"]["repetitions"] == "0 1 2"
     shown = "\n".join(as_text(compare_tables("table5", "digits", tmp_path, tmp_path), 100))
     assert "mean ± standard deviation, 3 repetitions." in shown
-    caption = draw_costs(table).get_supxlabel()
+    caption = " ".join(draw_costs(table).get_supxlabel().split())  # it is wrapped
     assert "over 3 repetitions. The machine was quiet: other processes kept at most 0.1 cores busy." in caption
     (page,) = write_run_pages("digits", tmp_path)
     texts = [as_markdown(table), as_latex(table), as_csv(table), shown, caption, page.read_text(encoding="utf-8")]
