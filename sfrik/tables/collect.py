@@ -22,6 +22,7 @@ from sfrik.runs.data import data_differences, recorded_data, split_differences
 from sfrik.runs.folder import Run
 from sfrik.runs.records import Score
 from sfrik.runs.scores import run_problem, score_problem
+from sfrik.runs.sweeps import sweep_edge
 from sfrik.settings import PretrainSettings, as_whole, load_recipe, recipe_settings, run_folder, score_settings
 from sfrik.system.files import path_exists
 from sfrik.system.records import read_record
@@ -30,6 +31,7 @@ from sfrik.tables.definitions import Experiment, experiment, tables_of
 from sfrik.tables.rows import IMAGES, Column, Row, paper_figures
 
 __all__ = [
+    "EDGE",
     "Measured",
     "Table",
     "build_table",
@@ -40,6 +42,7 @@ __all__ = [
 ]
 
 
+EDGE = "†"  # marks a cell with a hyperparameter at the edge of its sweep
 ARRAYS = ("cifar10", "cifar100")  # data sets that are published as arrays of pixels and can be read from image files too
 ORIGINAL = "original"  # the encoding of these arrays in records of images
 
@@ -51,7 +54,8 @@ class Measured:
     `correct` is which test images are classified correctly and their number, by column and seed (`sfrik.runs.correctness`);
     `images` is the number of test images by column, `data` what the scores record of their images by file and seed, and
     `left_out` the reasons why scores are left out, by seed; `trained_on` is what the runs record of their images, by seed, and
-    `load` what measurements of costs record of the load of the machine, by repetition.
+    `load` what measurements of costs record of the load of the machine, by repetition. `edges` are the seeds, by column, whose
+    hyperparameter was chosen at the edge of its sweep (`sfrik.runs.sweeps`).
     """
 
     row: Row
@@ -62,6 +66,7 @@ class Measured:
     data: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)
     trained_on: dict[int, dict[str, Any]] = field(default_factory=dict)
     load: dict[int, dict[str, Any] | None] = field(default_factory=dict)
+    edges: dict[str, list[int]] = field(default_factory=dict)
 
     @property
     def seeds(self) -> list[int]:
@@ -69,6 +74,10 @@ class Measured:
 
     def n(self, column: str) -> int:
         return len(self.scores.get(column, {}))
+
+    def at_edge(self, column: str) -> bool:
+        """Whether the score of at least one seed has a hyperparameter at the edge of its sweep."""
+        return bool(self.scores.get(column, {}).keys() & set(self.edges.get(column, ())))
 
     def mean(self, column: str) -> float | None:
         values = list(self.scores.get(column, {}).values())
@@ -123,6 +132,16 @@ class Table:
     def load_note(self) -> str:
         """Whether the machine was quiet while the costs were measured; empty for other tables."""
         return load_note(list({seed: m.load[seed] for m in self.measured for seed in m.seeds if seed in m.load}.values()))
+
+    @property
+    def edge_note(self) -> str:
+        """What the mark of a cell at the edge of a sweep means; empty if there is none."""
+        if not any(m.at_edge(column.name) for m in self.measured for column in self.columns):
+            return ""
+        return (
+            f"{EDGE} At least one seed's learning rate or penalty is the lowest or highest that was tried, and better on the "
+            "tuning split than the next one: another might score higher."
+        )
 
     @property
     def left_out(self) -> list[str]:
@@ -196,6 +215,8 @@ def _measure(row: Row, columns: list[Column], root: str | Path | None, seeds: in
             name = "metrics.jsonl" if column.score == "metrics" else f"{column.score}.json"
             value = _number(files[column.score], keys, folder / name)
             if value is not None:
+                if sweep_edge(files[column.score]):
+                    measured.edges.setdefault(column.name, []).append(seed)
                 measured.scores.setdefault(column.name, {})[seed] = value
                 if images := files[column.score].get("images"):
                     measured.images[column.name] = images

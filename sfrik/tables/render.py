@@ -14,7 +14,7 @@ from typing import Any
 
 from sfrik.settings import runs_root
 from sfrik.system.files import write_text
-from sfrik.tables.collect import Measured, Table, build_table
+from sfrik.tables.collect import EDGE, Measured, Table, build_table
 from sfrik.tables.remarks import PUBLISHED, published_figures, remark
 from sfrik.tables.rows import Column, Row
 
@@ -44,11 +44,15 @@ def write_table(name: str, profile: str, root: str | Path | None = None, seeds: 
 
 
 def as_csv(table: Table) -> str:
-    """One line per row, numbers with three decimals; the column `runs` has the folders with scores, settings and provenance."""
+    """One line per row, numbers with three decimals; the column `runs` has the folders with scores, settings and provenance.
+
+    Where a hyperparameter is at the edge of its sweep, the last column, `sweep_edge`, has the names of such columns.
+    """
     header = ["method", "q", *(label.replace(" ", "_") for label in table.labels)]
     for column in table.columns:
         header += [f"{column.name}_mean", f"{column.name}_sd", f"{column.name}_n"]
     header += [f"{table.experiment.unit}s", "runs", *(f"paper_{name}" for name in table.experiment.paper_columns), "paper_q"]
+    header += ["sweep_edge"] if table.edge_note else []
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(header)
@@ -58,6 +62,7 @@ def as_csv(table: Table) -> str:
             line += [_digits(m.mean(column.name)), _digits(m.spread(column.name)), m.n(column.name)]
         line += [" ".join(map(str, m.seeds)), " ".join(f"{m.row.recipe}/seed{seed}" for seed in m.seeds)]
         line += [*(m.row.paper.get(name) for name in table.experiment.paper_columns), m.row.paper_q]
+        line += [" ".join(column.name for column in table.columns if m.at_edge(column.name))] if table.edge_note else []
         writer.writerow(["" if value is None else value for value in line])
     return out.getvalue()
 
@@ -134,7 +139,7 @@ def as_latex(table: Table) -> str:
     for m in table.measured:
         cells = [*_identity(m.row, table.labels), *(plus_minus(m, column, r" $\pm$ ") for column in table.columns)]
         cells = [*cells, str(len(m.seeds)), *_paper(m.row, table)]
-        lines.append(" & ".join(escape(cell) for cell in cells).replace(MISSING, "--") + r" \\")
+        lines.append(" & ".join(escape(cell) for cell in cells).replace(MISSING, "--").replace(EDGE, r"$\dagger$") + r" \\")
     return "\n".join([*lines, r"\hline", r"\end{tabular}", ""])
 
 
@@ -154,7 +159,7 @@ def _note(table: Table) -> str:
         if table.experiment.stages
         else "A number links to the files of each repetition."
     )
-    notes = [links, remark(table.name, table.profile), table.load_note]
+    notes = [links, remark(table.name, table.profile), table.load_note, table.edge_note]
     paper = (
         f"The columns *paper* are the paper's figures, not measured here ({table.experiment.setting}; q in brackets; source: "
         f"{table.source})."
@@ -183,11 +188,15 @@ def paper_cell(value: float | str | None, q: int | None) -> str:
 
 
 def plus_minus(measured: Measured, column: Column, sign: str) -> str:
-    """The mean and the standard deviation of a cell, which one seed lacks; a dash without a score."""
+    """The mean and the standard deviation of a cell, which one seed lacks, and the mark `EDGE`; a dash without a score."""
     mean, spread = measured.mean(column.name), measured.spread(column.name)
     if mean is None:
         return MISSING
-    return f"{mean:.{column.digits}f}" + (f"{sign}{spread:.{column.digits}f}" if spread is not None else "")
+    return (
+        f"{mean:.{column.digits}f}"
+        + (f"{sign}{spread:.{column.digits}f}" if spread is not None else "")
+        + (f" {EDGE}" if measured.at_edge(column.name) else "")
+    )
 
 
 def _digits(value: float | None) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sfrik.system.terminal import align, paint, text_width
-from sfrik.tables.collect import Table
+from sfrik.tables.collect import EDGE, Table
 from sfrik.tables.compare import REASONS, Cell, Comparison, provenance_differences
 from sfrik.tables.render import MISSING, paper_cell, published_lines
 from sfrik.tables.rows import Column, Row
@@ -121,10 +121,11 @@ def _block(comparison: Comparison, column: Column, names: tuple[str, str]) -> Bl
     n = "" if _same_n(comparison) else f"; {_count(comparison, *usual)}"
     best = _best(cells)
     ours = _numbers([(cell.mean_a, cell.sd_a, cell.n_a) for cell in cells], column.digits, usual[0])
+    ours = _marked(ours, comparison.a, cells)
     columns = [[names[0], *(paint(text, "bold") if cell in best else text for cell, text in zip(cells, ours, strict=True))]]
     if any(cell.n_b for cell in cells):
         theirs = _numbers([(cell.mean_b, cell.sd_b, cell.n_b) for cell in cells], column.digits, usual[1])
-        columns.append([names[1], *theirs])
+        columns.append([names[1], *_marked(theirs, comparison.b, cells)])
     if any(column.name in cell.row.paper for cell in cells):
         q = " (q)" if any(cell.row.paper_q for cell in cells) else ""
         columns.append([f"paper{q}", *(paper_cell(cell.row.paper.get(column.name), cell.row.paper_q) for cell in cells)])
@@ -141,6 +142,12 @@ def _numbers(values: Sequence[tuple[float | None, float | None, int]], digits: i
         end = f" ± {spread:>{room}}" if spread else " " * (3 + room) if room and mean is not None else ""
         texts.append(MISSING if mean is None else f"{mean:.{digits}f}{end}{count:<{after}}")
     return texts
+
+
+def _marked(numbers: list[str], table: Table, cells: Sequence[Cell]) -> list[str]:
+    """The numbers of cells with the mark of those that have a hyperparameter at the edge of its sweep."""
+    marks = [EDGE if any(m.row == cell.row and m.at_edge(cell.column.name) for m in table.measured) else "" for cell in cells]
+    return [f"{number} {mark:1}" if any(marks) else number for number, mark in zip(numbers, marks, strict=True)]
 
 
 def _best(cells: Sequence[Cell]) -> list[Cell]:
@@ -212,7 +219,8 @@ def _caption(comparison: Comparison, names: tuple[str, str]) -> str:
         q = ", its q in brackets" if any(row.paper_q for row in rows) else ""
         texts.append(f"paper: the paper's figures{q}, not measured here ({experiment.setting}; {comparison.a.source})")
     caption = "".join(f"{text[0].upper()}{text[1:]}. " for text in texts)
-    return caption + comparison.a.load_note
+    notes = caption.strip(), comparison.a.load_note, comparison.a.edge_note or comparison.b.edge_note
+    return " ".join(note for note in notes if note)
 
 
 def _count(comparison: Comparison, *numbers: int) -> str:

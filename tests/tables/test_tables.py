@@ -31,11 +31,11 @@ SHARED = Path(__file__).parents[3] / "shared" / "paper.toml"
 MEASURED = [f"{protocol}_top1_{part}" for protocol in ("linear", "logistic", "knn") for part in ("mean", "sd")]
 
 
-def score(root, recipe, seed, protocol, top1):
+def score(root, recipe, seed, protocol, top1, **more):
     folder = root / "digits" / recipe / f"seed{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     found = {"top1_at": {"10": 1.0, "20": top1}} if protocol == "knn" else {"top1": top1}
-    write_json(folder / f"{protocol}.json", {"protocol": protocol, **found})
+    write_json(folder / f"{protocol}.json", {"protocol": protocol, **found, **more})
 
 
 @pytest.fixture
@@ -503,6 +503,28 @@ def test_the_tables_with_scores_have_at_least_one_measured_cell(tmp_path):
     assert tables_with_scores("digits", tmp_path) == []
     score(tmp_path, "kernel_rbf", 0, "linear", 50.0)
     assert tables_with_scores("digits", tmp_path) == ["table2"]
+
+
+def test_a_cell_with_a_choice_at_the_edge_of_its_sweep_is_marked_in_every_format(root):
+    score(root, "sfrik_l2_q512", 2, "linear", 97.0, lr_head=1.0, sweep={"0.1": 90.0, "1.0": 96.0})
+    score(root, "vicreg_q256", 0, "linear", 55.55, lr_head=0.1, sweep={"0.1": 60.0, "1.0": 50.0, "0.01": 50.0})
+    table = build_table("table1", "digits", root)
+    assert [(m.row.recipe, column.name) for m in table.measured for column in table.columns if m.at_edge(column.name)] == [
+        ("digits/sfrik_l2_q512", "linear_top1")
+    ]
+    text = as_markdown(table)
+    assert cells(text, "| SFRIK L=2 | 512")[2] == "[93.0 ± 3.6 †](../sfrik_l2_q512/README.md)"
+    assert text.count("†") == 2
+    assert "† At least one seed's learning rate or penalty is the lowest or highest that was tried" in text
+    assert csv_rows(table)["SFRIK L=2", "512"]["sweep_edge"] == "linear_top1"
+    assert csv_rows(table)["VICReg", "256"]["sweep_edge"] == ""
+    assert r"93.0 $\pm$ 3.6 $\dagger$" in as_latex(table)
+    lines = as_text(compare_tables("table1", "digits", root, root / "nothing"), 100)
+    assert sum(bool(re.search(r"93\.0 ± 3\.6( \(3\))? †", line)) for line in lines) == 1
+    assert "† At least one seed's" in " ".join(lines)
+    unmarked = build_table("table1", "digits", root, seeds=2)
+    assert not any("†" in render(unmarked) for render in (as_markdown, as_latex, as_csv))
+    assert "sweep_edge" not in as_csv(unmarked)
 
 
 def test_latex_escapes_special_characters_outside_of_formulas():
