@@ -73,7 +73,7 @@ IMPORTS = {name: imported(tree) for name, tree in TREES.items()}
 
 
 def test_the_package_has_few_rooms_and_each_has_its_level():
-    entries = [path for path in PACKAGE.iterdir() if path.name != "__pycache__"]
+    entries = [path for path in PACKAGE.iterdir() if path.name not in ("__pycache__", "py.typed")]
     assert len(entries) <= 24
     assert {path.stem for path in entries} - {"__init__", "recipes"} == set(LEVEL), "a new room: give it its place in LEVELS"
 

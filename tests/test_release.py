@@ -1,8 +1,10 @@
-"""The package, CITATION.cff and CHANGELOG.md agree on the release; issue templates ask for the environment."""
+"""The package, CITATION.cff and CHANGELOG.md agree on the release; issue templates, workflows, containers and addresses."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -35,3 +37,77 @@ def test_every_issue_template_asks_for_the_environment(path):
     fields = [field for field in template["body"] if field["type"] != "markdown"]
     assert any("`python -m sfrik env`" in field["attributes"]["label"] for field in fields)
     assert len({field["id"] for field in fields}) == len(fields)
+
+
+# --- what is written for other services
+
+
+def address_tool():
+    spec = importlib.util.spec_from_file_location("address", ROOT / "tools" / "address.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_file_names_the_same_address_and_one_command_changes_it(tmp_path, monkeypatch):
+    tool = address_tool()
+    old = tool.slug(tool.current())
+    for name in tool.FILES:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert old in text
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    monkeypatch.setattr(tool, "ROOT", tmp_path)
+    tool.main(["https://github.com/someone/kernels.git"])
+    for name in tool.FILES:
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert old not in text
+        assert "someone/kernels" in text
+    assert tool.current() == "https://github.com/someone/kernels"
+    with pytest.raises(SystemExit, match="not the address of a repository on GitHub"):
+        tool.main(["example.com/sfrik"])
+
+
+def test_the_readme_for_pypi_has_absolute_links_only(tmp_path, monkeypatch):
+    tool = address_tool()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (tmp_path / "README.md").write_text(readme, encoding="utf-8")
+    monkeypatch.setattr(tool, "ROOT", tmp_path)
+    monkeypatch.setattr(tool, "current", lambda: tool.PLACEHOLDER)
+    with pytest.raises(SystemExit, match="the address is still "):
+        tool.main(["--readme"])
+    monkeypatch.setattr(tool, "current", lambda: "https://github.com/someone/sfrik")
+    tool.main(["--readme"])
+    written = (tmp_path / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)]+)\)", written)
+    assert len(links) == len(re.findall(r"\]\(([^)]+)\)", readme))
+    assert all(link.startswith(("https://", "#")) for link in links)
+    assert "](https://raw.githubusercontent.com/someone/sfrik/main/results/digits/figures/flow.gif)" in written
+    assert "](https://github.com/someone/sfrik/blob/main/CITATION.cff)" in written
+
+
+def test_the_workflows_test_every_python_that_is_supported_and_run_commands_that_exist():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    ci = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    tested = {entry["python"] for entry in ci["jobs"]["matrix"]["strategy"]["matrix"]["include"]}
+    assert tested == {line.rsplit(" ")[-1] for line in project["classifiers"] if re.search(r":: 3\.\d", line)}
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
+        text = path.read_text(encoding="utf-8")
+        for target in re.findall(r"(?<!-)\bmake (?!setup_)([a-z][\w-]*)", text):
+            assert re.search(rf"^{target}\b.*:", makefile, re.MULTILINE), target
+        for script in re.findall(r"\b(?:tests|tools|examples)/[\w./]+", text):
+            assert (ROOT / script).is_file(), script
+    for extra in re.findall(r"'\.\[([\w,]+)\]'", (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")):
+        assert set(extra.split(",")) <= project["optional-dependencies"].keys()
+
+
+def test_the_containers_have_a_supported_python_and_slurm_toml_names_the_image():
+    supported = {line.rsplit(" ")[-1] for line in (ROOT / "pyproject.toml").read_text(encoding="utf-8").split('",')}
+    for name in ("Dockerfile", "sfrik.def", "binder/runtime.txt"):
+        found = re.findall(r"python[:-](3\.\d+)", (ROOT / name).read_text(encoding="utf-8"))
+        assert found
+        assert set(found) <= supported
+    slurm = (ROOT / "slurm.toml").read_text(encoding="utf-8")
+    assert "apptainer build image.sif sfrik.def" in slurm
+    assert re.search(r'^# prefix = "apptainer exec .* image\.sif"$', slurm, re.MULTILINE)
