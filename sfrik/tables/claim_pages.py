@@ -16,7 +16,7 @@ from sfrik.tables.inference import Estimate
 from sfrik.tables.render import MISSING, markdown_table
 from sfrik.tables.rows import KNN, LINEAR
 
-__all__ = ["PAGES", "claims_as_markdown", "write_claims"]
+__all__ = ["PAGES", "claims_as_markdown", "overview", "write_claims"]
 
 CONTENTS = {
     "table1": "linear probing",
@@ -101,11 +101,20 @@ def write_claims(profile: str = "digits", root: str | Path | None = None) -> Pat
     }
     path = root / profile / "README.md"
     write_text(path, PAGE.format(**parts))
-    accuracies = {name: _by_title(of_profile) for name, of_profile in found.items() if _by_title(of_profile)}
-    if len(accuracies) > 1:
-        pages = " · ".join(f"[{name}]({name}/README.md)" for name in accuracies)
-        write_text(root / "claims.md", BOTH.format(pages=pages, table="\n".join(_beside_each_other(accuracies))))
+    if text := overview(found):
+        write_text(root / "claims.md", text)
     return path
+
+
+def overview(found: Mapping[str, Sequence[tuple[Family, list[Result]]]]) -> str:
+    """The page with the accuracies of all profiles beside each other; empty if fewer than two have a contrast that is measured.
+
+    Args:
+        found: `claims` of each profile.
+    """
+    accuracies = {name: _by_title(of_profile) for name, of_profile in found.items() if _by_title(of_profile)}
+    pages = " · ".join(f"[{name}]({name}/README.md)" for name in accuracies)
+    return BOTH.format(pages=pages, table="\n".join(_beside_each_other(accuracies))) if len(accuracies) > 1 else ""
 
 
 def _sections(found: Sequence[tuple[Family, list[Result]]]) -> str:

@@ -18,7 +18,8 @@ from sfrik.plots.costs import draw_costs
 from sfrik.settings import PretrainSettings, recipe_names
 from sfrik.system.files import read_json, write_json
 from sfrik.tables import rows as table_rows
-from sfrik.tables.claim_pages import claims_as_markdown
+from sfrik.tables.claim_pages import PAGES, claims_as_markdown, overview
+from sfrik.tables.claims import claims
 from sfrik.tables.collect import build_table, tables_with_scores
 from sfrik.tables.compare import compare_tables
 from sfrik.tables.definitions import EXPERIMENTS, grids, rows_of, tables_of
@@ -542,5 +543,9 @@ def test_the_published_tables_equal_those_rendered_from_the_score_files(name):
 
 
 def test_the_published_claims_equal_those_rendered_from_the_score_files():
-    page = (ROOT / "results" / "digits" / "README.md").read_text(encoding="utf-8")
-    assert claims_as_markdown("digits", ROOT / "results") in page
+    results = ROOT / "results"
+    for profile in PAGES:
+        assert claims_as_markdown(profile, results) in (results / profile / "README.md").read_text(encoding="utf-8")
+    assert overview({profile: claims(profile, results) for profile in PAGES}) == (results / "claims.md").read_text(
+        encoding="utf-8"
+    )
