@@ -124,6 +124,7 @@ notebooks: $(READY)  ## execute all notebooks, 01 to 07, into runs/PROFILE/noteb
 publish: $(READY)  ## copy the finished runs of TABLE to results/PROFILE, the published results (TABLE="table1 table2" or all)
 	$(BIN)python -m sfrik publish $(PLACE) -- $(call quoted,TABLE)
 	@$(BIN)python tools/readme_results.py
+	@$(BIN)python tools/measured_numbers.py
 
 status: $(READY)  ## how many runs are done, running, failed, missing, ...; then what is not done
 	@$(BIN)python -m sfrik status $(PLACE) --seeds $(call quoted,SEEDS)

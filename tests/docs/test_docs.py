@@ -15,6 +15,9 @@ import torch
 from PIL import Image
 
 from sfrik.cli.main import build_parser, main
+from sfrik.errors import SfrikError
+from sfrik.runs.folder import Run
+from sfrik.tables import build_table
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -27,7 +30,7 @@ def defined_in(name: str) -> set[str]:
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
 
-LINK = re.compile(r"\[[^\[\]]*\]\(([^()\s]+)\)")
+LINK = re.compile(r'\[[^\[\]]*\]\(([^()\s]+)(?: "[^"]*")?\)')
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -95,6 +98,51 @@ def test_the_results_in_the_readme_are_those_of_the_score_files():
     assert len(found) == 2 + 5
 
 
+def load_tool(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+NUMBERS = load_tool("measured_numbers")
+
+
+@pytest.mark.parametrize("page", NUMBERS.PAGES, ids=lambda page: page.name)
+def test_the_measured_numbers_of_a_page_are_those_of_the_files_that_they_link_to(page):
+    text = page.read_text(encoding="utf-8")
+    assert text == NUMBERS.written(text), "python tools/measured_numbers.py writes them"
+    assert NUMBERS.bare(text) == [], "a measured number does not name its file (tools/measured_numbers.py)"
+
+
+def test_a_number_is_written_from_the_file_that_its_link_names():
+    page, record = "../results/digits/sfrik_l2_q512/README.md", "../results/digits/diagnosis/boundary.json"
+    log = "../results/digits/sfrik_l3_q512/seed0/metrics.jsonl"
+    first = Run(ROOT / "results" / "digits" / "sfrik_l3_q512" / "seed0").epochs()[0]
+    table = build_table("table1", "digits", ROOT / "results")
+    m = next(m for m in table.measured if (m.row.method, m.row.q) == ("SFRIK L=2", 512))
+    costs = {m.row.entry: m.mean("loss_ms") for m in build_table("table6", "digits", ROOT / "results").measured}
+    ratio = costs["VICReg q=8192 n=512"] / costs["SFRIK L=3 q=8192 n=512"]
+    entries = "table6 loss_ms VICReg q=8192 n=512 / SFRIK L=3 q=8192 n=512"
+    for link, expected in {
+        f'[1.0 ± 0.0]({page} "table1 knn_top1")': f"{m.mean('knn_top1'):.1f} ± {m.spread('knn_top1'):.1f}",
+        f'[1]({page} \\"table1 knn_top1\\")': f"{m.mean('knn_top1'):.0f}",
+        f'[1.00](../results/digits/complexity/README.md "{entries}")': f"{ratio:.2f}",
+        f'[1.0]({log} "alignment step 0")': "0.0",
+        f'[−1.0]({log} "uniformity epoch 0")': f"−{-first['uniformity']:.1f}",
+        f'[1]({record} "trade_off of b2_1_sim16")': "32",
+    }.items():
+        assert NUMBERS.written(link) == re.sub(r"^\[.*?\]", f"[{expected}]", link)
+        assert NUMBERS.bare(link) == []
+    seeds = {len(m.seeds) for m in table.measured if m.seeds}
+    text = "over n = 99 seeds; [table 1](../results/digits/tables/table1.md)"
+    assert NUMBERS.written(text) == text.replace("n = 99 seeds", table.experiment.count(seeds))
+    assert NUMBERS.bare("94.3 ± 0.2 %\n```\n1 ± 2\n```\n") == ["3 ± 0.2"]
+    for title in ("table1 nothing", "table1 loss_ms SFRIK", "table99 knn_top1"):
+        with pytest.raises((SystemExit, SfrikError)):
+            NUMBERS.written(f'[1]({page} "{title}")')
+
+
 def test_the_readme_is_a_door():
     """About 900 words, a table of at most eight rows, and no line of code that GitHub would cut."""
     text = README.read_text(encoding="utf-8")
@@ -137,13 +185,6 @@ def test_each_command_of_a_page_is_accepted(page, command, tmp_path, monkeypatch
     for k in range(16):
         Image.new("RGB", (8, 8), (k, k, k)).save(tmp_path / "photos" / f"{k}.png")
     assert main([*words, "--dry-run"]) == 0, capsys.readouterr().err
-
-
-def load_tool(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def drawing():
