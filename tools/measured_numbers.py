@@ -1,7 +1,7 @@
 r"""Write the measured numbers of docs/ and notebooks/ from the files in results/ that they link to.
 
-`python tools/measured_numbers.py`, or `make publish`, runs it. A test compares them, and finds numbers with a deviation that are not
-such a link. A number is the text of a link; the title of the link names the value:
+`python tools/measured_numbers.py`, or `make publish`, runs it. A test compares them, and finds numbers with a deviation that are
+not such a link. A number is the text of a link; the title of the link names the value:
 
     [94.3 ± 0.2](../results/digits/sfrik_l2_q512/README.md "table1 linear_top1")                   table and column, as in its CSV
     [273](../results/digits/complexity/README.md "table6 loss_ms SFRIK L=3 plain q=8192 n=512")     and the entry
