@@ -15,7 +15,7 @@
 #   PROCS=1          slurm: processes per node without GPUs
 #   TIME=            slurm: time limit of a job (20:00:00); a job that reaches it saves, requeues itself and resumes
 #   PYTHON=python3   Python that creates the virtual environment (3.11 to 3.14)
-#   COVERAGE=        test: 1 reports the coverage of sfrik/, without the tests marked `alone`
+#   COVERAGE=        test: 1 reports the coverage of sfrik/
 #   VENV=.venv       the virtual environment; empty: the active environment (conda: environment.yml)
 
 SHELL := /bin/bash
@@ -132,9 +132,7 @@ status: $(READY)  ## how many runs are done, running, failed, missing, ...; then
 test: $(READY)  ## the whole check: ruff, types, all tests (COVERAGE=1: with coverage)
 	$(BIN)python -m ruff check . && $(BIN)python -m ruff format --check .
 	@$(MAKE) --no-print-directory types
-	OMP_NUM_THREADS=1 $(BIN)python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not alone and not slurm and not browser' \
-	  $(if $(COVERAGE),--cov --cov-report term)
-	OMP_NUM_THREADS=1 $(BIN)python -m pytest -m alone
+	OMP_NUM_THREADS=1 $(BIN)python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(if $(COVERAGE),--cov --cov-report term)
 
 types: $(READY)  ## type-check sfrik/
 	$(BIN)python -m pyrefly check --python-interpreter-path "$$($(BIN)python -c 'import sys; print(sys.executable)')"

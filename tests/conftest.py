@@ -19,15 +19,11 @@ def cache_folder(tmp_path_factory):
 
 
 # longest first: where files are distributed over processes (`make test`), none of them is left to run at the end
-LONGEST = ["test_make_tables.py", "test_storage_faults.py", "test_paper_end_to_end.py", "test_two_tables.py", "test_notebooks.py"]
-ALONE = {"test_evaluation_resume.py", "test_faults.py", "test_launch.py", "test_launch_faults.py", "test_launch_notebook.py"}
-ALONE |= {"test_resume.py"}  # they bound the seconds in which several processes start and end
+LONGEST = ["test_make_tables.py", "test_storage_faults.py", "test_launch_notebook.py", "test_paper_end_to_end.py"]
+LONGEST += ["test_resume.py", "test_two_tables.py", "test_launch.py", "test_notebooks.py", "test_launch_faults.py"]
 
 
 def pytest_collection_modifyitems(items):
-    """Sort the longest files to the front, and mark those that run alone."""
+    """Sort the longest files to the front."""
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
-    for item in items:
-        if item.path.name in ALONE:
-            item.add_marker(pytest.mark.alone)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from processes import HANG
 
 from sfrik.system.files import write_text
 from sfrik.system.progress import Progress
@@ -22,8 +23,16 @@ def total(numbers: list[float], factor: float = 1.0) -> dict:
     return {"total": mine.item(), "world_size": dist.get_world_size(), "threads": torch.get_num_threads()}
 
 
-def method_of(settings) -> str:
-    return f"{type(settings).__name__} {settings.ssl_method} {settings.epochs}"
+def received(settings, text: str) -> list:
+    return [f"{type(settings).__name__} {settings.ssl_method} {settings.epochs}", len(text)]
+
+
+def pretrain_each(*runs) -> None:
+    """Train one run after the other, which takes less time than to start processes for each."""
+    from sfrik.pretrain import pretrain
+
+    for settings in runs:
+        pretrain(settings, progress=False)
 
 
 def fail_on(rank: int) -> None:
@@ -40,7 +49,7 @@ def die_on(rank: int) -> None:
 
 def wait(folder: str) -> None:
     (Path(folder) / str(os.getpid())).touch()
-    time.sleep(120)
+    time.sleep(2 * HANG)
 
 
 def fail_on_request(folder: str, rank: int) -> None:
@@ -70,7 +79,7 @@ def wait_ignoring_signals(folder: str) -> None:
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     (Path(folder) / str(os.getpid())).touch()
-    time.sleep(120)
+    time.sleep(2 * HANG)
 
 
 def fail_while_others_hang(folder: str, rank: int) -> None:
@@ -114,10 +123,6 @@ def long_result(count: int) -> str:
 
 def cannot_write(path: str) -> None:
     write_text(path, "text")
-
-
-def length(text: str) -> int:
-    return len(text)
 
 
 def print_without_newlines(size: int) -> str:

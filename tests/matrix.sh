@@ -33,6 +33,4 @@ PYTHON
 esac
 export PATH="$(cd "$env/bin" && pwd):$PATH"
 "$env/bin/python" -m pip list 2>/dev/null | grep -iE '^(torch|torchvision|numpy|scipy|pydantic|pandas|matplotlib|jupyterlab) '
-OMP_NUM_THREADS=1 "$env/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
-  -m 'not alone and not slurm and not browser' "$@"
-OMP_NUM_THREADS=1 "$env/bin/python" -m pytest -m alone "$@"
+OMP_NUM_THREADS=1 "$env/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

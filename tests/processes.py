@@ -6,6 +6,9 @@ from pathlib import Path
 
 import psutil
 
+START = 300.0  # seconds for interpreters to start and import on a busy machine
+HANG = 300.0  # seconds for what should end at once; where it does not, what ends it later takes at least as long
+
 
 def lives(process: psutil.Process) -> bool:
     try:

@@ -121,7 +121,7 @@ def work(settings: EvaluateSettings, sent: int, number: int, within_epoch: float
 def in_child(settings: EvaluateSettings, sent: int = 0, number: int = 0, within_epoch: float = math.inf) -> int:
     child = children.Process(target=work, args=(settings, sent, number, within_epoch))
     child.start()
-    child.join(60)
+    child.join()
     return child.exitcode
 
 

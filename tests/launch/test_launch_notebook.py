@@ -1,6 +1,6 @@
-"""Faults and signals while a notebook trains on several processes: the error, the time to it, and that no process is left.
+"""Faults and signals while a notebook trains on several processes: the error, and that no process is left.
 
-The bounds in seconds are generous: they test behaviour, not speed. Measured times are printed with -s.
+Nothing ends by a time limit: the limits of the package are longer than those of the tests. Measured times are printed with -s.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import nbformat
 import papermill
 import psutil
 from papermill.exceptions import PapermillExecutionError
-from processes import descendants, last_step, named, seconds_to_end, wait_for
+from processes import HANG, START, descendants, last_step, named, seconds_to_end, wait_for
 
 from sfrik.cli import main
 from sfrik.errors import SfrikError
@@ -33,8 +33,7 @@ from sfrik.runs.checkpoints import Checkpoints
 from sfrik.runs.folder import Run
 
 TESTS = Path(__file__).parents[1]
-ERROR, GONE, STOPPED = 15, 15, 30  # seconds: to the cell's error; to the end of all; for workers that save first
-START = 180  # seconds for interpreters to start and import on a busy machine
+LIMIT = str(2 * HANG)  # seconds until the package ends by force what was asked to stop
 RECIPE = "digits/sfrik_l3_q512"  # 16 epochs of 13 steps, too many to end here
 
 
@@ -42,6 +41,9 @@ RECIPE = "digits/sfrik_l3_q512"  # 16 epochs of 13 steps, too many to end here
 def _importable(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS.parent), str(TESTS)]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("SFRIK_GRACE", LIMIT)
+    for name in ("KERNEL_SIGTERM", "KERNEL_GRACE"):
+        monkeypatch.setattr(notebooks, name, 2 * HANG)
 
 
 def cell(call: str, name: str) -> str:
@@ -98,7 +100,7 @@ class During(threading.Thread):
                 there = which()
                 self.at[title] = time.time()
                 act()
-                seconds_to_end(there, STOPPED)
+                seconds_to_end(there, HANG)
                 self.seconds[title] = time.time() - self.at[title]
         except BaseException as error:
             self.error = error
@@ -106,7 +108,7 @@ class During(threading.Thread):
                 found.kill()  # else the main thread would wait for it
 
     def outcome(self) -> None:
-        self.join(STOPPED)
+        self.join(HANG)
         assert self.error is None, self.error
         assert len(self.seconds) == len(self.acts)
 
@@ -128,7 +130,7 @@ def everything() -> list[psutil.Process]:
 
 
 def training(folder: Path):
-    return lambda: workers() and last_step(folder) >= 1
+    return lambda: last_step(folder) >= 1 and workers()  # in this order: a look at all processes takes long
 
 
 def errors(path: Path) -> list[dict]:
@@ -168,8 +170,7 @@ def test_a_worker_that_raises_or_is_killed_and_an_interrupt_end_the_cell_with_th
     for title, gone in during.seconds.items():
         error = float((tmp_path / title / "ended").read_text(encoding="utf-8")) - during.at[title]
         print(f"\n{title}: {error:.1f} s to the cell's error, {gone:.1f} s until no process was left")
-        assert error < (STOPPED if title == "interrupted" else ERROR)
-        assert gone < (STOPPED if title == "interrupted" else GONE)
+        assert error < HANG
 
     fails, lost, stopped = errors(output)
     host = socket.gethostname()
@@ -193,8 +194,7 @@ def test_a_killed_kernel_is_an_error_and_its_workers_save_and_end(tmp_path, monk
     during.outcome()
     error, gone = seen - during.at["killed"], during.seconds["killed"]
     print(f"\nthe kernel is killed: {error:.1f} s to the error of papermill, {gone:.1f} s until no process was left")
-    assert error < ERROR
-    assert gone < STOPPED
+    assert error < HANG
     assert_saved(tmp_path / "trained")
 
 
@@ -205,7 +205,7 @@ def test_a_killed_kernel_is_an_error_and_its_workers_save_and_end(tmp_path, monk
 def terminated(tmp_path_factory):
     """`python -m sfrik run` on two processes, beside the other tests: its output and exit status after SIGTERM."""
     root = tmp_path_factory.mktemp("run")
-    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1", "SFRIK_GRACE": LIMIT}
     command = [sys.executable, "-m", "sfrik", "run", "--recipe", RECIPE, "--results", str(root), "--nproc-per-node", "2"]
     child = subprocess.Popen(
         command,
@@ -224,9 +224,9 @@ def terminated(tmp_path_factory):
         if child.poll() is None:
             there = descendants(child.pid)
             child.send_signal(signal.SIGTERM)
-        outcome["output"] = child.communicate(timeout=STOPPED)[0]
+        outcome["output"] = child.communicate(timeout=HANG)[0]
         outcome["seconds"] = time.monotonic() - started
-        seconds_to_end(there, GONE)
+        seconds_to_end(there, HANG)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
