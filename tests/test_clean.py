@@ -135,7 +135,7 @@ def test_results_with_a_marker_of_a_file_system_without_flock_are_kept(checkout,
 
 def test_without_a_terminal_no_results_are_deleted(checkout):
     command = ["make", "--no-print-directory", "clean-results", "PROFILE=digits", f"RESULTS={checkout / 'runs'}"]
-    done = subprocess.run(command, cwd=ROOT, input="yes\ndigits\n", capture_output=True, encoding="utf-8", timeout=60)
+    done = subprocess.run(command, cwd=ROOT, input="yes\ndigits\n", capture_output=True, encoding="utf-8", timeout=300)
     assert done.returncode != 0
     assert "confirmation in a terminal" in done.stderr
     assert (checkout / "runs/digits/a/seed0/settings.json").exists()

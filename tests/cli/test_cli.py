@@ -318,7 +318,7 @@ def test_output_that_cannot_be_printed_is_a_failure(tmp_path):
     with open("/dev/full", "w", encoding="utf-8") as full:
         command = [sys.executable, "-m", "sfrik", "status", "table8", "--profile", "smoke", "--results", str(tmp_path)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment, encoding="utf-8", timeout=60)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment, encoding="utf-8", timeout=300)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == "sfrik: error: the output could not be printed: No space left on device"
 
@@ -734,7 +734,7 @@ def test_the_memory_of_kept_features_is_their_number_times_their_dimension():
 def test_a_separate_process_exits_with_2_and_one_line(tmp_path):
     command = [sys.executable, "-m", "sfrik", *SMOKE, "--epoch", "3"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", timeout=60)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", timeout=300)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert "did you mean --epochs?" in done.stderr
@@ -752,7 +752,7 @@ def test_the_help_lists_every_command_with_what_it_does(program, arguments):
     if program == "sfrik" and not Path(PROGRAMS[program][0]).is_file():
         pytest.skip("the program is not installed beside this Python")
     environment = {**os.environ, "COLUMNS": "80"}
-    done = subprocess.run([*PROGRAMS[program], *arguments], capture_output=True, encoding="utf-8", env=environment, timeout=120)
+    done = subprocess.run([*PROGRAMS[program], *arguments], capture_output=True, encoding="utf-8", env=environment, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     assert max(map(len, done.stdout.splitlines())) <= 80
     listed = re.findall(r"^    ([a-z-]+)", done.stdout, re.MULTILINE)
@@ -787,7 +787,7 @@ def test_the_help_fits_a_terminal_of_80_columns(monkeypatch):
         while chunk := os.read(ours, 1 << 16):
             shown += chunk
     os.close(ours)
-    assert done.wait(timeout=120) == 0
+    assert done.wait(timeout=300) == 0
     lines = shown.decode().splitlines()
     assert lines[0].startswith("usage: sfrik ")
     assert max(map(len, lines)) <= 80
@@ -797,7 +797,7 @@ def test_the_help_fits_a_terminal_of_80_columns(monkeypatch):
 def test_version_prints_the_version_of_the_package(program):
     if program == "sfrik" and not Path(PROGRAMS[program][0]).is_file():
         pytest.skip("the program is not installed beside this Python")
-    done = subprocess.run([*PROGRAMS[program], "--version"], capture_output=True, encoding="utf-8", timeout=120)
+    done = subprocess.run([*PROGRAMS[program], "--version"], capture_output=True, encoding="utf-8", timeout=300)
     assert (done.returncode, done.stdout) == (0, f"sfrik {sfrik.__version__}\n")
 
 

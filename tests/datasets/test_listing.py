@@ -389,7 +389,7 @@ def test_processes_that_start_at_the_same_time_all_get_the_listing_and_leave_one
     command = [sys.executable, "-c", code, str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, encoding="utf-8") for _ in range(3)]
-    printed = [process.communicate(timeout=120)[0] for process in started]
+    printed = [process.communicate(timeout=300)[0] for process in started]
     expected = [os.fsencode(name) for name, _ in image_folder(folder)[1]]
     assert [text.strip() for text in printed] == [str(expected)] * 3
     assert [path.suffix for path in (cache / "listings").iterdir()] == [".npz"]

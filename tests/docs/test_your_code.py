@@ -111,7 +111,7 @@ def test_two_processes_under_torchrun_have_the_same_loss_and_need_no_optional_pa
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     command = [*torchrun, "train.py", str(folder), str(SIZE), str(BATCH)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", timeout=240)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", timeout=300)
     assert done.returncode == 0, done.stderr
     # two processes may print into one line
     losses = dict(re.findall(r"rank (\d): loss (\S+?)(?=rank|\s)", done.stdout))

@@ -317,7 +317,7 @@ def test_two_processes_of_torchrun_train_on_cpu_and_print_how_batch_norm_works(t
     flags = ["--recipe", "smoke/sfrik_l2_q64", "--exp-dir", "run", "--device", "cpu", "--precision", "fp32", "--epochs", "1"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "sfrik", "pretrain"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*launcher, *flags], cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", timeout=120)
+    done = subprocess.run([*launcher, *flags], cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("BatchNorm on CPU: each process normalises its own shard") == 1
     assert done.stdout.count("epoch 1/1") == 1

@@ -182,7 +182,7 @@ def test_two_processes_that_extract_into_one_folder_extract_once(finished, tmp_p
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", script, str(finished)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8", env=environment) for _ in range(2)]
-    outputs = [process.communicate(timeout=120)[0] for process in both]
+    outputs = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert sum(text.count("extracting") for text in outputs) == 1
 

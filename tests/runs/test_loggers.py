@@ -189,7 +189,7 @@ def test_wandb_logs_offline_without_account_and_network(tmp_path):
     )
     environment = {**os.environ, "WANDB_MODE": "offline", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", script, str(tmp_path)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8", timeout=300)
     assert done.returncode == 0, done.stderr
     assert "failed" not in done.stderr
     record = json.loads((tmp_path / "wandb" / "sfrik.json").read_text(encoding="utf-8"))

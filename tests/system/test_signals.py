@@ -123,5 +123,5 @@ def test_the_end_of_a_stdin_that_is_no_pipe_is_no_request_to_stop():
     code = WATCHED.replace("time.sleep(60)", "time.sleep(0.5)")
     for stdin in ("< /dev/null", "<&-", f"< '{__file__}'"):
         command = f"""exec '{sys.executable}' -c '{code}' stops {stdin}"""
-        done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, encoding="utf-8", timeout=30)
+        done = subprocess.run(["sh", "-c", command], cwd=ROOT, capture_output=True, encoding="utf-8", timeout=300)
         assert (done.returncode, done.stdout) == (0, "started\n"), done

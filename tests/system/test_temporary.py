@@ -126,7 +126,7 @@ def test_a_user_without_entry_and_home_gets_a_temporary_one(home):
         identity = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups"]
         identity += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]  # this Python may be below root's home
         command = [*identity, sys.executable, "-B", "-c", HOMELESS]
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=120)
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=300)
         assert done.returncode == 0, done.stderr
         found, user, *places = done.stdout.split()
         assert user == "uid12345"

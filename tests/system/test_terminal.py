@@ -40,7 +40,7 @@ def test_work_whose_output_cannot_be_printed_is_done(tmp_path, streams):
     script.write_text(WORK, encoding="utf-8")
     command = f"set -o pipefail; '{sys.executable}' '{script}' '{path}' {streams}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, encoding="utf-8", timeout=60)
+    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, encoding="utf-8", timeout=300)
     assert done.returncode == 0, done
     assert path.read_text(encoding="utf-8") == "done", "a file with the number of a closed stream holds what was printed"
     assert "Traceback" not in done.stderr

@@ -69,12 +69,12 @@ def test_a_worker_prints_utf_8_as_its_caller_reads(monkeypatch):
 def test_a_command_reads_its_files_where_the_locale_is_ascii(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     command = [sys.executable, "-m", "sfrik", "table", "all", "--profile", "digits", "--dry-run", "--results", tmp_path / "é"]
-    done = subprocess.run(command, env=environment, capture_output=True, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=300)
     assert done.returncode == 2
     assert b"has bytes that are not text in the encoding ascii: rename it, or set LC_ALL=C.UTF-8" in done.stderr
     shutil.copytree(ROOT / "results/digits/raw_pixels", tmp_path / "runs/digits/raw_pixels")
     command[-1] = tmp_path / "runs"
-    done = subprocess.run(command, env=environment, capture_output=True, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=300)
     assert done.stdout.startswith(b"would render table1")
 
 
