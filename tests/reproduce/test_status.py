@@ -278,7 +278,7 @@ def test_a_fresh_clone_shows_what_is_published(tmp_path, capsys):
     assert main(["status", "table1", "--results", str(tmp_path)]) == 0
     counts, lines = listed(capsys.readouterr())
     assert counts == [f"0 of 16 runs are yours ({tmp_path}/); 16 are published ({published_root()}/)", "missing  16"]
-    assert all(re.search(r"seed 0  missing  published: \d+\.\d % linear, n = 3$", line) for line in lines)
+    assert all(re.search(r"seed 0  missing  published: \d+\.\d % linear, n = \d+$", line) for line in lines)
     assert max(map(len, lines)) <= 80
 
 

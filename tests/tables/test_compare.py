@@ -136,30 +136,48 @@ def test_of_costs_ratios_and_memory_are_compared_and_times_are_not():
 RECORDED = json.loads(Path(__file__).with_name("recorded_scores.json").read_text(encoding="utf-8"))
 
 
-def place(root, runs, protocols):
+def place(root, runs):
     """Write recorded scores and metrics of tables 1 and 2 as runs of their recipes."""
     for recipe, seeds in runs.items():
         for seed, found in seeds.items():
             folder = root / "digits" / recipe / f"seed{seed}"
-            for protocol in protocols:
+            folder.mkdir(parents=True)
+            for protocol in ("linear", "logistic", "knn"):
                 value = {"top1_at": {"20": found[protocol]}} if protocol == "knn" else {"top1": found[protocol]}
                 write_json(folder / f"{protocol}.json", {"protocol": protocol, "images": 1000, **value})
             (folder / "metrics.jsonl").write_text(json.dumps(found["metrics"]) + "\n", encoding="utf-8")
 
 
 def test_other_seeds_agree_with_the_published_ones(tmp_path):
-    place(tmp_path, RECORDED["runs"], ("linear", "logistic", "knn"))
+    place(tmp_path / "a", RECORDED["runs"])
+    place(tmp_path / "b", RECORDED["published"])
     for name, cells in (("table1", 3 * len(RECORDED["runs"])), ("table2", 6)):
-        comparison = compare_tables(name, "digits", tmp_path, RESULTS)
+        comparison = compare_tables(name, "digits", tmp_path / "a", tmp_path / "b")
         assert (len(comparison.compared), comparison.outside) == (cells, [])
 
 
 def test_ten_times_the_learning_rate_does_not_agree(tmp_path):
-    place(tmp_path, RECORDED["base_lr_100"], ("linear", "logistic", "knn"))
-    first, second = (compare_tables(name, "digits", tmp_path, RESULTS) for name in ("table1", "table2"))
+    place(tmp_path / "a", RECORDED["base_lr_100"])
+    place(tmp_path / "b", RECORDED["published"])
+    first, second = (compare_tables(name, "digits", tmp_path / "a", tmp_path / "b") for name in ("table1", "table2"))
     assert {(cell.row.method, cell.column.name) for cell in first.outside} == {("SimCLR", "linear_top1"), ("SimCLR", "knn_top1")}
     assert {cell.column.name for cell in second.outside} == {"uniformity", "effective_rank"}
-    assert main(["compare", str(tmp_path), "table2"]) == 1
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "table2"]) == 1
+
+
+def test_the_numbers_of_these_runs_on_the_page_are_the_recorded_ones(tmp_path):
+    place(tmp_path / "a", RECORDED["base_lr_100"])
+    place(tmp_path / "b", RECORDED["published"])
+    both = [compare_tables(name, "digits", tmp_path / "a", tmp_path / "b") for name in ("table1", "table2")]
+    cells = {(cell.row.method, cell.column.name): cell for comparison in both for cell in comparison.compared}
+    simclr, sfrik, rank = (
+        (cells[key].mean_a, *cells[key].interval)
+        for key in (("SimCLR", "linear_top1"), ("SFRIK L=3", "linear_top1"), ("MMD", "effective_rank"))
+    )
+    page = " ".join((RESULTS.parent / "docs" / "reproducibility.md").read_text(encoding="utf-8").split())
+    assert "scores {:.1f} % by linear probing, expected {:.1f} to {:.1f} %".format(*simclr) in page
+    assert "its {:.1f} % is still between {:.1f} and {:.1f} %".format(*sfrik) in page
+    assert "an effective rank of {:.1f} (expected {:.0f} to {:.0f})".format(*rank) in page
 
 
 # --- text
