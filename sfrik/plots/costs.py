@@ -17,8 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sfrik.plots.style import as_math, look, plain_log_axis, size_axis
-from sfrik.tables.collect import Measured, Table
+from sfrik.tables.collect import Table
 from sfrik.tables.cost_rows import PLAIN
+from sfrik.tables.measured import Measured
 
 __all__ = ["draw_cost_curves", "draw_costs"]
 

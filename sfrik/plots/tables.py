@@ -12,7 +12,8 @@ from matplotlib.lines import Line2D
 
 from sfrik.plots.costs import draw_costs
 from sfrik.plots.style import as_math, look, size_axis
-from sfrik.tables.collect import Measured, Table
+from sfrik.tables.collect import Table
+from sfrik.tables.measured import Measured
 from sfrik.tables.rows import Column
 
 __all__ = ["draw_accuracy_against_q", "draw_rows", "draw_table"]

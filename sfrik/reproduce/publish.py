@@ -26,8 +26,9 @@ from sfrik.settings import published_root, run_folder, runs_root
 from sfrik.system.files import atomic_write, file_hash, read_json
 from sfrik.system.signals import stop_at_once
 from sfrik.system.terminal import print_line
-from sfrik.tables.collect import Measured, build_table, existing_seeds, tables_with_scores
+from sfrik.tables.collect import build_table, existing_seeds, tables_with_scores
 from sfrik.tables.definitions import grids, rows_of, tables_of
+from sfrik.tables.measured import Measured
 from sfrik.tables.render import MISSING, plus_minus
 from sfrik.tables.rows import DIMS, Column
 

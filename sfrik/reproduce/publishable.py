@@ -17,9 +17,10 @@ from sfrik.runs.data import recorded_data
 from sfrik.runs.folder import Run
 from sfrik.runs.provenance import HARDWARE
 from sfrik.settings import run_folder
-from sfrik.tables.collect import Measured, Table, build_table, read_score
+from sfrik.tables.collect import Table, build_table, read_score
 from sfrik.tables.cost_rows import read_costs
 from sfrik.tables.definitions import experiment, grids, read_choice
+from sfrik.tables.measured import Measured
 from sfrik.tables.rows import Column
 
 __all__ = ["COSTS", "PublishedRun", "has_all_cells", "name_runs", "published_runs", "score_names", "table_problems"]

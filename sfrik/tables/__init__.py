@@ -2,9 +2,10 @@
 
 from sfrik.tables.claim_pages import claims_as_markdown, write_claims
 from sfrik.tables.claims import claims
-from sfrik.tables.collect import Measured, Table, build_table, has_scores, read_score, tables_with_scores
+from sfrik.tables.collect import Table, build_table, has_scores, read_score, tables_with_scores
 from sfrik.tables.compare import Cell, Comparison, compare_tables
 from sfrik.tables.definitions import EXPERIMENTS, Experiment, experiment, grids, read_choice, rows_of
+from sfrik.tables.measured import Measured
 from sfrik.tables.render import as_csv, as_latex, as_markdown, write_table
 from sfrik.tables.rows import Column, Row, paper_figures
 from sfrik.tables.run_pages import write_run_pages

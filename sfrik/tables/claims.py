@@ -15,9 +15,10 @@ from typing import Any
 from sfrik.errors import SfrikError
 from sfrik.runs.correctness import unpack
 from sfrik.settings import run_folder
-from sfrik.tables.collect import Measured, Table, build_table
+from sfrik.tables.collect import Table, build_table
 from sfrik.tables.contrasts import Cells, Contrast, Family, families
 from sfrik.tables.inference import LEVEL, Estimate, estimate, holm
+from sfrik.tables.measured import Measured
 from sfrik.tables.rows import Column
 
 __all__ = ["EQUAL", "Result", "claims", "measure", "verdict"]

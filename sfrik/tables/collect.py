@@ -10,10 +10,9 @@ images, which earlier releases wrote, are kept.
 from __future__ import annotations
 
 import json
-import statistics
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,11 @@ from sfrik.system.files import path_exists
 from sfrik.system.records import read_record
 from sfrik.tables.cost_rows import cost_problem, load_note, read_costs
 from sfrik.tables.definitions import Experiment, experiment, tables_of
+from sfrik.tables.measured import Measured
 from sfrik.tables.rows import IMAGES, Column, Row, paper_figures
 
 __all__ = [
     "EDGE",
-    "Measured",
     "Table",
     "build_table",
     "existing_seeds",
@@ -45,47 +44,6 @@ __all__ = [
 EDGE = "†"  # marks a cell with a hyperparameter at the edge of its sweep
 ARRAYS = ("cifar10", "cifar100")  # data sets that are published as arrays of pixels and can be read from image files too
 ORIGINAL = "original"  # the encoding of these arrays in records of images
-
-
-@dataclass
-class Measured:
-    """The scores of one row by column and seed, in the column's unit.
-
-    `correct` is which test images are classified correctly and their number, by column and seed (`sfrik.runs.correctness`);
-    `images` is the number of test images by column, `data` what the scores record of their images by file and seed, and
-    `left_out` the reasons why scores are left out, by seed; `trained_on` is what the runs record of their images, by seed, and
-    `load` what measurements of costs record of the load of the machine, by repetition. `edges` are the seeds, by column, whose
-    hyperparameter was chosen at the edge of its sweep (`sfrik.runs.sweeps`).
-    """
-
-    row: Row
-    scores: dict[str, dict[int, float]] = field(default_factory=dict)
-    correct: dict[str, dict[int, tuple[str, int]]] = field(default_factory=dict)
-    images: dict[str, int] = field(default_factory=dict)
-    left_out: dict[int, list[str]] = field(default_factory=dict)
-    data: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)
-    trained_on: dict[int, dict[str, Any]] = field(default_factory=dict)
-    load: dict[int, dict[str, Any] | None] = field(default_factory=dict)
-    edges: dict[str, list[int]] = field(default_factory=dict)
-
-    @property
-    def seeds(self) -> list[int]:
-        return sorted({seed for by_seed in self.scores.values() for seed in by_seed})
-
-    def n(self, column: str) -> int:
-        return len(self.scores.get(column, {}))
-
-    def at_edge(self, column: str) -> bool:
-        """Whether the score of at least one seed has a hyperparameter at the edge of its sweep."""
-        return bool(self.scores.get(column, {}).keys() & set(self.edges.get(column, ())))
-
-    def mean(self, column: str) -> float | None:
-        values = list(self.scores.get(column, {}).values())
-        return statistics.mean(values) if values else None
-
-    def spread(self, column: str) -> float | None:
-        values = list(self.scores.get(column, {}).values())
-        return statistics.stdev(values) if len(values) > 1 else None
 
 
 @dataclass

@@ -30,8 +30,9 @@ from sfrik.runs.cached import cached_provenance
 from sfrik.runs.data import recorded_data
 from sfrik.runs.provenance import HARDWARE, format_code
 from sfrik.settings import run_folder
-from sfrik.tables.collect import Measured, Table, build_table
+from sfrik.tables.collect import Table, build_table
 from sfrik.tables.cost_rows import BASELINE
+from sfrik.tables.measured import Measured
 from sfrik.tables.rows import Column, Row
 
 __all__ = ["REASONS", "Cell", "Comparison", "compare_tables", "prediction_interval", "provenance_differences"]

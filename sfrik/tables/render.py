@@ -14,7 +14,8 @@ from typing import Any
 
 from sfrik.settings import runs_root
 from sfrik.system.files import write_text
-from sfrik.tables.collect import EDGE, Measured, Table, build_table
+from sfrik.tables.collect import EDGE, Table, build_table
+from sfrik.tables.measured import Measured
 from sfrik.tables.remarks import PUBLISHED, published_figures, remark
 from sfrik.tables.rows import Column, Row
 
