@@ -210,21 +210,25 @@ def test_a_run_with_dropout_that_was_stopped_within_an_epoch_ends_with_the_same_
     assert not same_bits(whole, load_file(Run(tmp_path / "without").backbone)), "dropout has an effect"
 
 
-@pytest.mark.parametrize("model", ["vit", "convnext", "torchvision"])
-def test_two_processes_compute_the_gradient_of_one_without_batchnorm(tmp_path, monkeypatch, model):
+def test_two_processes_compute_the_gradient_of_one_without_batchnorm(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
-    given = settings(tmp_path, model, mlp="64", batch_size=8)  # a projector of one layer has no BatchNorm either
-    one = gradients(given)
-    two = launch("test_any_backbone:gradients", given, nproc_per_node=2)
-    assert two.keys() == one.keys()
-    for name, value in one.items():
-        # sums over images in another order; the largest gradient of a tensor sets the scale
-        scale = max(map(abs, value))
-        assert two[name] == pytest.approx(value, rel=1e-3, abs=1e-4 * scale), name
+    models = ("vit", "convnext", "torchvision")  # a projector of one layer has no BatchNorm either
+    given = [settings(tmp_path, model, mlp="64", batch_size=8) for model in models]
+    both = zip(models, gradients(*given), launch("test_any_backbone:gradients", *given, nproc_per_node=2), strict=True)
+    for model, one, two in both:
+        assert two.keys() == one.keys()
+        for name, value in one.items():
+            # sums over images in another order; the largest gradient of a tensor sets the scale
+            scale = max(map(abs, value))
+            assert two[name] == pytest.approx(value, rel=1e-3, abs=1e-4 * scale), f"{model}: {name}"
 
 
-def gradients(given):
-    """The first gradients of each parameter for a batch of random views that the processes divide."""
+def gradients(*several):
+    """For each of the settings, the first gradients of each parameter for a batch of random views that the processes divide."""
+    return [gradients_of(given) for given in several]
+
+
+def gradients_of(given):
     torch.manual_seed(0)
     encoder = build_encoder(given, 1)
     model = distribute(encoder, torch.device("cpu"), "fp32", given.view_sizes, 1)
@@ -234,13 +238,13 @@ def gradients(given):
     return {name: p.grad.flatten()[:50].tolist() for name, p in encoder.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize("model", ["resnet", "vit"])
-def test_two_processes_pretrain_with_dropout_and_several_views(tmp_path, model):
+def test_two_processes_pretrain_with_dropout_and_several_views(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
     given = {"epochs": 1, "subset": 10, "batch_size": 32}
-    if model == "vit":
-        given |= {"augmentations": "swav", "size_crops": (28, 14), "arch_args": f"{VIT_ARGS} drop_path_rate=0.2"}
-    launch(pretrain, settings(tmp_path, model, **given), False, nproc_per_node=2)
-    assert Run(tmp_path).finished
+    crops = {"augmentations": "swav", "size_crops": (28, 14), "arch_args": f"{VIT_ARGS} drop_path_rate=0.2"}
+    runs = settings(tmp_path / "resnet", "resnet", **given), settings(tmp_path / "vit", "vit", **given, **crops)
+    launch("launch_targets:pretrain_each", *runs, nproc_per_node=2)
+    assert all(Run(Path(given.exp_dir)).finished for given in runs)
 
 
 def test_synchronised_batchnorm_keeps_the_activations_of_timms_layers():
