@@ -129,10 +129,12 @@ publish: $(READY)  ## copy the finished runs of TABLE to results/PROFILE, the pu
 status: $(READY)  ## how many runs are done, running, failed, missing, ...; then what is not done
 	@$(BIN)python -m sfrik status $(PLACE) --seeds $(call quoted,SEEDS)
 
+# One process more than cores, at most 8: many tests wait for commands that they started.
 test: $(READY)  ## the whole check: ruff, types, all tests (COVERAGE=1: with coverage)
 	$(BIN)python -m ruff check . && $(BIN)python -m ruff format --check .
 	@$(MAKE) --no-print-directory types
-	OMP_NUM_THREADS=1 $(BIN)python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(if $(COVERAGE),--cov --cov-report term)
+	OMP_NUM_THREADS=1 $(BIN)python -m pytest --dist loadfile --no-loadscope-reorder $(if $(COVERAGE),--cov --cov-report term) \
+	  -n "$$($(BIN)python -c 'from sfrik.system.devices import cores; print(min(8, cores() + 1))')"
 
 types: $(READY)  ## type-check sfrik/
 	$(BIN)python -m pyrefly check --python-interpreter-path "$$($(BIN)python -c 'import sys; print(sys.executable)')"
