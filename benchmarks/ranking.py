@@ -59,7 +59,7 @@ Groups = list[tuple[np.ndarray, np.ndarray]]  # a measure and a score, of the ru
 def method_of(recipe: str) -> str:
     """The method of a recipe, such as digits/sfrik_l2_q512."""
     name = recipe.removeprefix("digits/").removeprefix("crops_")
-    return next(method for stem, method in METHODS.items() if name.startswith(stem))
+    return next((method for stem, method in METHODS.items() if name.startswith(stem)), name)
 
 
 def read_grids(folder: Path) -> list[dict[str, Any]]:
@@ -261,7 +261,7 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     figure, axes = plt.subplots(len(SCORES), len(MEASURES), figsize=(12, 6), layout="constrained", sharey="row")
     for line, (score, title) in zip(axes, SCORES.items(), strict=True):
         for axis, (name, (label, _)) in zip(line, MEASURES.items(), strict=True):
-            for method in METHODS.values():
+            for method in dict.fromkeys([*METHODS.values(), *(method_of(row["grid"]) for row in rows)]):
                 own = [row for row in rows if method_of(row["grid"]) == method and row[name] is not None]
                 look = {"color": COLOURS.get(method, "#7F7F7F"), "marker": MARKERS.get(method, "h"), "alpha": 0.8}
                 points = [row[name] for row in own], [100 - row[score] for row in own]
