@@ -23,7 +23,7 @@ author = "the authors of sfrik"
 version = release = sfrik.__version__
 html_title = f"sfrik {version}"
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon", "myst_nb", "repository"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon", "myst_nb", "sphinx_copybutton", "repository"]
 root_doc = "docs/index"
 include_patterns = [
     "README.md",
@@ -55,6 +55,8 @@ html_copy_source = False
 html_show_copyright = False
 html_show_sphinx = False
 html_theme_options = {"navigation_with_keys": True}
+copybutton_prompt_text, copybutton_prompt_is_regexp = r">>> |\.\.\. ", True  # what is copied runs
+copybutton_only_copy_prompt_lines = False
 pygments_style, pygments_dark_style = "tango", "github-dark"
 
 myst_enable_extensions = ["dollarmath", "amsmath"]

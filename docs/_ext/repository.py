@@ -94,11 +94,18 @@ def _reference(room: str) -> str:
     exported = set(getattr(import_module(f"sfrik.{room}"), "__all__", ())) if package.is_dir() else set()
     hidden = {f"sfrik.{room}": exported & set(modules)}  # a name that a package shares with its module is the module's
     hidden |= {f"sfrik.{room}.{module}": exported - set(modules) for module in modules}
-    return "".join(
+    overview = "".join(f"- :mod:`{name}`: {_summary(name)}\n" for name in hidden)
+    return f"\n{overview}" * (len(hidden) > 1) + "".join(
         f"\n``{name}``\n{'-' * (len(name) + 4)}\n\n.. automodule:: {name}\n   :members:\n"
         + f"   :exclude-members: {', '.join(sorted(names))}\n" * bool(names)
         for name, names in hidden.items()
     )
+
+
+def _summary(name: str) -> str:
+    """The first sentence of a module's docstring, on one line."""
+    text = (import_module(name).__doc__ or "").strip().partition("\n\n")[0]
+    return re.split(r"(?<=\w[.:])\s", " ".join(text.split()))[0].rstrip(".:")
 
 
 # --- links

@@ -88,7 +88,7 @@ class DegreeTest:
     r"""The test of one degree.
 
     Attributes:
-        degree: l.
+        degree: :math:`l`.
         statistic: U_l.
         null: its distribution under the hypothesis.
         p_value: probability under the hypothesis of a U_l at least as large. Near 1: the rows are more evenly spread than

@@ -10,8 +10,8 @@ definite if and only if it has a Legendre series with non-negative coefficients 
 :math:`P_l(q; \cdot)` is the Legendre polynomial of degree :math:`l` in dimension :math:`q`, normalised to
 :math:`P_l(q; 1) = 1` (C. Müller, *Analysis of Spherical Symmetries in Euclidean Spaces*, 1998).
 
-Legend: q `dim`, the dimension of the space that contains the sphere S^(q-1); l `degree`; t the inner product of two unit
-vectors, in [-1, 1]; N(q, l) `harmonics`, the number of linearly independent spherical harmonics of degree l.
+Legend: :math:`q` `dim`, the dimension of the space that contains the sphere; :math:`l` `degree`; :math:`t` the inner product of
+two unit vectors, in [-1, 1]; :math:`N(q, l)` `harmonics`, the number of linearly independent spherical harmonics of degree l.
 """
 
 from sfrik.kernels.closed_forms import ClosedForm, ExponentialForm, PowerForm

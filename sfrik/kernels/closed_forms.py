@@ -26,8 +26,8 @@ class Tile(NamedTuple):
 
     Attributes:
         function: f and f', which may overwrite the tile.
-        constant: c.
-        unit: u.
+        constant: :math:`c`.
+        unit: :math:`u`.
         slope_unit: v; in low precision the largest slope, so that f' is at most 1 when it is rounded to float16.
         diagonal: phi of a row with itself where phi' is not finite there. Such pairs have no gradient along the sphere, and are
             left out of the tiles.
@@ -65,7 +65,7 @@ class ExponentialForm:
     r""":math:`p(t) \, e^{k (t - 1)} - b_0` with a polynomial p: the RBF kernel with p = 1, and its Stein kernels.
 
     Args:
-        rate: k.
+        rate: :math:`k`.
         constant: :math:`b_0`.
         polynomial: the coefficients of 1, t, t^2, ... in p.
     """
@@ -128,7 +128,7 @@ class PowerForm:
     :math:`-b_0` and a finite slope, which along the sphere has no effect on them.
 
     Args:
-        exponent: s.
+        exponent: :math:`s`.
         constant: :math:`b_0`.
     """
 

@@ -4,8 +4,8 @@ r"""Legendre polynomials in any dimension: values, derivatives, series, numbers 
 :math:`P_l(q; 1) = 1` (C. Müller, *Analysis of Spherical Symmetries in Euclidean Spaces*, 1998). In terms of the Gegenbauer
 polynomials, :math:`P_l(q; t) = C_l^{(a)}(t) / C_l^{(a)}(1)` with :math:`a = (q - 2) / 2`.
 
-Legend: q `dim`, the dimension of the space that contains the sphere S^(q-1); l `degree`; t the inner product of two unit
-vectors, in [-1, 1]; N(q, l) `harmonics`, the number of linearly independent spherical harmonics of degree l.
+Legend: :math:`q` `dim`, the dimension of the space that contains the sphere; :math:`l` `degree`; :math:`t` the inner product of
+two unit vectors, in [-1, 1]; :math:`N(q, l)` `harmonics`, the number of linearly independent spherical harmonics of degree l.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def legendre(t: Tensor, degree: int, dim: int) -> Tensor:
 
 
 def harmonics(degree: int, dim: int) -> int:
-    """N(q, l), the number of linearly independent spherical harmonics of degree l on S^(q-1).
+    r""":math:`N(q, l)`, the number of linearly independent spherical harmonics of degree l on the sphere in dimension q.
 
     >>> [harmonics(degree, dim=3) for degree in range(4)]
     [1, 3, 5, 7]

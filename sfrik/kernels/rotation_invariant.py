@@ -183,7 +183,7 @@ class RotationInvariantKernel:
 
         Args:
             scale: s, above 0 and at most 1e4.
-            dim: q.
+            dim: :math:`q`.
             degree: the last degree of a truncated series; None for the closed form.
         """
         if not 0 < scale <= MAX_SCALE:
@@ -199,7 +199,7 @@ class RotationInvariantKernel:
 
         Args:
             exponent: s, above 0 and below 2.
-            dim: q.
+            dim: :math:`q`.
             degree: the last degree of a truncated series; None for the closed form. The series converges slowly: its terms fall
                 as :math:`l^{-s-1}` for l far above q.
         """
@@ -218,7 +218,7 @@ class RotationInvariantKernel:
         Args:
             time: :math:`\tau`, above 0; None for :math:`\log q / (q - 1)`, where :math:`b_1 = 1` and for large q
                 :math:`b_l \approx 1 / l!`.
-            dim: q.
+            dim: :math:`q`.
             degree: the last degree of a truncated series; None for as many as matter in float64.
         """
         if time is not None and not (math.isfinite(time) and time > 0):
@@ -240,7 +240,7 @@ class RotationInvariantKernel:
 
         Args:
             phi: vectorised function of an array of inner products.
-            dim: q.
+            dim: :math:`q`.
             degree: the last degree; None for all that the quadrature tells from round-off, until less than 1e-12 is left.
                 `left_out` is what remains.
             nodes: number of quadrature nodes, above `degree` and at most 1024. The result is exact for polynomials of degree up

@@ -15,7 +15,7 @@ def alignment_weight(
     Without both it is 4000 at q = 8192, the authors' command for the 20 % subset of ImageNet, and in proportion to q elsewhere.
 
     Args:
-        dim: q.
+        dim: :math:`q`.
         sim_coeff: the weight, if it is given.
         mmd_coeff: weight of the MMD.
         trade_off: lambda, if it is given.

@@ -17,7 +17,7 @@ from browser import chromium
 ROOT = Path(__file__).parents[2]
 LOADED = {("img", "src"), ("script", "src"), ("iframe", "src"), ("source", "src"), ("video", "src"), ("object", "data")}
 
-for builder in ("sphinx", "furo", "myst_nb", "sphinx-mathjax-offline"):
+for builder in ("sphinx", "furo", "myst_nb", "sphinx_copybutton", "sphinx-mathjax-offline"):
     pytest.importorskip(builder, reason="make docs needs the extra `docs`")
 
 
@@ -126,6 +126,23 @@ def test_the_names_that_a_package_exports_are_documented_under_the_package(site)
     assert "FieldInfo" not in settings
 
 
+def test_each_module_of_a_package_has_a_line_above_its_reference(site):
+    shown = page(site / "docs" / "api" / "kernels.html").text
+    summary = re.search(r'href="#module-sfrik.kernels.polynomials".*?</li>', shown, re.DOTALL)[0]
+    assert re.sub(r"<[^>]+>|\s+", " ", summary).split(":")[1].strip() == "Legendre polynomials in any dimension"
+
+
+def test_a_letter_as_description_of_an_argument_is_not_read_as_a_list(site):
+    lists = {path.stem for path in (site / "docs" / "api").glob("*.html") if re.search(r"–\s*</p>\s*<ol", page(path).text)}
+    assert lists == set()
+
+
+def test_code_has_copy_buttons_and_their_script_is_part_of_the_site(site):
+    shown = page(site / "docs" / "index.html")
+    (script,) = [link for link in shown.loaded if "copybutton.js" in link]
+    assert "copybutton" in (site / "docs" / script.partition("?")[0]).read_text(encoding="utf-8")
+
+
 def test_every_notebook_is_there_and_executed_ones_show_their_figures(site):
     for source in (ROOT / "notebooks").glob("*.ipynb"):
         shown = page(site / "notebooks" / f"{source.stem}.html")
@@ -171,4 +188,7 @@ def test_search_works_in_local_files_and_its_first_hit_opens(site):
         results.first.click()
         reader.wait_for_url(lambda url: "search.html" not in url, timeout=60_000)
         assert "heat" in reader.inner_text("body").lower()
+        reader.goto((site / "search.html").as_uri() + "?q=use+this+loss")
+        results.first.wait_for(timeout=60_000)
+        assert "Use this loss in your code" in results.first.inner_text()
         assert failed == errors == []
