@@ -29,7 +29,7 @@ COMMANDS = {
 }
 # Forks of a clean process that has imported what the commands need: a start takes milliseconds.
 children = multiprocessing.get_context("forkserver")
-children.set_forkserver_preload(["pytest", "torch._dynamo", "sklearn.linear_model", "sfrik.evaluate.transfer"])
+children.set_forkserver_preload(["pytest", "sklearn.linear_model", "sfrik.evaluate.transfer"])
 
 
 class Output(io.TextIOBase):

@@ -41,9 +41,9 @@ PROTOCOLS = {
     "linear_tune": {"val_dataset": "train", "lr_sweep": (1e-3, 0.05, 3e38), "head_norm": "batchnorm"},  # the last rate diverges
     "finetune": {"weights": "finetune", "lr_head": 0.05},
 }
-# Each child is a fork of a clean process that has imported what it needs: optimisers import torch._dynamo at their first step.
+# Each child is a fork of a clean process that has imported what it needs.
 children = multiprocessing.get_context("forkserver")
-children.set_forkserver_preload(["pytest", "torch._dynamo", "sfrik.evaluate"])
+children.set_forkserver_preload(["pytest", "sfrik.evaluate"])
 
 
 @pytest.fixture(autouse=True)
