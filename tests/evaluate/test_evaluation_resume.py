@@ -239,7 +239,7 @@ def test_a_diverged_rate_is_not_trained_again(place, tmp_path, monkeypatch, caps
     assert capsys.readouterr().err.count("lr_head 3e+38 diverged (epoch 0, ") == 1
     score = evaluate(settings, progress=False)
     assert score["sweep"]["3e+38"] == 0
-    assert capsys.readouterr().err == ""
+    assert "diverged" not in capsys.readouterr().err
 
 
 def test_a_truncated_checkpoint_falls_back_to_the_previous_one(place, whole, tmp_path, monkeypatch):
