@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("psutil", reason="comes with ipykernel")
-from processes import last_step, wait_for
+from processes import HANG, START, last_step, wait_for
 
 from sfrik.runs.checkpoints import Checkpoints
 from sfrik.runs.folder import Run
@@ -43,14 +43,16 @@ def start(folder: Path, epochs: int, ignored: bool) -> tuple[int, subprocess.Pop
 @pytest.mark.skipif(sys.platform != "linux", reason="sets a controlling terminal as Linux does")
 def test_a_training_saves_and_stops_when_its_terminal_closes_and_goes_on_under_nohup(tmp_path):
     stopped, finished = tmp_path / "stopped", tmp_path / "nohup"
-    runs = {stopped: start(stopped, 500, False), finished: start(finished, 8, True)}
+    runs = {finished: start(finished, 8, True), stopped: start(stopped, 500, False)}
     try:
         for folder, (_, process) in runs.items():
-            wait_for(lambda f=folder, p=process: last_step(f) >= 1 or p.poll() is not None, 180, "the training")
-        for terminal, process in runs.values():
+            wait_for(lambda f=folder, p=process: last_step(f) >= 1 or p.poll() is not None, START, "the training")
             assert process.poll() is None
+            process.send_signal(signal.SIGSTOP)  # the other one may start later than this one would end
+        for terminal, process in runs.values():
             os.close(terminal)
-        assert [process.wait(60) for _, process in runs.values()] == [75, 0]
+            process.send_signal(signal.SIGCONT)
+        assert [process.wait(HANG) for _, process in runs.values()] == [0, 75]
     finally:
         for _, process in runs.values():
             process.kill()
