@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sfrik.reproduce import notebooks
+from sfrik.reproduce.kernel import Kernel
 from sfrik.reproduce.notebooks import execute
 from sfrik.runs.provenance import hide_paths
 
@@ -114,22 +115,23 @@ def notebook(*cells):
     return {"cells": content, "metadata": {"kernelspec": kernelspec}, "nbformat": 4, "nbformat_minor": 5}
 
 
-@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
-def test_an_executed_notebook_names_no_folder_of_the_user_anywhere(user, tmp_path, monkeypatch, place):
+def test_an_executed_notebook_names_no_folder_of_the_user_anywhere(user, tmp_path, monkeypatch):
     pytest.importorskip("papermill", reason="comes with the extra notebooks")
     (tmp_path / "cells.ipynb").write_text(json.dumps(notebook("data_dir = ''", *CELLS)), encoding="utf-8")
     monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
-    output = user / "projects" / "run" / "copy.ipynb"
-    execute("cells", {"data_dir": place.format(home=user)}, output)
-    text = output.read_text(encoding="utf-8")
-    copy = json.loads(text)
-    outputs = [output for cell in copy["cells"] for output in cell["outputs"]]
-    assert {output.get("name", output["output_type"]) for output in outputs} == {
-        *("stdout", "stderr", "display_data", "execute_result")
-    }
-    for word in (USER, "bernard", str(tmp_path)):
-        assert word not in text, word
-    assert copy["metadata"]["papermill"]["parameters"]["data_dir"] in (".../imagenet", "~/data", "~/sets")
+    with Kernel() as kernel:
+        for kind, place in PLACES.items():
+            output = user / "projects" / kind / "copy.ipynb"
+            execute("cells", {"data_dir": place.format(home=user)}, output, kernel)
+            text = output.read_text(encoding="utf-8")
+            copy = json.loads(text)
+            outputs = [output for cell in copy["cells"] for output in cell["outputs"]]
+            assert {output.get("name", output["output_type"]) for output in outputs} == {
+                *("stdout", "stderr", "display_data", "execute_result")
+            }
+            for word in (USER, "bernard", str(tmp_path)):
+                assert word not in text, (kind, word)
+            assert copy["metadata"]["papermill"]["parameters"]["data_dir"] in (".../imagenet", "~/data", "~/sets")
 
 
 def test_the_error_of_a_cell_names_no_folder_of_the_user(user, tmp_path):
