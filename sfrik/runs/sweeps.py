@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,23 +14,29 @@ SETTINGS = {"lr_head": "lr_sweep", "C": "inverse_penalties"}  # the chosen value
 def sweep_edge(score: Mapping[str, Any]) -> str:
     """The edge of the sweep at which a score's choice is: "lowest", "highest", or "" where it is at none.
 
-    The choice is at an edge if it is the lowest or highest value that was tried and is strictly better than the next one:
-    accuracy still rises there, so that a value outside might be better. Where the next value does as well, nothing suggests
-    so. A single value has no edge.
+    The choice is at an edge if it is the lowest or highest value that was tried and better than the next one by more than the
+    standard error of a top-1 on that many images, sqrt(p (1 - p) / n): accuracy still rises there, so that a value outside might
+    be better. Where the next value does as well, the sweep has reached its plateau, and chance decides between the values. A
+    single value has no edge.
 
     Args:
-        score: Its `sweep`, top-1 by value, and the chosen value, `lr_head` or `C`. A score without a sweep is at no edge.
+        score: Its `sweep`, top-1 by value, the chosen value, `lr_head` or `C`, and in `data` the images of the sweep: the tuning
+            split, or for a cross-validation the training images. Any difference counts where a score does not record them, as
+            earlier releases did not. A score without a sweep is at no edge.
 
     >>> sweep_edge({"lr_head": 0.1, "sweep": {"0.1": 90.0, "1": 80.0}}), sweep_edge({"C": 1.0, "sweep": {"1": 90.0, "10": 90.0}})
     ('lowest', '')
     """
     sweep = {float(value): top1 for value, top1 in score.get("sweep", {}).items()}
     values, chosen = sorted(sweep), score.get("lr_head", score.get("C"))
-    if len(values) > 1 and chosen == values[0] and sweep[values[0]] > sweep[values[1]]:
-        return "lowest"
-    if len(values) > 1 and chosen == values[-1] and sweep[values[-1]] > sweep[values[-2]]:
-        return "highest"
-    return ""
+    if len(values) < 2 or chosen not in (values[0], values[-1]):
+        return ""
+    name, following = ("lowest", values[1]) if chosen == values[0] else ("highest", values[-2])
+    data = score.get("data", {})
+    images = data.get("tune", data.get("train", {})).get("images", math.inf)
+    share = (sweep[chosen] + sweep[following]) / 200
+    error = 100 * math.sqrt(share * (1 - share) / images)
+    return name if sweep[chosen] - sweep[following] > error else ""
 
 
 def edge_warning(score: Mapping[str, Any]) -> str:

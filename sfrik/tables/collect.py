@@ -97,8 +97,8 @@ class Table:
         if not any(m.at_edge(column.name) for m in self.measured for column in self.columns):
             return ""
         return (
-            f"{EDGE} At least one seed's learning rate or penalty is the lowest or highest that was tried, and better on the "
-            "tuning split than the next one: another might score higher."
+            f"{EDGE} At least one seed's learning rate or penalty is the lowest or highest that was tried, and better than the "
+            "next one by more than the standard error of the tuning split: another might score higher."
         )
 
     @property
