@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sfrik.cli.flags import add_command, path, whole_number
 from sfrik.cli.output import CommandOutput, add_json
 from sfrik.errors import SfrikError, nearest
+from sfrik.runs.examples import example_run
 from sfrik.runs.scores import run_problem
 from sfrik.settings import recipe_names, recipe_settings, run_folder
 from sfrik.system.files import check_text
@@ -70,6 +71,8 @@ def _folder(name: str, seed: int) -> Path:
     if name not in recipe_names():
         raise SfrikError(f"{name} is neither a folder nor a recipe{nearest(name, recipe_names())}")
     folder = run_folder(name, seed)
+    if not folder.is_dir() and (example := example_run(name, seed)):
+        return example
     if not folder.is_dir():
         raise SfrikError(f"there is no run in {folder}: python -m sfrik pretrain --recipe {name} --seed {seed}")
     if problem := run_problem(folder, recipe_settings(name, seed)):

@@ -9,7 +9,7 @@ from sfrik.settings.architectures import (
     parse_arch_args,
     takes_arguments,
 )
-from sfrik.settings.base import SECTIONS, Settings, load_recipe, published_root, run_folder, runs_root
+from sfrik.settings.base import SECTIONS, Settings, examples_root, load_recipe, published_root, run_folder, runs_root
 from sfrik.settings.evaluation import (
     EvaluateSettings,
     FeatureSettings,
@@ -39,6 +39,7 @@ __all__ = [
     "as_path",
     "as_whole",
     "check_arch",
+    "examples_root",
     "grid_recipes",
     "is_dropout",
     "keyword_arguments",

@@ -34,7 +34,7 @@ from sfrik.settings.recipes import RECIPES, grid_recipes, recipe_files, recipe_n
 from sfrik.settings.recorded import as_written_today, defaults, hash_of
 from sfrik.system.files import read_toml
 
-__all__ = ["SECTIONS", "Settings", "load_recipe", "published_root", "run_folder", "runs_root"]
+__all__ = ["SECTIONS", "Settings", "examples_root", "load_recipe", "published_root", "run_folder", "runs_root"]
 
 SECTIONS: dict[str, type[Settings]] = {}  # section of a recipe -> its class; "pretrain" is the top level
 
@@ -246,6 +246,11 @@ def runs_root() -> Path:
 def published_root() -> Path:
     """results/ of the checkout that the library runs from: the published record, which only `sfrik publish` writes."""
     return _of_checkout("results")
+
+
+def examples_root() -> Path:
+    """examples/weights/ of the checkout that the library runs from: runs with their weights, to look at without training."""
+    return _of_checkout("examples/weights")
 
 
 def _of_checkout(name: str) -> Path:
