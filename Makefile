@@ -55,10 +55,10 @@ OTHERS := -* .% MAKE% SHELL HOME PATH LANG LC_% TMPDIR TERM COLUMNS NO_COLOR FOR
   XDG_% JUPYTER_% SLURM_% SBATCH_% SQUEUE_% MPLBACKEND MPLCONFIGDIR CHROME% LD_LIBRARY_PATH
 given := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 PROFILES := $(patsubst sfrik/recipes/%/profile.toml,%,$(wildcard sfrik/recipes/*/profile.toml))
-NEAREST = import difflib, sys; print(*(f" (did you mean {name}?)" for name in difflib.get_close_matches(*sys.argv[1:2], sys.argv[2:], 1, 0.75)), end="")
+NEAREST = import sys; sys.path.append("sfrik"); from errors import nearest; print(nearest(sys.argv[1], sys.argv[2:], 0.75), end="")
 unknown := $(firstword $(filter-out $(VARIABLES) $(OTHERS),$(given)))
 ifneq ($(unknown),)
-  near := $(shell $(call quoted,PYTHON) -c '$(NEAREST)' $$(echo '$(unknown)' | tr a-z A-Z) $(VARIABLES))
+  near := $(shell $(call quoted,PYTHON) -c '$(NEAREST)' '$(unknown)' $(VARIABLES))
   $(error make has no variable $(unknown)$(near): the first lines of the Makefile list them; for a program, write $(unknown)=... before make)
 endif
 known := $(and $(filter 1,$(words $(value PROFILE))),$(filter $(PROFILES),$(value PROFILE)))

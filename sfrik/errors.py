@@ -34,8 +34,27 @@ class WorkerError(RuntimeError):
         self.mistake = mistake
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The text " (did you mean X?)" for the known name closest to `name` in upper or lower case, or "" if none is close."""
-    by_lower = {one.lower(): one for one in known}
-    close = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.6)
-    return f" (did you mean {by_lower[close[0]]}?)" if close else ""
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The text " (did you mean X?)" for the known names closest to `name`, or "" if none is close.
+
+    These are the names that start with `name`, or whose part after the last slash does, at most three of them; without any, the
+    most similar one, if its similarity is at least `cutoff`. Case makes no difference, nor do hyphens and underscores.
+
+    >>> nearest("pre", ["evaluate", "pretrain"]), nearest("sfrik_l3", ["digits/sfrik_l3_q512", "digits/auh_q512"])
+    (' (did you mean pretrain?)', ' (did you mean digits/sfrik_l3_q512?)')
+    """
+    forms = {one: _plain(one) for one in known}
+    typed = _plain(name)
+    close = [one for one, form in forms.items() if form == typed]
+    if not close and typed.strip("_"):
+        close = [one for one, form in forms.items() if form.startswith(typed)]
+        close = close or [one for one, form in forms.items() if form.rpartition("/")[2].startswith(typed)]
+    if not close:
+        similar = difflib.get_close_matches(typed, forms.values(), n=1, cutoff=cutoff)
+        close = [one for one, form in forms.items() if form in similar][:1]
+    shown = ", ".join([*close[:3], "..."]) if len(close) > 3 else " or ".join(filter(None, (", ".join(close[:-1]), *close[-1:])))
+    return f" (did you mean {shown}?)" if close else ""
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_")

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["add_compare"]
 
-COMPARE = "Compare the tables of two folders of runs; by default yours (runs) and the published ones (results)."
-NAMES = "up to two folders, and table1 to table9 (default: the tables that both have); a table that is named is also printed"
+COMPARE = "Compare your tables with the published ones. Other folders of runs can be compared too."
+NAMES = "up to two folders of runs, by default runs and results; and table1 to table9, which are also printed"
 
 
 def add_compare(commands) -> None:

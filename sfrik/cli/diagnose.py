@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sfrik.cli.flags import add_command, path, whole_number
+from sfrik.cli.flags import add_command, add_data_dir, path, whole_number
 from sfrik.cli.output import CommandOutput, add_json
 from sfrik.errors import SfrikError, nearest
 from sfrik.runs.examples import example_run
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_diagnose"]
 
-DESCRIPTION = "Check the embeddings of a run, finished or not, for collapse; exit status 1 if it has collapsed."
+DESCRIPTION = "Check the embeddings of a run for collapse. The run may be unfinished. Exit status 1 if it has collapsed."
 DEVICES = ("auto", "cpu", "cuda", "mps")
 ADVICE = {
     "healthy": "nothing to fix; for the accuracy, evaluate the run (sfrik evaluate, knn-eval, logistic-regression)",
@@ -42,7 +42,7 @@ def add_diagnose(commands) -> None:
     parser.add_argument("--figure", metavar="FILE", type=path, help="also draw the diagnosis to this .png, .svg or .pdf file")
     add_json(parser)
     parser.add_argument("--device", default="auto", help=f"one of {', '.join(DEVICES)}")
-    parser.add_argument("--data-dir", "--data_dir", metavar="DIR", type=path, help="folder of the images (default: data)")
+    add_data_dir(parser, "data")
     parser.set_defaults(run=_diagnose)
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import re
-from typing import Any, get_origin
+from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin
 
+from sfrik.cli.groups import EXAMPLES, SETTINGS
+from sfrik.cli.parser import CHOICE, Parser
 from sfrik.errors import SfrikError
 from sfrik.settings import SECTIONS, FeatureSettings, KnnSettings, LogisticSettings, Settings, as_path
 
@@ -13,6 +16,8 @@ __all__ = [
     "DEFAULT_EXP_DIR",
     "PROFILES",
     "add_command",
+    "add_data_dir",
+    "add_dry_run",
     "add_nproc_per_node",
     "add_profile",
     "add_recipe",
@@ -37,25 +42,36 @@ LARGEST = {
 LARGEST_OTHER = 10**6
 
 PROFILES = ("smoke", "digits", "photos", "cifar10", "cifar10_quick", "paper")
+METAVARS = {"mlp": "N-N", "sfrik_weights": "X-X", "pretrained": "FILE", "ckp_path": "FILE", "label_list": "FILE"}
+METAVARS |= {"arch": CHOICE, "arch_args": "NAME=VALUE", "choice": "GRID"}
 DEFAULT_EXP_DIR = "exp"  # as in the original commands
 
 
-def add_command(commands, name: str, description: str) -> argparse.ArgumentParser:
-    """Add a command's parser. The description, one sentence, is also shown in the list of commands."""
-    short = f"{description[0].lower()}{description[1:-1]}".replace("%", "%%")  # argparse formats the help, not the description
-    return commands.add_parser(name, help=short, description=description)
+def add_command(commands, name: str, description: str) -> Parser:
+    """Add a command's parser. The first sentence of the description is also shown in the list of commands."""
+    first = description.split(". ")[0].removesuffix(".")
+    short = f"{first[0].lower()}{first[1:]}".replace("%", "%%")  # argparse formats the help, not the description
+    return commands.add_parser(name, help=short, description=description, examples=EXAMPLES.get(name, ()))
 
 
-def add_recipe(parser: argparse.ArgumentParser, required: bool = False) -> None:
-    text = "recipe to run (a file in sfrik/recipes)" if required else "recipe to start from (a file in sfrik/recipes)"
-    parser.add_argument("--recipe", required=required, metavar="PROFILE/NAME", help=text)
+def add_recipe(flags: argparse._ActionsContainer, required: bool = False) -> None:
+    text = (
+        "recipe to run (see sfrik recipes)"
+        if required
+        else "recipe to start from (see sfrik recipes); the other flags override it"
+    )
+    flags.add_argument("--recipe", required=required, metavar="PROFILE/NAME", help=text)
 
 
-def add_profile(parser: argparse.ArgumentParser) -> None:
+def add_dry_run(parser: Parser, text: str) -> None:
+    parser.add_argument("--dry-run", action="store_true", help=text)
+
+
+def add_profile(parser: Parser) -> None:
     parser.add_argument("--profile", default="digits", help=f"set of recipes: {', '.join(PROFILES)}")
 
 
-def add_root(parser: argparse.ArgumentParser) -> None:
+def add_root(parser: Parser) -> None:
     parser.add_argument("--results", metavar="DIR", type=path, help="root folder of all runs (default: runs)")
 
 
@@ -67,30 +83,60 @@ def path(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def add_nproc_per_node(parser: argparse.ArgumentParser, text: str) -> None:
-    parser.add_argument("--nproc-per-node", "--nproc_per_node", metavar="N", help=text)
+def add_nproc_per_node(flags: argparse._ActionsContainer, text: str) -> None:
+    flags.add_argument("--nproc-per-node", metavar="N", help=text)
 
 
-def add_settings(parser: argparse.ArgumentParser, settings: type[Settings]) -> None:
-    """Add a flag for each setting, spelled with hyphens or underscores."""
-    for name, field in settings.model_fields.items():
-        hyphens = f"--{name.replace('_', '-')}"
+def add_data_dir(parser: Parser, default: str) -> None:
+    parser.add_argument("--data-dir", metavar="DIR", default="", type=path, help=f"folder of the images (default: {default})")
+
+
+def add_settings(parser: Parser, settings: type[Settings]) -> None:
+    """Add a flag for each setting, in the groups of `SETTINGS`."""
+    for title, name, further in _grouped(list(settings.model_fields)):
+        field = settings.model_fields[name]
         several: dict[str, Any] = {"nargs": "+"} if get_origin(field.annotation) is tuple else {}
         if field.annotation is bool:  # --only-inference, --reg_small "True"
             several = {"nargs": "?", "const": True}
-        parser.add_argument(
-            hyphens,
-            *([f"--{name}"] if "_" in name else []),
+        parser.group(title).add_argument(
+            f"--{name.replace('_', '-')}",
             dest=name,
             default=argparse.SUPPRESS,
-            metavar=name.split("_")[-1].upper(),
-            help=f"{field.description}{_format_default(field.default)}".replace("%", "%%"),
+            metavar=_metavar(name, field.annotation),
+            help=f"{(field.description or '').removeprefix(f'{title}: ')}{_format_default(field.default)}".replace("%", "%%"),
             **several,
         )
+        parser.further |= {name} if further else set()
+
+
+def _grouped(names: list[str]) -> Iterator[tuple[str, str, bool]]:
+    """The settings in the order of the help, each with the title of its group and whether only `--help-all` shows it."""
+    named = {name for usual, further in SETTINGS.values() for name in (*usual.split(), *further.split())}
+    for title, (usual, further) in SETTINGS.items():
+        rest = [name for name in names if name not in named and name.startswith(f"{title.lower()}_")]
+        named |= {*rest}
+        rest += [name for name in names if name not in named] if title == [*SETTINGS][-1] else []
+        yield from ((title, name, False) for name in usual.split() if name in names)
+        yield from ((title, name, True) for name in (*further.split(), *rest) if name in names)
+
+
+def _metavar(name: str, annotation: Any) -> str:
+    """What stands for the value of a setting in the help: N for whole numbers, X for others, NAME for a choice, DIR, FILE, ..."""
+    kinds = _parts(annotation)
+    known = {bool: "true|false", int: "N", float: "X", Literal: CHOICE}
+    last = name.split("_")[-1].upper()
+    return next((text for kind, text in known.items() if kind in kinds), METAVARS.get(name, last))
+
+
+def _parts(annotation: Any) -> list[Any]:
+    """The types that an annotation consists of; `Literal` stands for its values."""
+    if get_origin(annotation) is Literal:
+        return [Literal]
+    return [part for one in get_args(annotation) for part in _parts(one)] or [annotation]
 
 
 def _format_default(value: Any) -> str:
-    if value in (None, "", ()):
+    if value in (None, "", ()) or value is False:
         return ""
     return f" (default: {' '.join(map(str, value)) if isinstance(value, tuple) else value})"
 

@@ -20,36 +20,35 @@ report it. `--debug` prints the traceback of every error.
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any
 
 import sfrik
 from sfrik.cli.compare import add_compare
 from sfrik.cli.diagnose import add_diagnose
+from sfrik.cli.groups import COMMANDS, TOP
 from sfrik.cli.output import run_and_print
+from sfrik.cli.parser import Parser
 from sfrik.cli.publish import add_publish
+from sfrik.cli.recipes import add_recipes
 from sfrik.cli.shell import add_completion, add_env
 from sfrik.cli.tables import add_chapters, add_run, add_status, add_table
 from sfrik.cli.train import MULTI_PROCESS, add_memory, add_training
-from sfrik.errors import STOPPED, Preempted, SfrikError, WorkerError, nearest
+from sfrik.errors import STOPPED, Preempted, SfrikError, WorkerError
 from sfrik.system.processes import process_place, refuse_other_launchers
 from sfrik.system.signals import GRACE
 from sfrik.system.terminal import open_standard_streams, paint, print_line, replace_unprintable, tolerate_output_errors
 
 __all__ = ["REPORT", "build_parser", "main"]
 
+DESCRIPTION = "Self-supervised learning with rotation-invariant kernels. sfrik COMMAND --help lists the flags of a command."
 # before the traceback, so that the last line of a log is still the error
 REPORT = "this is a bug in sfrik: please report it, with these lines and the output of python -m sfrik env"
 
-# Two flags for folders, and what they are.
-MEANING = {"--exp-dir": "the folder of one run", "--results": "the root folder of all runs"}
-ROOT_OR_RUN = dict(zip(MEANING, reversed(MEANING), strict=True))
-ANYWHERE = ("compare", "completion", "diagnose", "env", "memory", "status")  # commands that only read
+ANYWHERE = ("compare", "completion", "diagnose", "env", "memory", "recipes", "status")  # commands that only read
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -119,51 +118,11 @@ def _check_processes(command: str) -> None:
         refuse_other_launchers()
 
 
-class _HelpFormatter(argparse.HelpFormatter):
-    """Adds the default of a flag to its help, if it has one, and shows the values of a flag once and briefly."""
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        if not action.option_strings or action.nargs == 0:
-            return super()._format_action_invocation(action)
-        return f"{', '.join(action.option_strings)} {self._format_args(action, action.dest.upper())}"
-
-    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
-        text = super()._format_args(action, default_metavar)
-        return f"{text.split()[0]} ..." if action.nargs == "+" else text
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text = action.help or ""
-        silent = action.default in (None, "", False, argparse.SUPPRESS) or "(default: " in text
-        return text if silent else f"{text} (default: %(default)s)"
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse with one-line errors and without abbreviations: `--epoch` does not stand for `--epochs`."""
-
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, **arguments)
-
-    def error(self, message: str):
-        raise SfrikError(message)
-
-    def parse_known_args(self, args=None, namespace=None):
-        namespace, unknown = super().parse_known_args(args, namespace)
-        if unknown and self.prog.count(" "):  # the parser of a command, not the top-level one
-            known = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
-            flag = unknown[0].split("=")[0].replace("_", "-")
-            if ROOT_OR_RUN.get(flag) in known:
-                raise SfrikError(
-                    f"unknown argument {unknown[0]}: {self.prog} has {ROOT_OR_RUN[flag]}, {MEANING[ROOT_OR_RUN[flag]]}"
-                )
-            raise SfrikError(f"unknown argument {unknown[0]}{nearest(flag, known)}: see {self.prog} --help")
-        return namespace, unknown
-
-
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The parser of all commands. Each command sets `run`, a function from the parsed options to a `CommandOutput`."""
-    parser = _Parser(prog="sfrik", description="Self-supervised learning with rotation-invariant kernels.")
-    parser.add_argument("--version", action="version", version=f"sfrik {sfrik.__version__}", help="print the version and exit")
-    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", parser_class=_Parser)
+    parser = Parser(prog="sfrik", description=DESCRIPTION, examples=TOP, commands=COMMANDS)
+    parser.add_argument("--version", action="version", version=f"sfrik {sfrik.__version__}", help="print the version")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     add_training(commands)
     add_memory(commands)
     add_table(commands)
@@ -172,6 +131,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_status(commands)
     add_run(commands)
     add_chapters(commands)
+    add_recipes(commands)
     add_diagnose(commands)
     add_env(commands)
     add_completion(commands, parser)

@@ -34,7 +34,7 @@ class CommandOutput:
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print only the result, as JSON, on stdout; progress goes to stderr")
+    parser.add_argument("--json", action="store_true", help="print only the result, as JSON")
 
 
 def run_and_print(run: Callable[[argparse.Namespace], CommandOutput], options: argparse.Namespace) -> int:

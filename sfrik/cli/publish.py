@@ -16,7 +16,7 @@ from sfrik.tables.definitions import tables_of
 
 __all__ = ["add_publish"]
 
-PUBLISH = "Copy the finished runs of tables to results/ and render what is published there; refused if they do not fit together."
+PUBLISH = "Copy the finished runs of tables to results/. They must fit together: one commit, one kind of hardware, one precision."
 
 
 def add_publish(commands) -> None:

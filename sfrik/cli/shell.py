@@ -15,8 +15,8 @@ from sfrik.tables.definitions import EXPERIMENTS
 __all__ = ["add_completion", "add_env"]
 
 SHELLS = ("bash", "zsh", "tcsh")
-ENV = "Print versions, processor, GPUs and precision for a bug report, without paths or names."
-COMPLETION = "Print a shell script that completes commands, flags, recipes and tables."
+ENV = "Print versions and hardware for a bug report. It has no paths or names."
+COMPLETION = "Print a script for the shell that completes commands. It also completes flags, recipes and tables."
 FOLDERS = ("exp_dir", "data_dir", "extraction_dir", "image_dir", "target_dir")
 FILES = ("pretrained", "ckp_path", "label_list")
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from sfrik.cli.checks import check_folder, check_inputs, check_plan, check_table
 from sfrik.cli.flags import (
     add_command,
+    add_data_dir,
+    add_dry_run,
     add_nproc_per_node,
     add_profile,
     add_recipe,
     add_root,
     nproc_per_node,
-    path,
     whole_number,
 )
 from sfrik.cli.output import CommandOutput, add_json
@@ -33,12 +34,11 @@ __all__ = ["add_chapters", "add_run", "add_status", "add_table"]
 
 LAUNCHES = ("local", "slurm")
 SLURM_FLAGS = ("partition", "nodes", "gpus", "procs", "time")
-TABLE = "Execute the missing runs of a table, then render it."
-STATUS = "Show how many runs are done, running, queued, preempted, stopped, failed, broken or missing; list those not done."
-RUN = "Run the notebooks of one recipe and seed; finished stages are skipped."
-CHAPTERS = "Execute all notebooks, 01 to 07, including the cells that only explain."
+TABLE = "Train the missing runs of a table, then render it."
+STATUS = "Count the runs that are done, running, failed or missing. Those not done are listed."
+RUN = "Run the notebooks of one recipe and seed. Finished stages are skipped."
+CHAPTERS = "Execute all notebooks, 01 to 07. Cells that only explain are included."
 DRY_RUN = "print what is finished and what would run, and stop"
-DATA_DIR = "folder of the images (default: the recipe's)"
 
 
 def add_table(commands) -> None:
@@ -47,17 +47,18 @@ def add_table(commands) -> None:
     add_profile(table)
     table.add_argument("--seeds", default="1", metavar="K", help="number of seeds: 0 to K - 1")
     table.add_argument("--jobs", metavar="N", default="0", help="runs in parallel; 0: one per CPU core, or one with a GPU")
-    table.add_argument("--render-only", "--render_only", action="store_true", help="train nothing: render the results so far")
-    table.add_argument("--dry-run", "--dry_run", action="store_true", help=DRY_RUN)
+    table.add_argument("--render-only", action="store_true", help="train nothing: render the results so far")
+    add_dry_run(table, DRY_RUN)
     add_json(table)
     add_root(table)
-    table.add_argument("--data-dir", "--data_dir", metavar="DIR", default="", type=path, help=DATA_DIR)
+    add_data_dir(table, "the recipe's")
     table.add_argument("--launch", metavar="WHERE", default="local", help="local; or slurm: submit jobs and return (slurm.toml)")
-    table.add_argument("--partition", metavar="NAME", help="slurm: partition (default: slurm.toml's)")
-    table.add_argument("--nodes", metavar="M", help="slurm: nodes per pretraining (default: 1)")
-    table.add_argument("--gpus", metavar="G", help="slurm: GPUs per node, one process per GPU (default: 0)")
-    table.add_argument("--procs", metavar="N", help="slurm: processes per node without GPUs (default: 1)")
-    table.add_argument("--time", metavar="TIME", help="slurm: time limit of a job; a job that reaches it is resumed by another")
+    slurm = table.group("with --launch slurm")
+    slurm.add_argument("--partition", metavar="NAME", help="partition (default: slurm.toml's)")
+    slurm.add_argument("--nodes", metavar="M", help="nodes per pretraining (default: 1)")
+    slurm.add_argument("--gpus", metavar="G", help="GPUs per node, one process per GPU (default: 0)")
+    slurm.add_argument("--procs", metavar="N", help="processes per node without GPUs (default: 1)")
+    slurm.add_argument("--time", metavar="TIME", help="time limit of a job; a job that reaches it is resumed by another")
     table.add_argument("--part", default="0", help=argparse.SUPPRESS)  # set for a table's last job: the jobs submitted before it
     table.set_defaults(run=_table)
 
@@ -79,11 +80,11 @@ def add_run(commands) -> None:
     run.add_argument(
         "--stages", nargs="+", metavar="STAGE", help="pretrain, linear, semi, knn, tune, inference (default: pretrain linear knn)"
     )
-    run.add_argument("--dry-run", "--dry_run", action="store_true", help=DRY_RUN)
+    add_dry_run(run, DRY_RUN)
     add_json(run)
-    add_nproc_per_node(run, "pretrain on N processes on each node of the SLURM allocation, or on this machine")
+    add_nproc_per_node(run, "processes of the pretraining on this machine, or per node of a SLURM job")
     add_root(run)
-    run.add_argument("--data-dir", "--data_dir", metavar="DIR", default="", type=path, help=DATA_DIR)
+    add_data_dir(run, "the recipe's")
     run.set_defaults(run=_run)
 
 
@@ -246,7 +247,7 @@ def add_chapters(commands) -> None:
     add_profile(chapters)
     add_root(chapters)
     add_json(chapters)
-    chapters.add_argument("--data-dir", "--data_dir", metavar="DIR", default="", type=path, help=DATA_DIR)
+    add_data_dir(chapters, "the recipe's")
     chapters.set_defaults(run=_chapters)
 
 

@@ -7,8 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 from sfrik.cli.checks import check_folder, check_plan
-from sfrik.cli.flags import add_command, add_nproc_per_node, add_recipe, add_settings, nproc_per_node, resolve_settings
+from sfrik.cli.flags import (
+    add_command,
+    add_dry_run,
+    add_nproc_per_node,
+    add_recipe,
+    add_settings,
+    nproc_per_node,
+    resolve_settings,
+)
 from sfrik.cli.output import CommandOutput, add_json
+from sfrik.cli.plan import format_plan, headline
 from sfrik.cli.summaries import summary
 from sfrik.errors import SfrikError, WorkerError
 from sfrik.launch.allocation import check_one_task
@@ -23,9 +32,9 @@ __all__ = ["COMMANDS", "MULTI_PROCESS", "add_memory", "add_training"]
 MULTI_PROCESS = ("pretrain", "extract_features")  # commands that can split their work over processes
 DESCRIPTIONS = {
     "pretrain": "Pretrain a backbone without labels.",
-    "evaluate": "Evaluate a backbone by linear probing or fine-tuning, with all labels or a share such as 10 % of the labels.",
-    "extract_features": "Extract the features of the training and test images to .npy files.",
-    "knn_eval": "Evaluate features by weighted kNN (the protocol of DINO).",
+    "evaluate": "Evaluate a backbone by linear probing or fine-tuning. --train-percent 10 uses a tenth of the labels.",
+    "extract_features": "Save the features of images to .npy files.",
+    "knn_eval": "Evaluate features by weighted kNN, as DINO does.",
     "logistic_regression": "Evaluate features by logistic regression.",
     "transfer": "Evaluate a frozen backbone on another data set.",
 }
@@ -35,21 +44,20 @@ def add_training(commands) -> None:
     """Add a command for each section of settings."""
     for section, work in COMMANDS.items():
         command = add_command(commands, section.replace("_", "-"), DESCRIPTIONS[section])
-        add_recipe(command)
-        text = "print the settings, steps, images and memory, and stop"
-        command.add_argument("--dry-run", "--dry_run", action="store_true", help=text)
+        add_recipe(command.group("run"))
+        add_dry_run(command, "print settings, steps, memory and folder, and stop")
         add_json(command)
         if section in MULTI_PROCESS:
-            add_nproc_per_node(command, "start N processes on each node of the SLURM allocation, or on this machine")
+            add_nproc_per_node(command.group("run"), "processes on this machine, or per node of a SLURM job")
         add_settings(command, SECTIONS[section])
         command.set_defaults(run=_command(section, work), section=section)
 
 
 def add_memory(commands) -> None:
-    memory = add_command(commands, "memory", "Estimate the memory of pretraining from its settings, without data or a GPU.")
-    add_recipe(memory)
+    memory = add_command(commands, "memory", "Estimate the memory of pretraining. This needs neither data nor a GPU.")
+    add_recipe(memory.group("run"))
     add_json(memory)
-    add_nproc_per_node(memory, "number of processes that the batch is divided over (default: 1, 2, 4 and 8)")
+    add_nproc_per_node(memory.group("run"), "processes that share the batch (default: 1, 2, 4 and 8)")
     add_settings(memory, PretrainSettings)
     memory.set_defaults(run=_memory, section="pretrain")
 
@@ -68,15 +76,14 @@ def _command(section: str, work: Callable[[Any], dict[str, Any]]) -> Callable[[a
         if by_torchrun > 1 and nproc is not None:
             raise SfrikError("--nproc-per-node starts processes, but torchrun has already done so: use only one of them")
         if options.dry_run:
-            return _plan(settings, multi_process, nproc or (by_torchrun if by_torchrun > 1 else None))
+            return _plan(settings, multi_process, nproc or (by_torchrun if by_torchrun > 1 else None), options.recipe)
         _check_processes(settings, nproc)
-        if not hasattr(options, "exp_dir") and process_place().rank == 0:
-            if not options.recipe:
-                print_line(f"results go to {settings.exp_dir}; choose another folder with --exp-dir")
-            elif recipe_of(settings.exp_dir) is None:
-                print_line(
-                    f"not the settings of recipe {options.recipe}: results go to {settings.exp_dir}, which tables do not read"
-                )
+        if process_place().rank == 0:
+            print_line(headline(settings, nproc or by_torchrun))
+            if not hasattr(options, "exp_dir") and not options.recipe:
+                print_line("choose another folder with --exp-dir")
+            elif not hasattr(options, "exp_dir") and recipe_of(settings.exp_dir) is None:
+                print_line(f"tables do not read this folder, since the settings are not those of recipe {options.recipe}")
         outcome = _on_processes(work, settings, nproc)
         return CommandOutput(outcome, summary(section, settings, options.recipe, outcome))
 
@@ -152,12 +159,12 @@ COMMANDS = {
 }
 
 
-def _plan(settings: Settings, multi_process: bool, nproc: int | None) -> CommandOutput:
+def _plan(settings: Settings, multi_process: bool, nproc: int | None, recipe: str | None) -> CommandOutput:
     """Settings, steps, images and expected memory on `nproc` processes; None: on 1, with `multi_process` also on 2, 4 and 8."""
     _check_processes(settings, nproc)
     check_plan(settings, nproc or 1)
     from sfrik.cost.memory import expected_images, expected_steps
-    from sfrik.cost.report import format_plan, memory_by_processes
+    from sfrik.cost.report import memory_by_processes
 
     steps = expected_steps(settings)
     content = {
@@ -167,7 +174,7 @@ def _plan(settings: Settings, multi_process: bool, nproc: int | None) -> Command
         "images": expected_images(settings),
         "memory_gib": _with_totals(memory_by_processes(settings, nproc or (None if multi_process else 1))),
     }
-    return CommandOutput(content, format_plan(settings, nproc, multi_process))
+    return CommandOutput(content, format_plan(settings, nproc, multi_process, recipe))
 
 
 def _memory(options: argparse.Namespace) -> CommandOutput:

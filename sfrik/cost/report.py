@@ -1,51 +1,23 @@
-"""The predictions of `sfrik.cost.memory` as text, for `--dry-run` and `sfrik memory`, and as a widget for notebooks."""
+"""The predictions of `sfrik.cost.memory` as text, for dry runs and `sfrik memory`, and as a widget for notebooks."""
 
 from __future__ import annotations
 
 from html import escape
 from typing import Any
 
-from sfrik.cost.memory import expected_images, expected_memory, expected_steps
+from sfrik.cost.memory import expected_memory
 from sfrik.errors import SfrikError
-from sfrik.objectives.factory import kernel_notes
 from sfrik.pretrain.accumulate import micro_batches
 from sfrik.settings import ARCHITECTURES, PretrainSettings, Settings
-from sfrik.system.terminal import align
+from sfrik.system.terminal import align, terminal_width, wrap
 
-__all__ = ["format_memory", "format_plan", "memory_by_processes", "memory_widget"]
+__all__ = ["format_memory", "memory_by_processes", "memory_table", "memory_widget"]
 
 PROCESSES = (1, 2, 4, 8)  # the numbers of processes shown by default
 METHODS = ("sfrik", "auh", "simclr", "vicreg", "sigreg")
 # Okabe and Ito's palette, distinguishable with colour blindness
 COLOURS = {"parameters": "#0072B2", "activations": "#E69F00", "images": "#999999", "embeddings": "#56B4E9", "loss": "#D55E00"}
 WORTHWHILE = 0.95  # advice is given only if it lowers the total to this fraction
-
-
-def format_plan(settings: Settings, processes: int | None, multi_process: bool) -> list[str]:
-    """Settings in use, steps, images and expected memory of a command on `processes`.
-
-    With None: on 1 process, or with `multi_process` on each of `PROCESSES` that divides the batch.
-    """
-    unused = settings.unused()
-    lines = align([(name, str(value)) for name, value in settings.model_dump().items() if name not in unused])
-    counts, images = expected_steps(settings), expected_images(settings)
-    if counts is not None and images is not None:
-        steps, epochs = counts
-        seen = steps * settings.batch_size if isinstance(settings, PretrainSettings) else images * min(1, epochs)
-        lines.append(f"steps: {steps} per epoch, {steps * epochs} in total")
-        lines.append(f"images: {seen} per epoch{f' (of {images})' if seen < images else ''}, {seen * epochs} in total")
-    elif images is not None:
-        lines.append(f"images: {images}")
-    else:
-        place = getattr(settings, "image_dir", "") or settings.data_dir
-        lines.append(f"steps: one per {settings.batch_size} images in {place}, per epoch")
-    if isinstance(settings, PretrainSettings):
-        lines += [line for line in (settings.trade_off_line, *settings.notes, *kernel_notes(settings)) if line]
-    for count, parts in memory_by_processes(settings, processes or (None if multi_process else 1)).items():
-        detail = ", ".join(f"{name} {size:.2f}" for name, size in parts.items())
-        each = "1 process" if count == 1 else f"each of {count} processes"
-        lines.append(f"memory of {each}, about: {sum(parts.values()):.2f} GiB ({detail or 'nothing large'})")
-    return lines
 
 
 def memory_by_processes(settings: Settings, processes: int | None = None) -> dict[int, dict[str, float]]:
@@ -56,12 +28,22 @@ def memory_by_processes(settings: Settings, processes: int | None = None) -> dic
 
 def format_memory(settings: PretrainSettings, found: dict[int, dict[str, float]]) -> list[str]:
     """A table of `memory_by_processes`, then the largest part with the fewest processes, and settings that would lower it."""
+    advice = _advice(settings, *next(iter(found.items())))
+    return [*memory_table(found), *(line for text in advice for line in wrap(text))]
+
+
+def memory_table(found: dict[int, dict[str, float]]) -> list[str]:
+    """A row for each number of processes, or a column where the terminal is too narrow for the rows."""
     names = list(dict.fromkeys(name for parts in found.values() for name in parts))
     rows = [["GiB per process", *names, "total"]]
     for count, parts in found.items():
         sizes = [*(parts.get(name, 0.0) for name in names), sum(parts.values())]
         rows.append([_processes(count), *(f"{size:.2f}" for size in sizes)])
-    return [*align(rows, right=range(1, len(names) + 2)), *_advice(settings, *next(iter(found.items())))]
+    lines = align(rows, right=range(1, len(rows[0])))
+    if max(map(len, lines)) <= terminal_width() - 2:  # a dry run indents them
+        return lines
+    columns = zip(rows[0], *([str(count), *row[1:]] for count, row in zip(found, rows[1:], strict=True)), strict=True)
+    return align(list(columns), right=range(1, len(rows)))
 
 
 def _advice(settings: PretrainSettings, processes: int, parts: dict[str, float]) -> list[str]:

@@ -57,11 +57,11 @@ class Settings(BaseModel):
     )
     data_dir: RequiredPath = Field("data", description="folder of the images; image files are in train/ and val/ (or test/)")
     subset: Annotated[Count | None, Unset] = Field(None, description="training images per class, the first ones; all when unset")
-    size: Pixels = Field(224, description="side of the views and the test images, in pixels")
+    size: Pixels = Field(224, description="side of the images in pixels; of the views, and of the test images")
     arch: Architecture = Field(
         "resnet18",
-        description=f"backbone: {', '.join(ARCHITECTURES)}; torchvision's {', '.join(TORCHVISION_VITS)}; timm/NAME for a model "
-        "of timm; or pixels (no network)",
+        description=f"backbone: {', '.join((*ARCHITECTURES, *TORCHVISION_VITS))} (torchvision's), timm/NAME, or pixels (no "
+        "network)",
     )
     arch_args: ArchArguments = Field(
         (), description="arguments of a model of timm or a ViT of torchvision, such as patch_size=4 depth=6"
@@ -71,7 +71,7 @@ class Settings(BaseModel):
     )
     batch_size: Batch = Field(256, description="images per step, over all processes")
     seed: Int = Field(
-        0, ge=0, le=2**32 - 1, description="random seed of the initialisation, the order of the images and the augmentations"
+        0, ge=0, le=2**32 - 1, description="random seed; of the initialisation, the order of the images and the augmentations"
     )
     exp_dir: OptionalPath = Field(
         "", description="folder of the run; runs/<profile>/<recipe>/seed<k> when unset, or beside it with other settings"

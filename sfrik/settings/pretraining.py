@@ -56,7 +56,7 @@ class PretrainSettings(OptimizerSettings, sections=("pretrain",)):
 
     augmentations: Annotated[Literal["vicreg", "simclr", "auh", "cifar", "obow", "swav", "digits"], LowerCase] = Field(
         "vicreg",
-        description="augmentations of the views: vicreg, simclr, auh, cifar, digits (two views), obow or swav (multi-crop)",
+        description="vicreg, simclr, auh, cifar or digits (two views), obow or swav (multi-crop)",
     )
     input_pipeline: Literal["tensor", "pil"] = Field(
         "tensor",
@@ -86,7 +86,7 @@ class PretrainSettings(OptimizerSettings, sections=("pretrain",)):
     )
     reg_small: bool = Field(False, description="multi-crop: regularise all views, not only those that the others are aligned to")
     mlp: Mlp = Field(
-        "8192-8192-8192", description="widths of the projector's layers; the last is q, the dimension of the embeddings"
+        "8192-8192-8192", description="widths of the projector's layers, the last one q, the dimension of the embeddings"
     )
     ssl_method: Annotated[Literal["sfrik", "auh", "simclr", "vicreg", "sigreg", "none"], LowerCase] = Field(
         "sfrik", description="objective: sfrik, auh, simclr, vicreg, sigreg, or none (keeps the initial weights)"
@@ -132,7 +132,7 @@ class PretrainSettings(OptimizerSettings, sections=("pretrain",)):
         None, description="largest number of images per forward pass and process; the loss is still that of the whole batch"
     )
     compile: bool = Field(False, description="compile the network with torch.compile, which needs a C++ compiler")
-    sigreg_weight: Fraction = Field(0.05, description="SIGReg: lambda, the fraction of the regulariser in the loss")
+    sigreg_weight: Fraction = Field(0.05, description="SIGReg: fraction of the regulariser in the loss, lambda")
     sigreg_slices: Slices = Field(1024, description="SIGReg: random directions per step")
     checkpoint_minutes: Real = Field(
         10.0, gt=0, le=366 * 24 * 60, description="longest time between checkpoints, in minutes; every epoch ends with one"

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -31,6 +32,7 @@ __all__ = [
     "tolerate_output_errors",
     "wants_colour",
     "warn_once",
+    "wrap",
 ]
 
 CODES = {"red": "31", "green": "32", "yellow": "33", "blue": "34", "bold": "1", "dim": "2"}
@@ -137,6 +139,11 @@ def text_width(text: str) -> int:
     """The columns of a terminal that a text takes: two for a wide character, none for colours and combining characters."""
     shown = [character for character in re.sub("\x1b\\[[0-9;]*m", "", text) if not unicodedata.combining(character)]
     return len(shown) + sum(unicodedata.east_asian_width(character) in "WF" for character in shown)
+
+
+def wrap(text: str, indent: str = "  ") -> list[str]:
+    """A text in lines of at most the terminal's width, those after the first indented. A longer word is left whole."""
+    return textwrap.wrap(text, terminal_width(), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def terminal_width() -> int:

@@ -7,11 +7,13 @@ import errno
 import json
 import os
 import re
+import shlex
 import struct
 import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import numpy as np
 import pytest
@@ -19,8 +21,9 @@ import torch
 from PIL import Image
 
 import sfrik
-from sfrik.cli.flags import add_command
+from sfrik.cli.flags import add_command, resolve_settings
 from sfrik.cli.main import REPORT, build_parser, main
+from sfrik.cli.parser import Parser
 from sfrik.cli.train import COMMANDS as BY_SECTION
 from sfrik.cost.memory import expected_images, expected_memory, expected_steps
 from sfrik.launch import launcher as launching
@@ -80,7 +83,18 @@ MISTAKES = {
     "a malformed mlp": ([*SMOKE, "--mlp", "64-x"], ["mlp", "8192-8192-8192", "64-x"]),
     "an mlp of no widths": ([*SMOKE, "--mlp", ""], ["mlp", "8192-8192-8192"]),
     "an unknown architecture": ([*SMOKE, "--arch", "resnet19"], ["arch", "did you mean resnet18?"]),
-    "an unknown command": (["pretain", "--epochs", "3"], ["pretain", "pretrain"]),
+    "an unknown command": (["pretain", "--epochs", "3"], ["unknown command 'pretain' (did you mean pretrain?)"]),
+    "the beginning of a command": (["pre"], ["unknown command 'pre' (did you mean pretrain?): see sfrik --help"]),
+    "the beginning of a flag": (
+        [*SMOKE, "--sfrik_sim", "3"],
+        ["--sfrik_sim (did you mean --sfrik_sim_coeff?): see sfrik"],
+    ),
+    "the beginning of three flags": (
+        [*SMOKE, "--vicreg", "3"],
+        ["(did you mean --vicreg-sim-coeff, --vicreg-std-coeff or --vicreg-cov-coeff?)"],
+    ),
+    "the beginning of many flags": ([*SMOKE, "--sfrik=3"], ["--sfrik=3 (did you mean --sfrik-weights, ", ", ...?)"]),
+    "a recipe without its profile": (["pretrain", "--recipe", "sfrik_l2_q64"], ["(did you mean smoke/sfrik_l2_q64?)"]),
     "a flag without its value": ([*SMOKE, "--epochs"], ["--epochs", "expected one argument"]),
     "an unknown recipe": (
         ["pretrain", "--recipe", "smoke/sfrik_l2_q1"],
@@ -335,11 +349,12 @@ def test_an_interrupted_command_prints_how_to_resume(here, capsys, monkeypatch):
 @pytest.mark.parametrize("name", ["--sfrik-mmd-coeff", "--sfrik_mmd_coeff"])
 def test_a_flag_is_written_with_hyphens_or_underscores(here, capsys, name):
     assert main([*SMOKE, name, "2.5", "--dry-run"]) == 0
-    assert re.search(r"^sfrik_mmd_coeff +2\.5$", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^  sfrik_mmd_coeff +2\.5 +\(", capsys.readouterr().out, re.MULTILINE)
 
 
 @pytest.mark.parametrize("dry", [True, False])
-def test_a_kernel_whose_series_is_cut_is_reported_once_before_the_training(here, capsys, recwarn, dry):
+def test_a_kernel_whose_series_is_cut_is_reported_once_before_the_training(here, capsys, recwarn, monkeypatch, dry):
+    monkeypatch.setenv("COLUMNS", "200")
     cut = ["--sfrik-kernel", "rbf", "--sfrik-kernel-degree", "2"]
     flags = ["--dry-run"] if dry else ["--epochs", "1", "--subset", "7", "--device", "cpu"]
     assert main([*SMOKE, *cut, *flags]) == 0
@@ -352,14 +367,26 @@ def test_a_kernel_whose_series_is_cut_is_reported_once_before_the_training(here,
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_setting_is_a_flag_in_both_spellings(command, capsys):
+def test_every_setting_is_a_flag_in_both_spellings_and_help_all_lists_it_once_with_its_choices(command, capsys):
     with pytest.raises(SystemExit) as end:
-        main([command, "--help"])
+        main([command, "--help-all"])
     assert end.value.code == 0
     text = capsys.readouterr().out
-    for name in SECTIONS[command.replace("-", "_")].model_fields:
-        assert re.search(rf"--{name}\b", text), name
-        assert re.search(rf"--{name.replace('_', '-')}\b", text), name
+    assert "_" not in "".join(re.findall(r"^  (--\S+)", text, re.MULTILINE)), "one spelling is enough"
+    for name, field in SECTIONS[command.replace("-", "_")].model_fields.items():
+        flag = f"--{name.replace('_', '-')}"
+        assert len(re.findall(rf"^  {flag}(?= )", text, re.MULTILINE)) == 1, name
+        help = " ".join(re.split(rf"^  {flag}(?= )", text, flags=re.MULTILINE)[1].split("\n  -")[0].split())
+        choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+        assert [choice for choice in choices if choice not in help] == [], name
+        for spelling in (flag, f"--{name}"):
+            assert getattr(build_parser().parse_args([command, f"{spelling}=1"]), name) in ("1", ["1"])
+
+
+def test_the_value_of_a_flag_and_what_follows_two_hyphens_keep_their_underscores():
+    options = build_parser().parse_args(["pretrain", "--exp_dir=a_b", "--data_dir", "c_d", "--sfrik_mmd_coeff", "2"])
+    assert (options.exp_dir, options.data_dir, options.sfrik_mmd_coeff) == ("a_b", "c_d", "2")
+    assert build_parser().parse_args(["publish", "--", "--data_dir"]).names == ["--data_dir"]
 
 
 # --- booleans, lists, the place of the results
@@ -383,7 +410,7 @@ def test_a_flag_after_a_boolean_is_not_its_value(here, capsys):
 @pytest.mark.parametrize("flag", ["--lr-sweep", "--lr_sweep"])
 def test_a_flag_takes_several_values_separated_by_spaces(here, capsys, flag):
     assert main(["evaluate", flag, "0.1", "0.4", "--subset", "9", "--val-subset", "9", "--exp-dir", "run", "--dry-run"]) == 0
-    assert re.search(r"^lr_sweep +\(0\.1, 0\.4\)$", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^  lr_sweep +0\.1 0\.4 +\(default: none\)$", capsys.readouterr().out, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -411,7 +438,9 @@ def test_the_default_folder_of_the_results_is_printed_in_one_line(here, capsys):
     flags = ["--dataset", "mnist5k", "--augmentations", "digits", "--arch", "resnet8", "--size", "28", "--mlp", "8-8"]
     flags += ["--ssl-method", "none", "--workers", "0"]
     assert main(["pretrain", *flags]) == 0
-    assert capsys.readouterr().out.splitlines()[0] == "results go to exp; choose another folder with --exp-dir"
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first == "initial weights, ResNet-8, q = 8, 3,500 images, 1 process -> exp"
+    assert second == "choose another folder with --exp-dir"
     assert (here / "exp" / "backbone.safetensors").is_file()
 
 
@@ -439,7 +468,7 @@ def test_the_evaluations_refuse_several_processes_and_extraction_does_not(here, 
         arguments = [command, "--exp-dir", "run", "--dry-run"]
         if command in ("pretrain", "extract-features"):
             assert main(arguments) == 0
-            assert "memory of each of 2 processes" in capsys.readouterr().out
+            assert list(memory_lines(capsys.readouterr().out)) == [2]
         else:
             fails_in_one_line(capsys, arguments, "one process", "torchrun")
     fails_in_one_line(capsys, ["table", "table1", "--profile", "smoke"], "one process", "torchrun")
@@ -513,11 +542,37 @@ def test_a_dry_run_prints_the_settings_and_touches_nothing(here, capsys, command
     captured = capsys.readouterr()
     assert captured.err == ""
     kind = SECTIONS[command.replace("-", "_")]
-    unused = kind.from_recipe("smoke/sfrik_l2_q64").unused()
-    for name in kind.model_fields:
-        assert bool(re.search(rf"^{name} ", captured.out, re.MULTILINE)) == (name not in unused), name
-    assert re.search(r"^seed +5$", captured.out, re.MULTILINE)
+    settings = kind.from_recipe("smoke/sfrik_l2_q64")
+    for name, field in kind.model_fields.items():
+        differs = name == "seed" or (getattr(settings, name) != field.default and name not in settings.unused() | {"exp_dir"})
+        assert bool(re.search(rf"^  {name} ", captured.out, re.MULTILINE)) == differs, name
+    assert re.search(r"^  seed +5 +\(recipe: 0\)$", captured.out, re.MULTILINE)
+    assert re.search(r"^  arch +resnet8 +\(default: resnet18\)$", captured.out, re.MULTILINE)
+    first, last = captured.out.splitlines()[0], captured.out.splitlines()[-1]
+    assert re.search(r"ResNet-8, .*\b\d+ images, 1 process -> run", first)
+    assert last == "folder: run"
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("columns", [50, 80, 120])
+def test_a_dry_run_is_wrapped_at_the_width_of_the_terminal_between_words(here, capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    flags = ["--warmup-epochs", "9", "--sfrik-kernel", "rbf", "--sfrik-kernel-degree", "2"]
+    assert main([*SMOKE, *flags, "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= columns
+    assert "the learning rate ends at 22 % of its peak, without decay; lower --warmup-epochs" in " ".join(text.split())
+    assert "loss" in text
+
+
+def test_a_dry_run_shows_the_defaults_where_a_recipe_is_overridden_by_them_and_the_form_that_was_given(here, capsys):
+    assert main([*SMOKE, "--epochs", "100", "--sfrik-trade-off", "0.5", "--dry-run"]) == 0
+    lines = {line.split()[0]: " ".join(line.split()[1:]) for line in capsys.readouterr().out.splitlines() if "  (" in line}
+    assert lines["epochs"] == "100 (recipe: 2)"
+    assert lines["sfrik_trade_off"] == "0.5 (recipe: none)"
+    assert "sfrik_sim_coeff" not in lines
+    assert main(["pretrain", "--dry-run"]) == 0
+    assert "all settings have their defaults" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -645,12 +700,9 @@ def test_a_dry_run_counts_the_steps(here, capsys, flags, per_epoch, total):
 
 def memory_lines(text):
     """{processes: (total GiB, {part: GiB})} of a dry run."""
-    found = {}
-    for line in text.splitlines():
-        if match := re.match(r"memory of (?:each of )?(\d+) process(?:es)?, about: ([\d.]+) GiB \((.*)\)$", line):
-            parts = {name: float(size) for name, size in (part.split(" ") for part in match.group(3).split(", "))}
-            found[int(match.group(1))] = (float(match.group(2)), parts)
-    return found
+    head, *rows = [line.split() for line in text.splitlines() if re.match(r"  GiB per process |  \d+ process", line)]
+    found = {int(row[0]): dict(zip(head[3:], map(float, row[2:]), strict=True)) for row in rows}
+    return {count: (parts.pop("total"), parts) for count, parts in found.items()}
 
 
 def test_a_dry_run_prints_the_expected_memory_on_1_2_4_and_8_processes(here, capsys):
@@ -755,23 +807,42 @@ def test_the_help_lists_every_command_with_what_it_does(program, arguments):
     done = subprocess.run([*PROGRAMS[program], *arguments], capture_output=True, encoding="utf-8", env=environment, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     assert max(map(len, done.stdout.splitlines())) <= 80
-    listed = re.findall(r"^    ([a-z-]+)", done.stdout, re.MULTILINE)
+    listed = re.findall(r"^  ([a-z-]+)(?= )", done.stdout.split("options:")[0], re.MULTILINE)
     commands = next(action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)).choices
-    assert listed == list(commands)
-    assert "a share such as 10 % of the labels" in " ".join(done.stdout.split())
+    assert sorted(listed) == sorted(commands)
+    lines = done.stdout.splitlines()
+    assert [name for name in commands if not any(re.match(rf"  {name} +[a-z]", line) for line in lines)] == []
+    assert len(lines) <= 40
 
 
-@pytest.mark.parametrize(
-    "command", [*COMMANDS, "memory", "table", "compare", "status", "run", "chapters", "diagnose", "env", "completion"]
-)
-def test_the_help_of_a_command_fits_80_columns_and_shows_no_empty_default(command, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "80")
-    with pytest.raises(SystemExit):
-        main([command, "--help"])
-    text = capsys.readouterr().out
-    assert max(map(len, text.splitlines())) <= 80
-    assert "default: None" not in text
-    assert "default: )" not in text
+PARSERS = next(action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)).choices
+
+
+@pytest.mark.parametrize("command", PARSERS)
+def test_the_help_of_a_command_fits_two_screens_and_any_width(command, monkeypatch):
+    for columns in (60, 80, 120):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        for text in (PARSERS[command].format_help(), PARSERS[command].format_help(everything=True)):
+            assert max(map(len, text.splitlines())) <= columns
+            assert not re.search(r"default: (None|\))|\(default:$|\w-$", text, re.MULTILINE), "nothing is broken within a word"
+        if columns >= 80:
+            assert len(PARSERS[command].format_help().splitlines()) <= 80
+
+
+@pytest.mark.parametrize("command", [name for name in PARSERS if name != "completion"])
+def test_the_examples_of_the_help_are_command_lines_without_a_mistake(here, command, capsys):
+    assert PARSERS[command].examples
+    for example in PARSERS[command].examples:
+        program, *arguments = shlex.split(example)
+        options = build_parser().parse_args(arguments)
+        assert (program, options.command) == ("sfrik", command)
+        if hasattr(options, "section"):
+            resolve_settings(options)
+
+
+@pytest.mark.parametrize("arguments", [["pretrain", "table1"], ["table"], ["run", "--seed"], ["--recipe", "x"]])
+def test_arguments_that_do_not_fit_a_command_name_its_help(here, capsys, arguments):
+    fails_in_one_line(capsys, arguments, "--help")
 
 
 def test_the_help_fits_a_terminal_of_80_columns(monkeypatch):
@@ -802,6 +873,6 @@ def test_version_prints_the_version_of_the_package(program):
 
 
 def test_a_percent_sign_in_the_description_of_a_command_is_printed_unchanged():
-    parser = argparse.ArgumentParser(prog="x")
-    add_command(parser.add_subparsers(), "half", "Half: 50 % and 50%s of %(it)s.")
-    assert "half: 50 % and 50%s of %(it)s" in parser.format_help()
+    parser = Parser(prog="x", commands={"numbers": ["half"]})
+    add_command(parser.add_subparsers(parser_class=Parser), "half", "Half: 50 % and 50%s of %(it)s. Not this.")
+    assert "half: 50 % and 50%s of %(it)s\n" in parser.format_help()

@@ -587,8 +587,9 @@ def test_parameters_of_notebooks_that_are_not_settings_are_read_alike():
 
 
 @pytest.mark.parametrize(("epochs", "warmup", "words"), [(3, 10, "ends at 30 % of its peak"), (1, 1e7, "ends at 1e-05 % of")])
-def test_a_warm_up_longer_than_the_training_is_reported_in_the_plan(epochs, warmup, words):
-    from sfrik.cost.report import format_plan
+def test_a_warm_up_longer_than_the_training_is_reported_in_the_plan(epochs, warmup, words, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    from sfrik.cli.plan import format_plan
 
     settings = PretrainSettings(epochs=epochs, warmup_epochs=warmup)
     (line,) = [line for line in format_plan(settings, 1, True) if "is longer than the training" in line]
@@ -670,8 +671,9 @@ def test_an_unsound_setting_of_an_optimizer_is_refused(given, words):
     assert "\n" not in str(caught.value)
 
 
-def test_a_rate_of_lars_for_adamw_is_reported_in_the_plan():
-    from sfrik.cost.report import format_plan
+def test_a_rate_of_lars_for_adamw_is_reported_in_the_plan(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    from sfrik.cli.plan import format_plan
 
     def reported(**given) -> list[str]:
         return [line for line in format_plan(PretrainSettings(**given), 1, True) if "too large for optimizer" in line]
