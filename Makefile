@@ -1,22 +1,28 @@
 # Reproduces the paper's tables. `make` without a target prints the list of targets.
 #
-#   PROFILE=digits   smoke (minutes, for tests), digits (minutes, two CPU cores), photos (hours, two CPU cores), cifar10 and
-#                    cifar10_quick (one GPU), paper (days, estimated)
-#   TABLE=           publish: a table, several in quotes, or all
+#   PROFILE=digits   smoke (minutes, for tests), digits (minutes, two CPU cores),
+#                    photos (hours, two CPU cores), cifar10 and cifar10_quick
+#                    (one GPU), paper (days, estimated)
 #   SEEDS=1          seeds 0 to SEEDS-1 of each run
 #   JOBS=0           number of parallel runs; 0: one per core, or one on a GPU
-#   DATA=            image folder, for profiles that need one (ImageNet: has train/ and val/; also contains STL10, Places205, VOC07);
-#                    photos, cifar10: a folder with train/ and val/ or test/ of image files, else they are downloaded
-#   RESULTS=runs     folder of your runs and tables; results/ is what was published
-#   LAUNCH=local     slurm: submit the missing runs as jobs, followed by the table; `slurm.toml` has the cluster's settings
+#   DATA=            image folder: ImageNet's, with train/ and val/ (and STL10,
+#                    Places205, VOC07 in it); photos, cifar10: one with train/ and
+#                    val/ or test/ of image files, else they are downloaded
+#   RESULTS=runs     folder of your runs and tables (the published: results/)
+#   TABLE=           publish: a table, several in quotes, or all
+#   LAUNCH=local     slurm: submit the missing runs as jobs, then the table;
+#                    slurm.toml has the cluster's settings
 #   PARTITION=       slurm: the partition; empty: that of slurm.toml
 #   NODES=1          slurm: nodes per pretraining
 #   GPUS=0           slurm: GPUs per node, with one process per GPU
 #   PROCS=1          slurm: processes per node without GPUs
-#   TIME=            slurm: time limit of a job (20:00:00); a job that reaches it saves, requeues itself and resumes
+#   TIME=            slurm: time limit of a job (20:00:00); a job that reaches it
+#                    saves, requeues itself and resumes
 #   PYTHON=python3   Python that creates the virtual environment (3.11 to 3.14)
+#   VENV=.venv       the virtual environment; empty: the active environment
+#                    (conda: environment.yml)
 #   COVERAGE=        test: 1 reports the coverage of sfrik/
-#   VENV=.venv       the virtual environment; empty: the active environment (conda: environment.yml)
+#   LAB=             lab: further flags of jupyter lab
 
 SHELL := /bin/bash
 # Containers set this to 1: each of the many processes of a table, or of the tests, would compile every module again.
@@ -95,42 +101,60 @@ PROPOSE = SFRIK_MAKE=$(if $(filter command,$(origin VENV)),VENV=$(call quoted,VE
 # The flags of the variables that are not empty.
 CLUSTER = $(foreach flag,PARTITION NODES GPUS PROCS TIME,$(if $(value $(flag)),--$(shell echo $(flag) | tr A-Z a-z) $(call quoted,$(flag))))
 
+##@ start
 help:  ## print this list
-	@echo "usage: make TARGET [PROFILE=digits|smoke|photos|cifar10|cifar10_quick|paper] [SEEDS=1] [JOBS=0] [VENV=.venv]"
-	@echo "       make TABLE LAUNCH=slurm [PARTITION=...] [NODES=1] [GPUS=0] [PROCS=1] [TIME=...]    and   make status"
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
+	@echo "usage: make TARGET [NAME=VALUE ...], as in: make table1 PROFILE=photos SEEDS=3"
+	@awk -F ':.*## ' '/^##@ / { printf "\n%s:\n", substr($$0, 5) } /^[a-z0-9-]+:.*## / { printf "  %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo; echo "variables, with their defaults:"; sed -n 's/^#   /  /p' $(MAKEFILE_LIST)
 
-setup: $(READY)  ## create .venv with the package and all that notebooks and tests need (no-op if it is up to date)
+setup: $(READY)  ## create .venv with the package and all that it needs
 
-table1: $(READY)  ## linear probing of SimCLR, AUH, VICReg and SFRIK for several q; trains the missing runs
+# The root is the checkout, so that the notebooks' links to results/ work. Only this environment's kernel is offered, since the
+# notebooks use it. .jupyter/overrides.json disables the question about news, which need a network. Language servers are disabled:
+# JupyterLab would start one for each installed type checker.
+lab: $(READY)  ## open notebook 01 in JupyterLab
+	JUPYTER_PATH= JUPYTER_PREFER_ENV_PATH=1 $(BIN)python -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/01_kernel_theory.ipynb \
+	  --LabApp.app_settings_dir=.jupyter --KernelSpecManager.allowed_kernelspecs=python3 --LanguageServerManager.autodetect=False \
+	  $$([ "$$(id -u)" != 0 ] || echo --allow-root) $(LAB)
+
+##@ the paper's tables; each trains the runs that it lacks
+table1: $(READY)  ## linear probing of SimCLR, AUH, VICReg and SFRIK for several q
 table2: $(READY)  ## choice of the kernel: truncated, RBF, power, heat
 table3: $(READY)  ## transfer to other data sets
-table4: $(READY)  ## all protocols: linear, transfer, 1 % and 10 % of the labels, kNN
+table4: $(READY)  ## linear probing, transfer, 1 % and 10 % of the labels, kNN
 table5: $(READY)  ## peak memory for several batch sizes
 table6: $(READY)  ## time and memory of every regulariser for several q
 table7: $(READY)  ## two views, OBoW and SwAV multi-crop
 table8: $(READY)  ## random crops, few labels (in the paper: STL10)
-table9: $(READY)  ## tuning: each method's grid on the validation split, then one test score of the chosen setting
+table9: $(READY)  ## each method's grid on the tuning split, then one test score
 table1 $(TABLES):
 	@$(PROPOSE) $(BIN)python -m sfrik table $@ $(PLACE) --seeds $(call quoted,SEEDS) --jobs $(call quoted,JOBS) --data-dir=$(call quoted,DATA) \
 	  --launch $(call quoted,LAUNCH) $(CLUSTER)
 
-tables: $(READY)  ## render every table from the existing scores, without training
+tables: $(READY)  ## render every table from the existing scores
 	@$(BIN)python -m sfrik table all $(PLACE)
 
-notebooks: $(READY)  ## execute all notebooks, 01 to 07, into runs/PROFILE/notebooks (DATA=, as for the tables)
-	@$(BIN)python -m sfrik chapters $(PLACE) --data-dir=$(call quoted,DATA)
-
-publish: $(READY)  ## copy the finished runs of TABLE to results/PROFILE, the published results (TABLE="table1 table2" or all)
+publish: $(READY)  ## copy the finished runs of TABLE to results/PROFILE
 	$(BIN)python -m sfrik publish $(PLACE) -- $(call quoted,TABLE)
 	@$(BIN)python tools/readme_results.py
 	@$(BIN)python tools/measured_numbers.py
 
-status: $(READY)  ## how many runs are done, running, failed, missing, ...; then what is not done
+status: $(READY)  ## show which runs are done, running, failed or missing
 	@$(BIN)python -m sfrik status $(PLACE) --seeds $(call quoted,SEEDS)
 
+##@ notebooks and documentation
+notebooks: $(READY)  ## execute all notebooks into runs/PROFILE/notebooks
+	@$(BIN)python -m sfrik chapters $(PLACE) --data-dir=$(call quoted,DATA)
+
+# Always rebuilt from scratch: pages also depend on files that Sphinx does not track (executed notebooks, records of runs).
+docs: $(READY)  ## build the documentation, site/index.html
+	@rm -rf site
+	$(BIN)python -m sphinx -q -W --keep-going -b html -c docs -d site/.doctrees . site
+	@rm -r site/.doctrees jupyter_execute  # left behind by myst-nb
+
+##@ checks
 # One process more than cores, at most 8: many tests wait for commands that they started.
-test: $(READY)  ## the whole check: ruff, types, all tests (COVERAGE=1: with coverage)
+test: $(READY)  ## ruff, types, all tests
 	$(BIN)python -m ruff check . && $(BIN)python -m ruff format --check .
 	@$(MAKE) --no-print-directory types
 	OMP_NUM_THREADS=1 $(BIN)python -m pytest --dist loadfile --no-loadscope-reorder $(if $(COVERAGE),--cov --cov-report term) \
@@ -139,34 +163,21 @@ test: $(READY)  ## the whole check: ruff, types, all tests (COVERAGE=1: with cov
 types: $(READY)  ## type-check sfrik/
 	$(BIN)python -m pyrefly check --python-interpreter-path "$$($(BIN)python -c 'import sys; print(sys.executable)')"
 
-matrix:  ## the tests with the oldest and the newest versions in pyproject.toml's ranges (PYTHON=python3.11; environments in .matrix)
+matrix:  ## the tests with the oldest and the newest packages
 	export PYTHON=$(call quoted,PYTHON) && tests/matrix.sh oldest && tests/matrix.sh newest
 
-test-slurm: $(READY)  ## the SLURM tests, on a two-node cluster on this machine (Debian: slurm-wlm, munge; needs root)
+test-slurm: $(READY)  ## the SLURM tests, on two nodes here (root, slurm-wlm, munge)
 	$(BIN)python -m pytest -m slurm tests/reproduce/test_slurm_cluster.py
 
-test-lab: $(READY)  ## the tests of the notebooks in JupyterLab, in a headless browser (Debian: chromium)
+test-lab: $(READY)  ## the notebooks in JupyterLab, in a browser (needs chromium)
 	OMP_NUM_THREADS=1 $(BIN)python -m pytest -m browser
 
-# Always rebuilt from scratch: pages also depend on files that Sphinx does not track (executed notebooks, records of runs).
-docs: $(READY)  ## build the documentation as a static site, site/index.html (needs no network)
-	@rm -rf site
-	$(BIN)python -m sphinx -q -W --keep-going -b html -c docs -d site/.doctrees . site
-	@rm -r site/.doctrees jupyter_execute  # left behind by myst-nb
-
-bench: $(READY)  ## repeat every measurement of docs/speed.md (DATA=, a folder of photos); about twenty minutes
+bench: $(READY)  ## repeat the measurements of docs/speed.md (20 minutes)
 	$(BIN)python benchmarks/bench.py $(if $(value DATA),--data=$(call quoted,DATA))
 
-clean:  ## delete caches, builds, coverage data and unfinished notebooks, but no results
+##@ deleting
+clean:  ## delete caches and builds, but no results
 	@$(call quoted,PYTHON) tools/clean.py
 
-clean-results:  ## delete your runs and tables of PROFILE, after confirmation in a terminal
+clean-results:  ## delete your runs and tables of PROFILE; asks first
 	@$(call quoted,PYTHON) tools/clean.py --results=$(call quoted,RESULTS)/$(call quoted,PROFILE)
-
-# The root is the checkout, so that the notebooks' links to results/ work. Only this environment's kernel is offered, since the
-# notebooks use it. .jupyter/overrides.json disables the question about news, which need a network. Language servers are disabled:
-# JupyterLab would start one for each installed type checker.
-lab: $(READY)  ## open notebook 01 in JupyterLab (LAB=, further flags of jupyter lab)
-	JUPYTER_PATH= JUPYTER_PREFER_ENV_PATH=1 $(BIN)python -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/01_kernel_theory.ipynb \
-	  --LabApp.app_settings_dir=.jupyter --KernelSpecManager.allowed_kernelspecs=python3 --LanguageServerManager.autodetect=False \
-	  $$([ "$$(id -u)" != 0 ] || echo --allow-root) $(LAB)

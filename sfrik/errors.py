@@ -37,11 +37,14 @@ class WorkerError(RuntimeError):
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """The text " (did you mean X?)" for the known names closest to `name`, or "" if none is close.
 
-    These are the names that start with `name`, or whose part after the last slash does, at most three of them; without any, the
-    most similar one, if its similarity is at least `cutoff`. Case makes no difference, nor do hyphens and underscores.
+    These are the names that start with `name`, or whose part after the last slash does, or that have it as a word, at most three
+    of them. Without any, it is the most similar one, if its similarity is at least `cutoff`. Case makes no difference, nor do
+    hyphens and underscores.
 
     >>> nearest("pre", ["evaluate", "pretrain"]), nearest("sfrik_l3", ["digits/sfrik_l3_q512", "digits/auh_q512"])
     (' (did you mean pretrain?)', ' (did you mean digits/sfrik_l3_q512?)')
+    >>> nearest("--lr", ["--mlp", "--base-lr"]), nearest("pretian", ["pretrain", "evaluate"])
+    (' (did you mean --base-lr?)', ' (did you mean pretrain?)')
     """
     forms = {one: _plain(one) for one in known}
     typed = _plain(name)
@@ -49,6 +52,7 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     if not close and typed.strip("_"):
         close = [one for one, form in forms.items() if form.startswith(typed)]
         close = close or [one for one, form in forms.items() if form.rpartition("/")[2].startswith(typed)]
+        close = close or [one for one, form in forms.items() if f"_{typed.strip('_')}_" in f"_{form}_"]
     if not close:
         similar = difflib.get_close_matches(typed, forms.values(), n=1, cutoff=cutoff)
         close = [one for one, form in forms.items() if form in similar][:1]

@@ -60,6 +60,17 @@ def test_a_tilde_is_the_home_folder():
     assert f"--results={os.environ['HOME']}/my results" in words("status", "VENV=", "RESULTS=~/my results")
 
 
+def test_help_lists_every_target_and_variable_within_80_columns():
+    text = subprocess.run(["make"], cwd=ROOT, capture_output=True, encoding="utf-8", check=True).stdout
+    assert max(map(len, text.splitlines())) <= 80
+    targets, variables = text.split("variables, with their defaults:")
+    listed = re.findall(r"^  ([a-z0-9-]+) +\S", targets, re.MULTILINE)
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", TEXT, re.MULTILINE)
+    assert sorted(listed) == sorted(phony.replace("$(TABLES)", " ".join(f"table{k}" for k in range(2, 10))).split())
+    known = re.search(r"^VARIABLES := (.*)$", TEXT, re.MULTILINE)[1].split()
+    assert sorted(re.findall(r"^  ([A-Z]+)=", variables, re.MULTILINE)) == sorted(known)
+
+
 MISSPELT = {"SEED": "SEEDS", "JOB": "JOBS", "GPU": "GPUS", "NODE": "NODES", "PROFIL": "PROFILE", "results": "RESULTS"}
 
 

@@ -25,7 +25,10 @@ SETTINGS = {
         "size_crops min_scale_crops max_scale_crops general_indices",
     ),
     "network": ("arch mlp stem pretrained ckp_path", "arch_args precision compile micro_batch"),
-    "protocol": ("weights train_percent label_list only_inference nb_knn temperature solver target target_dir", "choice"),
+    "protocol": (
+        "weights train_percent label_list head_norm only_inference nb_knn temperature solver target target_dir",
+        "choice",
+    ),
     "optimizer": (
         "epochs base_lr wd lr_head lr_backbone weight_decay optimizer",
         "warmup_epochs lr_sweep inverse_penalties svm_costs momentum trust_coefficient betas eps nesterov clip_grad",

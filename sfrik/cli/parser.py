@@ -94,21 +94,23 @@ class Parser(argparse.ArgumentParser):
         return next((group for group in self._action_groups if group.title == title), None) or self.add_argument_group(title)
 
     def error(self, message: str):
-        raise SfrikError(f"{message}: see {self.prog} --help")
+        missing = re.fullmatch("the following arguments are required: (.*)", message)
+        raise SfrikError(f"{f'{missing[1]} must be given' if missing else message}: see {self.prog} --help")
 
     def parse_known_args(self, args=None, namespace=None):
         assert args is not None  # main passes them
         ends = args.index("--") if "--" in args else len(args)
         args = [*map(self._hyphens, args[:ends]), *args[ends:]]
         namespace, unknown = super().parse_known_args(args, namespace)
-        if unknown and self.prog.count(" "):  # the parser of a command, not the top-level one
+        if unknown:
             known = [flag for flag in self._option_string_actions if flag.startswith("--")]
             flag = unknown[0].split("=")[0]
             if (other := ROOT_OR_RUN.get(flag.replace("_", "-"))) in known:
                 raise SfrikError(f"unknown argument {unknown[0]}: {self.prog} has {other}, {MEANING[other]}")
             if "_" in flag:  # as it was typed
                 known = [f"--{name[2:].replace('-', '_')}" for name in known]
-            raise SfrikError(f"unknown argument {unknown[0]}{nearest(flag, known)}: see {self.prog} --help")
+            recipe = " (a recipe is given by --recipe)" if "--recipe" in known and not flag.startswith("-") else ""
+            raise SfrikError(f"unknown argument {unknown[0]}{recipe or nearest(flag, known)}: see {self.prog} --help")
         return namespace, unknown
 
     def _hyphens(self, argument: str) -> str:

@@ -29,7 +29,7 @@ def add_env(commands) -> None:
 
 def add_completion(commands, parser: argparse.ArgumentParser) -> None:
     completion = add_command(commands, "completion", COMPLETION)
-    completion.add_argument("shell", help="bash, zsh or tcsh")
+    completion.add_argument("shell", metavar="SHELL", help="bash, zsh or tcsh")
     completion.set_defaults(run=lambda options: _completion(options.shell, parser), json=False)
 
 

@@ -277,7 +277,7 @@ def load_recipe(name: str, command: str = "pretrain") -> dict[str, Any]:
     if files is None and "/" in name and (points := grid_recipes(*name.split("/", 1))):
         raise SfrikError(f"recipe {name} is a grid of {len(points)} recipes: choose one, such as {next(iter(points))}")
     if files is None:
-        raise SfrikError(f"unknown recipe {name!r}{nearest(name, recipe_names())}: the recipes are in sfrik/recipes")
+        raise SfrikError(f"unknown recipe {name!r}{nearest(name, recipe_names())}: sfrik recipes lists them")
     point = json.dumps(files.point)
     return dict(_checked_recipe(RECIPES, name, files.paths, files.signatures, point)[command])
 

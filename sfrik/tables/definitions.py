@@ -79,7 +79,8 @@ def experiment(name: str, profile: str) -> Experiment:
         SfrikError: an unknown table, or one without recipes in this profile.
     """
     if name not in EXPERIMENTS:
-        raise SfrikError(f"unknown table {name!r}{nearest(name, EXPERIMENTS)}: the tables are {', '.join(EXPERIMENTS)}")
+        near = f" (a profile is given by --profile {name})" if name in IMAGES else nearest(name, EXPERIMENTS)
+        raise SfrikError(f"unknown table {name!r}{near}: the tables are {', '.join(EXPERIMENTS)}")
     found = EXPERIMENTS[name]
     if profile not in found.profiles:
         near = nearest(profile, found.profiles)
