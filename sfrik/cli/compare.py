@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING
 from sfrik.cli.flags import add_command, add_profile, path
 from sfrik.cli.output import CommandOutput, add_json
 from sfrik.errors import SfrikError, nearest
-from sfrik.reproduce.commands import table_command
 from sfrik.settings import published_root, runs_root
 from sfrik.system.terminal import terminal_width
-from sfrik.tables.definitions import EXPERIMENTS, tables_of
 
 if TYPE_CHECKING:
     from sfrik.tables.compare import Comparison
@@ -33,7 +31,9 @@ def add_compare(commands) -> None:
 
 
 def _compare(options: argparse.Namespace) -> CommandOutput:
+    from sfrik.reproduce.commands import table_command
     from sfrik.tables.compare import compare_tables
+    from sfrik.tables.definitions import EXPERIMENTS, tables_of
 
     profile, known = options.profile, tables_of(options.profile)
     named = [name for name in dict.fromkeys(options.names) if name in EXPERIMENTS]
@@ -59,6 +59,9 @@ def _folders(given: Sequence[str], profile: str) -> tuple[Path, Path]:
     Raises:
         SfrikError: there are more than two, they are the same, or one has no results of the profile.
     """
+    from sfrik.reproduce.commands import table_command
+    from sfrik.tables.definitions import tables_of
+
     known = tables_of(profile)
     if len(given) > 2:
         raise SfrikError(f"two folders are compared, got {len(given)}: {', '.join(given)}{nearest(given[2], known)}")

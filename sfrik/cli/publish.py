@@ -12,7 +12,6 @@ from sfrik.cli.output import CommandOutput, add_json
 from sfrik.errors import SfrikError
 from sfrik.launch.allocation import check_one_task
 from sfrik.system.files import check_text
-from sfrik.tables.definitions import tables_of
 
 __all__ = ["add_publish"]
 
@@ -32,6 +31,7 @@ def add_publish(commands) -> None:
 
 def _publish(options: argparse.Namespace) -> CommandOutput:
     from sfrik.reproduce.publish import publish
+    from sfrik.tables.definitions import tables_of
 
     check_text(options.results or "")
     check_folder(options.results)

@@ -15,8 +15,6 @@ from sfrik.settings import SECTIONS, Settings, grid_recipes, load_recipe, recipe
 from sfrik.settings.recipes import RECIPES, TUNE, recipe_files
 from sfrik.system.files import check_text
 from sfrik.system.terminal import align, terminal_width, wrap
-from sfrik.tables.definitions import EXPERIMENTS, rows_of, tables_of
-from sfrik.tables.rows import IMAGES
 
 __all__ = ["add_recipes"]
 
@@ -33,6 +31,8 @@ def add_recipes(commands) -> None:
 
 
 def _recipes(options: argparse.Namespace) -> CommandOutput:
+    from sfrik.tables.rows import IMAGES  # not with the parser: `sfrik --help` stays fast
+
     name = (options.name or "").removesuffix("/")
     check_text(name)
     if name and name not in PROFILES:
@@ -60,6 +60,8 @@ def _base(profile: str) -> str:
 
 def _by_table(profile: str) -> dict[str, list[str]]:
     """The recipes of a profile, each with its tables, in the order of the tables; those of no table last."""
+    from sfrik.tables.definitions import rows_of, tables_of
+
     found: dict[str, list[str]] = {}
     known = recipe_names(profile)
     for table in tables_of(profile):
@@ -71,6 +73,8 @@ def _by_table(profile: str) -> dict[str, list[str]]:
 
 def _list(profile: str, tables: dict[str, list[str]]) -> list[str]:
     """A line for each recipe, or for all recipes of a grid, under the heading of its first table."""
+    from sfrik.tables.definitions import EXPERIMENTS
+
     groups: dict[str, dict[str, tuple[str, str]]] = {}
     for recipe, names in tables.items():
         files = recipe_files(recipe)

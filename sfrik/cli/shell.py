@@ -10,7 +10,6 @@ from sfrik.cli.flags import PROFILES, add_command
 from sfrik.cli.output import CommandOutput, add_json
 from sfrik.errors import SfrikError, nearest
 from sfrik.settings import SECTIONS, recipe_names
-from sfrik.tables.definitions import EXPERIMENTS
 
 __all__ = ["add_completion", "add_env"]
 
@@ -45,6 +44,7 @@ def _completion(shell: str, parser: argparse.ArgumentParser) -> CommandOutput:
         import shtab
     except ImportError:
         raise SfrikError("completion needs the package shtab: python -m pip install shtab") from None
+    from sfrik.tables.definitions import EXPERIMENTS
 
     choices = {"recipe": recipe_names(), "profile": PROFILES, "launch": ("local", "slurm"), "shell": SHELLS}
     choices |= {"name": (*EXPERIMENTS, "all"), "names": tuple(EXPERIMENTS)}

@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sfrik.cli.flags import DEFAULT_EXP_DIR
-from sfrik.reproduce.commands import table_command
 from sfrik.runs.folder import Run
 from sfrik.settings import SECTIONS, FrozenSettings, PretrainSettings, Settings, run_folder
-from sfrik.tables.definitions import EXPERIMENTS, rows_of
 
 __all__ = ["format_score", "next_command", "run_summary", "summary", "table_summary"]
 
@@ -35,6 +33,8 @@ def summary(section: str, settings: Settings, recipe: str | None, outcome: dict[
 
 def run_summary(recipe: str, folder: Path, scores: dict[str, dict[str, Any]], root: str | Path) -> list[str]:
     """The summary that `sfrik run` prints at its end; `scores` maps names to the contents of the score files."""
+    from sfrik.reproduce.commands import table_command  # not with the parser: `sfrik --help` stays fast
+
     table = _table_of(recipe)
     following = [f"next: {table_command(table, recipe.split('/')[0], root, render_only=True)}"] if table else []
     lines = [f"{name}: {format_score(score)}" for name, score in scores.items()]
@@ -43,6 +43,8 @@ def run_summary(recipe: str, folder: Path, scores: dict[str, dict[str, Any]], ro
 
 def table_summary(name: str, profile: str, seeds: int, root: str | Path, data_dir: str = "") -> list[str]:
     """The summary of a table rendered with this number of seeds."""
+    from sfrik.reproduce.commands import table_command
+
     folder = Path(root) / profile
     kinds = {
         "table": [folder / "tables" / f"{name}.{kind}" for kind in ("md", "csv", "tex")],
@@ -83,6 +85,7 @@ def next_command(settings: Settings, recipe: str | None) -> str:
     if getattr(settings, "extraction_dir", "") and (Path(settings.extraction_dir) / "all_features.npy").is_file():
         return ""  # the features of one folder: there are none to compare them with
     from sfrik.datasets.entries import split_folder  # imports torch, as the command that has just ended did
+    from sfrik.reproduce.commands import table_command
 
     folders = settings.dataset in ("imagenet", "image_folder")
     unlabelled = folders and not all(split_folder(Path(settings.data_dir), part) for part in ("train", "val"))
@@ -133,6 +136,8 @@ def _last_epoch(settings: PretrainSettings, line: dict[str, Any]) -> list[str]:
 
 def _table_of(recipe: str) -> str | None:
     """The first table with a row for this recipe."""
+    from sfrik.tables.definitions import EXPERIMENTS, rows_of
+
     profile = recipe.split("/")[0]
     for name, found in EXPERIMENTS.items():
         if profile in found.profiles and any(row.recipe == recipe for row in rows_of(name, profile)):
