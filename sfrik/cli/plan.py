@@ -29,13 +29,18 @@ def headline(settings: Settings, processes: int = 1) -> str:
     """The first line of a run, as in `SFRIK L=3, ResNet-8, q = 64, 300 images, 1 process -> folder`."""
     from sfrik.cost.memory import expected_images  # imports torch, as the command does
 
-    images, folder = expected_images(settings), settings.exp_dir
+    images = expected_images(settings)
     place = getattr(settings, "image_dir", "") or settings.data_dir
     parts = [_what(settings), f"{images:,} images" if images is not None else f"the images in {place}"]
     parts.append("1 process" if processes == 1 else f"{processes} processes")
+    return f"{', '.join(parts)} -> {_folder(settings)}"
+
+
+def _folder(settings: Settings) -> str:
+    """The folder that the command writes to."""
     if isinstance(settings, FeatureSettings):
-        folder = settings.extraction_dir or str(Path(folder) / "features")
-    return f"{', '.join(parts)} -> {folder}"
+        return settings.extraction_dir or str(Path(settings.exp_dir) / "features")
+    return settings.exp_dir
 
 
 def _what(settings: Settings) -> str:
@@ -132,7 +137,7 @@ def format_plan(settings: Settings, processes: int | None, multi_process: bool, 
         lines += [line for note in notes if note for line in wrap(note)]
     found = memory_by_processes(settings, processes or (None if multi_process else 1))
     lines += ["memory to expect:", *(f"  {line}" for line in memory_table(found))]
-    return [*lines, *wrap(f"folder: {settings.exp_dir}{_state(settings)}")]
+    return [*lines, *wrap(f"folder: {_folder(settings)}{_state(settings)}")]
 
 
 def recipe_values(recipe: str | None, settings: Settings) -> dict[str, Any] | None:

@@ -550,7 +550,7 @@ def test_a_dry_run_prints_the_settings_and_touches_nothing(here, capsys, command
     assert re.search(r"^  arch +resnet8 +\(default: resnet18\)$", captured.out, re.MULTILINE)
     first, last = captured.out.splitlines()[0], captured.out.splitlines()[-1]
     assert re.search(r"ResNet-8, .*\b\d+ images, 1 process -> run", first)
-    assert last == "folder: run"
+    assert last == ("folder: run/features" if command == "extract-features" else "folder: run")
     assert list(here.iterdir()) == []
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from sfrik.cli.flags import resolve_settings
 from sfrik.cli.main import build_parser, main
+from sfrik.cli.plan import format_value
 from sfrik.settings import EvaluateSettings, FeatureSettings, PretrainSettings
 
 ROOT = Path(__file__).parents[2]
@@ -139,13 +140,15 @@ def test_an_original_command_works_with_its_own_flags(name, capsys, tmp_path, mo
     assert main([command, *shlex.split(flags), "--dry-run"]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
-    assert "memory of 1 process" in captured.out
+    assert "\n  1 process " in captured.out
     assert list(tmp_path.iterdir()) == []
     settings = settings_of([command, *shlex.split(flags)])
     for setting, value in MEANING[name].items():
         assert getattr(settings, setting) == value, setting
-        if setting in settings.model_fields_set or setting == "exp_dir":
-            assert re.search(rf"^{setting} +{re.escape(str(getattr(settings, setting)))}$", captured.out, re.MULTILINE)
+        if setting in settings.model_fields_set and value != type(settings).model_fields[setting].default:
+            shown = re.escape(format_value(value))
+            line = f"folder: {shown}$" if setting == "exp_dir" else rf"  {setting} +{shown} +\(default: "
+            assert re.search(f"^{line}", captured.out, re.MULTILINE), setting
 
 
 @pytest.mark.parametrize("name", [name for name, (_, _, recipe) in ORIGINALS.items() if recipe])
