@@ -36,8 +36,7 @@ from sfrik.views.base import probe_views
 
 __all__ = ["Model", "Training"]
 
-# Minimum seconds between two checkpoints, within an epoch and at its end: a probe that takes ten seconds writes none.
-WITHIN_EPOCH, AFTER_EPOCH = 600.0, 30.0
+WITHIN_EPOCH, AFTER_EPOCH = 600.0, 30.0  # minimum seconds between checkpoints, in and after an epoch: a short probe writes none
 CHECK_EVERY = 50  # steps between two checks of the losses, each of which waits for the device
 
 Tops = tuple[float, float]  # top-1 and top-5 in %
