@@ -131,9 +131,9 @@ def _contrasts(family: Mapping[str, Any], profile: str) -> list[Contrast]:
 
 
 def _is_measurable(contrast: Contrast, profile: str) -> bool:
-    """Whether the tables of a profile have the rows and the column of a contrast."""
+    """Whether the tables of a profile have the rows and the column of a contrast, and no row is compared with itself."""
     tables, every = tables_of(profile), (*contrast.higher, *contrast.lower)
-    return all(
+    return not any(cells in contrast.lower for cells in contrast.higher) and all(
         cells.table in tables
         and any(cells.matches(row) for row in rows_of(cells.table, profile))
         and contrast.column in [column.name for column in experiment(cells.table, profile).columns(profile)]

@@ -70,6 +70,7 @@ def test_the_contrasts_of_each_profile():
     assert (of["digits"]["accuracy"].margin, of["digits"]["cost"].margin) == (0.5, 5.0)
     assert {contrast.column for contrast in of["photos"]["accuracy"].contrasts} == {"logistic_top1"}
     assert "cost" not in of["photos"]
+    assert "loss of VICReg - loss of L = 2" not in {c.title for c in of["smoke"]["accuracy"].contrasts}, "it has one q"
 
 
 def test_a_contrast_takes_the_largest_and_smallest_q_of_the_profile_and_the_figures_of_the_paper():
