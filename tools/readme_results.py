@@ -1,4 +1,4 @@
-"""Write the table "What was found" of README.md from the score files in results/: python tools/readme_results.py.
+"""Write the film and the table "What was found" of README.md from results/: python tools/readme_results.py.
 
 `make publish` runs it. A test compares them.
 """
@@ -17,6 +17,10 @@ from sfrik.tables.render import markdown_table
 ROOT = Path(__file__).parents[1]
 README, RESULTS = ROOT / "README.md", ROOT / "results"
 LINEAR, KERNELS = paper_figures()["linear_in20"], paper_figures()["kernel_choice"]
+ALT = (
+    "Points on the sphere move under kernels of several degrees: with L = 1 they end as two opposite clusters, "
+    "from L = 2 on they spread"
+)
 NBSP = "\N{NO-BREAK SPACE}"
 
 
@@ -43,6 +47,15 @@ CLAIMS = (
         paper(LINEAR["VICReg"][-1] - LINEAR["VICReg"][1], "/", LINEAR["SFRIK_L2"][-1] - LINEAR["SFRIK_L2"][1]),
     ),
 )
+
+
+def film():
+    """The film of notebook 01, with its dark variant where there is one."""
+    light, dark = (f"results/digits/figures/{name}.gif" for name in ("flow", "flow_dark"))
+    if not (ROOT / dark).is_file():
+        return [f"![{ALT}]({light})"]
+    source = f'  <source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+    return ["<picture>", source, f'  <img alt="{ALT}" src="{light}">', "</picture>"]
 
 
 def number(mean, spread):
@@ -90,15 +103,15 @@ def found():
     rows = [[*row, published] for row, (_, _, published) in zip(rows, CLAIMS, strict=True)]
     rows.append(cost())
     counts = {profile: " to ".join(str(n) for n in sorted(ns)) for profile, ns in seeds.items()}
-    header = [f"[{profile}](results/{profile}/README.md), n = {counts[profile]}" for profile in counts]
+    header = [f"[{profile}](results/{profile}/README.md), n{NBSP}={NBSP}{counts[profile]}" for profile in counts]
     return markdown_table(["the paper's claim", *header, "the paper"], rows)
 
 
 def main():
     text = README.read_text(encoding="utf-8")
-    written = with_parts(text, {"found": found()})
+    written = with_parts(text, {"film": film(), "found": found()})
     README.write_text(written, encoding="utf-8")
-    print(f"{README.name}: {'the table has changed' if written != text else 'the table is as before'}")
+    print(f"{README.name}: {'it has changed' if written != text else 'it is as before'}")
 
 
 if __name__ == "__main__":

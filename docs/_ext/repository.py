@@ -1,7 +1,7 @@
 """Sphinx extension that adds to the site: executed notebooks, tables with figures, run folders, the reference of each package.
 
 - A notebook is shown as its executed copy (results/digits/notebooks) if there is one.
-- A table gets a title and its figure.
+- A table gets a title and its figure. An image with a variant for the dark mode, NAME_dark, follows the theme.
 - The folder of each run becomes a page with its records, and the folder of figures a page with the figures.
 - A link to another file of the repository is a download; one to a folder or to an executed notebook of a run becomes plain text.
 - A page docs/api/<package>.rst contains only a title; the directives that document the package's modules are appended to it.
@@ -60,6 +60,7 @@ def _read(app, docname: str, source: list[str]) -> None:
         executed = ROOT / EXECUTED / f"{posixpath.basename(docname)}.ipynb"
         source[0] = _for_the_site(executed.read_text(encoding="utf-8") if executed.is_file() else source[0])
         return
+    source[0] = _with_dark_variants(source[0], ROOT / posixpath.dirname(docname))
     source[0] = source[0].replace(" ± ", "\u00a0±\u00a0")  # no line break between a mean and its deviation
     if docname == "results/README":
         source[0] += RESULTS_PAGES
@@ -70,6 +71,23 @@ def _read(app, docname: str, source: list[str]) -> None:
         source[0] = f"# Table {number} ({profile})\n\n{source[0]}"
         if (ROOT / "results" / profile / "figures" / f"table{number}.svg").is_file():
             source[0] += f"\n\n![Figure of table {number}](../figures/table{number}.svg)\n"
+
+
+PICTURE = re.compile(r'<picture>\s*<source [^>]*>\s*<img alt="([^"]*)" src="([^"]*)">\s*</picture>')
+IMAGE = re.compile(r"^!\[([^\]]*)\]\(([^)\s]+)(\.\w+)\)$", re.MULTILINE)
+
+
+def _with_dark_variants(text: str, folder: Path) -> str:
+    """The page with two images in place of each that has a variant NAME_dark: the theme shows one of them."""
+
+    def both(found: re.Match) -> str:
+        alt, name, suffix = found.groups()
+        if not (folder / f"{name}_dark{suffix}").is_file():
+            return found[0]
+        variants = {"light": f"{name}{suffix}", "dark": f"{name}_dark{suffix}"}
+        return "\n".join(f"```{{image}} {path}\n:class: only-{mode}\n:alt: {alt}\n```" for mode, path in variants.items())
+
+    return IMAGE.sub(both, PICTURE.sub(r"![\1](\2)", text))
 
 
 def _for_the_site(notebook: str) -> str:

@@ -91,8 +91,10 @@ def readme_part(name: str) -> str:
 
 
 def test_the_results_in_the_readme_are_those_of_the_score_files():
-    found = load_tool("readme_results").found()
+    tool = load_tool("readme_results")
+    found = tool.found()
     assert readme_part("found").splitlines() == found, "python tools/readme_results.py writes them"
+    assert readme_part("film").splitlines() == tool.film(), "python tools/readme_results.py writes it"
     rest = README.read_text(encoding="utf-8").replace(readme_part("found"), "")
     assert re.findall(r"\d\s±\s\d", rest) == [], "a measured number is outside of the part that the tool writes"
     assert len(found) == 2 + 5

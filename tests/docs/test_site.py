@@ -126,6 +126,18 @@ def test_the_names_that_a_package_exports_are_documented_under_the_package(site)
     assert "FieldInfo" not in settings
 
 
+def test_an_image_with_a_dark_variant_follows_the_theme(tmp_path):
+    for name in ("a.gif", "a_dark.gif", "b.gif"):
+        (tmp_path / name).touch()
+    sys.path.insert(0, str(ROOT / "docs" / "_ext"))
+    from repository import _with_dark_variants
+
+    picture = '<picture>\n  <source media="x" srcset="a_dark.gif">\n  <img alt="A" src="a.gif">\n</picture>'
+    two = "```{image} a.gif\n:class: only-light\n:alt: A\n```\n```{image} a_dark.gif\n:class: only-dark\n:alt: A\n```"
+    assert _with_dark_variants(picture, tmp_path) == _with_dark_variants("![A](a.gif)", tmp_path) == two
+    assert _with_dark_variants("![B](b.gif)", tmp_path) == "![B](b.gif)"
+
+
 def test_each_module_of_a_package_has_a_line_above_its_reference(site):
     shown = page(site / "docs" / "api" / "kernels.html").text
     summary = re.search(r'href="#module-sfrik.kernels.polynomials".*?</li>', shown, re.DOTALL)[0]
