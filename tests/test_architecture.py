@@ -280,8 +280,9 @@ def test_no_cell_of_a_table_uses_a_name_that_a_cell_for_a_reader_defined(name):
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_the_parameters_are_hidden_and_the_cell_after_them_checks_those_of_papermill(name):
-    (tags, _, parameters), (_, first, _) = code_cells(name)[:2]
-    assert (tags, parameters["metadata"]["jupyter"]) == (["parameters"], {"source_hidden": True})
+    (tags, _, parameters), (_, first, imports) = code_cells(name)[:2]
+    assert tags == ["parameters"]
+    assert [cell["metadata"].get("jupyter") for cell in (parameters, imports)] == [{"source_hidden": True}] * 2
     assert "check_injected()" in [ast.unparse(node) for node in first.body]
 
 

@@ -22,6 +22,7 @@ from sfrik.views.photos import STATISTICS
 __all__ = [
     "draw_confusion",
     "image_sheet",
+    "largest_confusions",
     "most_confused",
     "neighbour_grid",
     "sample_photos",
@@ -148,6 +149,15 @@ def most_confused(counts: np.ndarray, most: int = 20) -> np.ndarray:
     wrong = counts - np.diag(np.diag(counts))
     pairs = np.stack(np.unravel_index(np.argsort(-wrong, axis=None, kind="stable"), wrong.shape), axis=1)
     return np.sort(list(dict.fromkeys(pairs.flatten().tolist()))[:most])
+
+
+def largest_confusions(counts: np.ndarray, names: Sequence[str] | None = None, most: int = 3) -> str:
+    """The largest counts off the diagonal as text: "4 → 9 (12 images), 7 → 2 (5 images)"; equal ones in the order of classes."""
+    wrong = counts - np.diag(np.diag(counts))
+    places = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    found = [(*np.unravel_index(place, wrong.shape), wrong.flat[place]) for place in places]
+    label = (lambda k: str(k)) if names is None else (lambda k: names[k])
+    return ", ".join(f"{label(y)} → {label(x)} ({n} image{'s' * (n != 1)})" for y, x, n in found if n) or "none"
 
 
 def draw_confusion(counts: Mapping[str, np.ndarray], names: Sequence[str] | None = None, most: int = 20) -> Figure:

@@ -6,14 +6,24 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sfrik.evaluate.collapse import LEAST_RANK, LEAST_UNIFORMITY, Diagnosis
 from sfrik.plots.style import as_math, look, plain_log_axis
+from sfrik.settings import PretrainSettings
+from sfrik.system.names import OBJECTIVES
 
-__all__ = ["draw_diagnosis", "draw_training_curves"]
+__all__ = ["draw_diagnosis", "draw_training_curves", "first_and_last", "method_name"]
 
+KEYS = {
+    "loss": "loss",
+    "alignment": "alignment",
+    "uniformity": "uniformity",
+    "effective_rank": "effective rank",
+    "knn": "20-NN, %",
+}
 LEAST_EIGENVALUE = 1e-12  # smaller eigenvalues of a covariance are round-off of float32 embeddings
 LEAST_SHOWN = 1e-4  # smaller values of -uniformity are drawn here
 
@@ -56,6 +66,31 @@ def draw_training_curves(runs: Mapping[str, Iterable[dict[str, Any]]]) -> Figure
     axes.flat[-1].axis("off")
     axes.flat[-1].legend(*axes.flat[1].get_legend_handles_labels(), loc="center", handlelength=3.5)
     return figure
+
+
+def method_name(settings: PretrainSettings) -> str:
+    """The method of a run as the tables name it, such as SFRIK L=3."""
+    if settings.ssl_method != "sfrik":
+        return next((name for name in OBJECTIVES if name.lower() == settings.ssl_method), "random weights")
+    truncated = settings.sfrik_kernel == "truncated" and not settings.sfrik_stein
+    return f"SFRIK L={len(settings.kernel_weights)}" if truncated else f"{settings.sfrik_kernel} kernel"
+
+
+def first_and_last(runs: Mapping[str, Iterable[dict[str, Any]]]) -> pd.DataFrame:
+    """What the curves begin and end with, a row per run; the loss by step, the rest by epoch."""
+    rows: dict[str, dict[str, str]] = {}
+    for name, run in runs.items():
+        records = list(run)
+        values = {
+            key: [record[key] for record in records if key in record and ("step" in record) == (key == "loss")] for key in KEYS
+        }
+        rows[name] = {KEYS[key]: f"{_plain(found[0])} → {_plain(found[-1])}" for key, found in values.items() if found}
+    return pd.DataFrame(rows).T.fillna("")
+
+
+def _plain(value: float) -> str:
+    """Three digits without an exponent."""
+    return "below 0.001" if 0 < abs(value) < 0.001 else f"{value:.{max(0, 3 - len(str(int(abs(value)))))}f}"
 
 
 def draw_diagnosis(diagnoses: Diagnosis | Mapping[str, Diagnosis]) -> Figure:

@@ -185,7 +185,7 @@ def draw_snapshots(paths: Mapping[str, Tensor], rows: Mapping[str, int]) -> Figu
     Raises:
         SfrikError: the points of a path are not in dimension 3.
     """
-    figure, grid = _columns(paths, len(rows), 100, LIGHT)
+    figure, grid = _columns(paths, len(rows), 80, LIGHT)
     last = list(rows.values())[-1]
     for column, (path, colour) in enumerate(zip(paths.values(), _colours(paths, LIGHT), strict=True)):
         for axis, step in zip(grid[:-1, column], rows.values(), strict=True):
@@ -196,7 +196,7 @@ def draw_snapshots(paths: Mapping[str, Tensor], rows: Mapping[str, int]) -> Figu
     return figure
 
 
-def draw_frames(paths: Mapping[str, Tensor], steps: Sequence[int], dpi: int = 130, dark: bool = False) -> list[Image.Image]:
+def draw_frames(paths: Mapping[str, Tensor], steps: Sequence[int], dpi: int = 120, dark: bool = False) -> list[Image.Image]:
     """The frames of an animation, one for each of `steps`: one column per path. The camera is fixed: small files.
 
     Args:

@@ -15,6 +15,7 @@ from sfrik.evaluate import class_scores, evaluate, features_here, fit_lbfgs, loa
 from sfrik.plots.images import (
     draw_confusion,
     image_sheet,
+    largest_confusions,
     most_confused,
     neighbour_grid,
     sample_photos,
@@ -183,3 +184,10 @@ def test_long_names_of_classes_below_images_do_not_overlap():
     assert_labels_apart(neighbour_grid(images, images, [0, 1], [range(8)] * 2))
     digits = image_sheet(images, range(16), ["3: kNN 5,\nlogistic 3"] * 16, side=1.05)
     assert len({round(axis.get_position().y0, 3) for axis in digits.axes}) == 2, "short notes leave eight in a row"
+
+
+def test_the_largest_confusions_are_named_with_their_counts():
+    counts = np.array([[9, 2, 0], [5, 7, 1], [0, 2, 8]])
+    assert largest_confusions(counts, most=2) == "1 → 0 (5 images), 0 → 1 (2 images)"
+    assert largest_confusions(counts, ["cat", "dog", "owl"], most=9).endswith("owl → dog (2 images), dog → owl (1 image)")
+    assert largest_confusions(np.diag([3, 4])) == "none"

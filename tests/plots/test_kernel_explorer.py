@@ -1,9 +1,5 @@
 """The kernel explorer of notebook 01: its formula for collapsed distributions, its figures, and its sliders."""
 
-import json
-import re
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -13,8 +9,6 @@ from sfrik.errors import SfrikError
 from sfrik.kernels import RotationInvariantKernel
 from sfrik.mmd import mmd_to_uniform
 from sfrik.plots.kernel_explorer import DIMENSIONS, collapsed_costs, draw_kernels, kernel_explorer, mime_bundle
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("q", [4, 16, 64])
@@ -89,17 +83,3 @@ def test_the_sliders_update_the_figure_and_its_text(monkeypatch):
 def test_the_smallest_and_the_largest_dimension_are_drawn_without_a_warning(q, recwarn):
     assert mime_bundle((0.0, 0.0, 1.0), q)[0]["image/png"].startswith(b"\x89PNG")
     assert [warning for warning in recwarn.list if not issubclass(warning.category, DeprecationWarning)] == []
-
-
-# --- the notebook
-
-
-def test_the_first_cell_of_notebook_01_quotes_the_tables():
-    cells = json.loads((ROOT / "notebooks" / "01_kernel_theory.ipynb").read_text(encoding="utf-8"))["cells"]
-    number = re.compile(r"\d+\.\d+ ± \d+\.\d+")
-    quoted = set(number.findall("".join(cells[0]["source"])))
-    tables = "".join(
-        (ROOT / "results" / "digits" / "tables" / f"{name}.md").read_text(encoding="utf-8") for name in ("table1", "table6")
-    )
-    assert len(quoted) >= 10
-    assert quoted <= set(number.findall(tables))
