@@ -155,7 +155,7 @@ def largest_confusions(counts: np.ndarray, names: Sequence[str] | None = None, m
     """The largest counts off the diagonal as text: "4 → 9 (12 images), 7 → 2 (5 images)"; equal ones in the order of classes."""
     wrong = counts - np.diag(np.diag(counts))
     places = np.argsort(-wrong, axis=None, kind="stable")[:most]
-    found = [(*np.unravel_index(place, wrong.shape), wrong.flat[place]) for place in places]
+    found = [(*np.unravel_index(place, wrong.shape), int(wrong.flat[place])) for place in places]
     label = (lambda k: str(k)) if names is None else (lambda k: names[k])
     return ", ".join(f"{label(y)} → {label(x)} ({n} image{'s' * (n != 1)})" for y, x, n in found if n) or "none"
 
