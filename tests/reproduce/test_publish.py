@@ -122,13 +122,13 @@ def test_notebooks_are_those_of_the_largest_dimension_and_of_no_grid(tmp_path):
 def test_notebook_01_is_published_with_one_profile(roots, monkeypatch):
     root, target = roots
     monkeypatch.setattr(publishing, "same_code", lambda name, path: True)
-    for name in ("notebooks/01_kernel_theory.ipynb", "figures/flow.gif", "figures/flow.png"):
+    for name in ("notebooks/01_kernel_theory.ipynb", "figures/flow.gif", "figures/flow_dark.gif", "figures/flow.png"):
         for profile in ("smoke", publishing.GENERAL):
             write_json(root / profile / name, {"cells": [], "metadata": {}})
     assert publishing._copy_chapters(["table1"], "smoke", root, target) == []
     assert not (target / "smoke").exists()
     assert publishing._copy_chapters(["table1"], publishing.GENERAL, root, target) == []
-    assert len(files(target)) == 3
+    assert len(files(target)) == 4
 
 
 def record(**changes):
