@@ -104,7 +104,7 @@ def format_value(value: Any) -> str:
 
 
 def format_plan(settings: Settings, processes: int | None, multi_process: bool, recipe: str | None = None) -> list[str]:
-    """The plan of a command: what it does, the settings that differ, steps, images, expected memory, and the folder.
+    """The plan of a command: the settings that differ, steps, images, expected memory, and the folder.
 
     Args:
         settings: the settings of the command.
@@ -118,8 +118,7 @@ def format_plan(settings: Settings, processes: int | None, multi_process: bool, 
 
     changes = format_changes(settings, recipe_values(recipe, settings))
     start = f"recipe {recipe}; " if recipe else ""
-    lines = wrap(headline(settings, processes or 1))
-    lines += wrap(f"{start}settings that differ from the defaults:" if changes else f"{start}all settings have their defaults")
+    lines = wrap(f"{start}settings that differ from the defaults:" if changes else f"{start}all settings have their defaults")
     lines += changes
     counts, images = expected_steps(settings), expected_images(settings)
     if counts is not None and images is not None:

@@ -25,7 +25,7 @@ from sfrik.settings import SECTIONS, PretrainSettings, Settings, recipe_of
 from sfrik.system.devices import explain_out_of_memory
 from sfrik.system.files import check_text
 from sfrik.system.processes import process_place
-from sfrik.system.terminal import print_line
+from sfrik.system.terminal import print_line, wrap
 
 __all__ = ["COMMANDS", "MULTI_PROCESS", "add_memory", "add_training"]
 
@@ -162,6 +162,8 @@ COMMANDS = {
 def _plan(settings: Settings, multi_process: bool, nproc: int | None, recipe: str | None) -> CommandOutput:
     """Settings, steps, images and expected memory on `nproc` processes; None: on 1, with `multi_process` also on 2, 4 and 8."""
     _check_processes(settings, nproc)
+    if process_place().rank == 0:
+        print_line("\n".join(wrap(headline(settings, nproc or 1))))
     check_plan(settings, nproc or 1)
     from sfrik.cost.memory import expected_images, expected_steps
     from sfrik.cost.report import memory_by_processes

@@ -656,7 +656,9 @@ def test_a_dry_run_refuses_what_the_run_would_and_writes_nothing(here, capsys, m
 )
 def test_a_dry_run_reports_images_and_labels_that_are_missing(here, capsys, arguments, line):
     assert main([*arguments, "--dry-run"]) == 0
-    assert line in capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.splitlines()
+    assert line in lines
+    assert " -> " in lines[0] or arguments[0] == "table", "what the command does comes first"
     assert list(here.iterdir()) == []
 
 
