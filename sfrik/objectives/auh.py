@@ -59,8 +59,6 @@ class AUH(Objective):
         equal_rows: bool = False,
     ) -> None:
         super().__init__(equal_rows=equal_rows)
-        if not scale > 0:
-            raise ValueError(f"scale must be above 0, got {scale}")
         self.sim_coeff, self.unif_coeff, self.scale, self.entropy = sim_coeff, unif_coeff, scale, entropy
 
     def terms(self, batch: Batch, step: int) -> LossTerms:

@@ -50,6 +50,7 @@ OTHER_NAMES = {
     "scale": ("t", "unif_t", "sigma", "gamma"),
     "slices": ("num_slices", "n_slices", "num_projections", "directions"),
 }
+ABOVE_ZERO = ("trade_off", "temperature", "scale")
 GATHERED = ("gather_distributed", "distributed", "gather", "world_size", "rank")
 LABELS = ("label", "labels", "target", "targets", "y")
 
@@ -80,12 +81,11 @@ def _check_arguments(name: str, signature: inspect.Signature, args: tuple[Any, .
         raise TypeError(f"{name}: {error}{why}; {example}") from None
     for argument, value in bound.items():
         kind = signature.parameters[argument].annotation
-        if kind in ("float", "float | None") and not (_is_weight(value) or (value is None and kind != "float")):
-            raise ValueError(f"{name}: {argument} must be a finite number of at least 0, got {value!r}")
-
-
-def _is_weight(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf
+        if kind in ("float", "float | None") and not (value is None and kind != "float"):
+            number = isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf
+            if not number or (argument in ABOVE_ZERO and not value):
+                bound = "above 0" if argument in ABOVE_ZERO else "of at least 0"
+                raise ValueError(f"{name}: {argument} must be a finite number {bound}, got {value!r}")
 
 
 def _holds_rows(value: Any) -> bool:

@@ -38,8 +38,6 @@ class SimCLR(Objective):
 
     def __init__(self, temperature: float = 0.15, *, equal_rows: bool = False) -> None:
         super().__init__(equal_rows=equal_rows)
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
         self.temperature = temperature
 
     def terms(self, batch: Batch, step: int) -> LossTerms:

@@ -355,7 +355,7 @@ def test_norms_near_the_bounds_are_those_of_any_other_row():
 
 
 def test_a_temperature_of_0_is_rejected():
-    with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
+    with pytest.raises(ValueError, match="temperature must be a finite number above 0, got 0"):
         SimCLR(0.0)
 
 
