@@ -195,6 +195,26 @@ def test_the_chosen_head_of_a_sweep_is_not_trained_again_after_a_signal_during_i
     assert score["images"] == 6 * CLASSES
 
 
+def test_a_checkpoint_of_an_earlier_release_resumes_without_the_losses_that_it_lacks(place, whole, tmp_path, monkeypatch):
+    settings, step, taken, load = settings_of(place, tmp_path, "linear"), torch.optim.SGD.step, [], EvaluationCheckpoint.load
+
+    def signal_in_the_second_epoch(self):
+        step(self)
+        taken.append(0)
+        if len(taken) == STEPS + 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", signal_in_the_second_epoch)
+        with pytest.raises(Preempted, match="saved at epoch 1, step 1"):
+            evaluate(settings, progress=False)
+    later = {"losses", "correct"}
+    monkeypatch.setattr(EvaluationCheckpoint, "load", lambda self: {k: v for k, v in load(self).items() if k not in later})
+    evaluate(settings, progress=False)
+    expected, found = whole["linear"]["linear.json"], contents(tmp_path)["linear.json"]
+    assert found == {**expected, "train_loss": [None, None, expected["train_loss"][2]]}
+
+
 # --- errors at any step
 
 
