@@ -95,8 +95,9 @@ def _for_the_site(notebook: str) -> str:
     content = json.loads(notebook)
     content["metadata"].pop("widgets", None)
     for cell in content["cells"]:
-        if cell["metadata"].get("jupyter", {}).get("source_hidden"):
-            cell["metadata"].setdefault("tags", []).append("hide-input")
+        tags = cell["metadata"].setdefault("tags", [])
+        if cell["metadata"].get("jupyter", {}).get("source_hidden") or "parameters" in tags:
+            tags.append("hide-input")
         if cell["cell_type"] == "code":
             # an output with only a text besides the widget shows only the widget's name
             cell["outputs"] = [o for o in cell["outputs"] if not {WIDGET} <= set(o.get("data", ())) <= {WIDGET, "text/plain"}]
