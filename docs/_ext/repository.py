@@ -38,6 +38,10 @@ RESULTS_PAGES = """
 /results/*/tables/*
 ```
 """
+SEARCHED = {  # words under which the search shows a page first
+    "docs/your_code": ("use this loss", "use the loss", "my own code"),
+    "results/claims": ("reproduced", "replication"),
+}
 PICTURES = (".png", ".svg", ".gif", ".mp4")
 
 
@@ -60,6 +64,10 @@ def _read(app, docname: str, source: list[str]) -> None:
         executed = ROOT / EXECUTED / f"{posixpath.basename(docname)}.ipynb"
         source[0] = _for_the_site(executed.read_text(encoding="utf-8") if executed.is_file() else source[0])
         return
+    if docname in SEARCHED:
+        title, _, rest = source[0].partition("\n")
+        entries = "".join(f"```{{index}} ! single: {words}\n```\n" for words in SEARCHED[docname])
+        source[0] = f"{title}\n\n{entries}{rest}"
     source[0] = _with_dark_variants(source[0], ROOT / posixpath.dirname(docname))
     source[0] = source[0].replace(" ± ", "\u00a0±\u00a0")  # no line break between a mean and its deviation
     if docname == "results/README":

@@ -202,5 +202,5 @@ def test_search_works_in_local_files_and_its_first_hit_opens(site):
         assert "heat" in reader.inner_text("body").lower()
         reader.goto((site / "search.html").as_uri() + "?q=use+this+loss")
         results.first.wait_for(timeout=60_000)
-        assert "Use this loss in your code" in results.first.inner_text()
+        assert "Use the loss in your code" in results.first.inner_text()
         assert failed == errors == []
