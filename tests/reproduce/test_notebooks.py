@@ -21,6 +21,9 @@ import pytest
 import torch
 from PIL import Image
 
+pytest.importorskip("papermill", reason="comes with the extra notebooks")
+from processes import START, wait_for
+
 from sfrik.errors import Preempted
 from sfrik.reproduce import chapters, notebooks
 from sfrik.reproduce.kernel import Kernel
@@ -29,7 +32,6 @@ from sfrik.system import links
 from sfrik.tables.definitions import EXPERIMENTS
 from sfrik.tables.rows import DIMS
 
-pytest.importorskip("papermill", reason="comes with the extra notebooks")
 CLASSES, TRAIN, TEST = 4, 12, 4
 
 
@@ -107,8 +109,12 @@ def test_the_tables_of_a_profile_are_rendered_before_anything_was_measured(profi
 
 @pytest.fixture
 def cells(tmp_path, monkeypatch):
-    """`run(kernel, seconds)`: a notebook that sleeps; its pid, count of cells, whether it knows a name and a module."""
-    shown = "import os, sys, time\ntime.sleep(seconds)\n[os.getpid(), len(In), 'mine' in globals(), 'wave' in sys.modules]"
+    """`run(kernel, seconds)`: a notebook that writes the file `asleep` and sleeps.
+
+    Returns its pid, its count of cells, and whether it knows a name and a module.
+    """
+    shown = f"import os, sys, time\nopen({str(tmp_path / 'asleep')!r}, 'w').close()\ntime.sleep(seconds)\n"
+    shown += "[os.getpid(), len(In), 'mine' in globals(), 'wave' in sys.modules]"
     sources = {"seconds = 0": ["parameters"], shown: [], "mine = 1; import wave": []}
     content = [
         {"cell_type": "code", "metadata": {"tags": tags}, "source": source, "outputs": [], "execution_count": None, "id": f"c{k}"}
@@ -169,10 +175,15 @@ def test_the_default_type_that_a_notebook_sets_is_not_that_of_the_next():
     assert shown.splitlines()[-1] == "torch.float32"
 
 
-def test_a_stop_request_reaches_the_second_notebook_of_a_kernel_which_then_executes_a_third(cells):
+def test_a_stop_request_reaches_the_second_notebook_of_a_kernel_which_then_executes_a_third(cells, tmp_path):
+    def ask():
+        wait_for((tmp_path / "asleep").exists, START, "the cell")
+        os.kill(os.getpid(), signal.SIGTERM)
+
     with Kernel() as kernel:
         pid, count, *_ = cells(kernel)
-        threading.Timer(2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        (tmp_path / "asleep").unlink()
+        threading.Thread(target=ask, daemon=True).start()
         with pytest.raises(Preempted, match="in notebook cells"):
             cells(kernel, seconds=60)
         assert cells(kernel) == [pid, count, False, True]
