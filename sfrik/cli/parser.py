@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sfrik.errors import SfrikError, nearest
-from sfrik.system.terminal import terminal_width
+from sfrik.system.terminal import UNBROKEN, terminal_width
 
 __all__ = ["CHOICE", "Parser"]
 
@@ -18,7 +18,6 @@ __all__ = ["CHOICE", "Parser"]
 MEANING = {"--exp-dir": "the folder of one run", "--results": "the root folder of all runs"}
 ROOT_OR_RUN = dict(zip(MEANING, reversed(MEANING), strict=True))
 CHOICE = "NAME"  # the value of a flag that takes one of several names, which its help lists
-UNBROKEN = "\N{NO-BREAK SPACE}"
 
 
 class _HelpFormatter(argparse.HelpFormatter):

@@ -18,10 +18,11 @@ from sfrik.settings import (
     TransferSettings,
     load_recipe,
 )
-from sfrik.system.terminal import align, wrap
+from sfrik.system.terminal import UNBROKEN, wrap
 
 __all__ = ["format_changes", "format_plan", "format_value", "headline"]
 
+LONGEST = 20  # a longer value of a setting shifts only its own line
 METHODS = {"sfrik": "SFRIK", "auh": "AUH", "simclr": "SimCLR", "vicreg": "VICReg", "sigreg": "SIGReg"}
 
 
@@ -29,9 +30,12 @@ def headline(settings: Settings, processes: int = 1) -> str:
     """The first line of a run, as in `SFRIK L=3, ResNet-8, q = 64, 300 images, 1 process -> folder`."""
     from sfrik.cost.memory import expected_images  # imports torch, as the command does
 
-    images = expected_images(settings)
-    place = getattr(settings, "image_dir", "") or settings.data_dir
-    parts = [_what(settings), f"{images:,} images" if images is not None else f"the images in {place}"]
+    parts = [_what(settings)]
+    if getattr(settings, "extraction_dir", "") and not isinstance(settings, FeatureSettings):
+        parts.append(f"the features in {settings.extraction_dir}")  # of images and a network that it does not read
+    else:
+        images, place = expected_images(settings), getattr(settings, "image_dir", "") or settings.data_dir
+        parts += [_network(settings), f"{images:,} images" if images is not None else f"the images in {place}"]
     parts.append("1 process" if processes == 1 else f"{processes} processes")
     return f"{', '.join(parts)} -> {_folder(settings)}"
 
@@ -44,28 +48,34 @@ def _folder(settings: Settings) -> str:
 
 
 def _what(settings: Settings) -> str:
-    """The method and the network."""
-    size = re.fullmatch(r"resnet(\d+)", settings.arch)
-    network = f"ResNet-{size[1]}" if size else "raw pixels" if settings.arch == "pixels" else settings.arch
+    """The method."""
     if isinstance(settings, PretrainSettings):
-        return f"{_method(settings)}, {network}" + (f", q = {settings.dim}" if settings.arch != "pixels" else "")
+        return _method(settings)
     if isinstance(settings, KnnSettings):
-        return f"kNN (k = {', '.join(map(str, settings.nb_knn))}), {network}"
+        return f"kNN (k = {', '.join(map(str, settings.nb_knn))})"
     if isinstance(settings, LogisticSettings):
-        return f"logistic regression ({settings.solver}), {network}"
+        return f"logistic regression ({settings.solver})"
     if isinstance(settings, TransferSettings):
-        return f"transfer to {settings.target}, {network}"
+        return f"transfer to {settings.target}"
     if isinstance(settings, EvaluateSettings):
         protocol = "linear probing" if settings.weights == "freeze" else "fine-tuning"
         saved = "score of a saved head: " if settings.only_inference else ""
-        labels = "" if settings.train_percent == 100 else f", {settings.train_percent:g} % of the labels"
-        return f"{saved}{protocol}, {network}{labels}"
-    return f"features, {network}"
+        labels = "" if settings.train_percent == 100 else f" with {settings.train_percent:g} % of the labels"
+        return f"{saved}{protocol}{labels}"
+    return "features"
+
+
+def _network(settings: Settings) -> str:
+    """The network, with q if it is pretrained."""
+    size = re.fullmatch(r"resnet(\d+)", settings.arch)
+    network = f"ResNet-{size[1]}" if size else "raw pixels" if settings.arch == "pixels" else settings.arch
+    q = f", q = {settings.dim}" if isinstance(settings, PretrainSettings) and settings.arch != "pixels" else ""
+    return f"{network}{q}"
 
 
 def _method(settings: PretrainSettings) -> str:
     if settings.ssl_method == "none":
-        return "initial weights"
+        return "no training"
     if settings.ssl_method != "sfrik":
         return METHODS[settings.ssl_method]
     truncated = settings.sfrik_kernel == "truncated"
@@ -88,8 +98,11 @@ def format_changes(settings: Settings, recipe: Mapping[str, Any] | None = None, 
         theirs = recipe.get(name, default) if recipe is not None else value
         if value not in (default, theirs) or default != theirs:
             origin = f"recipe: {format_value(theirs)}" if value != theirs else f"default: {format_value(default)}"
-            rows.append((f"  {name}", format_value(value), f"({origin})"))
-    return [part for line in align(rows) for part in wrap(line, "      ")]
+            rows.append((name, format_value(value), f"({origin})".replace(" ", UNBROKEN)))
+    name_width = max((len(name) for name, _, _ in rows), default=0)
+    value_width = max((len(value) for _, value, _ in rows if len(value) <= LONGEST), default=0)
+    lines = [f"  {name:{name_width}}  {value:{value_width}}  {origin}" for name, value, origin in rows]
+    return [part.replace(UNBROKEN, " ") for line in lines for part in wrap(line, "      ")]
 
 
 def format_value(value: Any) -> str:

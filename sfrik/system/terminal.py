@@ -20,6 +20,7 @@ from itertools import zip_longest
 from typing import TextIO
 
 __all__ = [
+    "UNBROKEN",
     "align",
     "discard_output",
     "is_terminal",
@@ -35,6 +36,7 @@ __all__ = [
     "wrap",
 ]
 
+UNBROKEN = "\N{NO-BREAK SPACE}"  # in place of a space at which a text is not wrapped
 CODES = {"red": "31", "green": "32", "yellow": "33", "blue": "34", "bold": "1", "dim": "2"}
 _printed: set[str] = set()
 

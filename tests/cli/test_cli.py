@@ -24,6 +24,7 @@ import sfrik
 from sfrik.cli.flags import add_command, resolve_settings
 from sfrik.cli.main import REPORT, build_parser, main
 from sfrik.cli.parser import Parser
+from sfrik.cli.plan import headline
 from sfrik.cli.train import COMMANDS as BY_SECTION
 from sfrik.cost.memory import expected_images, expected_memory, expected_steps
 from sfrik.launch import launcher as launching
@@ -439,7 +440,7 @@ def test_the_default_folder_of_the_results_is_printed_in_one_line(here, capsys):
     flags += ["--ssl-method", "none", "--workers", "0"]
     assert main(["pretrain", *flags]) == 0
     first, second, *_ = capsys.readouterr().out.splitlines()
-    assert first == "initial weights, ResNet-8, q = 8, 3,500 images, 1 process -> exp"
+    assert first == "no training, ResNet-8, q = 8, 3,500 images, 1 process -> exp"
     assert second == "choose another folder with --exp-dir"
     assert (here / "exp" / "backbone.safetensors").is_file()
 
@@ -554,6 +555,41 @@ def test_a_dry_run_prints_the_settings_and_touches_nothing(here, capsys, command
     assert list(here.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("section", "given", "processes", "line"),
+    [
+        ("pretrain", {"exp_dir": "r"}, 8, "SFRIK L=3, ResNet-18, q = 8192, 1,281,167 images, 8 processes -> r"),
+        (
+            "pretrain",
+            {"sfrik_kernel": "rbf", "sfrik_stein": 1},
+            1,
+            "SFRIK with the rbf kernel, Stein order 1, ResNet-18, q = 8192",
+        ),
+        (
+            "pretrain",
+            {"ssl_method": "vicreg", "arch": "vit_b_16", "dataset": "stl10"},
+            1,
+            "VICReg, vit_b_16, q = 8192, 100,000 im",
+        ),
+        ("pretrain", {"ssl_method": "none", "arch": "pixels"}, 1, "no training, raw pixels, 1,281,167 images, 1 process -> "),
+        (
+            "pretrain",
+            {"dataset": "image_folder", "data_dir": "mine"},
+            1,
+            "SFRIK L=3, ResNet-18, q = 8192, the images in mine, 1 pr",
+        ),
+        ("evaluate", {"train_percent": 10, "weights": "finetune"}, 1, "fine-tuning with 10 % of the labels, ResNet-18, 128,116"),
+        ("evaluate", {"only_inference": True}, 1, "score of a saved head: linear probing, ResNet-18, 50,000 images"),
+        ("extract_features", {"exp_dir": "r"}, 1, "features, ResNet-18, 1,331,167 images, 1 process -> r/features"),
+        ("knn_eval", {"extraction_dir": "f", "exp_dir": "r"}, 1, "kNN (k = 10, 20, 100, 200), the features in f, 1 process -> r"),
+        ("logistic_regression", {}, 1, "logistic regression (sgd), ResNet-18, 1,281,167 images, 1 process -> "),
+        ("transfer", {"target": "voc07"}, 1, "transfer to voc07, ResNet-18, 9,963 images, 1 process -> "),
+    ],
+)
+def test_the_first_line_of_a_run_states_what_it_does(section, given, processes, line):
+    assert headline(SECTIONS[section].parse(given), processes).startswith(line)
+
+
 @pytest.mark.parametrize("columns", [50, 80, 120])
 def test_a_dry_run_is_wrapped_at_the_width_of_the_terminal_between_words(here, capsys, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
@@ -658,7 +694,7 @@ def test_a_dry_run_reports_images_and_labels_that_are_missing(here, capsys, argu
     assert main([*arguments, "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert line in lines
-    assert " -> " in lines[0] or arguments[0] == "table", "what the command does comes first"
+    assert "->" in lines[0] or arguments[0] == "table", "what the command does comes first"
     assert list(here.iterdir()) == []
 
 
