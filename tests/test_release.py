@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -42,48 +43,27 @@ def test_every_issue_template_asks_for_the_environment(path):
 # --- what is written for other services
 
 
-def address_tool():
+def test_a_release_has_the_address_of_its_repository_and_a_readme_with_absolute_links(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("address", ROOT / "tools" / "address.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_every_file_names_the_same_address_and_one_command_changes_it(tmp_path, monkeypatch):
-    tool = address_tool()
-    old = tool.slug(tool.current())
-    for name in tool.FILES:
-        text = (ROOT / name).read_text(encoding="utf-8")
-        assert old in text
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text, encoding="utf-8")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    for name in ("README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
     monkeypatch.setattr(tool, "ROOT", tmp_path)
+    for wrong in ([], ["example.com/sfrik"], ["https://github.com/sfrik"]):
+        with pytest.raises(SystemExit, match="not the address of a repository on GitHub"):
+            tool.main(wrong)
     tool.main(["https://github.com/someone/kernels.git"])
-    for name in tool.FILES:
-        text = (tmp_path / name).read_text(encoding="utf-8")
-        assert old not in text
-        assert "someone/kernels" in text
-    assert tool.current() == "https://github.com/someone/kernels"
-    with pytest.raises(SystemExit, match="not the address of a repository on GitHub"):
-        tool.main(["example.com/sfrik"])
-
-
-def test_the_readme_for_pypi_has_absolute_links_only(tmp_path, monkeypatch):
-    tool = address_tool()
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (tmp_path / "README.md").write_text(readme, encoding="utf-8")
-    monkeypatch.setattr(tool, "ROOT", tmp_path)
-    monkeypatch.setattr(tool, "current", lambda: tool.PLACEHOLDER)
-    with pytest.raises(SystemExit, match="the address is still "):
-        tool.main(["--readme"])
-    monkeypatch.setattr(tool, "current", lambda: "https://github.com/someone/sfrik")
-    tool.main(["--readme"])
-    written = (tmp_path / "README.md").read_text(encoding="utf-8")
+    project = tomllib.loads((tmp_path / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["urls"]["Changelog"] == "https://github.com/someone/kernels/blob/main/CHANGELOG.md"
+    assert project["urls"]["Paper"] == "https://arxiv.org/abs/2208.00789"
+    assert tool.LINK.sub(r"\1x", '<source srcset="a.gif"> <img src="b.gif">') == '<source srcset="x"> <img src="x">'
+    readme, written = ((folder / "README.md").read_text(encoding="utf-8") for folder in (ROOT, tmp_path))
     links = re.findall(r"\]\(([^)]+)\)", written)
     assert len(links) == len(re.findall(r"\]\(([^)]+)\)", readme))
     assert all(link.startswith(("https://", "#")) for link in links)
-    assert "](https://raw.githubusercontent.com/someone/sfrik/main/results/digits/figures/flow.gif)" in written
-    assert "](https://github.com/someone/sfrik/blob/main/CITATION.cff)" in written
+    assert "](https://raw.githubusercontent.com/someone/kernels/main/results/digits/figures/flow.gif)" in written
+    assert "](https://github.com/someone/kernels/blob/main/CITATION.cff)" in written
 
 
 def test_the_workflows_test_every_python_that_is_supported_and_run_commands_that_exist():

@@ -1,59 +1,41 @@
-"""Write the address of the repository wherever it is needed, and README's links as absolute ones for PyPI.
+"""For a release: the address of the repository in pyproject.toml, and README's links as absolute ones.
 
-    python tools/address.py https://github.com/ACCOUNT/sfrik    once, after the repository has moved; then commit
-    python tools/address.py --readme                            only in a release build: PyPI cannot follow relative links
+    python tools/address.py https://github.com/ACCOUNT/NAME    in the workflow that builds it; the changes are not committed
 
-The address is that of `Repository` in pyproject.toml. OWNER is a placeholder, with which no release is built.
-Uses the standard library only.
+PyPI cannot follow relative links, and the files of a repository do not know its address. Uses the standard library only.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ("pyproject.toml", "CITATION.cff", "docs/install.md")
-PLACEHOLDER = "https://github.com/OWNER/sfrik"
-LINK = re.compile(r"(!?\[[^\]]*\]\()(?!https?:|#)([^)\s]+)(\))")
-
-
-def current() -> str:
-    """The address in pyproject.toml."""
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
-
-
-def slug(address: str) -> str:
-    """ACCOUNT/NAME of an address on GitHub."""
-    if not (found := re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+?)(?:\.git)?/?", address)):
-        sys.exit(f"not the address of a repository on GitHub, https://github.com/ACCOUNT/NAME: {address}")
-    return found[1]
-
-
-def absolute_links(text: str, address: str) -> str:
-    """A page whose relative links are absolute: pictures as raw files, other files as GitHub's pages."""
-    raw = f"https://raw.githubusercontent.com/{slug(address)}/main/"
-    return LINK.sub(lambda link: link[1] + (raw if link[1][0] == "!" else f"{address}/blob/main/") + link[2] + link[3], text)
-
-
-def rewrite(name: str, text: str) -> None:
-    (ROOT / name).write_text(text, encoding="utf-8", newline="\n")
+LINK = re.compile(r'(\]\(|src="|srcset=")(?!https?:|#)([^)"\s]+)')
+PICTURES = (".gif", ".png", ".svg")
+URLS = "[project.urls]\n"
 
 
 def main(arguments: list[str]) -> None:
-    old = current()
-    if arguments == ["--readme"]:
-        if old == PLACEHOLDER:
-            sys.exit(f"the address is still {PLACEHOLDER}: python tools/address.py https://github.com/ACCOUNT/sfrik")
-        rewrite("README.md", absolute_links((ROOT / "README.md").read_text(encoding="utf-8"), old))
-        return
-    if len(arguments) != 1:
-        sys.exit(__doc__)
-    new = f"https://github.com/{slug(arguments[0])}"
-    for name in FILES:
-        rewrite(name, re.sub(rf"\b{slug(old)}\b", slug(new), (ROOT / name).read_text(encoding="utf-8")))
+    found = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+?)(?:\.git)?/?", arguments[0] if len(arguments) == 1 else "")
+    if not found:
+        sys.exit(f"not the address of a repository on GitHub, https://github.com/ACCOUNT/NAME: {' '.join(arguments)}")
+    address, raw = f"https://github.com/{found[1]}", f"https://raw.githubusercontent.com/{found[1]}/main/"
+    urls = {"Repository": address, "Issues": f"{address}/issues", "Changelog": f"{address}/blob/main/CHANGELOG.md"}
+    lines = "".join(f'{name} = "{url}"\n' for name, url in urls.items())
+    rewrite("pyproject.toml", lambda text: text.replace(URLS, URLS + lines))
+
+    def absolute(link: re.Match[str]) -> str:  # pictures as raw files, other files as GitHub's pages
+        return link[1] + (raw if link[2].endswith(PICTURES) else f"{address}/blob/main/") + link[2]
+
+    rewrite("README.md", lambda text: LINK.sub(absolute, text))
+
+
+def rewrite(name: str, change: Callable[[str], str]) -> None:
+    path = ROOT / name
+    path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":
