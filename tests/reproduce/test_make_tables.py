@@ -182,4 +182,4 @@ def test_make_tables_renders_every_table_with_a_score_in_one_notebook_and_names_
 def test_make_alone_prints_the_targets():
     printed = subprocess.run(["make"], cwd=CHECKOUT, capture_output=True, encoding="utf-8", check=True).stdout
     for target in ("setup", "table1", "tables", "test", "lab"):
-        assert re.search(rf"^{target} ", printed, re.MULTILINE)
+        assert re.search(rf"^  {target} ", printed, re.MULTILINE)
