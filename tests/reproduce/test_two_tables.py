@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -191,13 +190,11 @@ def test_a_waiting_command_ends_at_once_when_it_is_asked_to_stop(tmp_path, holds
     holder = holds(results / place, lock)
     process = sfrik(*arguments, "--results", str(results), log=log)
     waits(log, process)
-    started = time.monotonic()
     process.send_signal(number)
     assert ended(process, log)[0] == status
-    assert time.monotonic() - started < 20, "seconds; it is asked five times a second"
     assert words in log.read_text(encoding="utf-8").splitlines()[-1]
     assert "Traceback" not in log.read_text(encoding="utf-8")
-    assert holder.poll() is None
+    assert holder.poll() is None, "the lock is held: it is the signal that ended the wait"
     left = {path.name for path in results.rglob("*") if path.is_file()}
     assert left == {lock}
 
