@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from sfrik.evaluate import diagnose, extract_features, knn_eval, logistic_regression
+from sfrik.evaluate import diagnose, knn_eval, logistic_regression
 from sfrik.pretrain.loop import pretrain
 from sfrik.runs.folder import Run
-from sfrik.settings import FeatureSettings, KnnSettings, LogisticSettings, PretrainSettings
+from sfrik.settings import KnnSettings, LogisticSettings, PretrainSettings
 from sfrik.system.files import read_json, write_json
 
 __all__ = ["LOGGED", "measured", "measured_runs"]
@@ -22,8 +22,10 @@ __all__ = ["LOGGED", "measured", "measured_runs"]
 LOGGED = ("loss", "alignment", "uniformity", "effective_rank")  # what the row of a run has of its last epoch
 
 
-def measured(folder: Path, recipe: str, seed: int = 0, changes: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Train a run; its diagnosis, what its log says at the end, and the scores of its features on the test images in %.
+def measured(
+    folder: Path, recipe: str, seed: int = 0, changes: dict[str, Any] | None = None, split: str = "val"
+) -> dict[str, Any]:
+    """Train a run; its diagnosis, what its log says at the end, and the scores of its features in %.
 
     Stored in the run's folder as measured.json: delete it to measure again.
 
@@ -32,6 +34,7 @@ def measured(folder: Path, recipe: str, seed: int = 0, changes: dict[str, Any] |
         recipe: such as digits/sfrik_l2_q512.
         seed: of the run.
         changes: settings of the pretraining in place of the recipe's.
+        split: "val" scores the test images, "train" the tuning split.
     """
     kept = folder / "measured.json"
     if kept.is_file():
@@ -40,16 +43,15 @@ def measured(folder: Path, recipe: str, seed: int = 0, changes: dict[str, Any] |
     pretrain(PretrainSettings.from_recipe(recipe, **place, knn_every=0, **(changes or {})), progress=False)
     run = Run(folder)
     found = diagnose(folder)
-    features = {**place, "extraction_dir": str(folder / "features")}
-    extract_features(FeatureSettings.from_recipe(recipe, **features))
+    scored = {**place, "val_dataset": split}
     lines = run.epochs()
     row = {
         "seed": seed,
         "recipe": recipe,
         "changes": changes or {},
         "commit": read_json(folder / "provenance.json")["commit"],
-        "knn20": knn_eval(KnnSettings.from_recipe(recipe, **features))["top1_at"]["20"],
-        "logistic": logistic_regression(LogisticSettings.from_recipe(recipe, **place))["top1"],
+        "knn20": knn_eval(KnnSettings.from_recipe(recipe, **scored))["top1_at"]["20"],
+        "logistic": logistic_regression(LogisticSettings.from_recipe(recipe, **scored))["top1"],
         "log": {key: lines[-1][key] for key in LOGGED} if lines else None,
         "spread": found.spread,
         **asdict(found),
@@ -60,7 +62,7 @@ def measured(folder: Path, recipe: str, seed: int = 0, changes: dict[str, Any] |
     return row
 
 
-def measured_runs(runs: Iterable[tuple[Path, str, int, dict[str, Any]]], jobs: int) -> list[dict[str, Any]]:
+def measured_runs(runs: Iterable[tuple[Any, ...]], jobs: int) -> list[dict[str, Any]]:
     """`measured` for the arguments of several runs, in `jobs` processes of one thread."""
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         return list(pool.map(measured, *zip(*runs, strict=True)))

@@ -19,6 +19,8 @@ import gpu  # noqa: E402
 import input as inputs  # noqa: E402
 import losses  # noqa: E402
 import sliced  # noqa: E402
+import slices  # noqa: E402
+from pages import with_parts  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -27,6 +29,15 @@ def test_the_tables_of_the_page_are_rendered_from_the_stored_figures():
     page = bench.PAGE.read_text(encoding="utf-8")
     assert page == bench.rendered(page)
     assert len(bench.ratios()) > 10
+
+
+def test_the_table_of_sliced_training_is_rendered_from_the_recorded_runs():
+    rows = json.loads(slices.NUMBERS.read_text(encoding="utf-8"))["runs"]
+    page = slices.PAGE.read_text(encoding="utf-8")
+    assert page == with_parts(page, {"slices": slices.table(rows)})
+    assert {row["run"]: sorted(other["seed"] for other in rows if other["run"] == row["run"]) for row in rows} == {
+        name: list(range(10)) for name in slices.RUNS
+    }
 
 
 def test_the_losses_are_compared_with_their_targets():
