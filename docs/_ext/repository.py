@@ -68,6 +68,7 @@ def _read(app, docname: str, source: list[str]) -> None:
         title, _, rest = source[0].partition("\n")
         entries = "".join(f"```{{index}} ! single: {words}\n```\n" for words in SEARCHED[docname])
         source[0] = f"{title}\n\n{entries}{rest}"
+    source[0] = BADGE.sub("", source[0])  # the site loads nothing from other sites
     source[0] = _with_dark_variants(source[0], ROOT / posixpath.dirname(docname))
     source[0] = source[0].replace(" ± ", "\u00a0±\u00a0")  # no line break between a mean and its deviation
     if docname == "results/README":
@@ -81,6 +82,7 @@ def _read(app, docname: str, source: list[str]) -> None:
             source[0] += f"\n\n![Figure of table {number}](../figures/table{number}.svg)\n"
 
 
+BADGE = re.compile(r"^\[!\[[^\]]*\]\(https://img\.shields\.io/[^)]*\)\]\([^)]*\)\n", re.MULTILINE)
 PICTURE = re.compile(r'<picture>\s*<source [^>]*>\s*<img alt="([^"]*)" src="([^"]*)">\s*</picture>')
 IMAGE = re.compile(r"^!\[([^\]]*)\]\(([^)\s]+)(\.\w+)\)$", re.MULTILINE)
 
