@@ -18,7 +18,6 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
@@ -35,6 +34,7 @@ from torch.nn.functional import normalize
 from sfrik.errors import SfrikError
 from sfrik.kernels import RotationInvariantKernel, legendre
 from sfrik.plots.style import as_math, look
+from sfrik.system.files import atomic_write
 
 __all__ = [
     "animated_png",
@@ -257,21 +257,23 @@ def _columns(paths: Mapping[str, Tensor], rows: int, dpi: int, theme: Theme) -> 
 
 
 def write_gif(frames: Sequence[Image.Image], path: Path | str) -> None:
-    """Write the frames as a GIF that repeats for ever and pauses for four seconds at its last frame."""
-    _write(frames, path, "GIF")
+    """Write the frames atomically as a GIF that repeats for ever and pauses for four seconds at its last frame."""
+    content = _encode(frames, "GIF")
+    with atomic_write(Path(path), len(content)) as file:
+        file.write(content)
 
 
 def animated_png(frames: Sequence[Image.Image]) -> bytes:
     """The same animation as a PNG. Notebook viewers display any PNG; for a GIF some of them print only its type."""
-    buffer = io.BytesIO()
-    _write(frames, buffer, "PNG")
-    return buffer.getvalue()
+    return _encode(frames, "PNG")
 
 
-def _write(frames: Sequence[Image.Image], target: IO[bytes] | Path | str, format: str) -> None:
+def _encode(frames: Sequence[Image.Image], format: str) -> bytes:
     first, *rest = _reduce_colours(frames)
     milliseconds = [1000] + [100] * (len(rest) - 1) + [4000]
-    first.save(target, format=format, save_all=True, append_images=rest, duration=milliseconds, loop=0)
+    content = io.BytesIO()
+    first.save(content, format=format, save_all=True, append_images=rest, duration=milliseconds, loop=0)
+    return content.getvalue()
 
 
 def _reduce_colours(frames: Sequence[Image.Image]) -> list[Image.Image]:

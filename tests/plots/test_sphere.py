@@ -109,8 +109,8 @@ def test_points_in_front_are_drawn_larger_darker_and_above_those_behind():
 def test_an_animation_shows_every_step_and_pauses_at_the_last(paths, tmp_path):
     shown = {name: paths[name] for name in ("L = 1", "L = 2")}
     frames = draw_frames(shown, [0, 5, 20, 200])
-    write_gif(frames, tmp_path / "flow.gif")
-    for source in (tmp_path / "flow.gif", io.BytesIO(animated_png(frames))):
+    write_gif(frames, tmp_path / "new" / "flow.gif")
+    for source in (tmp_path / "new" / "flow.gif", io.BytesIO(animated_png(frames))):
         with Image.open(source) as image:
             assert image.n_frames == len(frames)
             assert image.size == frames[0].size
