@@ -62,7 +62,7 @@ def test_a_release_has_the_address_of_its_repository_and_a_readme_with_absolute_
     links = re.findall(r"\]\(([^)]+)\)", written)
     assert len(links) == len(re.findall(r"\]\(([^)]+)\)", readme))
     assert all(link.startswith(("https://", "#")) for link in links)
-    assert "](https://raw.githubusercontent.com/someone/kernels/main/results/digits/figures/flow.gif)" in written
+    assert "https://raw.githubusercontent.com/someone/kernels/main/results/digits/figures/flow.gif" in written
     assert "](https://github.com/someone/kernels/blob/main/CITATION.cff)" in written
 
 
