@@ -48,7 +48,8 @@ def folder_lock(
         optional: Take no lock in a folder that this process cannot write, such as one on a read-only mount. For work that may be
             finished already, and is then only read; whatever else it tries to write is an error that names the file.
         work: What the lock is for, for the line of a process that waits: "writes <folder>" by default.
-        remove: Delete the lock file at the end, and the folders that were created for it if they are empty.
+        remove: Delete the lock file at the end, and the folders that were created for it if they are empty: by this process, or
+            by the one that held the lock before, whose number of them is in the file. The last process removes them all.
 
     Raises:
         SfrikError: Another process holds the lock; the message names it.
@@ -58,8 +59,10 @@ def folder_lock(
         yield
         return
     path = Path(folder) / name
+    places, created = (Path(folder), *Path(folder).parents), 0
     while True:
-        created = [place for place in (Path(folder), *Path(folder).parents) if remove and not os.path.lexists(place)]
+        if remove:
+            created = max(created, _created_before(path), sum(not os.path.lexists(place) for place in places))
         make_folder(folder)
         if path.exists():
             check_regular(path)
@@ -73,14 +76,15 @@ def folder_lock(
         if not isinstance(lock, SoftFileLock):  # a marker file already names its process
             job = f", SLURM job {os.environ['SLURM_JOB_ID']}" if "SLURM_JOB_ID" in os.environ else ""
             with suppress(OSError):  # on a full disk the lock file stays empty
-                path.write_text(f"pid {os.getpid()} on {socket.gethostname()}{job}", encoding="utf-8")
+                count = f"\n{created}" if remove else ""
+                path.write_text(f"pid {os.getpid()} on {socket.gethostname()}{job}{count}", encoding="utf-8")
         yield
     finally:
         if remove:  # while the lock is held: a process that gets the lock of a deleted file opens the new one
             path.unlink(missing_ok=True)
         lock.release()
         with suppress(OSError):
-            for place in created:
+            for place in places[:created]:
                 place.rmdir()
 
 
@@ -142,6 +146,13 @@ def _refusal(lock: BaseFileLock, folder: str | Path) -> SfrikError:
 
 def _remedy(lock: BaseFileLock) -> str:
     return f"delete {lock.lock_file} if it has ended"
+
+
+def _created_before(path: Path) -> int:
+    """How many folders, the innermost first, were created for a lock by the process that holds it or was killed with it."""
+    with suppress(OSError, ValueError, IndexError):
+        return int(path.read_text(encoding="utf-8").split("\n")[1])
+    return 0
 
 
 def _marker(path: Path) -> Path:

@@ -221,6 +221,16 @@ def test_what_is_there_is_used_without_a_lock_in_a_folder_that_cannot_be_written
     assert server.asked == []
 
 
+def test_a_lock_that_removes_its_folder_removes_those_that_the_process_before_made(tmp_path):
+    """As when a process waits while the holder removes one of its two folders, and makes that one again."""
+    folder = tmp_path / "made" / "here"
+    folder.mkdir(parents=True)
+    (folder / "lock").write_text("pid 1 on elsewhere\n2", encoding="utf-8")
+    with folder_lock(folder, remove=True):
+        assert (folder / "lock").read_text(encoding="utf-8").endswith("\n2"), "for the next one"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_lock_that_removes_its_folder_is_taken_again_by_a_process_that_waits(tmp_path):
     folder = tmp_path / "made" / "here"
     wait = (
