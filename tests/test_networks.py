@@ -63,7 +63,8 @@ def test_last_batchnorm_of_each_residual_branch_starts_at_zero_and_no_other_does
 
 
 @pytest.mark.parametrize(
-    ("stem", "channels", "side"), [("imagenet", 3, 64), ("small", 3, 32), ("small", 1, 28), ("imagenet", 1, 64)]
+    ("stem", "channels", "side"),
+    [("imagenet", 3, 64), ("small", 3, 32), ("small", 1, 28), ("imagenet", 1, 64), ("patch", 3, 32), ("patch", 1, 32)],
 )
 def test_resnet18_maps_images_to_512_features(stem, channels, side):
     net = build_backbone("resnet18", stem=stem, channels=channels).eval()

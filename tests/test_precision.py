@@ -34,6 +34,10 @@ def _a_cpu_with_bf16(monkeypatch):
         ("resnet18", 4, "small", "fp32"),
         ("resnet8", 5, "imagenet", "bf16"),
         ("resnet8", 4, "imagenet", "fp32"),
+        ("resnet8", 12, "patch", "bf16"),
+        ("resnet8", 11, "patch", "fp32"),
+        ("resnet18", 20, "patch", "bf16"),
+        ("resnet18", 19, "patch", "fp32"),
     ],
 )
 def test_where_a_network_is_trained_fp32_replaces_bf16_if_its_last_stage_has_one_pixel(section, arch, size, stem, expected):

@@ -296,6 +296,8 @@ def test_a_layer_more_is_refused_and_a_head_is_not(tmp_path, backbone):
         (("resnet18", "small", 3), ("resnet50", "imagenet", 3), "these are weights of resnet18: --arch resnet18 --stem small"),
         (("resnet18", "small", 3), ("resnet18", "imagenet", 3), "these are weights of resnet18: --stem small"),
         (("resnet8", "imagenet", 1), ("resnet8", "imagenet", 3), "these are weights of resnet8 for 1-channel images, not 3"),
+        (("resnet8", "patch", 1), ("resnet8", "small", 1), "these are weights of resnet8: --stem patch"),
+        (("resnet8", "small", 1), ("resnet8", "patch", 1), "these are weights of resnet8: --stem small"),
     ],
 )
 def test_weights_of_another_network_of_ours_are_named_with_the_flags(tmp_path, theirs, asked, remedy):

@@ -47,15 +47,19 @@ class Backbone(nn.Module):
 
 
 class ResNet8(Backbone):
-    """Eight layers for 28-pixel digits: a 3 x 3 stem of stride 2, residual blocks of 32, 64, 128 channels; d = 128.
+    """Eight layers for 28-pixel digits: a stem, residual blocks of 32, 64, 128 channels; d = 128.
+
+    The stem is a 3 x 3 convolution of stride 2; with `patch`, one of 4 x 4 patches, after which the blocks have a quarter of the
+    pixels, and a training takes about a third of the time.
 
     The residual branches are not initialised to zero: the untrained network would be nearly linear, and as a baseline it scored
     46 % instead of 81 %.
     """
 
-    def __init__(self, channels: int = 1, width: int = 32) -> None:
+    def __init__(self, channels: int = 1, width: int = 32, patch: bool = False) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False)
+        kernel, stride, padding = (4, 4, 0) if patch else (3, 2, 1)
+        self.conv1 = nn.Conv2d(channels, width, kernel, stride, padding, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         blocks, in_channels = [], width
         for stage in range(3):
@@ -84,7 +88,8 @@ def build_backbone(
 
     Args:
         arch: one of `sfrik.settings.ARCHITECTURES`, timm/NAME for any model of timm, or a ViT of torchvision such as vit_b_16.
-        stem: "imagenet" (7 x 7 convolution of stride 2 and a max-pool) or "small" (3 x 3 of stride 1, no pool); of ResNets.
+        stem: of ResNets: "imagenet" (7 x 7 convolution of stride 2 and a max-pool), "small" (3 x 3 of stride 1, no pool) or
+            "patch" (4 x 4 of stride 4, no pool). In resnet8 the first two are a 3 x 3 convolution of stride 2.
         channels: channels of the images, 3 or 1.
         size: side of the images in pixels; for models of timm and torchvision's ViTs.
         arch_args: arguments of these models, such as "patch_size=4 depth=6".
@@ -108,17 +113,17 @@ def build_backbone(
     if arch == "pixels":
         return build_pixels(size, channels)
     if arch == "resnet8":
-        return ResNet8(channels)
+        return ResNet8(channels, patch=stem == "patch")
     import torchvision  # slow to import, and the digits profile does not need it
 
     net = getattr(torchvision.models, arch)(weights=None, zero_init_residual=True)
     net.num_features = net.fc.in_features  # the interface of Backbone
     net.fc = nn.Identity()
-    if stem == "small" or channels != 3:
-        kernel, stride = (3, 1) if stem == "small" else (7, 2)
-        net.conv1 = nn.Conv2d(channels, 64, kernel, stride, padding=kernel // 2, bias=False)
+    if stem != "imagenet" or channels != 3:
+        kernel, stride, padding = {"imagenet": (7, 2, 3), "small": (3, 1, 1), "patch": (4, 4, 0)}[stem]
+        net.conv1 = nn.Conv2d(channels, 64, kernel, stride, padding, bias=False)
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
-    if stem == "small":
+    if stem != "imagenet":
         net.maxpool = nn.Identity()
     return net
 

@@ -18,9 +18,8 @@ def network_precision(settings: Settings, device: torch.device) -> str:
     """The precision of `sfrik.system.devices.pick_precision`, or fp32 where PyTorch's bf16 kernels for CPUs are wrong.
 
     There the weight gradient of a 3 x 3 convolution with stride 2 over a single pixel contains uninitialised memory, sometimes
-    NaN (seen with PyTorch 2.14.1). The last stage of a ResNet is such a convolution for views of up to 16 pixels, or up to 4 with
-    the small stem and in resnet8; models of timm are searched for one. A frozen network has no gradient, and its features are
-    right.
+    NaN (seen with PyTorch 2.14.1). The last stage of a ResNet has such a convolution for views of up to 16 pixels, for instance. A
+    frozen network has no gradient, and its features are right.
 
     Raises:
         SfrikError: The setting `precision` is bf16 in such a case, or fp16 on a CPU.
@@ -29,10 +28,7 @@ def network_precision(settings: Settings, device: torch.device) -> str:
     smallest = min(settings.trained_sizes, default=None)
     if precision != "bf16" or device.type != "cpu" or settings.arch == "pixels" or smallest is None:
         return precision
-    if takes_arguments(settings.arch):
-        if not _convolves_single_pixels(settings, smallest):
-            return precision
-    elif smallest > (16 if settings.stem == "imagenet" and settings.arch != "resnet8" else 4):
+    if not _convolves_single_pixels(settings, smallest):
         return precision
     if settings.precision == "bf16":
         raise SfrikError(

@@ -78,7 +78,7 @@ def load_backbone(
         path: the file. Also the first part of the authors' split checkpoint (`..._ckpaa`, with `..._ckpab` etc. in the same
             folder), or the archive that the parts form.
         arch: the architecture of the weights, as in `build_backbone`.
-        stem: "imagenet" or "small", of a ResNet. channels: channels of the images.
+        stem: "imagenet", "small" or "patch", of a ResNet. channels: channels of the images.
         size: side of the images in pixels; that of the training when None, or 224 where the file does not record it. A ViT keeps
             the positions of the file, and timm's interpolates them for images of another size.
         arch_args: arguments of a model of timm or a ViT of torchvision; those that the file records when None.
@@ -239,7 +239,8 @@ def _guess(tensors: Mapping[str, Tensor], arch: str, stem: str, channels: int) -
         if found.missing or found.unknown or found.shapes not in ([], ["conv1.weight"]):
             continue
         first = found.state["conv1.weight"].shape
-        theirs = stem if name == "resnet8" else {7: "imagenet", 3: "small"}.get(first[-1] if len(first) == 4 else 0, "")
+        theirs = {7: "imagenet", 3: "small", 4: "patch"}.get(first[-1] if len(first) == 4 else 0, "")
+        theirs = stem if name == "resnet8" and {stem, theirs} <= {"imagenet", "small"} else theirs
         flags = ([f"--arch {name}"] if name != arch else []) + ([f"--stem {theirs}"] if theirs and theirs != stem else [])
         images = "" if len(first) != 4 or first[1] == channels else f" for {first[1]}-channel images, not {channels}"
         if flags or images:

