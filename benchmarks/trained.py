@@ -40,10 +40,11 @@ def measured(
     if kept.is_file():
         return read_json(kept)
     place = {"seed": seed, "exp_dir": str(folder)}
-    pretrain(PretrainSettings.from_recipe(recipe, **place, knn_every=0, **(changes or {})), progress=False)
+    settings = PretrainSettings.from_recipe(recipe, **place, knn_every=0, **(changes or {}))
+    pretrain(settings, progress=False)
     run = Run(folder)
     found = diagnose(folder)
-    scored = {**place, "val_dataset": split}
+    scored = {**place, **settings.network, "val_dataset": split}
     lines = run.epochs()
     row = {
         "seed": seed,
