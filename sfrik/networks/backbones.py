@@ -49,8 +49,8 @@ class Backbone(nn.Module):
 class ResNet8(Backbone):
     """Eight layers for 28-pixel digits: a stem, residual blocks of 32, 64, 128 channels; d = 128.
 
-    The stem is a 3 x 3 convolution of stride 2; with `patch`, one of 4 x 4 patches, after which the blocks have a quarter of the
-    pixels, and a training takes about a third of the time.
+    The stem is a 3 x 3 convolution of stride 2; with `patch`, one of 4 x 4 patches, after which each block has a quarter of the
+    pixels to compute.
 
     The residual branches are not initialised to zero: the untrained network would be nearly linear, and as a baseline it scored
     46 % instead of 81 %.

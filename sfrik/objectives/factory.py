@@ -102,7 +102,4 @@ def _base_kernel(s: PretrainSettings) -> RotationInvariantKernel:
         return RotationInvariantKernel.rbf(scale, s.dim, degree)
     if s.sfrik_kernel == "heat":
         return RotationInvariantKernel.heat(scale / (s.dim - 1), s.dim, degree)
-    if degree is None:
-        return RotationInvariantKernel.power(scale, s.dim)
-    # by quadrature, as in the runs that were published with a degree
-    return RotationInvariantKernel.from_function(lambda t: -((2 * (1 - t)) ** (scale / 2)), s.dim, degree)
+    return RotationInvariantKernel.power(scale, s.dim, degree)

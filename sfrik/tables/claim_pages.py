@@ -202,16 +202,14 @@ def _edges_line(edges: Sequence[str]) -> str:
 
 
 def _choices_at_an_edge(profile: str, root: str | Path | None) -> list[str]:
-    """The recipes chosen in table 9 that are the first or the last of their grid; in a grid of several settings, with these."""
+    """The recipes chosen in table 9 with a setting that is the first or the last of its grid, with these settings."""
     found = []
-    for grid, recipes in grids(profile).items():
+    for grid in grids(profile):
         chosen = read_choice(profile, grid, root)
         points = grid_recipes(profile, f"{TUNE}{grid}")
         values = {key: [point[key] for point in points.values()] for point in points.values() for key in point}
-        if chosen and points:
+        if chosen:
             point = points[chosen]
             edges = [key for key, of in values.items() if len(set(of)) > 1 and point[key] in (min(of), max(of))]
             found += [f"{chosen.split('/')[-1]} ({', '.join(edges)})"] if edges else []
-        elif chosen and chosen in (recipes[0], recipes[-1]):
-            found += [chosen.split("/")[-1]]
     return found

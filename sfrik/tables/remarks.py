@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sfrik.settings import PretrainSettings, load_recipe
-from sfrik.tables.rows import DIMS, table2_rows, table9_rows
+from sfrik.tables.rows import DIMS, Row, table1_rows, table2_rows, table9_rows
 
 __all__ = ["PUBLISHED", "published_figures", "remark"]
 
@@ -40,6 +40,11 @@ MNIST5K = {
 
 def remark(name: str, profile: str) -> str:
     """The note below a table of a profile; empty if it has none."""
+    weights = _trade_offs(table1_rows(profile)) if name == "table1" and profile != "paper" else ""
+    return " ".join(filter(None, (_remark(name, profile), weights)))
+
+
+def _remark(name: str, profile: str) -> str:
     if name in ("table5", "table6"):
         return COST_REMARK
     if name == "table2" and profile in ("smoke", "digits", "photos"):
@@ -63,6 +68,17 @@ def remark(name: str, profile: str) -> str:
         images = "" if short.get("subset") == whole.get("subset") else f" on {short['subset']:,} images per class"
         return f"The grids have runs of {short['epochs']} epochs{images}, where table 1 has {whole['epochs']}. {TABLE9}."
     return ""
+
+
+def _trade_offs(rows: list[Row]) -> str:
+    """The trade-off of each row of SFRIK, from its recipe, beside the paper's."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row.method.startswith("SFRIK"):
+            value = PretrainSettings.parse(load_recipe(row.recipe)).trade_off
+            found.setdefault(f"{value:.4g}", []).append(f"{row.method}, q = {row.q}")
+    each = "; ".join(f"{value} ({', '.join(of)})" for value, of in found.items()) if len(found) > 1 else next(iter(found))
+    return f"Trade-off λ of SFRIK: {each}; the paper's is 2.048."
 
 
 def _of_kernels(profile: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sfrik.settings import grid_recipes
+from sfrik.settings.recipes import TUNE
 
 __all__ = [
     "DIMS",
@@ -253,33 +254,11 @@ def table8_rows(profile: str) -> list[Row]:
     ]
 
 
-# Per profile: method, stem of the recipe names, tuned setting, its values as in the recipe names.
-GRIDS = {
-    "digits": [
-        ("SimCLR", "simclr", "simclr_temp", ("0.15", "0.3", "0.6")),
-        ("AUH", "auh", "auh_sim_coeff", ("384", "768", "1536")),
-        ("VICReg", "vicreg", "vicreg_sim_coeff = vicreg_std_coeff", ("5", "10", "15")),
-        ("SFRIK L=3", "sfrik", "sfrik_sim_coeff", ("1024", "2048", "4096")),
-    ],
-    "smoke": [
-        ("VICReg", "vicreg", "vicreg_sim_coeff", ("5", "10")),
-        ("SFRIK L=3", "sfrik", "sfrik_sim_coeff", ("128", "256")),
-    ],
-}
-
-
 def table9_rows(profile: str) -> list[Row]:
-    """The tuning grid of each method; in profiles whose grids are files, at the smallest and the largest q."""
-    if profile not in GRIDS:
-        return [
-            Row(method, q, recipe, labels={"setting": ", ".join(f"{name} = {value:g}" for name, value in point.items())})
-            for method, stem in [("SimCLR", "simclr"), ("AUH", "auh"), ("VICReg", "vicreg"), ("SFRIK L=3", "sfrik")]
-            for q in (DIMS[profile][0], DIMS[profile][-1])
-            for recipe, point in grid_recipes(profile, f"tune_{stem}_q{q}").items()
-        ]
-    q = DIMS[profile][-1]
+    """The tuning grid of each method, at each q that has one."""
     return [
-        Row(method, q, f"{profile}/tune_{stem}_{value}", labels={"setting": f"{setting} = {value}"})
-        for method, stem, setting, values in GRIDS[profile]
-        for value in values
+        Row(method, q, recipe, labels={"setting": ", ".join(f"{name} = {value:g}" for name, value in point.items())})
+        for method, stem in [("SimCLR", "simclr"), ("AUH", "auh"), ("VICReg", "vicreg"), ("SFRIK L=3", "sfrik")]
+        for q in DIMS[profile]
+        for recipe, point in grid_recipes(profile, f"{TUNE}{stem}_q{q}").items()
     ]

@@ -132,8 +132,8 @@ def test_a_second_make_trains_nothing_and_changes_no_file(interrupted_then_finis
 def other_tables(interrupted_then_finished):
     """Tables 4, 6 and 9 beside table 1, then all of them rendered: the standard output of each by its name."""
     results = interrupted_then_finished["results"]
-    finished_run(results, "smoke/tune_vicreg_5", stages=("pretrain", "tune", "inference"))
-    for recipe in ("smoke/tune_vicreg_10", "smoke/tune_sfrik_128"):
+    finished_run(results, "smoke/tune_vicreg_q64_sim5", stages=("pretrain", "tune", "inference"))
+    for recipe in ("smoke/tune_vicreg_q64_sim10", "smoke/tune_sfrik_q64_sim128"):
         finished_run(results, recipe, stages=("pretrain", "tune"), top1=1.0)  # not chosen
     printed = {}
     for target in ("table4", "table6", "table9", "tables"):

@@ -207,7 +207,7 @@ def test_costs_are_measured_by_one_job_on_one_node_that_makes_the_table_there(cl
 
 
 def test_table9_submits_the_choices_when_the_grids_are_there_and_renders_after_them(cluster, root, finished, monkeypatch):
-    chosen = {"vicreg": "smoke/tune_vicreg_5", "sfrik": "smoke/tune_sfrik_128"}
+    chosen = {"vicreg_q64": "smoke/tune_vicreg_q64_sim5", "sfrik_q64": "smoke/tune_sfrik_q64_sim128"}
     monkeypatch.setattr("sfrik.reproduce.table.write_choices", lambda profile, root: chosen)
     rendered = []
     monkeypatch.setattr(submit_module, "make_table", lambda name, *args, **kwargs: rendered.append(name) or 0)
@@ -508,10 +508,10 @@ def test_the_runs_of_a_choice_are_known_once_it_has_been_made(root):
     assert {seed for _, seed in before} == {0}
     folder = root / "smoke" / "tuning"
     folder.mkdir(parents=True)
-    (folder / "sfrik.json").write_text(json.dumps({"chosen": "tune_sfrik_128"}), encoding="utf-8")
+    (folder / "sfrik_q64.json").write_text(json.dumps({"chosen": "tune_sfrik_q64_sim128"}), encoding="utf-8")
     after = needed_runs(["table9"], "smoke", 2, root)
-    assert after["smoke/tune_sfrik_128", 1] == ("pretrain", "tune", "inference")
-    assert ("smoke/tune_sfrik_256", 1) not in after
+    assert after["smoke/tune_sfrik_q64_sim128", 1] == ("pretrain", "tune", "inference")
+    assert ("smoke/tune_sfrik_q64_sim256", 1) not in after
 
 
 def test_the_makefile_passes_the_flags_that_are_set_and_no_others():

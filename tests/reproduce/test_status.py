@@ -153,7 +153,7 @@ def test_a_file_that_may_not_be_read_is_a_broken_run(root, capsys):
 
 @pytest.mark.parametrize("way", [*WAYS.values(), without_keys, text('{"chosen": 3}'), text('{"chosen": "no_such_recipe"}')])
 def test_a_broken_choice_is_named_and_the_grids_are_shown(root, capsys, way):
-    path = root / "smoke" / "tuning" / "sfrik.json"
+    path = root / "smoke" / "tuning" / "sfrik_q64.json"
     path.parent.mkdir()
     path.touch()
     way(path)
@@ -161,7 +161,7 @@ def test_a_broken_choice_is_named_and_the_grids_are_shown(root, capsys, way):
         status, captured = shown(capsys, *arguments, "--results", str(root))
         assert status == (0 if arguments[0] == "status" else 1)
         assert len([line for line in captured.out.splitlines() if line.startswith("smoke/tune_")]) == 4
-        (line,) = [line for line in captured.out.splitlines() if line.startswith("smoke/tuning/sfrik ")]
+        (line,) = [line for line in captured.out.splitlines() if line.startswith("smoke/tuning/sfrik_q64 ")]
         assert "broken" in line
         assert str(path) in line
 
@@ -305,10 +305,10 @@ def test_tables_pages_claims_and_choices_name_the_broken_file(root, tmp_path, wa
         "smoke/sfrik_l3_q64/seed0/linear.json": lambda: build_table("table1", "smoke", root),
         "smoke/sfrik_l2_q64/seed0/provenance.json": lambda: write_run_pages("smoke", root),
         "smoke/complexity/seed0/table6.json": lambda: build_table("table6", "smoke", root),
-        "digits/tuning/sfrik.json": lambda: write_claims("digits", root),
-        "smoke/tune_sfrik_128/seed0/linear_tune.json": lambda: write_choices("smoke", root),
+        "digits/tuning/sfrik_q512.json": lambda: write_claims("digits", root),
+        "smoke/tune_sfrik_q64_sim128/seed0/linear_tune.json": lambda: write_choices("smoke", root),
     }
-    for recipe in grids("smoke")["vicreg"]:
+    for recipe in grids("smoke")["vicreg_q64"]:
         finished_run(root, recipe, stages=("pretrain", "tune"))
     for name, read in cases.items():
         path = root / name

@@ -33,7 +33,7 @@ from sfrik.tables.render import write_table
 
 def tuned(root, scores):
     """Write tuning scores of the smoke grids: those given of SFRIK, equal ones of VICReg."""
-    for recipe, score in {"smoke/tune_vicreg_5": 60.0, "smoke/tune_vicreg_10": 60.0, **scores}.items():
+    for recipe, score in {"smoke/tune_vicreg_q64_sim5": 60.0, "smoke/tune_vicreg_q64_sim10": 60.0, **scores}.items():
         folder = run_folder(recipe, 0, root)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "linear_tune.json", {"protocol": "linear_tune", "top1": score})
@@ -109,18 +109,21 @@ def test_published_results_are_refused_behind_links_and_a_folder_of_that_name_el
 
 
 def test_the_choice_is_the_best_on_the_tuning_split_and_the_first_of_equals(tmp_path):
-    tuned(tmp_path, {"smoke/tune_sfrik_128": 70.0, "smoke/tune_sfrik_256": 80.0})
-    assert write_choices("smoke", tmp_path) == {"vicreg": "smoke/tune_vicreg_5", "sfrik": "smoke/tune_sfrik_256"}
-    path = tmp_path / "smoke" / "tuning" / "sfrik.json"
+    tuned(tmp_path, {"smoke/tune_sfrik_q64_sim128": 70.0, "smoke/tune_sfrik_q64_sim256": 80.0})
+    assert write_choices("smoke", tmp_path) == {
+        "vicreg_q64": "smoke/tune_vicreg_q64_sim5",
+        "sfrik_q64": "smoke/tune_sfrik_q64_sim256",
+    }
+    path = tmp_path / "smoke" / "tuning" / "sfrik_q64.json"
     written = json.loads(path.read_text(encoding="utf-8"))
-    assert written["chosen"] == "tune_sfrik_256"
-    assert written["tune_top1"] == {"smoke/tune_sfrik_128": 70.0, "smoke/tune_sfrik_256": 80.0}
+    assert written["chosen"] == "tune_sfrik_q64_sim256"
+    assert written["tune_top1"] == {"smoke/tune_sfrik_q64_sim128": 70.0, "smoke/tune_sfrik_q64_sim256": 80.0}
     stamp = path.stat().st_mtime_ns
     write_choices("smoke", tmp_path)
     assert path.stat().st_mtime_ns == stamp, "the same scores write nothing"
-    tuned(tmp_path, {"smoke/tune_sfrik_128": 90.0})
-    assert write_choices("smoke", tmp_path)["sfrik"] == "smoke/tune_sfrik_128"
-    assert json.loads(path.read_text(encoding="utf-8"))["chosen"] == "tune_sfrik_128"
+    tuned(tmp_path, {"smoke/tune_sfrik_q64_sim128": 90.0})
+    assert write_choices("smoke", tmp_path)["sfrik_q64"] == "smoke/tune_sfrik_q64_sim128"
+    assert json.loads(path.read_text(encoding="utf-8"))["chosen"] == "tune_sfrik_q64_sim128"
 
 
 def test_every_recipe_of_a_grid_refuses_its_test_images_before_the_choice():
@@ -131,7 +134,7 @@ def test_every_recipe_of_a_grid_refuses_its_test_images_before_the_choice():
 
 
 def test_the_test_images_are_scored_after_the_choice_and_only_by_the_chosen_recipe(tmp_path):
-    for recipe in ("smoke/tune_sfrik_128", "smoke/tune_sfrik_256"):
+    for recipe in ("smoke/tune_sfrik_q64_sim128", "smoke/tune_sfrik_q64_sim256"):
         folder = str(run_folder(recipe, 0, tmp_path))
         small = {"device": "cpu", "exp_dir": folder}
         pretrain(PretrainSettings.from_recipe(recipe, **small), progress=False)
@@ -141,11 +144,11 @@ def test_the_test_images_are_scored_after_the_choice_and_only_by_the_chosen_reci
         given = {"exp_dir": str(run_folder(recipe, 0, tmp_path)), "device": "cpu"}
         return evaluate(EvaluateSettings.from_recipe(recipe, only_inference=True, **given), progress=False)
 
-    with pytest.raises(SfrikError, match="the choice of grid sfrik is not recorded yet"):
-        on_test("smoke/tune_sfrik_256")
+    with pytest.raises(SfrikError, match="the choice of grid sfrik_q64 is not recorded yet"):
+        on_test("smoke/tune_sfrik_q64_sim256")
     tuned(tmp_path, {})
-    chosen = write_choices("smoke", tmp_path)["sfrik"]
-    other = next(recipe for recipe in grids("smoke")["sfrik"] if recipe != chosen)
+    chosen = write_choices("smoke", tmp_path)["sfrik_q64"]
+    other = next(recipe for recipe in grids("smoke")["sfrik_q64"] if recipe != chosen)
     with pytest.raises(SfrikError, match=chosen.split("/")[1]):
         on_test(other)
     assert not Run(run_folder(other, 0, tmp_path)).folder.joinpath("linear_inference.json").exists()

@@ -232,17 +232,19 @@ def test_a_score_with_other_settings_is_missing_and_measured_again(root, name, s
 
 
 def test_the_claims_and_the_choice_of_table9_use_the_same_reader(root):
-    for recipe in ("vicreg_5", "vicreg_10", "sfrik_128", "sfrik_256"):
+    for recipe in ("vicreg_q64_sim5", "vicreg_q64_sim10", "sfrik_q64_sim128", "sfrik_q64_sim256"):
         finished_run(root, f"smoke/tune_{recipe}", stages=("pretrain", "tune"), top1=10.0)
-    for recipe, count in (("vicreg_5", 500), ("vicreg_10", 499)):
+    for recipe, count in (("vicreg_q64_sim5", 500), ("vicreg_q64_sim10", 499)):
         path = run_folder(f"smoke/tune_{recipe}", 0, root) / "linear_tune.json"
         write_json(path, {**read_json(path), "data": {"tune": {"images": count, "classes": 10, "sha256": ""}}})
-    with pytest.raises(SfrikError, match=r"tune_vicreg_10 .* other images than smoke/tune_vicreg_5 of grid .*499 images -> 500"):
+    with pytest.raises(
+        SfrikError, match=r"tune_vicreg_q64_sim10 .* other images than smoke/tune_vicreg_q64_sim5 of grid .*499 images -> 500"
+    ):
         write_choices("smoke", root)
-    run = Run(run_folder("smoke/tune_vicreg_10", 0, root))
-    other = score_settings("smoke/tune_vicreg_10", 0, "linear_tune").model_copy(update={"epochs": 9})
+    run = Run(run_folder("smoke/tune_vicreg_q64_sim10", 0, root))
+    other = score_settings("smoke/tune_vicreg_q64_sim10", 0, "linear_tune").model_copy(update={"epochs": 9})
     record_score(run, "linear_tune", other, top1=99.0)
-    with pytest.raises(SfrikError, match=r"smoke/tune_vicreg_10 seed 0: linear_tune\.json .*epochs 9 -> "):
+    with pytest.raises(SfrikError, match=r"smoke/tune_vicreg_q64_sim10 seed 0: linear_tune\.json .*epochs 9 -> "):
         write_choices("smoke", root)
     for stem in ("l2", "l1"):
         for seed in (0, 1):
@@ -254,7 +256,7 @@ def test_the_claims_and_the_choice_of_table9_use_the_same_reader(root):
 
 
 def test_a_score_of_a_head_goes_with_the_score_that_the_head_was_saved_with(root):
-    recipe = "smoke/tune_vicreg_5"
+    recipe = "smoke/tune_vicreg_q64_sim5"
     run = finished_run(root, recipe, stages=("pretrain", "tune", "inference"))
     for name, digest in (("linear_tune", "a"), ("linear_inference", "a")):
         head = {"head": "head_linear_tune.safetensors"} if name == "linear_inference" else {}
