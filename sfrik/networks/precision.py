@@ -18,8 +18,8 @@ def network_precision(settings: Settings, device: torch.device) -> str:
     """The precision of `sfrik.system.devices.pick_precision`, or fp32 where PyTorch's bf16 kernels for CPUs are wrong.
 
     There the weight gradient of a 3 x 3 convolution with stride 2 over a single pixel contains uninitialised memory, sometimes
-    NaN (seen with PyTorch 2.14.1). The last stage of a ResNet has such a convolution for views of up to 16 pixels. A frozen network
-    has no gradient, and its features are right.
+    NaN (seen with PyTorch 2.14.1). The last stage of a ResNet has such a convolution for views of up to 16 pixels. A frozen
+    network has no gradient, and its features are right.
 
     Raises:
         SfrikError: The setting `precision` is bf16 in such a case, or fp16 on a CPU.
