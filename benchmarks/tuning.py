@@ -90,13 +90,10 @@ class Grid:
     def points(self) -> Iterator[tuple[int, float]]:
         yield from ((step, rate) for step in self.steps for rate in self.rates)
 
-    @property
-    def best(self) -> dict[str, Any]:
-        return max(self.rows, key=lambda row: (row["logistic"], row["knn20"]))
-
     def widen(self) -> bool:
         """Add the next weights, or the next rates, where the best run is at an edge; False if the search is done."""
-        step, rate = self.best["step"], self.best["changes"]["base_lr"]
+        chosen = best(self.rows)
+        step, rate = chosen["step"], chosen["changes"]["base_lr"]
         before = len(list(self.points()))
         if step in (self.steps[0], self.steps[-1]):
             self.steps = sorted({*self.steps, step - 1, step + 1})
@@ -105,6 +102,11 @@ class Grid:
             self.rates = sorted({*self.rates, *near})
         after = len(list(self.points()))
         return before < after <= MOST
+
+
+def best(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The run that is chosen; the first of equals."""
+    return max(rows, key=lambda row: (row["logistic"], row["knn20"]))
 
 
 def run(name: str, folder: Path) -> list[dict[str, Any]]:
@@ -148,20 +150,20 @@ def main() -> None:
 
 
 def table(found: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """A row per search: the ranges that were tried, the choice, its scores, and how far the best of its neighbours are."""
+    """A row per search: the ranges that were tried, the choice and its scores."""
     lines = [
         "| recipe | weight: tried | chosen | rate: tried | chosen | logistic regression, % | 20-NN, % | effective rank |",
         "| --- " * 8 + "|",
     ]
     for name in (name for name in SEARCHES if name in found):
         rows, search = found[name], SEARCHES[name]
-        best = max(rows, key=lambda row: (row["logistic"], row["knn20"]))["changes"]
-        chosen = next(row for row in rows if row["changes"] == best)
+        chosen = best(rows)
         cells = [f"`{search.recipe}`"]
         for key in (search.weights[0], "base_lr"):
             tried = sorted({row["changes"][key] for row in rows})
-            edge = " †" if best[key] in (tried[0], tried[-1]) else ""
-            cells += [", ".join(f"{value:g}" for value in tried), f"**{best[key]:g}**{edge}"]
+            value = chosen["changes"][key]
+            edge = " †" if value in (tried[0], tried[-1]) else ""
+            cells += [", ".join(f"{value:g}" for value in tried), f"**{value:g}**{edge}"]
         cells += [f"{chosen[key]:.1f}" for key in ("logistic", "knn20")] + [f"{chosen['effective_rank']:.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
     runs = sum(map(len, found.values()))

@@ -34,8 +34,10 @@ MNIST5K = {
     "table7": "On MNIST5k the two views are random affine transforms of a digit, and multi-crop uses crops without flips; about "
     "a tenth of SwAV's 12-pixel crops are nearly black.",
     "table8": "On MNIST5k the evaluations use the labels of 35 training digits per class.",
-    "table9": f"{TABLE9} (table 1 also has scores of some of these settings).",
+    "table9": f"{TABLE9}.",
 }
+PATCHES = "The network's first layer takes patches of 4 x 4 pixels"
+DIGITS = {"table8": f"{PATCHES}; weights and rates are the choices of docs/tuning.md.", "table9": f"{PATCHES}."}
 
 
 def remark(name: str, profile: str) -> str:
@@ -50,7 +52,7 @@ def _remark(name: str, profile: str) -> str:
     if name == "table2" and profile in ("smoke", "digits", "photos"):
         return _of_kernels(profile)
     if profile in ("smoke", "digits"):
-        return MNIST5K.get(name, "")
+        return " ".join(filter(None, (MNIST5K.get(name), DIGITS.get(name) if profile == "digits" else "")))
     if name == "table1" and profile.startswith("cifar10"):
         return (
             "The backbones are trained on all 50,000 images, and kNN compares with these. Linear probing and logistic regression "

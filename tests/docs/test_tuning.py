@@ -1,0 +1,56 @@
+"""docs/tuning.md agrees with the recorded search, and the recipes with its choices."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import tuning
+from pages import with_parts
+
+from sfrik.settings import PretrainSettings
+
+FOUND = json.loads(tuning.NUMBERS.read_text(encoding="utf-8"))
+
+
+def test_the_table_is_rendered_from_the_recorded_runs():
+    page = tuning.PAGE.read_text(encoding="utf-8")
+    assert page == with_parts(page, {"search": tuning.table(FOUND)})
+
+
+def test_each_search_is_a_grid_of_at_least_three_weights_and_rates_of_its_recipe():
+    for name, rows in FOUND.items():
+        search = tuning.SEARCHES[name]
+        for row in rows:
+            assert set(row["changes"]) == {*tuning.NETWORK, *search.fixed, *search.weights, "base_lr"}, name
+            assert len({row["changes"][key] for key in search.weights}) == 1
+        points = {(row["changes"][search.weights[0]], row["changes"]["base_lr"]) for row in rows}
+        weights, rates = ({point[k] for point in points} for k in (0, 1))
+        assert min(len(weights), len(rates)) >= 3
+        assert len(points) == len(rows) == len(weights) * len(rates)
+        assert len({row["commit"] for row in rows if "failed" not in row}) == 1
+
+
+def test_the_recipes_of_table_8_have_the_choices():
+    for method in ("sfrik_l3", "vicreg", "auh", "simclr"):
+        chosen = tuning.best(FOUND[f"{method}_q512"])["changes"]
+        settings = PretrainSettings.from_recipe(f"digits/crops_{method}_q512").model_dump()
+        assert {key: settings[key] for key in chosen} == chosen
+
+
+def test_a_search_widens_where_its_best_run_is_at_an_edge(monkeypatch, tmp_path):
+    """By a score with one maximum, beyond the first grid in both directions."""
+
+    def scored(folder, recipe, changes):
+        weight, rate = changes["sfrik_sim_coeff"], changes["base_lr"]
+        return {"changes": changes, "logistic": -abs(weight - 2048) - abs(rate - 100), "knn20": 0.0}
+
+    monkeypatch.setattr(tuning, "scored", scored)
+    monkeypatch.setitem(tuning.SEARCHES, "toy", tuning.Search("digits/sfrik_l3_q512", tuning.SFRIK, 512.0, 30.0, 4.0))
+    rows = tuning.run("toy", tmp_path)
+    assert tuning.best(rows)["changes"] == {**tuning.NETWORK, "sfrik_sim_coeff": 2048.0, "base_lr": 100.0}
+    assert {row["changes"]["sfrik_sim_coeff"] for row in rows} == {128.0, 512.0, 2048.0, 8192.0}
+    assert {row["changes"]["base_lr"] for row in rows} == {10.0, 30.0, 100.0, 300.0}
