@@ -23,8 +23,9 @@ __all__ = ["add_diagnose"]
 
 DESCRIPTION = "Check the embeddings of a run for collapse. The run may be unfinished. Exit status 1 if it has collapsed."
 DEVICES = ("auto", "cpu", "cuda", "mps")
+EVALUATE = "for the accuracy, evaluate the run (sfrik evaluate, knn-eval, logistic-regression)"
 ADVICE = {
-    "healthy": "nothing to fix; for the accuracy, evaluate the run (sfrik evaluate, knn-eval, logistic-regression)",
+    "healthy": f"nothing to fix; {EVALUATE}",
     "dimensional collapse": "add degree 2 to the kernel (--sfrik-weights 1.0-40.0), or a covariance term to VICReg; if the loss "
     "has it already, lower the weight of the alignment (--sfrik-sim-coeff or its counterpart)",
     "full collapse": "raise the weight of the regulariser, which should spread the images (--sfrik-mmd-coeff, --auh-unif-coeff, "
@@ -92,7 +93,11 @@ def _draw(found: Diagnosis, file: Path) -> None:
 
 
 def _format(found: Diagnosis, folder: Path) -> list[str]:
+    from sfrik.evaluate.collapse import HEALTHY, MOST_ALIGNMENT
+
     what = "embeddings" if found.epoch else "features"
+    unaligned = found.verdict == HEALTHY and found.alignment > MOST_ALIGNMENT
+    advice = f"improve the alignment, as above; {EVALUATE}" if unaligned else ADVICE[found.verdict]
     lines = [
         f"{folder}: {what} of {found.n} images in {found.q} dimensions, from {found.source}, after {found.epoch} epochs",
         "",
@@ -100,21 +105,22 @@ def _format(found: Diagnosis, folder: Path) -> list[str]:
         "",
         f"verdict: {paint(found.verdict, COLOURS[found.verdict])}",
         *(f"  - {reason}" for reason in found.reasons),
-        f"what to do: {ADVICE[found.verdict]}",
+        f"what to do: {advice}",
     ]
     return lines
 
 
 def _rows(found: Diagnosis) -> list[tuple[str, str, str]]:
     """One row per measure: its name, its value, and the value that it should have."""
-    from sfrik.evaluate.collapse import LEAST_RANK, LEAST_UNIFORMITY, UNKNOWN
+    from sfrik.evaluate.collapse import LEAST_RANK, LEAST_UNIFORMITY, MOST_ALIGNMENT, UNKNOWN
 
     decided = found.verdict != UNKNOWN
     rank = f"at least {LEAST_RANK:.3g}, of {found.largest_rank}" if decided else "–"
     uniform = f"at most {-LEAST_UNIFORMITY:.2g}"
+    close = f"at most {MOST_ALIGNMENT:g}; " if decided else ""
     apart = f"; {2 * found.spread:.3g} between two images" if found.spread is not None else ""
     rows = [
-        ("alignment", f"{found.alignment:.3g}", f"small if two views of an image agree{apart}"),
+        ("alignment", f"{found.alignment:.3g}", f"{close}small if two views of an image agree{apart}"),
         ("uniformity", f"{found.uniformity:.3g}", f"{uniform}; 0 if all embeddings are equal" if decided else "–"),
         ("effective rank", f"{found.effective_rank:.1f}", rank),
     ]

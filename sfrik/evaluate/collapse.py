@@ -39,6 +39,7 @@ __all__ = [
     "HEALTHY",
     "LEAST_RANK",
     "LEAST_UNIFORMITY",
+    "MOST_ALIGNMENT",
     "UNKNOWN",
     "Diagnosis",
     "classify",
@@ -54,6 +55,8 @@ COLLAPSED = (DIMENSIONAL, FULL)
 # Each is the logarithmic middle of the gap between the digits profile's runs on either side (docs/diagnosis.md).
 LEAST_UNIFORMITY = 0.0018  # of -uniformity; below it all embeddings are nearly one point
 LEAST_RANK = 7.4  # of the effective rank; below it they span only a few dimensions
+# No part of the verdict, and no middle of a gap: two unrelated views have an alignment of 2.
+MOST_ALIGNMENT = 1.5  # above it, a reason warns that two views of an image hardly agree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +130,8 @@ def classify(measures: Measures) -> tuple[str, tuple[str, ...]]:
     """The verdict on embeddings that a loss spreads over a sphere, and sentences that explain it.
 
     Args:
-        measures: of the embeddings; uniformity and effective rank are compared with the thresholds.
+        measures: of the embeddings; uniformity and effective rank are compared with the thresholds of the verdict. An alignment
+            above `MOST_ALIGNMENT` does not change it, but adds a reason where it is not a collapse.
 
     Returns:
         (verdict, reasons), as in `Diagnosis`.
@@ -150,9 +154,15 @@ def classify(measures: Measures) -> tuple[str, tuple[str, ...]]:
         reasons = [f"uniformity {measures.uniformity:.3g}, below {-LEAST_UNIFORMITY:.2g}: the embeddings differ", rank_text]
     if measures.n < measures.q:
         reasons.append(f"{measures.n} images are fewer than the {measures.q} dimensions: no rank can exceed {measures.n}")
+    if verdict not in COLLAPSED and measures.alignment > MOST_ALIGNMENT:
+        reasons.append(f"alignment {measures.alignment:.3g}, above {MOST_ALIGNMENT:g}: {_UNALIGNED}")
     return verdict, tuple(reasons)
 
 
+_UNALIGNED = (
+    "two views of an image hardly agree, and such runs score badly; raise the weight of the alignment (--sfrik-sim-coeff or its "
+    "counterpart), lower the learning rate (--base-lr), or use augmentations that leave more in common"
+)
 _UNTRAINED = (
     "nothing was pretrained (ssl_method none): these are the features of the backbone as initialised, or the pixels",
     "the thresholds are for embeddings that a loss spreads, and do not apply",

@@ -17,7 +17,17 @@ from sfrik.cli import main
 from sfrik.datasets import batches, describe_data, load_images
 from sfrik.diagnostics import Measures, measure
 from sfrik.errors import SfrikError
-from sfrik.evaluate.collapse import DIMENSIONAL, FULL, HEALTHY, LEAST_RANK, LEAST_UNIFORMITY, UNKNOWN, classify, diagnose
+from sfrik.evaluate.collapse import (
+    DIMENSIONAL,
+    FULL,
+    HEALTHY,
+    LEAST_RANK,
+    LEAST_UNIFORMITY,
+    MOST_ALIGNMENT,
+    UNKNOWN,
+    classify,
+    diagnose,
+)
 from sfrik.kernels import RotationInvariantKernel
 from sfrik.networks import build_encoder, save_weights
 from sfrik.ops.random import derived_seed
@@ -235,6 +245,15 @@ def test_the_thresholds_separate_the_verdicts(uniformity, rank, verdict):
     assert classify(Measures(64, 64, 0.1, uniformity, rank))[0] == verdict
 
 
+@pytest.mark.parametrize(("rank", "verdict", "warned"), [(30, HEALTHY, True), (1, DIMENSIONAL, False)])
+def test_views_that_hardly_agree_are_a_reason_that_changes_no_verdict(rank, verdict, warned):
+    """In a collapse the remedy is the opposite: a smaller weight of the alignment."""
+    for alignment, above in ((0.99 * MOST_ALIGNMENT, False), (1.01 * MOST_ALIGNMENT, True)):
+        found, reasons = classify(Measures(64, 64, alignment, -3.0, rank))
+        assert found == verdict
+        assert any("two views of an image hardly agree" in reason for reason in reasons) == (warned and above)
+
+
 def test_too_few_images_or_dimensions_give_no_verdict_on_the_rank():
     verdict, reasons = classify(Measures(12, 512, 0.1, -3.0, 6.0))
     assert verdict == UNKNOWN
@@ -274,6 +293,20 @@ def test_the_exit_status_is_1_for_a_collapse(tmp_path, capsys, rank, status):
     run, _, _ = run_of(tmp_path / "run", parts=())
     run.log(line(effective_rank=rank))
     assert main(["diagnose", str(run.folder)]) == status
+
+
+@pytest.mark.parametrize("alignment", [0.1, 1.9])
+def test_the_command_warns_of_views_that_hardly_agree_and_succeeds(tmp_path, capsys, alignment):
+    run, _, _ = run_of(tmp_path / "run", parts=())
+    run.log(line(alignment=alignment))
+    assert main(["diagnose", str(run.folder)]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "verdict: healthy" in text
+    warned = "alignment 1.9, above 1.5: two views of an image hardly agree" in text
+    assert (warned, "nothing to fix" in text) == (alignment > 1.5, alignment < 1.5)
+    assert main(["diagnose", str(run.folder), "--json"]) == 0
+    reasons = json.loads(capsys.readouterr().out)["reasons"]
+    assert sum("hardly agree" in reason and "--base-lr" in reason for reason in reasons) == (alignment > 1.5)
 
 
 def test_json_holds_every_number(whole, capsys):
@@ -357,6 +390,22 @@ def test_the_gaps_and_the_verdicts_follow_from_the_runs():
     expected = {"healthy": {HEALTHY}, "degree 1": {DIMENSIONAL, FULL}, "alignment alone": {FULL}}
     for group, verdicts in expected.items():
         assert {row["verdict"] for row in numbers["runs"] if row["group"] == group} <= verdicts
+
+
+def test_of_the_recorded_runs_six_are_warned_of_their_alignment_and_none_of_them_is_good():
+    numbers, scored = (read_json(benchmark.NUMBERS / f"{name}.json") for name in ("diagnosis", "ranking"))
+    trained = [row for row in numbers["runs"] if row["group"] != "not trained"]
+    runs = [(1000, row["knn20"], row["alignment"]) for row in trained]
+    runs += [(row["images"], row["knn"], row["alignment"]) for row in scored["runs"]]
+    best = {images: max(knn for of, knn, _ in runs if of == images) for images, *_ in runs}
+    lost = [(best[images] - knn, alignment) for images, knn, alignment in runs]
+    warned = sorted(points for points, alignment in lost if alignment > MOST_ALIGNMENT)
+    assert (len(lost), len(warned), sum(points > left_out.LOST for points in warned)) == (63, 6, 5)
+    assert warned[0] == pytest.approx(8.0)
+    assert max(alignment for points, alignment in lost if points < 5) == pytest.approx(1.03, abs=0.005)
+    logged = {row["log"]["alignment"]: row["run"] for row in [*trained, *numbers["committed"]]}
+    assert max(logged) == pytest.approx(1.40, abs=0.005)
+    assert logged[max(logged)] == "vicreg_q512_swav"
 
 
 def test_the_correlations_follow_from_the_recorded_runs():
