@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from sfrik.runs.examples import example_run
 from sfrik.runs.scores import run_problem
 from sfrik.settings import recipe_names, recipe_settings, run_folder
 from sfrik.system.files import check_text
-from sfrik.system.terminal import align, paint
+from sfrik.system.terminal import align, paint, terminal_width, wrap
 
 if TYPE_CHECKING:
     from sfrik.evaluate.collapse import Diagnosis
@@ -98,16 +99,26 @@ def _format(found: Diagnosis, folder: Path) -> list[str]:
     what = "embeddings" if found.epoch else "features"
     unaligned = found.verdict == HEALTHY and found.alignment > MOST_ALIGNMENT
     advice = f"improve the alignment, as above; {EVALUATE}" if unaligned else ADVICE[found.verdict]
-    lines = [
-        f"{folder}: {what} of {found.n} images in {found.q} dimensions, from {found.source}, after {found.epoch} epochs",
+    return [
+        *wrap(f"{folder}: {what} of {found.n} images in {found.q} dimensions, from {found.source}, after {found.epoch} epochs"),
         "",
-        *align([("measure", "value", "should be"), *_rows(found)], right=[1]),
+        *_table([("measure", "value", "should be"), *_rows(found)]),
         "",
         f"verdict: {paint(found.verdict, COLOURS[found.verdict])}",
-        *(f"  - {reason}" for reason in found.reasons),
-        f"what to do: {advice}",
+        *(line for reason in found.reasons for line in wrap(f"  - {reason}", "    ")),
+        *wrap(f"what to do: {advice}"),
     ]
-    return lines
+
+
+def _table(rows: list[tuple[str, str, str]]) -> list[str]:
+    """The rows, with the last column wrapped at the terminal's width, and the first where it leaves too little room."""
+    room = terminal_width() - max(len(value) for _, value, _ in rows) - 4  # two spaces between columns
+    first = min(max(len(name) for name, _, _ in rows), max(room - 24, room // 2))
+
+    def fill(text: str, width: int) -> str:
+        return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+
+    return align([(fill(name, first), value, fill(end, room - first)) for name, value, end in rows], right=[1])
 
 
 def _rows(found: Diagnosis) -> list[tuple[str, str, str]]:

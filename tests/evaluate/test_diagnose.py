@@ -266,14 +266,28 @@ def test_too_few_images_or_dimensions_give_no_verdict_on_the_rank():
 
 def test_the_command_prints_each_measure_with_its_expected_value(whole, capsys):
     assert main(["diagnose", str(whole[0].folder), "--images", "64", "--device", "cpu"]) in (0, 1)
-    stdout = capsys.readouterr().out
+    stdout = " ".join(capsys.readouterr().out.split())  # it is wrapped
     for words in ("uniformity", "RankMe", "energy of degree 2", "should be", "verdict: ", "what to do: "):
         assert words in stdout
     test = diagnose(whole[0].folder, images=64, device="cpu").uniformity_test
     low, high = test.degrees[0].interval
     assert f"95 % interval {low:.3f} to {high:.3f}" in stdout
-    (line,) = (line for line in stdout.splitlines() if "p-value of uniformity, degrees 1 and 2" in line)
-    assert "< 0.001" in line, "untrained: all images have nearly the same embedding"
+    assert "p-value of uniformity, degrees 1 and 2 < 0.001" in stdout, "untrained: all images have nearly the same embedding"
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 200])
+def test_the_lines_are_wrapped_at_the_width_of_the_terminal(whole, capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.chdir(whole[0].folder)  # a longer path is left whole
+    main(["diagnose", ".", "--images", "40", "--device", "cpu"])
+    text = capsys.readouterr().out.split("\n", 1)[1]  # the first line is that of all commands on their images
+    assert max(map(len, text.splitlines())) <= columns
+    for words in ("from backbone.safetensors and projector.safetensors, after 2 epochs", "no rank can exceed 40", "what to do: "):
+        assert words in " ".join(text.split())
+    (row,) = (line for line in text.splitlines() if line.startswith("uniformity  "))
+    cells = row.split()
+    assert float(cells[1]) < 0
+    assert cells[2] == "at"
 
 
 @pytest.mark.parametrize(("degree", "shown"), [(2, "86 %"), (None, None)])
