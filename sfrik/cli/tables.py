@@ -216,23 +216,26 @@ def _plan(name: str, profile: str, seeds: int, root: str | Path, data_dir: str, 
 
 def _format_runs(runs: list[tuple[RunStatus, tuple[str, ...]]], root: str | Path) -> CommandOutput:
     """What is finished and what would run, given the status and the stages of each run."""
+    from sfrik.tables.cost_rows import unit_of
+
     lines, content = [], []
     broken = [status for status, _ in runs if status.state == "broken"]
     for status, stages in runs:
+        run = f"{status.recipe} {unit_of(status.recipe)} {status.seed}"
         entry: dict[str, Any] = {"recipe": status.recipe, "seed": status.seed}
         content.append(entry)
         if status in broken:
-            lines.append(f"{status.recipe} seed {status.seed}: broken: {status.detail}")
+            lines.append(f"{run}: broken: {status.detail}")
             entry |= {"would_run": [], "finished": [], "broken": status.detail}
             continue
         if status.refused:
-            lines.append(f"{status.recipe} seed {status.seed}: refused: {status.refused}")
+            lines.append(f"{run}: refused: {status.refused}")
             entry |= {"would_run": [], "finished": [], "refused": status.refused}
             continue
         done = [stage for stage in stages if stage not in status.missing]
         parts = [f"would run {', '.join(status.missing)}"] if status.missing else []
         parts += [f"finished {', '.join(done)}" if done else "finished"] if done or not status.missing else []
-        lines.append(f"{status.recipe} seed {status.seed}: {'; '.join(parts)}")
+        lines.append(f"{run}: {'; '.join(parts)}")
         entry |= {"would_run": list(status.missing), "finished": done}
     refused = sum(1 for status, _ in runs if status.refused)
     count = sum(1 for status, _ in runs if status.missing and status not in broken) - refused

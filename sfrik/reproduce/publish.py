@@ -27,6 +27,7 @@ from sfrik.system.files import atomic_write, file_hash, read_json
 from sfrik.system.signals import stop_at_once
 from sfrik.system.terminal import print_line
 from sfrik.tables.collect import build_table, existing_seeds, tables_with_scores
+from sfrik.tables.cost_rows import unit_of
 from sfrik.tables.definitions import grids, rows_of, tables_of
 from sfrik.tables.measured import Measured
 from sfrik.tables.render import MISSING, plus_minus
@@ -148,7 +149,7 @@ def _outdated(name: str, profile: str, runs: list[PublishedRun], root: Path, tar
             others = {path for path in scores if run and read_json(path).get("backbone_sha256") != weights}
             for path in scores:
                 if path.name not in stays and path.name in of_table:
-                    yield path, "no longer measured" if run else "the seed is no longer there"
+                    yield path, "no longer measured" if run else f"the {unit_of(recipe)} is no longer there"
                 elif path.name not in stays and path in others:
                     yield path, "measured on other weights"
             if others:

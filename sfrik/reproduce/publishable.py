@@ -18,7 +18,7 @@ from sfrik.runs.folder import Run
 from sfrik.runs.provenance import HARDWARE
 from sfrik.settings import run_folder
 from sfrik.tables.collect import Table, build_table, read_score
-from sfrik.tables.cost_rows import read_costs
+from sfrik.tables.cost_rows import read_costs, unit_of
 from sfrik.tables.definitions import experiment, grids, read_choice
 from sfrik.tables.measured import Measured
 from sfrik.tables.rows import Column
@@ -85,7 +85,9 @@ def table_problems(name: str, profile: str, root: str | Path) -> list[str]:
         for column in table.columns:
             if missing := _missing(m, column, seeds, table, root):
                 numbers = ", ".join(map(str, missing))
-                problems.append(f"{m.row.recipe}: {column.heading} of seed {numbers} is missing, which other rows have")
+                problems.append(
+                    f"{m.row.recipe}: {column.heading} of {table.experiment.unit} {numbers} is missing, which other rows have"
+                )
     for run in runs:
         if len({_score(run.recipe, run.seed, score, root).get("backbone_sha256") for score in run.scores}) > 1:
             problems.append(f"the scores of {run.recipe} seed {run.seed} were measured on different weights: run it again")
@@ -98,7 +100,7 @@ def name_runs(runs: Iterable[tuple[str, int]]) -> str:
     seeds: dict[str, list[int]] = {}
     for recipe, seed in dict.fromkeys(runs):
         seeds.setdefault(recipe, []).append(seed)
-    return "; ".join(f"{recipe} seed {', '.join(map(str, sorted(numbers)))}" for recipe, numbers in seeds.items())
+    return "; ".join(f"{recipe} {unit_of(recipe)} {', '.join(map(str, sorted(numbers)))}" for recipe, numbers in seeds.items())
 
 
 def _seeds(table: Table) -> list[int]:

@@ -28,7 +28,7 @@ from sfrik.settings import published_root, run_folder, runs_root
 from sfrik.system.records import Provenance, read_record
 from sfrik.system.terminal import align, paint, print_line
 from sfrik.tables.collect import existing_seeds, read_score
-from sfrik.tables.cost_rows import cost_problem, read_costs
+from sfrik.tables.cost_rows import cost_problem, read_costs, unit_of
 from sfrik.tables.definitions import experiment, grids, read_choice, rows_of, tables_of
 
 __all__ = ["STATES", "RunStatus", "format_status", "needed_runs", "run_status", "state_counts", "tables_status"]
@@ -224,16 +224,18 @@ def format_status(found: Sequence[RunStatus], jobs: Iterable[QueuedJob] = (), ro
             if status.shown == state:  # missing runs of a recipe are one line if they lack the same
                 groups.setdefault((status.recipe, _detail(status), state == "missing" or status.seed), []).append(status)
         for (recipe, detail, _), group in groups.items():
-            rows.append([recipe, _seeds([status.seed for status in group]), paint(state, COLOURS[state]), detail])
+            rows.append(
+                [recipe, _numbers([status.seed for status in group], unit_of(recipe)), paint(state, COLOURS[state]), detail]
+            )
     others = [f"{job.what}: {job}" for job in jobs if job.run is None]
     return [*lines, *([""] if rows or others else []), *align(rows), *others]
 
 
-def _seeds(seeds: Sequence[int]) -> str:
-    if len(seeds) == 1:
-        return f"seed {seeds[0]}"
-    together = seeds[-1] - seeds[0] == len(seeds) - 1
-    return f"seeds {seeds[0]} to {seeds[-1]}" if together else f"seeds {', '.join(map(str, seeds))}"
+def _numbers(numbers: Sequence[int], unit: str) -> str:
+    if len(numbers) == 1:
+        return f"{unit} {numbers[0]}"
+    together = numbers[-1] - numbers[0] == len(numbers) - 1
+    return f"{unit}s {numbers[0]} to {numbers[-1]}" if together else f"{unit}s {', '.join(map(str, numbers))}"
 
 
 def _detail(status: RunStatus) -> str:

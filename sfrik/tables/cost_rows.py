@@ -30,6 +30,7 @@ __all__ = [
     "read_costs",
     "table5_rows",
     "table6_rows",
+    "unit_of",
 ]
 
 
@@ -148,6 +149,11 @@ def load_note(loads: Sequence[dict[str, Any] | None], only_problems: bool = Fals
 def _busy_cores(load: dict[str, Any]) -> float | None:
     """The cores that other processes kept busy; where the system does not report them, the load average before."""
     return load["before"] if load["others"] is None else load["others"]
+
+
+def unit_of(recipe: str) -> str:
+    """What the number of a run is: a "seed", or a "repetition" of PROFILE/complexity, the measurements of tables 5 and 6."""
+    return "repetition" if recipe.split("/")[1:2] == ["complexity"] else "seed"
 
 
 def cost_folder(profile: str, seed: int, rounds: int = ROUNDS) -> Path:

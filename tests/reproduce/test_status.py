@@ -15,6 +15,7 @@ from finished import finished_run
 from sfrik.cli import main
 from sfrik.errors import SfrikError
 from sfrik.reproduce import local, stages
+from sfrik.reproduce.publishable import name_runs
 from sfrik.reproduce.run_log import error_summary
 from sfrik.reproduce.status import run_status, tables_status
 from sfrik.reproduce.table import write_choices
@@ -175,7 +176,7 @@ def test_a_broken_file_of_costs_is_named(root, capsys, way):
     status, captured = shown(capsys, "status", "table5", "table1", "--results", str(root))
     assert status == 0
     assert listed(captured)[0] == ["done     6", "broken   1", "missing  2"]
-    (line,) = [line for line in captured.out.splitlines() if line.startswith("smoke/complexity/table5 ")]
+    (line,) = [line for line in captured.out.splitlines() if line.startswith("smoke/complexity/table5  repetition 0 ")]
     assert str(path) in line
 
 
@@ -272,6 +273,18 @@ def test_published_runs_that_are_missing_here_are_listed_as_published(tmp_path, 
     assert not any(
         run["published"] for run in json.loads(shown(capsys, "status", "--results", str(published), "--json")[1].out)["runs"]
     )
+
+
+def test_what_tables_of_costs_lack_is_counted_in_repetitions(tmp_path, capsys):
+    place = ["--profile", "smoke", "--results", str(tmp_path), "--seeds", "2"]
+    assert main(["status", "table1", "table5", *place]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    numbers = {line.split()[0]: " ".join(line.split()[1:5]) for line in lines if line.startswith("smoke/")}
+    assert numbers["smoke/complexity/table5"] == "repetitions 0 to 1"
+    assert numbers[RECIPE] == "seeds 0 to 1"
+    assert main(["table", "table6", *place, "--dry-run"]) == 0
+    assert "smoke/complexity/table6 repetition 1: would run table6" in capsys.readouterr().out
+    assert name_runs([("smoke/complexity", 1), (RECIPE, 1)]) == f"smoke/complexity repetition 1; {RECIPE} seed 1"
 
 
 def test_a_fresh_clone_shows_what_is_published(tmp_path, capsys):
