@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 __all__ = ["STOPPED", "MissingImagesError", "Preempted", "SfrikError", "WorkerError", "nearest"]
@@ -37,14 +38,16 @@ class WorkerError(RuntimeError):
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """The text " (did you mean X?)" for the known names closest to `name`, or "" if none is close.
 
-    These are the names that start with `name`, or whose part after the last slash does, or that have it as a word, at most three
-    of them. Without any, it is the most similar one, if its similarity is at least `cutoff`. Case makes no difference, nor do
-    hyphens and underscores.
+    These are the names that start with `name`, or whose part after the last slash does, or that have it as a word, or that end in
+    it if it is a number, at most three of them. Without any, it is the most similar one, if its similarity is at least `cutoff`.
+    Case makes no difference, nor do hyphens and underscores.
 
     >>> nearest("pre", ["evaluate", "pretrain"]), nearest("sfrik_l3", ["digits/sfrik_l3_q512", "digits/auh_q512"])
     (' (did you mean pretrain?)', ' (did you mean digits/sfrik_l3_q512?)')
     >>> nearest("--lr", ["--mlp", "--base-lr"]), nearest("pretian", ["pretrain", "evaluate"])
     (' (did you mean --base-lr?)', ' (did you mean pretrain?)')
+    >>> nearest("1", ["table1", "table11", "table12"])
+    ' (did you mean table1?)'
     """
     forms = {one: _plain(one) for one in known}
     typed = _plain(name)
@@ -53,6 +56,8 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
         close = [one for one, form in forms.items() if form.startswith(typed)]
         close = close or [one for one, form in forms.items() if form.rpartition("/")[2].startswith(typed)]
         close = close or [one for one, form in forms.items() if f"_{typed.strip('_')}_" in f"_{form}_"]
+        if typed.isdecimal():
+            close = close or [one for one, form in forms.items() if re.search(f"(?<![0-9]){typed}$", form)]
     if not close:
         similar = difflib.get_close_matches(typed, forms.values(), n=1, cutoff=cutoff)
         close = [one for one, form in forms.items() if form in similar][:1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,7 +38,8 @@ def _publish(options: argparse.Namespace) -> CommandOutput:
     check_folder(options.results)
     check_one_task()
     tables_of(options.profile)  # an unknown profile is an error
-    names = [name for given in options.names for name in given.replace(",", " ").split()]
+    # several in one text, as make gives them; "Table 1" is one name, which is refused with the right one
+    names = re.findall(r"(?:tab(?:le|\.)?\s+(?=[0-9]))?[^\s,]+", " ".join(options.names), re.IGNORECASE)
     if not names:
         raise SfrikError("name a table, or all: make publish TABLE=table1")
     found = publish(names, options.profile, options.results)

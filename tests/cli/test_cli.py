@@ -671,6 +671,13 @@ REFUSED = {  # also by the command itself, without --dry-run
 }
 
 
+@pytest.mark.parametrize("command", [["table", "--dry-run"], ["table"], ["status"], ["publish"], ["compare"]])
+@pytest.mark.parametrize("name", ["2", "Table 2", "tab2", "TABLE_2"])
+def test_a_table_that_is_named_by_its_number_is_refused_with_its_name(here, capsys, command, name):
+    """Of all names that are similar, only the one with this number is suggested."""
+    fails_in_one_line(capsys, [*command, "--profile", "smoke", "--", name], "(did you mean table2?)")
+
+
 @pytest.mark.parametrize(("arguments", "words"), REFUSED.values(), ids=[name.replace(" ", "_") for name in REFUSED])
 def test_a_dry_run_refuses_what_the_run_would_and_writes_nothing(here, capsys, monkeypatch, arguments, words):
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
