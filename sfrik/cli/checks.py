@@ -70,7 +70,8 @@ def check_inputs(settings: Settings) -> None:
     fields = type(settings).model_fields
     for name, kind in INPUTS.items():
         value = getattr(settings, name, None)
-        if not value or value == fields[name].default or (name == "data_dir" and settings.dataset in DOWNLOADED):
+        unread = name == "data_dir" and (settings.dataset in DOWNLOADED or settings.features_dir)
+        if not value or value == fields[name].default or unread:
             continue
         flag = f"--{name.replace('_', '-')}"
         if kind == "folder" and not Path(value).is_dir():

@@ -31,8 +31,8 @@ def headline(settings: Settings, processes: int = 1) -> str:
     from sfrik.cost.memory import expected_images  # imports torch, as the command does
 
     parts = [_what(settings)]
-    if getattr(settings, "extraction_dir", "") and not isinstance(settings, FeatureSettings):
-        parts.append(f"the features in {settings.extraction_dir}")  # of images and a network that it does not read
+    if settings.features_dir:
+        parts.append(f"the features in {settings.features_dir}")  # of images and a network that it does not read
     else:
         images, place = expected_images(settings), getattr(settings, "image_dir", "") or settings.data_dir
         parts += [_network(settings), f"{images:,} images" if images is not None else f"the images in {place}"]
@@ -134,7 +134,10 @@ def format_plan(settings: Settings, processes: int | None, multi_process: bool, 
     lines = wrap(f"{start}settings that differ from the defaults:" if changes else f"{start}all settings have their defaults")
     lines += changes
     counts, images = expected_steps(settings), expected_images(settings)
-    if counts is not None and images is not None:
+    if settings.features_dir:
+        lines += wrap(_features(settings.features_dir))
+        lines += [f"steps: {counts[0]} per epoch, {counts[0] * counts[1]} in total"] if counts is not None else []
+    elif counts is not None and images is not None:
         steps, epochs = counts
         seen = steps * settings.batch_size if isinstance(settings, PretrainSettings) else images * min(1, epochs)
         lines += wrap(f"steps: {steps} per epoch, {steps * epochs} in total")
@@ -148,8 +151,19 @@ def format_plan(settings: Settings, processes: int | None, multi_process: bool, 
         notes = (settings.trade_off_line, *settings.notes, *kernel_notes(settings))
         lines += [line for note in notes if note for line in wrap(note)]
     found = memory_by_processes(settings, processes or (None if multi_process else 1))
-    lines += ["memory to expect:", *(f"  {line}" for line in memory_table(found))]
+    lines += ["memory to expect:", *(f"  {line}" for line in memory_table(found))] if found else []
     return [*lines, *wrap(f"folder: {_folder(settings)}{_state(settings)}")]
+
+
+def _features(folder: str) -> str:
+    """The features that a command reads from a folder."""
+    from sfrik.evaluate.feature_files import count_features
+
+    found = count_features(folder)
+    if found is None:
+        return f"features: there are none in {folder} yet, on which the memory depends: check --extraction-dir"
+    numbers = f"{found.train} to train on and {found.scored} to score"
+    return f"features: {numbers}, of {found.dim} dimensions and {found.classes} classes"
 
 
 def recipe_values(recipe: str | None, settings: Settings) -> dict[str, Any] | None:

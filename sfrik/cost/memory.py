@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sfrik.cost.loss_memory import loss_peak
+from sfrik.evaluate.feature_files import count_features
 from sfrik.evaluate.knn import QUERIES, block_rows
 from sfrik.networks import build_backbone, build_projector, check_network
 from sfrik.networks.libraries import without_values
@@ -47,9 +48,9 @@ FLOAT = 4  # bytes
 
 
 def expected_images(settings: Settings) -> int | None:
-    """Number of images per epoch, before they are divided into batches; None if it depends on the folder.
+    """Number of images, or of features that are read, per epoch, before they are divided into batches; None if it is not known.
 
-    Commands that do not train on images (extraction, kNN, VOC07's SVMs) also count the images that are scored.
+    Extraction and transfer by SVMs also count the images that are scored.
     """
     train, scored = _train_images(settings), 0
     if isinstance(settings, EvaluateSettings) and settings.only_inference:
@@ -162,7 +163,8 @@ def _first_pass(settings: PretrainSettings, kept: list[float]) -> float:
 def _of_evaluation(settings: FrozenSettings, processes: int, size: int) -> dict[str, float]:
     """Bytes of an evaluation, on the device or in main memory, without what depends on the folder."""
     backbone = _counts(settings, settings.size)
-    d, train, scored = backbone.features, _train_images(settings) or 0, _scored_images(settings) or 0
+    read = count_features(settings.features_dir) if settings.features_dir else None
+    d, train, scored = read.dim if read else backbone.features, _train_images(settings) or 0, _scored_images(settings) or 0
     if isinstance(settings, KnnSettings):  # training features stay on disk and are compared block by block
         most = block_rows(torch.device("cpu" if settings.device == "cpu" else "cuda"))
         block, neighbours = min(most, train or most), (FLOAT + 8) * scored * max(settings.nb_knn)
@@ -186,6 +188,8 @@ def _train_images(settings: Settings) -> int | None:
     """Number of training images; None if it depends on the folder."""
     if isinstance(settings, TransferSettings):
         return TARGETS[settings.target][1]
+    if settings.features_dir:
+        return read.train if (read := count_features(settings.features_dir)) else None
     if getattr(settings, "image_dir", "") or (getattr(settings, "label_list", "") and settings.dataset != "imagenet"):
         return None
     if isinstance(settings, PretrainSettings) and settings.dataset in UNLABELLED:
@@ -207,6 +211,8 @@ def _scored_images(settings: FrozenSettings) -> int | None:
     """Number of test images, or of the tuning split's; None if it depends on the folder."""
     if isinstance(settings, TransferSettings):
         return TARGETS[settings.target][2]
+    if settings.features_dir:
+        return read.scored if (read := count_features(settings.features_dir)) else None
     if settings.dataset not in SIZES:
         return None
     _, classes, test = SIZES[settings.dataset]
@@ -216,6 +222,8 @@ def _scored_images(settings: FrozenSettings) -> int | None:
 def _classes(settings: FrozenSettings) -> int:
     if isinstance(settings, TransferSettings):
         return TARGETS[settings.target][0]
+    if settings.features_dir:
+        return read.classes if (read := count_features(settings.features_dir)) else 0
     return SIZES[settings.dataset][1] if settings.dataset in SIZES else 0
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from sfrik.cost.memory import expected_memory
 from sfrik.errors import SfrikError
+from sfrik.evaluate.feature_files import count_features
 from sfrik.pretrain.accumulate import micro_batches
 from sfrik.settings import ARCHITECTURES, PretrainSettings, Settings
 from sfrik.system.terminal import align, terminal_width, wrap
@@ -21,7 +22,12 @@ WORTHWHILE = 0.95  # advice is given only if it lowers the total to this fractio
 
 
 def memory_by_processes(settings: Settings, processes: int | None = None) -> dict[int, dict[str, float]]:
-    """GiB per process by part, for each number of processes: the given one, or each of `PROCESSES` that divides the batch."""
+    """GiB per process by part, for each number of processes: the given one, or each of `PROCESSES` that divides the batch.
+
+    Empty where features are to be read that are not there yet.
+    """
+    if settings.features_dir and count_features(settings.features_dir) is None:
+        return {}
     counts = [processes] if processes else [count for count in PROCESSES if settings.batch_size % count == 0]
     return {count: expected_memory(settings, count) for count in counts}
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from io import RawIOBase
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -24,6 +24,8 @@ from sfrik.system.files import atomic_write, check_regular, write_error
 from sfrik.system.records import read_record
 
 __all__ = [
+    "FeatureCounts",
+    "count_features",
     "describe_features",
     "drop_rows",
     "given_folder",
@@ -102,6 +104,31 @@ def load_given(folder: Path, split: str) -> tuple[tuple[Tensor, Tensor], tuple[T
             f"their features into another folder, with --val-dataset {names[split][1]}"
         )
     return train, val, record
+
+
+class FeatureCounts(NamedTuple):
+    """Numbers of an extraction folder: of the training and the scored features, of their dimensions, and of the classes."""
+
+    train: int
+    scored: int
+    dim: int
+    classes: int
+
+
+def count_features(extraction_dir: str) -> FeatureCounts | None:
+    """The numbers of the features in a folder, from the headers of its files and the labels; None where a file is missing.
+
+    Raises:
+        SfrikError: a file is not complete, or is not of features or labels.
+    """
+    folder = given_folder(extraction_dir)
+    splits = [[folder / f"{name}_{part}.npy" for part in ("features", "labels")] for name in ("train", "val")]
+    if not all(path.is_file() for paths in splits for path in paths):
+        return None
+    train, scored = (np.atleast_1d(_open(features)) for features, _ in splits)
+    dim = as_features(train[:1], splits[0][0], SfrikError).shape[1]
+    largest = max(int(as_labels(_open(labels), labels, SfrikError).max()) for _, labels in splits)
+    return FeatureCounts(len(train), len(scored), dim, largest + 1)
 
 
 def describe_features(folder: Path, name: str, labels: Tensor) -> dict[str, Any]:

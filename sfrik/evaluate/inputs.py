@@ -27,7 +27,6 @@ from sfrik.settings import (
     EvaluateSettings,
     FeatureSettings,
     FrozenSettings,
-    KnnSettings,
     LogisticSettings,
     TransferSettings,
     recipe_of,
@@ -280,7 +279,7 @@ def _check_splits(settings: FrozenSettings) -> None:
                 f"{settings.target} has no tuning split: hyperparameters are chosen on its training images; use --val-dataset val"
             )
         return
-    if isinstance(settings, LogisticSettings) and settings.extraction_dir:
+    if isinstance(settings, LogisticSettings) and settings.features_dir:
         lbfgs = settings.solver == "lbfgs"
         if lbfgs or (settings.lr_sweep and _scored(settings) == "test"):
             what, remedy = ("solver lbfgs chooses C", "--solver sgd") if lbfgs else ("lr_sweep chooses", "--lr-head")
@@ -296,7 +295,7 @@ def _scored(settings: FrozenSettings) -> Literal["test", "tune"]:
 def splits_read(settings: FrozenSettings) -> list[str]:
     """The splits whose images an evaluation reads; the scored one is the last."""
     scored = _scored(settings)
-    if isinstance(settings, (KnnSettings, LogisticSettings)) and settings.extraction_dir:
+    if settings.features_dir:
         return []
     if isinstance(settings, EvaluateSettings) and settings.only_inference:
         return [scored]

@@ -19,17 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from sfrik.errors import SfrikError, nearest
 from sfrik.settings.architectures import ARCHITECTURES, TORCHVISION_VITS, ArchArguments, Architecture, takes_arguments
-from sfrik.settings.fields import (
-    Batch,
-    Count,
-    Datasets,
-    Int,
-    OptionalPath,
-    Pixels,
-    RequiredPath,
-    Unset,
-    as_path,
-)
+from sfrik.settings.fields import Batch, Count, Datasets, Int, OptionalPath, Pixels, RequiredPath, Unset, as_path
 from sfrik.settings.recipes import RECIPES, grid_recipes, recipe_files, recipe_names
 from sfrik.settings.recorded import as_written_today, defaults, hash_of
 from sfrik.system.files import read_toml
@@ -183,6 +173,11 @@ class Settings(BaseModel):
     def network(self) -> dict[str, Any]:
         """The arguments of `sfrik.networks.build_backbone` and `load_backbone` that the settings determine."""
         return {"arch": self.arch, "stem": self.stem, "size": self.size, "arch_args": self.arch_args}
+
+    @property
+    def features_dir(self) -> str:
+        """The folder of the features that are read in place of images and a network; "" where these are used."""
+        return ""
 
     @property
     def channels(self) -> int:

@@ -27,6 +27,9 @@ from sfrik.settings.fields import (
 
 __all__ = ["EvaluateSettings", "FeatureSettings", "FrozenSettings", "KnnSettings", "LogisticSettings", "TransferSettings"]
 
+# What plays no part where features are read.
+IMAGES_AND_NETWORK = {"dataset", "data_dir", "subset", "val_subset", "size", "workers", "skip_broken"}
+IMAGES_AND_NETWORK |= {"arch", "arch_args", "stem", "precision", "pretrained"}
 HeadNorm = Annotated[Literal["none", "batchnorm"], LowerCase]
 LIST_WITHOUT_SHARE = "label_list names a part of the training images: give train_percent (below 100) too, which names the score"
 
@@ -139,6 +142,13 @@ class EvaluateSettings(FrozenSettings, sections=("evaluate", "semi1", "semi10"))
 class _OnFeatures(FrozenSettings):
     extraction_dir: OptionalPath = Field("", description="folder of the features; features/ in the run's folder when unset")
 
+    @property
+    def features_dir(self) -> str:
+        return self.extraction_dir
+
+    def unused(self) -> set[str]:
+        return super().unused() | (IMAGES_AND_NETWORK if self.features_dir else set())
+
 
 class FeatureSettings(_OnFeatures, sections=("extract_features",)):
     """`sfrik extract-features`."""
@@ -152,6 +162,10 @@ class FeatureSettings(_OnFeatures, sections=("extract_features",)):
         if self.image_dir and self.dataset == "mnist5k":
             raise ValueError("image_dir is for image files, but mnist5k's backbones take grey digits: use another dataset's")
         return self
+
+    @property
+    def features_dir(self) -> str:
+        return ""  # it writes extraction_dir
 
     def unused(self) -> set[str]:
         return super().unused() | ({"subset", "val_dataset"} if self.image_dir else set())

@@ -601,6 +601,44 @@ def test_a_dry_run_is_wrapped_at_the_width_of_the_terminal_between_words(here, c
     assert "loss" in text
 
 
+@pytest.mark.parametrize("command", ["knn-eval", "logistic-regression"])
+@pytest.mark.parametrize("recipe", [[], ["--recipe", "smoke/sfrik_l2_q64"]])
+def test_a_dry_run_describes_the_features_that_are_read_and_no_images_or_network(here, capsys, command, recipe):
+    flags = [command, *recipe, "--extraction-dir", "f", "--exp-dir", "run", "--batch-size", "4", "--data-dir", "nowhere"]
+    flags += ["--solver", "sgd", "--epochs", "3"] if command == "logistic-regression" else ["--nb-knn", "2"]
+    assert main([*flags, "--dry-run"]) == 0
+    assert "features: there are none in f yet, on which the memory depends" in " ".join(capsys.readouterr().out.split())
+    assert main([*flags, "--dry-run", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert (content["images"], content["steps_per_epoch"], content["memory_gib"]) == (None, None, {})
+
+    (here / "f").mkdir()
+    for split, n, d in (("train", 10, 6), ("val", 5, 6)):
+        np.save(here / "f" / f"{split}_features.npy", np.ones((n, d), dtype=np.float32))
+        np.save(here / "f" / f"{split}_labels.npy", np.arange(n) % 3)
+    assert main([*flags, "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "features: 10 to train on and 5 to score, of 6 dimensions and 3 classes" in text.splitlines()
+    assert ("steps: 3 per epoch, 9 in total" in text.splitlines()) == (command == "logistic-regression")
+    for words in ("images", "resnet", "mnist", "nowhere", "subset"):
+        assert words not in text
+    memory = {}
+    for dim in (6, 6000):
+        for split, n in (("train", 10), ("val", 5)):
+            np.save(here / "f" / f"{split}_features.npy", np.ones((n, dim), dtype=np.float32))
+        assert main([*flags, "--dry-run", "--json"]) == 0
+        content = json.loads(capsys.readouterr().out)
+        memory[dim] = content["memory_gib"]["1"]["features"]
+    assert content["images"] == 10
+    assert memory[6000] == pytest.approx(1000 * memory[6])
+
+
+def test_a_dry_run_refuses_features_that_the_command_would_refuse(here, capsys):
+    for name in ("train_features", "train_labels", "val_features", "val_labels"):
+        (here / f"{name}.npy").write_bytes(b"PK")
+    fails_in_one_line(capsys, ["knn-eval", "--extraction-dir", ".", "--dry-run"], "train_features.npy", "such as .npz")
+
+
 def test_a_dry_run_shows_the_defaults_where_a_recipe_is_overridden_by_them_and_the_form_that_was_given(here, capsys):
     assert main([*SMOKE, "--epochs", "100", "--sfrik-trade-off", "0.5", "--dry-run"]) == 0
     lines = {line.split()[0]: " ".join(line.split()[1:]) for line in capsys.readouterr().out.splitlines() if "  (" in line}
