@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sfrik.datasets import Images, batches, describe_data, load_images, print_images
 from sfrik.diagnostics import Measures, measure
-from sfrik.errors import SfrikError
+from sfrik.errors import MissingImagesError, SfrikError
 from sfrik.networks import Encoder, build_encoder, build_pixels, build_projector, load_backbone
 from sfrik.objectives.factory import left_out
 from sfrik.ops.random import derived_seed
@@ -27,6 +27,7 @@ from sfrik.runs.folder import Run
 from sfrik.runs.records import RunSettings
 from sfrik.settings import PretrainSettings
 from sfrik.system.devices import channels_last, pick_device
+from sfrik.system.download import no_downloads
 from sfrik.system.files import file_hash
 from sfrik.system.records import read_record
 from sfrik.system.tensor_files import check_finite, read_safetensors
@@ -90,18 +91,18 @@ def diagnose(
     """Measure the embeddings of a run, finished or not.
 
     The numbers of images and classes are printed. A reason reports images that are not those that the run was trained on, as far
-    as its settings.json records them.
+    as its settings.json records them. Nothing is downloaded.
 
     Args:
         folder: the folder of the run.
         images: number of training images, at most all of them; fewer than q limit every rank.
         seed: of the choice of images and of the views.
         device: "auto", "cpu", "cuda" or "mps".
-        data_dir: folder of the images, if it has moved since the training.
+        data_dir: folder of the images, which the files of a run do not record; "data" when None.
 
     Raises:
         SfrikError: the folder is not a pretraining run, its weights do not fit its settings, or it has neither weights nor an
-            epoch in metrics.jsonl.
+            epoch in metrics.jsonl. A MissingImagesError if the images are not in `data_dir`.
     """
     run = Run(folder)
     settings = _settings(run, data_dir)
@@ -196,7 +197,7 @@ def _weights(run: Run, settings: PretrainSettings) -> _Weights | None:
     finished = run.backbone.is_file()
     if not finished and not run.checkpoints.exist:
         return None
-    images = load_images(settings.dataset, "pretrain", settings.data_dir, settings.subset)
+    images = _images(run, settings)
     if not finished:
         checkpoint = run.checkpoints.load()
         assert checkpoint is not None  # `exist` is true
@@ -214,6 +215,20 @@ def _weights(run: Run, settings: PretrainSettings) -> _Weights | None:
         _load(encoder.projector, read_safetensors(run.projector)[0], run.projector)
         sources.append(run.projector.name)
     return _Weights(encoder, images, " and ".join(sources), settings.epochs if trained else 0, file_hash(run.backbone))
+
+
+def _images(run: Run, settings: PretrainSettings) -> Images:
+    """The training images of a run, without a download."""
+    try:
+        with no_downloads():
+            return load_images(settings.dataset, "pretrain", settings.data_dir, settings.subset)
+    except MissingImagesError as error:
+        if "data_dir" in settings.unused():  # the images come with a package
+            raise
+        raise MissingImagesError(
+            f"{run.folder} was trained on images ({settings.dataset}) that are not in {settings.data_dir}: name their folder "
+            "with --data-dir, which the files of a run do not record (nothing is downloaded for a diagnosis)"
+        ) from error
 
 
 def _load(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:

@@ -211,6 +211,32 @@ def test_a_folder_that_cannot_be_diagnosed_is_an_error_with_the_reason(tmp_path,
         diagnose(run.folder, images=16, device="cpu")
 
 
+def run_on(folder, dataset):
+    """A run on images that are not digits, of which only the weights are there."""
+    settings = PretrainSettings(
+        dataset=dataset, arch="resnet8", stem="small", size=16, mlp="8-8", batch_size=4, workers=0, exp_dir=str(folder)
+    )
+    torch.manual_seed(0)
+    encoder, run = build_encoder(settings, channels=3), Run(folder)
+    run.start(settings)
+    for part in ("backbone", "projector"):
+        save_weights(getattr(encoder, part), getattr(run, part))
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "stl10", "image_folder", "imagenet"])
+@pytest.mark.parametrize("flags", [[], ["--data-dir", "moved"]])
+def test_images_that_are_elsewhere_are_asked_for_and_not_downloaded(tmp_path, monkeypatch, capsys, dataset, flags):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("a download"))
+    run_on(tmp_path / "run", dataset)
+    assert main(["diagnose", "run", "--device", "cpu", *flags]) == 2
+    printed = capsys.readouterr()
+    place = "moved" if flags else "data"
+    assert f"run was trained on images ({dataset}) that are not in {place}: name their folder with --data-dir" in printed.err
+    assert "downloading" not in printed.out
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 # --- the verdict
 
 
