@@ -185,7 +185,7 @@ def _leftovers(folder: Path) -> Iterator[Path]:
 
 
 def _tidy(profile: str, target: Path) -> None:
-    """Delete runs without scores or without a row, executed notebooks that are not published, and tables without scores."""
+    """Delete what has no row or no score: runs, choices of grids, tables; and executed notebooks that are not published."""
     recipes = {row.recipe for name in tables_of(profile) for row in rows_of(name, profile)}
     explained = _with_notebooks(profile)
     for parent in sorted(path for path in (target / profile).iterdir() if path.is_dir() and not path.is_symlink()):
@@ -201,6 +201,10 @@ def _tidy(profile: str, target: Path) -> None:
             _remove_empty(run_folder(recipe, seed, target))
         if not kept:
             _remove_empty(parent)
+    choices = (target / profile / "tuning").glob("*.json") if "table9" in tables_of(profile) else ()
+    for path in choices:
+        if path.stem not in grids(profile) and "chosen" in read_json(path):
+            path.unlink()
     shown = tables_with_scores(profile, target)
     for kind, suffixes in SUFFIXES.items():
         for name in tables_of(profile):

@@ -108,6 +108,15 @@ def test_records_and_scores_of_every_seed_and_the_notebooks_of_one_are_published
     assert files(target) == before
 
 
+def test_choices_of_grids_that_are_gone_are_deleted_and_other_records_of_tuning_are_not(tmp_path):
+    folder = tmp_path / "smoke" / "tuning"
+    folder.mkdir(parents=True)
+    for name, content in {"vicreg": {"chosen": "tune_vicreg_5"}, "vicreg_q64": {"chosen": "x"}, "search": {}}.items():
+        write_json(folder / f"{name}.json", content)
+    publishing._tidy("smoke", tmp_path)
+    assert sorted(path.stem for path in folder.iterdir()) == ["search", "vicreg_q64"]
+
+
 def test_notebooks_are_those_of_table_1_at_the_largest_dimension(tmp_path):
     names = ("simclr_q128", "simclr_q512", "random_weights", "kernel_rbf", "tune_sfrik_q512_sim128_lr10")
     for name in names:
