@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import io
-import multiprocessing
 import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from forks import children
 
 from sfrik import evaluate
 from sfrik.evaluate.transfer import transfer
@@ -27,9 +27,6 @@ COMMANDS = {
     "linear": (evaluate.evaluate, EvaluateSettings, {"epochs": 1}),
     "transfer_digits8x8": (transfer, TransferSettings, {"target": "digits8x8", "val_dataset": "val"}),
 }
-# Forks of a clean process that has imported what the commands need: a start takes milliseconds.
-children = multiprocessing.get_context("forkserver")
-children.set_forkserver_preload(["pytest", "sklearn.linear_model", "sfrik.evaluate.transfer"])
 
 
 class Output(io.TextIOBase):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import math
-import multiprocessing
 import os
 import re
 import signal
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forks import children
 from PIL import Image
 from toys import squares
 
@@ -41,9 +41,6 @@ PROTOCOLS = {
     "linear_tune": {"val_dataset": "train", "lr_sweep": (1e-3, 0.05, 3e38), "head_norm": "batchnorm"},  # the last rate diverges
     "finetune": {"weights": "finetune", "lr_head": 0.05},
 }
-# Each child is a fork of a clean process that has imported what it needs.
-children = multiprocessing.get_context("forkserver")
-children.set_forkserver_preload(["pytest", "sfrik.evaluate"])
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from forks import run_on
 
 from sfrik.datasets.images import Images
 from sfrik.errors import SfrikError
@@ -72,7 +72,7 @@ def folder(tmp_path_factory):
     for case in CASES:
         extract_features(settings_of(folder, folder / f"{case}1", case))
     torch.set_num_threads(threads)
-    mp.spawn(work, args=(str(folder),), nprocs=3)
+    run_on(3, work, str(folder))
     return folder
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from forks import in_group
 from torch.distributed.tensor.debug import CommDebugMode
 
 from sfrik.kernels import RotationInvariantKernel
@@ -106,10 +106,10 @@ def small_tiles(device: torch.device) -> tuple[int, int]:
     return 2, 3
 
 
-def work(rank: int, processes: int, folder: str) -> None:
-    torch.set_num_threads(1)
+def work() -> dict:
+    """The results of this process."""
+    rank, processes = dist.get_rank(), dist.get_world_size()
     pairs.tile_shape = small_tiles
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=processes)
     found = {case: evaluate(case, rank, processes) for case in CASES}
     found["products"] = products(rank, processes)
     found["refused"] = {(name, value): refused(name, value, rank) for name in NORMALISED for value in (0.0, 1e20, 1e-30)}
@@ -120,16 +120,13 @@ def work(rank: int, processes: int, folder: str) -> None:
         before = exchanged.get_total_counts()
         terms.loss.backward()
         found["in the backward pass"] = exchanged.get_total_counts() - before
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module", params=[2, 3], ids=["two processes", "three processes"])
 def measured(request, tmp_path_factory) -> list[dict]:
     """The results of each rank; all cases run in the same processes."""
-    folder = tmp_path_factory.mktemp("gloo")
-    mp.spawn(work, args=(request.param, str(folder)), nprocs=request.param)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
+    return in_group(request.param, tmp_path_factory.mktemp("gloo"), work)
 
 
 @pytest.mark.parametrize("case", CASES)

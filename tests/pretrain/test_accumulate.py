@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from forks import in_group
 from safetensors.torch import load_file
 from torch import nn
 
@@ -154,9 +155,8 @@ def test_an_error_in_the_loss_leaves_the_running_averages_unchanged():
 # --- several processes
 
 
-def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+def work(folder: Path) -> dict:
+    rank = dist.get_rank()
     rows, reduced = slice(rank * N // 2, (rank + 1) * N // 2), []
 
     def count_and_average(state, bucket):
@@ -172,17 +172,15 @@ def work(rank: int, folder: str) -> None:
         model.zero_grad()
         reduced.clear()
         backward(model, images(rows=rows), compute_loss, 3)
-    line = pretrain(smoke(f"{folder}/run", batch_size=64, micro_batch=9, epochs=1), progress=False)
-    torch.save({"gradients": gradients(model.module), "reduced": reduced, "line": line}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    line = pretrain(smoke(folder / "run", batch_size=64, micro_batch=9, epochs=1), progress=False)
+    return {"gradients": gradients(model.module), "reduced": reduced, "line": line}
 
 
 def test_two_processes_reduce_gradients_once_and_get_those_of_the_whole_batch(tmp_path):
-    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
+    results = in_group(2, tmp_path, work, tmp_path)
     model = network()
     backward(model, images(), compute_loss)
-    for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt")
+    for found in results:
         assert found["reduced"] == [0], "one bucket, in the last of three micro-batches"
         for name, expected in gradients(model).items():
             torch.testing.assert_close(found["gradients"][name], expected, rtol=1e-10, atol=1e-13)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from forks import in_group
 from safetensors.torch import load_file
 from torch import nn
 
 from sfrik.errors import SfrikError
-from sfrik.launch.launcher import launch
 from sfrik.networks import build_encoder
 from sfrik.ops.collectives import world_size
 from sfrik.pretrain import loop
@@ -28,11 +27,6 @@ ADAMW = {"optimizer": "adamw", "base_lr": 2e-3, "wd": 0.05, "betas": (0.9, 0.95)
 SGD = {"optimizer": "sgd", "base_lr": 0.05, "wd": 1e-4, "nesterov": True, "clip_grad": 0.5}
 VIT = {"arch": "timm/vit_tiny_patch16_224", "arch_args": "patch_size=7 embed_dim=12 depth=1 num_heads=1", "mlp": "64-16"}
 STEPS = 4  # of an epoch: 240 images in batches of 60
-
-
-@pytest.fixture(autouse=True)
-def _workers_find_this_module(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (Path(__file__).parents[2], Path(__file__).parent))))
 
 
 def settings(folder, **overrides):
@@ -171,7 +165,10 @@ def test_a_run_resumed_within_an_epoch_ends_with_the_same_bytes(given, processes
         pytest.importorskip("timm")
     whole, folder = tmp_path / "whole", tmp_path / "stopped"
     three = settings(whole, **given), settings(folder, **given, checkpoint_minutes=1e-9), settings(folder, **given)
-    same = launch(train_stop_and_resume, *three, nproc_per_node=processes)
+    if processes == 1:
+        same = train_stop_and_resume(*three)
+    else:
+        same, _ = in_group(processes, tmp_path, train_stop_and_resume, *three)
     assert len(same) > 10
     assert all(same), "each process would otherwise clip by a norm of its own, and the copies of the network would drift apart"
     assert max(norms(whole)) > given["clip_grad"]
