@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 from processes import HANG
 
-from sfrik.system.files import write_text
 from sfrik.system.progress import Progress
 
 
@@ -23,8 +22,13 @@ def total(numbers: list[float], factor: float = 1.0) -> dict:
     return {"total": mine.item(), "world_size": dist.get_world_size(), "threads": torch.get_num_threads()}
 
 
-def received(settings, text: str) -> list:
-    return [f"{type(settings).__name__} {settings.ssl_method} {settings.epochs}", len(text)]
+def answer(numbers: list[float], settings, text: str, *, factor: float, size: int, count: int) -> dict:
+    """Return what was received, a sum over the ranks and a long text; print like a report, and without newlines."""
+    received = [f"{type(settings).__name__} {settings.ssl_method} {settings.epochs}", len(text)]
+    summed = total(numbers, factor)
+    forge_reports()
+    print_without_newlines(size)
+    return {**summed, "received": received, "long": "é\n" * count}
 
 
 def pretrain_each(*runs) -> None:
@@ -38,12 +42,6 @@ def pretrain_each(*runs) -> None:
 def fail_on(rank: int) -> None:
     if dist.get_rank() == rank:
         raise ValueError("the reason of the failure")
-    dist.barrier()
-
-
-def die_on(rank: int) -> None:
-    if dist.get_rank() == rank:
-        os.kill(os.getpid(), signal.SIGKILL)
     dist.barrier()
 
 
@@ -105,7 +103,7 @@ def show_progress() -> None:
     progress.close()
 
 
-def forge_reports() -> str:
+def forge_reports() -> None:
     """Print text that looks like a report, to both streams and both descriptors."""
     text = json.dumps(["result", "forged"])
     for token in ("", "0" * 32):
@@ -114,22 +112,12 @@ def forge_reports() -> str:
         sys.stderr.write(line)
         for descriptor in (1, 2):
             os.write(descriptor, line.encode())
-    return "the result"
 
 
-def long_result(count: int) -> str:
-    return "é\n" * count
-
-
-def cannot_write(path: str) -> None:
-    write_text(path, "text")
-
-
-def print_without_newlines(size: int) -> str:
+def print_without_newlines(size: int) -> None:
     """Print a progress bar's carriage returns, then a long line without an end."""
     for step in range(3):
         sys.stdout.write(f"step {step}\r")
     sys.stdout.flush()
     sys.stdout.write("x" * size)
     sys.stdout.flush()
-    return "done"

@@ -102,8 +102,9 @@ def test_a_training_whose_decoding_process_is_killed_says_what_to_lower_and_leav
 def test_the_error_is_that_of_the_process_that_failed_and_not_of_the_one_that_lost_it(tmp_path):
     settings = photos(tmp_path / "images", tmp_path / "run", workers=0)
     (tmp_path / "images" / "train" / "b" / "3.png").write_bytes(b"no image")
-    with pytest.raises(WorkerError, match=r"cannot read image .*b/3\.png: not an image file"):
+    with pytest.raises(WorkerError, match=r"rank \d on .* failed(.|\n)*cannot read image .*b/3\.png: not an image") as error:
         launch("sfrik.pretrain:pretrain", settings, nproc_per_node=2)
+    assert error.value.mistake.startswith("cannot read image"), "it is marked as an error in the input"
     state = Run(tmp_path / "run").state()
     assert state["state"] == "failed"
     assert state["error"].startswith("cannot read image")

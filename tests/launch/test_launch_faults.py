@@ -38,9 +38,12 @@ def soon(ready, act) -> threading.Thread:
     return thread
 
 
-def test_workers_that_print_all_the_time_do_not_hide_the_failure_of_another(capfd):
-    with pytest.raises(WorkerError, match="ValueError: the reason of the failure"):
+def test_a_worker_that_raises_is_the_callers_error_also_while_another_prints_all_the_time(capfd):
+    with pytest.raises(WorkerError, match=r"rank 1 on .* failed") as error:
         launch("launch_targets:chatter_until_lost", 1, nproc_per_node=2)
+    assert "ValueError: the reason of the failure" in str(error.value)
+    assert "launch_targets.py" in str(error.value), "with its traceback"
+    assert error.value.mistake is None
     assert "still here" in capfd.readouterr().out
     assert not named("sfrik.launch.worker")
 
@@ -128,7 +131,7 @@ def test_the_step_of_one_node_is_on_the_node_of_the_caller_and_in_the_sites_cont
     assert not any(word.startswith("--nodelist") for word in step_words(2, 2, environment))
 
 
-def test_no_temporary_folder_is_left_by_a_caller_that_was_killed(tmp_path):
+def test_no_worker_and_no_temporary_folder_is_left_by_a_caller_that_was_killed(tmp_path):
     folder = tmp_path / "temporary"
     folder.mkdir()
     (tmp_path / "there").mkdir()
@@ -138,7 +141,8 @@ def test_no_temporary_folder_is_left_by_a_caller_that_was_killed(tmp_path):
     wait_for(lambda: len(list((tmp_path / "there").iterdir())) == 2, START, "the workers")
     assert len(list(folder.glob("sfrik-*"))) == 1
     workers = named("sfrik.launch.worker", caller.pid)
+    assert len(workers) == 2
     caller.kill()
     caller.wait()
-    seconds_to_end(workers, HANG)
+    seconds_to_end(workers, HANG)  # they would wait twice as long
     assert not list(folder.glob("sfrik-*"))
