@@ -210,17 +210,37 @@ def test_a_run_with_dropout_that_was_stopped_within_an_epoch_ends_with_the_same_
     assert not same_bits(whole, load_file(Run(tmp_path / "without").backbone)), "dropout has an effect"
 
 
-def test_two_processes_compute_the_gradient_of_one_without_batchnorm(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
-    models = ("vit", "convnext", "torchvision")  # a projector of one layer has no BatchNorm either
-    given = [settings(tmp_path, model, mlp="64", batch_size=8) for model in models]
-    both = zip(models, gradients(*given), launch("test_any_backbone:gradients", *given, nproc_per_node=2), strict=True)
-    for model, one, two in both:
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """Gradients of several models, and two trainings, by the same two processes: each would import the models' libraries."""
+    folder = tmp_path_factory.mktemp("two")
+    # a projector of one layer has no BatchNorm either
+    several = [settings(folder, model, mlp="64", batch_size=8) for model in ("vit", "convnext", "torchvision")]
+    given = {"epochs": 1, "subset": 10, "batch_size": 32}
+    crops = {"augmentations": "swav", "size_crops": (28, 14), "arch_args": f"{VIT_ARGS} drop_path_rate=0.2"}
+    runs = settings(folder / "resnet", "resnet", **given), settings(folder / "vit", "vit", **given, **crops)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+        found = launch("test_any_backbone:gradients_and_runs", len(several), *several, *runs, nproc_per_node=2)
+    return several, found, runs
+
+
+def gradients_and_runs(count, *given):
+    """The gradients of the first `count` settings; the others are trained."""
+    found = gradients(*given[:count])
+    for run in given[count:]:
+        pretrain(run, progress=False)
+    return found
+
+
+def test_two_processes_compute_the_gradient_of_one_without_batchnorm(two_processes):
+    several, found, _ = two_processes
+    for given, one, two in zip(several, gradients(*several), found, strict=True):
         assert two.keys() == one.keys()
         for name, value in one.items():
             # sums over images in another order; the largest gradient of a tensor sets the scale
             scale = max(map(abs, value))
-            assert two[name] == pytest.approx(value, rel=1e-3, abs=1e-4 * scale), f"{model}: {name}"
+            assert two[name] == pytest.approx(value, rel=1e-3, abs=1e-4 * scale), f"{given.arch}: {name}"
 
 
 def gradients(*several):
@@ -238,12 +258,8 @@ def gradients_of(given):
     return {name: p.grad.flatten()[:50].tolist() for name, p in encoder.named_parameters() if p.requires_grad}
 
 
-def test_two_processes_pretrain_with_dropout_and_several_views(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
-    given = {"epochs": 1, "subset": 10, "batch_size": 32}
-    crops = {"augmentations": "swav", "size_crops": (28, 14), "arch_args": f"{VIT_ARGS} drop_path_rate=0.2"}
-    runs = settings(tmp_path / "resnet", "resnet", **given), settings(tmp_path / "vit", "vit", **given, **crops)
-    launch("launch_targets:pretrain_each", *runs, nproc_per_node=2)
+def test_two_processes_pretrain_with_dropout_and_several_views(two_processes):
+    _, _, runs = two_processes
     assert all(Run(Path(given.exp_dir)).finished for given in runs)
 
 
