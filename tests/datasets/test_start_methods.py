@@ -1,4 +1,7 @@
-"""Data sets and views in worker processes that are spawned, as on macOS, where everything they get is pickled."""
+"""Data sets and views in worker processes that are spawned, as on macOS, where everything they get is pickled.
+
+Several tests fork their processes from a clean one instead (tests/forks.py): those get everything pickled too.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 import pytest
 import torchvision
+from forks import children
 from PIL import Image
 from toys import write_cifar10, write_stl10
 
@@ -100,10 +104,10 @@ def spawned():
 
 
 @pytest.fixture
-def spawn():
-    """Within a test, processes are spawned."""
+def pickled():
+    """Within a test, what a process gets is pickled."""
     before = multiprocessing.get_start_method(allow_none=True)
-    multiprocessing.set_start_method("spawn", force=True)
+    multiprocessing.set_start_method(children.get_start_method(), force=True)
     yield
     multiprocessing.set_start_method(before, force=True)
 
@@ -127,15 +131,15 @@ def test_every_data_set_with_every_view_gives_the_same_batches_in_a_spawned_proc
         ("voc07", "probe", "pil"),
     ],
 )
-@pytest.mark.usefixtures("spawn")
-def test_spawned_workers_load_the_batches_that_the_process_itself_loads(kind, name, pipeline, root):
+@pytest.mark.usefixtures("pickled")
+def test_workers_that_get_everything_pickled_load_the_batches_that_the_process_itself_loads(kind, name, pipeline, root):
     images, dataset = load(kind, root)
     views = views_of(name, pipeline, dataset)
     assert equal(content(images, views, workers=2), content(images, views))
 
 
-@pytest.mark.usefixtures("spawn")
-def test_pretraining_and_a_linear_probe_have_the_same_results_with_spawned_workers(root, tmp_path):
+@pytest.mark.usefixtures("pickled")
+def test_pretraining_and_a_linear_probe_have_the_same_results_with_such_workers(root, tmp_path):
     started = []
     for workers in (0, 1):
         run = tmp_path / str(workers)
