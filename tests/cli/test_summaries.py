@@ -117,7 +117,7 @@ def test_the_next_command_after_training_on_unlabelled_images_is_diagnose(here, 
 
 def test_features_without_a_run_are_followed_only_by_the_two_scores(here, capsys):
     called(capsys, "pretrain", "--recipe", "smoke/random_weights", "--exp-dir", "run", *QUICK)
-    flags = ["--dataset", "mnist5k", "--subset", "3", "--arch", "resnet8", "--size", "28", "--stem", "small", *QUICK]
+    flags = ["--dataset", "mnist5k", "--subset", "3", "--arch", "resnet8", "--size", "28", "--stem", "patch", *QUICK]
     out = called(capsys, "extract-features", *flags, "--pretrained", "run/backbone.safetensors", "--exp-dir", "features").out
     following = next_command(out)
     assert following[0] == "knn-eval"

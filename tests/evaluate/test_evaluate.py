@@ -360,7 +360,7 @@ def test_a_score_of_other_weights_is_not_a_score_of_the_run(tmp_path, kind):
     pretrain(PretrainSettings.from_recipe(RECIPE, exp_dir=str(tmp_path / "run"), **CPU), progress=False)
     other = tmp_path / "other.safetensors"
     torch.manual_seed(9)
-    save_weights(build_backbone("resnet8", "small", 1), other)
+    save_weights(build_backbone("resnet8", "patch", 1), other)
     keywords = {"pretrained": str(other)}
     if kind == "knn":
         score = knn_eval(of(KnnSettings, tmp_path / "run", **keywords))

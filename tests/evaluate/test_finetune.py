@@ -181,10 +181,10 @@ def test_fine_tuning_does_not_change_the_pretrained_weights(run):
     evaluate(of(run, weights="finetune"), progress=False)
     assert file_hash(run / "backbone.safetensors") == before
     saved = load_head(run / "head_finetune_tune.safetensors")
-    pretrained = build_backbone("resnet8", "small", 1).state_dict()
+    pretrained = load_state(run)
     assert saved.backbone.keys() == pretrained.keys()
     tuned = saved.build_backbone(of(run), 1)
-    assert not torch.equal(tuned.conv1.weight, small_backbone().conv1.weight)
+    assert not torch.equal(tuned.conv1.weight, pretrained["conv1.weight"])
 
 
 def test_inference_on_the_test_images_uses_the_head_of_the_tuning_split(run):
@@ -225,7 +225,7 @@ def checkpoint(form, backbone, head):
 
 @pytest.mark.parametrize("form", ["the authors'", "one process", "torchvision", "torchvision, distributed", "parts", "head only"])
 def test_a_checkpoint_of_other_code_is_scored_with_its_backbone(run, tmp_path, form):
-    backbone = build_backbone("resnet8", "small", 1)
+    backbone = build_backbone("resnet8", "patch", 1)
     torch.manual_seed(3)
     if form == "head only":  # it is combined with the run's backbone
         backbone.load_state_dict(load_state(run))
@@ -266,7 +266,7 @@ def test_a_head_of_other_pretrained_weights_is_rejected(run):
     evaluate(of(run), progress=False)
     evaluate(of(run, weights="finetune"), progress=False)
     torch.manual_seed(9)
-    digest = save_weights(build_backbone("resnet8", "small", 1), run / "backbone.safetensors")
+    digest = save_weights(build_backbone("resnet8", "patch", 1), run / "backbone.safetensors")
     with pytest.raises(SfrikError, match="is not the file that was trained"):
         evaluate(of(run, only_inference=True), progress=False)
     Run(run).record(weights={"backbone.safetensors": digest})  # as after a separate training

@@ -73,7 +73,7 @@ def test_a_finished_run_has_weights_and_provenance_and_no_checkpoint(whole):
     assert facts["hardware"]["processes"] == 1
     with safe_open(Run(folder).backbone, "pt") as file:
         about = json.loads(file.metadata()["about"])
-        assert about == {"arch": "resnet8", "stem": "small", "settings": settings(folder).hash()}
+        assert about == {"arch": "resnet8", "stem": "patch", "settings": settings(folder).hash()}
 
 
 def test_backbone_and_projector_of_a_finished_run_load_into_the_encoder(whole):
@@ -140,10 +140,10 @@ def test_the_same_settings_give_the_same_weights_to_the_last_bit(whole, tmp_path
 
 
 def test_the_same_weights_give_the_same_file_so_that_scores_remain_valid(whole, tmp_path):
-    backbone = build_backbone("resnet8", "small", 1)
+    backbone = build_backbone("resnet8", "patch", 1)
     backbone.load_state_dict(weights(whole[0]))
     for k in range(12):  # three metadata keys in random order would agree twelve times with probability below 6^-11
-        save_weights(backbone, tmp_path / f"{k}.safetensors", arch="resnet8", stem="small", settings=settings(whole[0]).hash())
+        save_weights(backbone, tmp_path / f"{k}.safetensors", arch="resnet8", stem="patch", settings=settings(whole[0]).hash())
     assert {file_hash(path) for path in tmp_path.iterdir()} == {file_hash(Run(whole[0]).backbone)}
 
 
