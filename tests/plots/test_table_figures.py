@@ -47,6 +47,9 @@ def test_no_marker_of_a_table_figure_is_on_the_frame(drawn):
 
 def test_a_method_has_its_colour_and_marker_in_every_table_figure(drawn):
     methods = {m.row.method.removesuffix(" plain") for m in drawn[0].measured if m.seeds} - {"MMD"}
+    if drawn[0].name == "table9":  # maps, which have the colour in their titles
+        assert {axis.title.get_color() for axis in drawn[1].axes} == {COLOURS[name] for name in methods}
+        return
     expected = {(COLOURS[name], MARKERS[name]) for name in methods & MARKERS.keys()}
     found = {
         (line.get_color(), line.get_marker())

@@ -26,6 +26,7 @@ from sfrik.reproduce.submit import submit_table
 from sfrik.runs.folder import Run
 from sfrik.settings import run_folder
 from sfrik.system.locks import folder_lock
+from sfrik.tables.definitions import grids
 
 CHECKOUT = Path(__file__).parents[2]
 UNTRAINED = PlannedRun("smoke/random_weights", 0, ("pretrain", "linear", "knn"))
@@ -214,8 +215,8 @@ def test_table9_submits_the_choices_when_the_grids_are_there_and_renders_after_t
     submit_table("table9", "smoke", 1, Layout(), Site(), root)
     assert sum("tune_" in name for name in cluster.names) == 8
     assert cluster.jobs[-1][cluster.jobs[-1].index("--part") + 1] == "1"
-    grids = ("vicreg_5", "vicreg_10", "sfrik_128", "sfrik_256")
-    finished |= {(f"smoke/tune_{grid}", stage) for grid in grids for stage in ("pretrain", "tune")}
+    points = [recipe for recipes in grids("smoke").values() for recipe in recipes]
+    finished |= {(recipe, stage) for recipe in points for stage in ("pretrain", "tune")}
     cluster.queue()
     before = len(cluster.jobs)
     assert submit_table("table9", "smoke", 1, Layout(), Site(), root, part=1) == 0
