@@ -916,7 +916,7 @@ SGD = "epochs lr_head weight_decay"
             *("evaluate", "digits/simclr_q512", {"val_subset": 9}),
             f"{SCORED} weights epochs lr_sweep weight_decay val_subset",
         ),
-        ("evaluate", "smoke/sfrik_l3_q64", {"val_subset": 9}, f"{SCORED} subset weights {SGD}"),
+        ("evaluate", "smoke/sfrik_l3_q64", {"val_subset": 9}, f"{SCORED} subset stem weights {SGD}"),
         ("evaluate", "digits/simclr_q512", {"only_inference": True}, f"{SCORED} weights only_inference"),
         ("semi1", "digits/simclr_q512", {}, f"{SCORED} weights train_percent lr_backbone {SGD}"),
         ("knn_eval", "digits/simclr_q512", {"val_subset": 9}, f"{SCORED} nb_knn temperature"),
