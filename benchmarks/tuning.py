@@ -60,7 +60,7 @@ SEARCHES = {
     "sfrik_l2_q512": Search("digits/sfrik_l2_q512", SFRIK, 512.0, 30.0, 4.0),
     "kernel_rbf": Search("digits/kernel_rbf", SFRIK, 4.0, 30.0, 4.0, EXACT),
     "kernel_power": Search("digits/kernel_power", SFRIK, 64.0, 30.0, 4.0, EXACT),
-    "kernel_heat": Search("digits/kernel_heat", SFRIK, 32.0, 30.0, 4.0, HEAT),
+    "kernel_heat": Search("digits/kernel_heat", SFRIK, 512.0, 30.0, 4.0, HEAT),
     "vicreg_q128": Search("digits/vicreg_q128", VICREG, 5.0, 3.0, 2.0),
     "auh_q128": Search("digits/auh_q128", AUH, 192.0, 10.0, 4.0),
     "simclr_q128": Search("digits/simclr_q128", SIMCLR, 0.3, 10.0, 2.0),
