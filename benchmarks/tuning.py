@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -74,36 +74,6 @@ SEARCHES = {
 }
 
 
-@dataclass
-class Grid:
-    """A search while it runs: the weights that it has, in steps from the middle, the rates, and the rows."""
-
-    search: Search
-    steps: list[int] = field(default_factory=lambda: [-1, 0, 1])
-    rates: list[float] = field(default_factory=list)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        middle = RATES.index(self.search.rate)
-        self.rates = list(RATES[middle - 1 : middle + 2])
-
-    def points(self) -> Iterator[tuple[int, float]]:
-        yield from ((step, rate) for step in self.steps for rate in self.rates)
-
-    def widen(self) -> bool:
-        """Add the next weights, or the next rates, where the best run is at an edge; False if the search is done."""
-        chosen = best(self.rows)
-        step, rate = chosen["step"], chosen["changes"]["base_lr"]
-        before = len(list(self.points()))
-        if step in (self.steps[0], self.steps[-1]):
-            self.steps = sorted({*self.steps, step - 1, step + 1})
-        elif rate in (self.rates[0], self.rates[-1]):
-            near = RATES[max(RATES.index(rate) - 1, 0) : RATES.index(rate) + 2]
-            self.rates = sorted({*self.rates, *near})
-        after = len(list(self.points()))
-        return before < after <= MOST
-
-
 def best(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The run that is chosen; the first of equals."""
     return max(rows, key=lambda row: (row["logistic"], row["knn20"]))
@@ -111,16 +81,29 @@ def best(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def run(name: str, folder: Path) -> list[dict[str, Any]]:
     """The rows of a search, in this process."""
-    search, grid = SEARCHES[name], Grid(SEARCHES[name])
+    search = SEARCHES[name]
+    steps, rates = [-1, 0, 1], around(search.rate)
     done: dict[tuple[int, float], dict[str, Any]] = {}
     while True:
-        for step, rate in grid.points():
+        points = list(product(steps, rates))
+        for step, rate in points:
             if (step, rate) not in done:
                 place = folder / name / f"step{step:+d}_lr{rate:g}"
-                done[step, rate] = {**scored(place, search.recipe, search.point(step, rate)), "step": step}
-        grid.rows = [done[point] for point in grid.points()]
-        if not grid.widen():
-            return grid.rows
+                done[step, rate] = scored(place, search.recipe, search.point(step, rate))
+        rows = [done[point] for point in points]
+        step, rate = points[rows.index(best(rows))]
+        if step in (steps[0], steps[-1]):
+            steps = sorted({*steps, step - 1, step + 1})
+        elif rate in (rates[0], rates[-1]):
+            rates = sorted({*rates, *around(rate)})
+        if not len(points) < len(steps) * len(rates) <= MOST:
+            return rows
+
+
+def around(rate: float) -> list[float]:
+    """The rate and its neighbours."""
+    place = RATES.index(rate)
+    return list(RATES[max(place - 1, 0) : place + 2])
 
 
 def scored(folder: Path, recipe: str, changes: dict[str, Any]) -> dict[str, Any]:
