@@ -63,7 +63,7 @@ def main() -> None:
 def arguments(name: str, folder: Path) -> tuple[Path, str, int, dict[str, Any]]:
     """Folder, recipe, seed and changed settings of a run."""
     q, b1, b2, sim = RUNS[name]
-    changes = {"sfrik_weights": f"{b1}-{b2}" if b2 else f"{b1}", "sfrik_sim_coeff": float(sim)}
+    changes = {**trained.STEM, "base_lr": 10.0, "sfrik_weights": f"{b1}-{b2}" if b2 else f"{b1}", "sfrik_sim_coeff": float(sim)}
     return folder / name, f"digits/sfrik_l2_q{q}", 0, changes
 
 

@@ -26,8 +26,8 @@ ROOT = Path(__file__).parents[1]
 PAGE, NUMBERS = ROOT / "docs/speed.md", ROOT / "results/digits/diagnosis/slices.json"
 RECIPE = "digits/sfrik_l3_q512"
 SLICES = (256, 1024, 4096)
-SFRIK = {"sfrik_sim_coeff": 512.0, "base_lr": 30.0}
-SIGREG = {"ssl_method": "sigreg", "sigreg_weight": 0.05, "base_lr": 10.0}
+SFRIK = {**trained.STEM, "sfrik_sim_coeff": 512.0, "base_lr": 30.0}
+SIGREG = {**trained.STEM, "ssl_method": "sigreg", "sigreg_weight": 0.05, "base_lr": 10.0}
 RUNS: dict[str, dict[str, Any]] = {
     "SFRIK L=3, exact": SFRIK,
     **{f"SFRIK L=3, M = {m}": {**SFRIK, "sfrik_slices": m} for m in SLICES},

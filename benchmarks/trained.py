@@ -17,8 +17,9 @@ from sfrik.runs.folder import Run
 from sfrik.settings import KnnSettings, LogisticSettings, PretrainSettings
 from sfrik.system.files import read_json, write_json
 
-__all__ = ["LOGGED", "measured", "measured_runs"]
+__all__ = ["LOGGED", "STEM", "measured", "measured_runs"]
 
+STEM = {"stem": "small", "precision": "auto"}  # of the runs that were recorded before the digits recipes had the patch stem
 LOGGED = ("loss", "alignment", "uniformity", "effective_rank")  # what the row of a run has of its last epoch
 
 

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 PAGE, NUMBERS = ROOT / "docs/tuning.md", ROOT / "results/digits/tuning/search.json"
 NETWORK = {"stem": "patch", "precision": "fp32"}
 RATES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
-MOST = 18  # runs of a search
+MOST = 25  # runs of a search
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def scored(folder: Path, recipe: str, changes: dict[str, Any]) -> dict[str, Any]
         row = trained.measured(folder, recipe, 0, changes, "train")
     except SfrikError as error:
         print(f"{folder}: {error}", flush=True)
-        return {"changes": changes, "logistic": 0.0, "knn20": 0.0, "failed": str(error).splitlines()[0]}
+        return {"changes": changes, "logistic": 0.0, "knn20": 0.0, "failed": str(error).partition(";")[0]}
     return {key: row[key] for key in ("commit", "changes", "logistic", "knn20", "effective_rank", "verdict", "spread")}
 
 

@@ -113,7 +113,7 @@ def logistic_by_cross_validation(
     train: tuple[Tensor, Tensor],
     test: tuple[Tensor, Tensor],
     seed: int = 0,
-    inverse_penalties: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0),
+    inverse_penalties: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0),
     folds: int = 5,
 ) -> dict[str, Any]:
     """Multinomial logistic regression by L-BFGS on standardised features; the L2 penalty is chosen by cross-validation.

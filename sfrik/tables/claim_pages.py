@@ -59,9 +59,9 @@ Each 95 % interval is Student's, without correction. The p value is corrected fo
 SECONDARY = {column.name: column for column in (LINEAR, KNN)}
 KERNELS = "The scale and the weight behind the paper's figures of the kernels are not known."
 PAGES = {
-    "digits": "VICReg and SimCLR keep the coefficients chosen at the largest q; those of SFRIK and AUH are in proportion to q. "
-    "The rates of fine-tuning were chosen for SFRIK, L = 3, q = 512. For each kernel of table 2 the alignment weight was "
-    f"chosen separately, on the tuning split with seed 0 (the recipes list the candidates). {KERNELS}",
+    "digits": "Each method and kernel has its own weight and learning rate at each q, chosen on the tuning split with seed 0 by "
+    "searches of one size ([which](../../docs/tuning.md)); L = 1 with b_1 = 41 and 1000 has those of L = 2. Fine-tuning has the "
+    f"rates that were best for SFRIK L = 3 and VICReg together, at q = 512. {KERNELS}",
     "photos": "The learning rate of each method was chosen at q = 512 and its weight at each q, on the tuning split with seed 0. "
     "SFRIK's were chosen for L = 3 at q = 512; its weight is in proportion to q. For each kernel of table 2 the alignment weight "
     f"was chosen, with the rate of L = 3. {KERNELS}",

@@ -163,6 +163,8 @@ def table2_rows(profile: str) -> list[Row]:
         ("C - |u - v|^p", "kernel_power", figures["C - |u - v|^p"]),
         ("heat", "kernel_heat", None),
     ]
+    if profile == "digits":  # degree 1 with the strength of L = 2, and far beyond; the paper has none
+        kernels += [(f"degree 1, b_1 = {b}", f"sfrik_l1_b{b}_q{q}", None) for b in (41, 1000)]
     return [
         Row(
             "MMD", q, _recipe(profile, stem), {"linear_top1": paper} if paper else {}, 8192 if paper else None, {"kernel": kernel}

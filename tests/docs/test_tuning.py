@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import tuning
 from pages import with_parts
 
-from sfrik.settings import PretrainSettings
+from sfrik.settings import PretrainSettings, recipe_names
 
 FOUND = json.loads(tuning.NUMBERS.read_text(encoding="utf-8"))
 
@@ -34,11 +34,17 @@ def test_each_search_is_a_grid_of_at_least_three_weights_and_rates_of_its_recipe
         assert len({row["commit"] for row in rows if "failed" not in row}) == 1
 
 
-def test_the_recipes_of_table_8_have_the_choices():
-    for method in ("sfrik_l3", "vicreg", "auh", "simclr"):
-        chosen = tuning.best(FOUND[f"{method}_q512"])["changes"]
-        settings = PretrainSettings.from_recipe(f"digits/crops_{method}_q512").model_dump()
-        assert {key: settings[key] for key in chosen} == chosen
+def test_the_recipes_have_the_choices():
+    """Those of the search, and those that have no search of their own: other views, and degree 1 with the strength of L = 2."""
+    for name, rows in FOUND.items():
+        chosen = tuning.best(rows)["changes"]
+        recipe = tuning.SEARCHES[name].recipe
+        others = [f"{recipe}_obow", f"{recipe}_swav", recipe.replace("/", "/crops_")]
+        if name == "sfrik_l2_q512":
+            others += ["digits/sfrik_l1_b41_q512", "digits/sfrik_l1_b1000_q512"]
+        for same in (recipe, *(other for other in others if other in recipe_names("digits"))):
+            settings = PretrainSettings.from_recipe(same).model_dump()
+            assert {key: settings[key] for key in chosen} == chosen, same
 
 
 def test_a_search_widens_where_its_best_run_is_at_an_edge(monkeypatch, tmp_path):

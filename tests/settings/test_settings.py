@@ -885,9 +885,10 @@ def test_the_smallest_scale_of_two_views_counts_only_where_they_have_it_and_it_i
         PretrainSettings.parse({"dataset": "mnist5k", "augmentations": "cifar"})
 
 
-TRAINED = "dataset size arch seed batch_size precision epochs"
+TRAINED = "dataset size arch stem seed batch_size precision epochs"
 PRETRAINED = f"{TRAINED} augmentations mlp warmup_epochs base_lr wd ssl_method log_every knn_every"
-SCORED = "dataset size arch seed batch_size precision val_dataset"
+UNTRAINED = "dataset size arch stem seed mlp ssl_method"
+SCORED = "dataset size arch stem seed batch_size precision val_dataset"
 SGD = "epochs lr_head weight_decay"
 
 
@@ -903,28 +904,28 @@ SGD = "epochs lr_head weight_decay"
             f"{PRETRAINED} sfrik_sim_coeff sfrik_mmd_coeff sfrik_kernel sfrik_slices",
         ),
         ("pretrain", "digits/simclr_q512", {"ssl_method": "sigreg"}, f"{PRETRAINED} sigreg_weight sigreg_slices"),
-        ("pretrain", "cifar10/simclr_q512", {}, f"{PRETRAINED} simclr_temp stem input_pipeline min_crop_scale"),
+        ("pretrain", "cifar10/simclr_q512", {}, f"{PRETRAINED} simclr_temp input_pipeline min_crop_scale"),
         (
             *("pretrain", "digits/simclr_q512", {"optimizer": "adamw", "clip_grad": 1, "betas": (0.9, 0.95)}),
             f"{PRETRAINED} simclr_temp optimizer clip_grad betas",
         ),
-        ("pretrain", "digits/random_weights", {"optimizer": "adamw", "clip_grad": 1}, "dataset size arch seed mlp ssl_method"),
-        ("pretrain", "digits/random_weights", {}, "dataset size arch seed mlp ssl_method"),
+        ("pretrain", "digits/random_weights", {"optimizer": "adamw", "clip_grad": 1}, UNTRAINED),
+        ("pretrain", "digits/random_weights", {}, UNTRAINED),
         ("pretrain", "digits/raw_pixels", {}, "dataset size arch seed ssl_method"),
-        ("evaluate", "cifar10/simclr_q512", {"lr_sweep": ()}, f"{SCORED} subset stem weights {SGD}"),
+        ("evaluate", "cifar10/simclr_q512", {"lr_sweep": ()}, f"{SCORED} subset weights {SGD}"),
         (
             *("evaluate", "digits/simclr_q512", {"val_subset": 9}),
-            f"{SCORED} weights epochs lr_sweep weight_decay val_subset",
+            f"{SCORED} weights epochs lr_sweep weight_decay val_subset head_norm",
         ),
-        ("evaluate", "smoke/sfrik_l3_q64", {"val_subset": 9}, f"{SCORED} subset stem weights {SGD}"),
+        ("evaluate", "smoke/sfrik_l3_q64", {"val_subset": 9}, f"{SCORED} subset weights {SGD}"),
         ("evaluate", "digits/simclr_q512", {"only_inference": True}, f"{SCORED} weights only_inference"),
         ("semi1", "digits/simclr_q512", {}, f"{SCORED} weights train_percent lr_backbone {SGD}"),
         ("knn_eval", "digits/simclr_q512", {"val_subset": 9}, f"{SCORED} nb_knn temperature"),
         ("logistic_regression", "digits/simclr_q512", {}, f"{SCORED} solver inverse_penalties"),
         ("logistic_regression", "digits/simclr_q512", {"solver": "sgd"}, f"{SCORED} solver {SGD}"),
-        ("transfer", "digits/simclr_q512", {}, "size arch seed batch_size precision target"),
-        ("transfer", "digits/simclr_q512", {"target": "voc07"}, "size arch seed batch_size precision target svm_costs"),
-        ("transfer", "digits/simclr_q512", {"target": "places205"}, f"size arch seed batch_size precision target {SGD}"),
+        ("transfer", "digits/simclr_q512", {}, "size arch stem seed batch_size precision target"),
+        ("transfer", "digits/simclr_q512", {"target": "voc07"}, "size arch stem seed batch_size precision target svm_costs"),
+        ("transfer", "digits/simclr_q512", {"target": "places205"}, f"size arch stem seed batch_size precision target {SGD}"),
     ],
 )
 def test_settings_that_play_no_part_are_not_shown(section, recipe, given, names):
