@@ -43,7 +43,7 @@ def test_the_weights_are_those_of_the_recipe_as_it_is_now_and_unchanged(recipe):
     recorded = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["weights"]
     assert recorded == {name: file_hash(folder / name) for name in ("backbone.safetensors", "projector.safetensors")}
     assert Run(folder).finished
-    load_backbone(folder / "backbone.safetensors", "resnet8", channels=1)
+    load_backbone(folder / "backbone.safetensors", "resnet8", settings["stem"], channels=1)
 
 
 def test_the_weights_have_less_than_four_megabytes_and_are_only_those_two_runs():
