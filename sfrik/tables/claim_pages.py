@@ -191,8 +191,8 @@ def _tables_line(names: Sequence[str]) -> str:
     links = ", ".join(f"[{name.removeprefix('table')}](tables/{name}.md) {CONTENTS[name]}" for name in names)
     return (
         f"The tables with means, standard deviations and links to every run: {links}.\n"
-        "Figures are in [figures](figures), executed notebooks in [notebooks](notebooks) and in the folders of table 1's runs at "
-        "the largest q."
+        "Figures are in [figures](figures), executed notebooks in [notebooks](notebooks) and in the folder of SFRIK L = 3 at the "
+        "largest q."
     )
 
 

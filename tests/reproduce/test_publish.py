@@ -26,7 +26,7 @@ from sfrik.tables.run_pages import write_run_pages
 
 HEAD = "a" * 40
 RECIPES = [row.recipe for row in rows_of("table1", "smoke")]
-RUN, LAST = RECIPES[0], RECIPES[-1]
+RUN, LAST = "smoke/sfrik_l3_q64", RECIPES[-1]
 HARDWARE = {"device": "cpu: X", "precision": "bf16", "processes": 1, "threads": 1}
 DATA = {"images": 300, "classes": 10, "sha256": "e" * 64}
 ALL = ("pretrain", "linear", "semi", "knn")
@@ -117,15 +117,14 @@ def test_choices_of_grids_that_are_gone_are_deleted_and_other_records_of_tuning_
     assert sorted(path.stem for path in folder.iterdir()) == ["search", "vicreg_q64"]
 
 
-def test_notebooks_are_those_of_table_1_at_the_largest_dimension(tmp_path):
-    names = ("simclr_q128", "simclr_q512", "random_weights", "kernel_rbf", "tune_sfrik_q512_sim128_lr10")
+def test_notebooks_of_runs_are_those_of_one_row_of_table_1(tmp_path):
+    names = ("simclr_q512", "sfrik_l3_q512", "random_weights", "kernel_rbf", "tune_sfrik_q512_sim128_lr10")
     for name in names:
         finished_run(tmp_path, f"digits/{name}", 0, ("pretrain", "linear"), 50.0)
     publishing._tidy("digits", tmp_path)
     kept = {name: sorted(path.name for path in (tmp_path / "digits" / name).rglob("*.ipynb")) for name in names}
-    whole = ["02_pretraining.ipynb", "03_linear_probing.ipynb"]
-    assert kept == {"simclr_q128": [], "simclr_q512": whole, "random_weights": [], "kernel_rbf": [], names[-1]: []}
-    assert (run_folder("digits/simclr_q128", 0, tmp_path) / "linear.json").is_file()
+    assert kept == {**dict.fromkeys(names, []), "sfrik_l3_q512": ["02_pretraining.ipynb", "03_linear_probing.ipynb"]}
+    assert (run_folder("digits/simclr_q512", 0, tmp_path) / "linear.json").is_file()
 
 
 def test_notebook_01_is_published_with_one_profile(roots, monkeypatch):
