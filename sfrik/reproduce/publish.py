@@ -215,8 +215,8 @@ def _tidy(profile: str, target: Path) -> None:
 def _with_notebooks(profile: str) -> set[str]:
     """The recipes of which the executed notebooks of one seed are published.
 
-    These are the measurements of costs, and the run of SFRIK L=3 at the largest q. The others differ from it in a setting only, and
-    would be most of the published bytes.
+    These are the measurements of costs, and the run of SFRIK L=3 at the largest q. The others differ from it in a setting only,
+    and would be most of the published bytes.
     """
     rows = [row for name in tables_of(profile) for row in rows_of(name, profile) if row.entry or name == "table1"]
     return {row.recipe for row in rows if row.entry or (row.method == "SFRIK L=3" and row.q == DIMS[profile][-1])}

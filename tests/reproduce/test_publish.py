@@ -123,7 +123,8 @@ def test_notebooks_of_runs_are_those_of_one_row_of_table_1(tmp_path):
         finished_run(tmp_path, f"digits/{name}", 0, ("pretrain", "linear"), 50.0)
     publishing._tidy("digits", tmp_path)
     kept = {name: sorted(path.name for path in (tmp_path / "digits" / name).rglob("*.ipynb")) for name in names}
-    assert kept == {**dict.fromkeys(names, []), "sfrik_l3_q512": ["02_pretraining.ipynb", "03_linear_probing.ipynb"]}
+    assert kept.pop("sfrik_l3_q512") == ["02_pretraining.ipynb", "03_linear_probing.ipynb"]
+    assert set(map(len, kept.values())) == {0}
     assert (run_folder("digits/simclr_q512", 0, tmp_path) / "linear.json").is_file()
 
 
