@@ -112,7 +112,7 @@ def as_math(text: str) -> str:
     for plain, formula in (
         (r"exp\(-s \|u - v\|\^2\)", r"$e^{-s \\|u - v\\|^2}$"),
         (r"C - \|u - v\|\^p", r"$C - \\|u - v\\|^p$"),
-        (r"\b(q|n|L) ?= ?(?=\d)", "$\\1$\u00a0=\u00a0"),
+        (r"\b(q|n|L|b_1) ?= ?(?=\d)", "$\\1$\u00a0=\u00a0"),
     ):
         text = re.sub(plain, formula, text)
     return text

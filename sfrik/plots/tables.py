@@ -132,8 +132,10 @@ def draw_rows(table: Table) -> Figure:
 
 
 def _drawn_as(m: Measured) -> str:
-    """The method of a row; that of the truncated kernel of table 2 is SFRIK's."""
+    """The method of a row; that of a kernel of table 2 with one or several degrees is SFRIK's."""
     kernel = m.row.labels.get("kernel", "")
+    if kernel.startswith("degree 1"):
+        return "SFRIK L=1"
     return f"SFRIK {kernel.split()[-1]}" if kernel.startswith("truncated") else m.row.method
 
 

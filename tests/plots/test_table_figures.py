@@ -57,7 +57,8 @@ def test_a_method_has_its_colour_and_marker_in_every_table_figure(drawn):
         for line in axis.lines
         if line.get_marker() in MARKERS.values()
     }
-    assert found - {(COLOURS["SFRIK L=3"], MARKERS["SFRIK L=3"])} == expected - {(COLOURS["SFRIK L=3"], MARKERS["SFRIK L=3"])}
+    kernels = {(COLOURS[name], MARKERS[name]) for name in ("SFRIK L=1", "SFRIK L=3")}  # which table 2 lists as kernels of the MMD
+    assert found - kernels == expected - kernels
 
 
 def test_methods_differ_by_colour_and_marker_and_in_grey_by_line_or_lightness():
@@ -82,6 +83,7 @@ def test_a_label_has_the_look_of_the_method_that_it_begins_with():
 
 def test_symbols_are_mathematics():
     assert as_math("SFRIK L=3, q = 128") == "SFRIK $L$\u00a0=\u00a03, $q$\u00a0=\u00a0128"
+    assert as_math("degree 1, b_1 = 41") == "degree 1, $b_1$\u00a0=\u00a041"
     assert as_math("exp(-s |u - v|^2)") == r"$e^{-s \|u - v\|^2}$"
 
 
