@@ -68,7 +68,7 @@ def has_all_cells(name: str, profile: str, root: str | Path) -> bool:
     table = build_table(name, profile, root)
     seeds = _seeds(table)
     cells = [(m, column) for m in table.measured for column in table.columns]
-    return not any(not m.n(column.name) and _missing(m, column, seeds, table, root) for m, column in cells)
+    return bool(seeds) and not any(not m.n(column.name) and _missing(m, column, seeds, table, root) for m, column in cells)
 
 
 def table_problems(name: str, profile: str, root: str | Path) -> list[str]:
@@ -104,7 +104,13 @@ def name_runs(runs: Iterable[tuple[str, int]]) -> str:
 
 
 def _seeds(table: Table) -> list[int]:
-    return sorted({seed for m in table.measured for seed in m.seeds})
+    """The seeds that a table's own cells have: not those of table 1, which may have more."""
+    first = experiment("table1", table.profile)
+    recipes = {row.recipe for row in first.rows(table.profile)} if table.name != "table1" else set()
+    columns = {column.name for column in first.columns(table.profile)}
+    cells = [(m, column.name) for m in table.measured for column in table.columns]
+    own = [(m, name) for m, name in cells if m.row.recipe not in recipes or name not in columns]
+    return sorted({seed for m, name in own for seed in m.scores.get(name, {})})
 
 
 def _stages(name: str, profile: str) -> tuple[str, ...]:

@@ -230,6 +230,15 @@ def test_a_row_without_a_seed_that_others_have_is_named(roots):
     assert not [problem for problem in problems if LAST in problem]
 
 
+def test_rows_of_table_1_may_have_more_seeds_than_the_rows_that_another_table_adds(roots):
+    root, own = roots[0], [row.recipe for row in rows_of("table7", "smoke") if row.recipe not in RECIPES]
+    for recipe in own:
+        train(root, recipe, 0)  # those of table 1 have two
+    assert table_problems("table7", "smoke", root) == []
+    train(root, own[0], 1)
+    assert {problem.split(": ")[1] for problem in table_problems("table7", "smoke", root)} == set(own[1:])
+
+
 def test_scores_of_other_tables_stay_if_they_are_of_the_same_weights(roots):
     root, target = roots
     publish(["table1"], "smoke", root, target)
