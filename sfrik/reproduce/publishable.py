@@ -104,13 +104,13 @@ def name_runs(runs: Iterable[tuple[str, int]]) -> str:
 
 
 def _seeds(table: Table) -> list[int]:
-    """The seeds that a table's own cells have: not those of table 1, which may have more."""
+    """The seeds of a table's own scores: the runs and scores that it shares with table 1 may have more."""
     first = experiment("table1", table.profile)
     recipes = {row.recipe for row in first.rows(table.profile)} if table.name != "table1" else set()
-    columns = {column.name for column in first.columns(table.profile)}
-    cells = [(m, column.name) for m in table.measured for column in table.columns]
-    own = [(m, name) for m, name in cells if m.row.recipe not in recipes or name not in columns]
-    return sorted({seed for m, name in own for seed in m.scores.get(name, {})})
+    scores = {"metrics", *(column.score for column in first.columns(table.profile))}
+    cells = [(m, column) for m in table.measured for column in table.columns]
+    own = [m.scores.get(column.name, {}) for m, column in cells if m.row.recipe not in recipes or column.score not in scores]
+    return sorted({seed for found in own for seed in found})
 
 
 def _stages(name: str, profile: str) -> tuple[str, ...]:
