@@ -59,7 +59,7 @@ def film():
 
 
 def number(mean, spread):
-    return f"{mean:.1f}".replace("-", "−") + ("" if spread is None else f"{NBSP}±{NBSP}{spread:.1f}")
+    return f"{round(mean, 1) + 0.0:.1f}".replace("-", "−") + ("" if spread is None else f"{NBSP}±{NBSP}{spread:.1f}")
 
 
 def cell(result, profile):

@@ -213,13 +213,12 @@ def _tidy(profile: str, target: Path) -> None:
 
 
 def _with_notebooks(profile: str) -> set[str]:
-    """The recipes of which the executed notebooks of one seed are published.
+    """The recipes of which the executed notebooks of one seed are published: SFRIK L=3 at the largest q.
 
-    These are the measurements of costs, and the run of SFRIK L=3 at the largest q. The others differ from it in a setting only,
-    and would be most of the published bytes.
+    The others differ from it in a setting only, and would be most of the published bytes; `make notebooks` has the measurement of
+    costs.
     """
-    rows = [row for name in tables_of(profile) for row in rows_of(name, profile) if row.entry or name == "table1"]
-    return {row.recipe for row in rows if row.entry or (row.method == "SFRIK L=3" and row.q == DIMS[profile][-1])}
+    return {row.recipe for row in rows_of("table1", profile) if row.method == "SFRIK L=3" and row.q == DIMS[profile][-1]}
 
 
 def _is_score(path: Path) -> bool:
