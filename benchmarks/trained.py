@@ -1,4 +1,4 @@
-"""Train runs of the digits recipes with changed settings, and measure them; for the other scripts of this folder."""
+"""Train runs of recipes with changed settings, and measure them; for the other scripts of this folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,12 @@ LOGGED = ("loss", "alignment", "uniformity", "effective_rank")  # what the row o
 
 
 def measured(
-    folder: Path, recipe: str, seed: int = 0, changes: dict[str, Any] | None = None, split: str = "val"
+    folder: Path,
+    recipe: str,
+    seed: int = 0,
+    changes: dict[str, Any] | None = None,
+    split: str = "val",
+    data_dir: str = "",
 ) -> dict[str, Any]:
     """Train a run; its diagnosis, what its log says at the end, and the scores of its features in %.
 
@@ -36,15 +41,16 @@ def measured(
         seed: of the run.
         changes: settings of the pretraining in place of the recipe's.
         split: "val" scores the test images, "train" the tuning split.
+        data_dir: the folder of the images, for data sets that are one.
     """
     kept = folder / "measured.json"
     if kept.is_file():
         return read_json(kept)
-    place = {"seed": seed, "exp_dir": str(folder)}
+    place = {"seed": seed, "exp_dir": str(folder), **({"data_dir": data_dir} if data_dir else {})}
     settings = PretrainSettings.from_recipe(recipe, **place, knn_every=0, **(changes or {}))
     pretrain(settings, progress=False)
     run = Run(folder)
-    found = diagnose(folder)
+    found = diagnose(folder, data_dir=data_dir or None)
     scored = {**place, **settings.network, "val_dataset": split}
     lines = run.epochs()
     row = {
