@@ -65,8 +65,8 @@ def _remark(name: str, profile: str) -> str:
         )
     if name == "table1" and profile == "photos":
         return (
-            "Chosen on the tuning split with seed 0: the learning rate of each method at q = 512, and its weight at each q. "
-            "SFRIK's were chosen for L=3 at q = 512; its weight is proportional to q and the same for every L."
+            "Chosen on the tuning split with seed 0, in runs of 5 epochs: the learning rate of each method at q = 512, and the "
+            "weight of each row (docs/tuning.md); the weight of SFRIK L=3 is proportional to q."
         )
     if name == "table7" and profile == "photos":
         return "Multi-crop has the paper's counts and scales; the sizes of its crops are scaled from 224 to 32 pixels."
