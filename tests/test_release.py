@@ -47,20 +47,32 @@ def test_a_release_has_the_address_of_its_repository_and_a_readme_with_absolute_
     spec = importlib.util.spec_from_file_location("address", ROOT / "tools" / "address.py")
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
-    for name in ("README.md", "pyproject.toml"):
+    for name in ("README.md", "pyproject.toml", "CITATION.cff"):
         shutil.copy(ROOT / name, tmp_path)
     monkeypatch.setattr(tool, "ROOT", tmp_path)
     for wrong in ([], ["example.com/sfrik"], ["https://github.com/sfrik"]):
         with pytest.raises(SystemExit, match="not the address of a repository on GitHub"):
             tool.main(wrong)
-    tool.main(["https://github.com/someone/kernels.git"])
+    for _ in range(2):  # the second time changes nothing
+        tool.main(["https://github.com/someone/kernels.git"])
+        readme = (tmp_path / "README.md").read_text(encoding="utf-8")
+        assert readme.count("https://github.com/someone/kernels/actions/workflows/ci.yml/badge.svg") == 1
+        for link in (
+            "https://mybinder.org/v2/gh/someone/kernels/main?labpath=notebooks%2F01_kernel_theory.ipynb",
+            "https://colab.research.google.com/github/someone/kernels/blob/main/notebooks/02_pretraining.ipynb",
+        ):
+            assert readme.count(f"]({link})") == 1
+    citation = yaml.safe_load((tmp_path / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["repository-code"] == "https://github.com/someone/kernels"
+    assert "](docs/install.md)" in readme
+    tool.main(["https://github.com/someone/kernels", "--release"])
     project = tomllib.loads((tmp_path / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["urls"]["Changelog"] == "https://github.com/someone/kernels/blob/main/CHANGELOG.md"
     assert project["urls"]["Paper"] == "https://arxiv.org/abs/2208.00789"
     assert tool.LINK.sub(r"\1x", '<source srcset="a.gif"> <img src="b.gif">') == '<source srcset="x"> <img src="x">'
     readme, written = ((folder / "README.md").read_text(encoding="utf-8") for folder in (ROOT, tmp_path))
     links = re.findall(r"\]\(([^)]+)\)", written)
-    assert len(links) == len(re.findall(r"\]\(([^)]+)\)", readme))
+    assert len(links) == len(re.findall(r"\]\(([^)]+)\)", readme)) + 7  # the badge has two, the sentence on Binder and Colab five
     assert all(link.startswith(("https://", "#")) for link in links)
     assert "https://raw.githubusercontent.com/someone/kernels/main/results/digits/figures/flow.gif" in written
     assert "](https://github.com/someone/kernels/blob/main/CITATION.cff)" in written

@@ -8,7 +8,7 @@ COMMANDS = {
     "train": ("pretrain", "memory"),
     "evaluate": ("evaluate", "knn-eval", "logistic-regression", "transfer", "extract-features"),
     "reproduce tables": ("table", "run", "status", "compare", "chapters", "publish"),
-    "look": ("recipes", "diagnose", "env", "completion"),
+    "inspect": ("recipes", "diagnose", "env", "completion"),
 }
 
 # Title of a group -> its settings in --help, and its further settings in --help-all. A setting that is named in no group is a

@@ -146,7 +146,7 @@ def format_plan(settings: Settings, processes: int | None, multi_process: bool, 
         lines += wrap(f"images: {images}")
     else:
         place = getattr(settings, "image_dir", "") or settings.data_dir
-        lines += wrap(f"steps: one per {settings.batch_size} images in {place}, per epoch")
+        lines += wrap(f"steps per epoch: the number of images in {place}, divided by {settings.batch_size}")
     if isinstance(settings, PretrainSettings):
         notes = (settings.trade_off_line, *settings.notes, *kernel_notes(settings))
         lines += [line for note in notes if note for line in wrap(note)]

@@ -142,7 +142,7 @@ def check_views(name: str, views: list[Any], dim: int | None = None) -> None:
 def _few(views: list[Any]) -> str:
     if not views or not isinstance(views[0], Tensor):
         return f"only {_describe(views[0])}" if views else "no view"
-    where = ("stacks the views", "*z") if views[0].ndim == 3 else ("has the views one below the other", "*z.chunk(2)")
+    where = ("stacks the views", "*z") if views[0].ndim == 3 else ("concatenates the views along the batch", "*z.chunk(2)")
     return f"one tensor {list(views[0].shape)}; if it {where[0]}: criterion({where[1]})"
 
 
@@ -168,6 +168,6 @@ def refuse_options(name: str, unknown: Iterable[str]) -> None:
     for option in unknown:
         reason = ": it takes no labels" if option.lower() in LABELS else nearest(option, ("anchors", "regularise", "step"))
         raise TypeError(
-            f"a call of {name} has no option {option}{reason}; criterion(z1, z2) or "
-            'criterion([z1, z2, z3], anchors=(0, 1), regularise="all", step=None), views without a name'
+            f"{name} has no option {option} in a call{reason}; pass the views by position: criterion(z1, z2) or "
+            'criterion([z1, z2, z3], anchors=(0, 1), regularise="all", step=None)'
         )

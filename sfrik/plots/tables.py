@@ -176,12 +176,13 @@ def _draw_grids(table: Table) -> Figure:
         axis.set_xlabel(second, fontsize=8)
         axis.set_ylabel(fill(first, 20), fontsize=8)
     figure.suptitle(column.heading, fontsize=9)
-    return _add_caption(figure, table, "All maps have one range.")
+    note = "All maps have one range; the best run of each is in bold."
+    return _add_caption(figure, table, note, spread="One run per cell, seed 0.")
 
 
-def _add_caption(figure: Figure, table: Table, note: str, shared: str = "") -> Figure:
+def _add_caption(figure: Figure, table: Table, note: str, shared: str = "", spread: str | None = None) -> Figure:
     """Add lines below the figure: the images, what the bars are, the number of seeds, and a note on how to read it."""
     about = "; ".join(filter(None, (table.title, shared)))
-    text = " ".join(filter(None, (f"{about}.", as_math(table.spread_note), table.load_note, note)))
+    text = " ".join(filter(None, (f"{about}.", as_math(table.spread_note if spread is None else spread), table.load_note, note)))
     figure.supxlabel(fill(text, round(15.5 * figure.get_figwidth())), fontsize=8, color="0.3")
     return figure

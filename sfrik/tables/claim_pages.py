@@ -69,7 +69,7 @@ PAGES = {
 BOTH = """# The paper's claims, profile by profile
 
 The contrasts of accuracies, with the 95 % interval, the number of seeds and the corrected p value. The page of a profile has the
-costs too, and says what the columns and verdicts mean: {pages}. This page is written by `make tables`.
+costs too, and explains the columns and verdicts: {pages}. This page is written by `make tables`.
 
 {table}
 """

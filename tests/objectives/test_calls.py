@@ -75,9 +75,11 @@ def test_options_that_a_call_does_not_have_are_refused_with_those_it_has(criteri
     with pytest.raises(ValueError, match='regularise must be "all" or "anchors", got \'some\''):
         criterion(Z1, Z2, regularise="some")
     for option in ("labels", "target", "y"):
-        with pytest.raises(TypeError, match=rf"a call of {name} has no option {option}: it takes no labels; criterion\(z1, z2\)"):
+        with pytest.raises(
+            TypeError, match=rf"{name} has no option {option} in a call: it takes no labels; pass .*: criterion\(z1, z2\)"
+        ):
             criterion(Z1, **{option: LABELS})
-    with pytest.raises(TypeError, match=rf"a call of {name} has no option anchor \(did you mean anchors\?\)"):
+    with pytest.raises(TypeError, match=rf"{name} has no option anchor in a call \(did you mean anchors\?\)"):
         criterion(Z1, Z2, anchor=0)
 
 
