@@ -178,6 +178,25 @@ def test_embeddings_that_are_all_0_count_as_equal():
     assert found.alignment == 0
 
 
+@pytest.mark.parametrize("factor", [1e20, 1e-13, 1e-30, 1e37])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_scale_of_the_embeddings_does_not_matter(factor, dtype):
+    """At 1e20 the squares overflow float32, and at 1e-13 the epsilon of `F.normalize` exceeds the norms."""
+    first, second = gaussian(40, 6), gaussian(40, 6) + 0.3 * gaussian(40, 6, seed=1)
+    factor = factor if dtype == torch.float32 else factor**4
+    expected, found = measure(first, second), measure((first * factor).to(dtype), (second * factor).to(dtype))
+    for name in ("alignment", "uniformity", "effective_rank", "rankme", "spectrum", "energy"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-4), name
+
+
+def test_the_scale_of_a_row_does_not_matter_and_rows_of_0_stay_0():
+    z, scales = gaussian(8, 3), torch.logspace(-200, 200, 8, dtype=torch.float64)[:, None]
+    z[2] = 0
+    assert uniformity(z * scales) == pytest.approx(uniformity(z), rel=1e-5)
+    assert covariance_spectrum(z * scales).tolist() == pytest.approx(covariance_spectrum(z).tolist(), rel=1e-9)
+    assert alignment(z * scales, z) == pytest.approx(0, abs=1e-6)
+
+
 def test_measure_has_the_values_of_the_functions():
     first, second = gaussian(50, 6), gaussian(50, 6, seed=1)
     found = measure(first, second)

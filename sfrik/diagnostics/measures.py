@@ -13,11 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sfrik.diagnostics.hypothesis import UniformityTest, refusal, uniformity_test
-from sfrik.diagnostics.rows import checked, row_means, unit_rows
+from sfrik.diagnostics.rows import checked, normalised, row_means, scaled, unit_rows
 from sfrik.kernels import harmonics
 
 __all__ = [
@@ -105,7 +104,7 @@ def alignment(first: Tensor, second: Tensor) -> float:
     checked(first, "first"), checked(second, "second")
     if first.shape != second.shape:
         raise ValueError(f"first and second must have one shape, got {tuple(first.shape)} and {tuple(second.shape)}")
-    first, second = F.normalize(first.float(), dim=1), F.normalize(second.float(), dim=1)
+    first, second = normalised(first, torch.float32), normalised(second, torch.float32)
     return (first - second).square().sum(dim=1).mean().item()
 
 
@@ -114,7 +113,7 @@ def uniformity(z: Tensor, t: float = 2.0) -> float:
 
     .. math:: \log \operatorname{mean}_{i \ne j} \exp(-t \|z_i - z_j\|^2)
     """
-    z = F.normalize(checked(z, least=2).float(), dim=1)
+    z = normalised(checked(z, least=2), torch.float32)
     n = z.shape[0]
     squares = z.square().sum(dim=1)  # 1, but 0 for embeddings that are 0, which are all equal too
     exponent = t * (2 * z @ z.T - squares[:, None] - squares)
@@ -149,7 +148,7 @@ def covariance_spectrum(z: Tensor) -> Tensor:
 
     The other eigenvalues are 0. Their sum is :math:`1 - \|\bar z\|^2`. For the uniform distribution all q are 1/q.
     """
-    z = F.normalize(checked(z).double(), dim=1)
+    z = normalised(checked(z), torch.float64)
     return torch.linalg.svdvals(z - z.mean(dim=0)).square() / z.shape[0]
 
 
@@ -177,5 +176,6 @@ def summary(views: list[Tensor]) -> dict[str, float]:
 
 def _normalised_singular_values(z: Tensor) -> Tensor:
     """Singular values divided by their sum, [min(n, q)]."""
-    s = torch.linalg.svdvals(checked(z).float())
+    z = checked(z)
+    s = torch.linalg.svdvals(scaled(z.to(torch.promote_types(z.dtype, torch.float32)), dim=(0, 1)).float())
     return s / s.sum().clamp_min(torch.finfo(s.dtype).tiny)
