@@ -17,6 +17,7 @@ from sfrik.diagnostics import (
     rankme,
     summary,
     uniformity,
+    uniformity_test,
 )
 from sfrik.kernels import harmonics
 
@@ -176,6 +177,24 @@ def test_embeddings_that_are_all_0_count_as_equal():
     assert found.uniformity == 0
     assert found.spread == 0
     assert found.alignment == 0
+
+
+@pytest.mark.parametrize("z", [np.ones((20, 4)), [[1.0, 2.0]], "embeddings", None])
+def test_what_is_no_tensor_is_refused_by_its_type(z):
+    sound = gaussian(20, 4)
+    for function in (uniformity, effective_rank, rankme, covariance_spectrum, energy_per_degree, uniformity_test):
+        with pytest.raises(ValueError, match=rf"z must be embeddings \[n, q\], a torch.Tensor, got {type(z).__name__}"):
+            function(z)
+    for function in (measure, alignment):
+        with pytest.raises(ValueError, match="second must be embeddings"):
+            function(sound, z)
+
+
+@pytest.mark.parametrize("function", [lambda z: measure(z, z), energy_per_degree])
+@pytest.mark.parametrize("shape", [(9, 1), (1, 9), (9,)])
+def test_one_image_and_one_dimension_are_refused(function, shape):
+    with pytest.raises(ValueError, match=r"must be embeddings \[n, q\], n at least 2 and q at least 2, got shape"):
+        function(torch.ones(shape))
 
 
 @pytest.mark.parametrize("factor", [1e20, 1e-13, 1e-30, 1e37])

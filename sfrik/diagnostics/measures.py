@@ -5,7 +5,7 @@ embeddings occupy a few of the q dimensions: the covariance has few eigenvalues 
 
 Legend: z embeddings of n images, [n, q]; each function states whether it normalises them. s singular values.
 
-Embeddings of another shape, too few of them, and NaN or infinite values raise a ValueError.
+What is no tensor, embeddings of another shape, too few of them, and NaN or infinite values raise a ValueError.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def measure(first: Tensor, second: Tensor, degrees: int = 4) -> Measures:
         second: embeddings of the second view of the same images, [n, q].
         degrees: highest degree of the energy.
     """
-    n, q = checked(first, "first", least=2).shape
+    n, q = checked(first, "first", least=2, least_dim=2).shape
     energy = energy_per_degree(first, degrees)
     return Measures(
         n,
@@ -153,14 +153,14 @@ def covariance_spectrum(z: Tensor) -> Tensor:
 
 
 def energy_per_degree(z: Tensor, degrees: int = 4) -> list[float]:
-    r"""Energy of the normalised embeddings, [n, q], in degrees l = 1 to `degrees`.
+    r"""Energy of the normalised embeddings, [n, q] with q at least 2, in degrees l = 1 to `degrees`.
 
     .. math:: N(q, l) \operatorname{mean}_{i \ne j} P_l(q; \langle z_i, z_j \rangle)
 
     An unbiased estimate of the squared norm of the part of degree l of their distribution, which is 0 for the uniform
     distribution and :math:`N(q, l)` if all embeddings are equal.
     """
-    rows, wanted = unit_rows(checked(z, least=2)), range(1, degrees + 1)
+    rows, wanted = unit_rows(checked(z, least=2, least_dim=2)), range(1, degrees + 1)
     means = row_means(rows, wanted).mean(dim=1).tolist()
     return [harmonics(l, rows.shape[1]) * mean for l, mean in zip(wanted, means, strict=True)]
 

@@ -21,14 +21,17 @@ __all__ = ["checked", "normalised", "row_means", "scaled", "unit_rows"]
 LEAST, MOST = 1e-10, 1e15  # entries whose norm is computed as they are: `F.normalize` adds 1e-12, and squares overflow float32
 
 
-def checked(z: Tensor, name: str = "z", least: int = 1) -> Tensor:
-    """The embeddings, if they are a finite matrix of at least `least` images.
+def checked(z: Tensor, name: str = "z", least: int = 1, least_dim: int = 1) -> Tensor:
+    """The embeddings, if they are a finite matrix of at least `least` images and `least_dim` dimensions.
 
     Raises:
         ValueError: they are not.
     """
-    if z.ndim != 2 or len(z) < least or not z.shape[1]:
-        raise ValueError(f"{name} must be embeddings [n, q] of at least {least} images, got shape {tuple(z.shape)}")
+    if not isinstance(z, Tensor):
+        raise ValueError(f"{name} must be embeddings [n, q], a torch.Tensor, got {type(z).__name__}")
+    if z.ndim != 2 or len(z) < least or z.shape[1] < least_dim:
+        bounds = f"n at least {least} and q at least {least_dim}"
+        raise ValueError(f"{name} must be embeddings [n, q], {bounds}, got shape {tuple(z.shape)}")
     check_finite_rows(z, name)
     return z
 
