@@ -71,6 +71,18 @@ def test_uniformity_is_finite_where_every_exponential_underflows():
     assert uniformity(torch.eye(6), t=200.0) == pytest.approx(-400, rel=1e-6)
 
 
+def test_uniformity_in_tiles_is_that_of_the_whole_matrix(monkeypatch):
+    """2,400 rows take tiles of several rows and columns, and every fifth is 0."""
+    z, largest = gaussian(2400, 4), []
+    z[::5] = 0
+    expected, logsumexp = uniformity(z), torch.logsumexp
+    monkeypatch.setattr("sfrik.diagnostics.measures.WHOLE", 2399)
+    monkeypatch.setattr(torch, "logsumexp", lambda x, dim: (largest.append(x.numel()), logsumexp(x, dim))[1])
+    assert uniformity(z) == pytest.approx(expected, rel=1e-5)
+    assert uniformity(z, t=0.0) == pytest.approx(0, abs=1e-5)
+    assert max(largest) <= 256 * 2048
+
+
 @pytest.mark.parametrize(("second", "expected"), [(torch.eye(4), 0.0), (-torch.eye(4), 4.0), (torch.eye(4).roll(1, 0), 2.0)])
 def test_alignment_equals_the_closed_forms_for_rows_of_any_norm(second, expected):
     assert alignment(3 * torch.eye(4), 0.1 * second) == pytest.approx(expected, abs=1e-6)

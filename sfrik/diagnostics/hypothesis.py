@@ -145,8 +145,8 @@ def uniformity_test(z: Tensor, degrees: Iterable[int] = (1, 2)) -> UniformityTes
         degrees: distinct degrees, from 1 to 64. A high degree needs many rows; those that suffice are in the error.
 
     Raises:
-        ValueError: `z` is not a finite matrix of this size, has a row of norm 0, or has too few rows for a degree; `degrees` are not distinct
-            degrees.
+        ValueError: `z` is not a finite matrix of this size, has a row of norm 0, or has too few rows for a degree; `degrees` are
+            not distinct degrees.
 
     >>> z = torch.cat([torch.eye(8), -torch.eye(8)])  # mean 0 and second moments I/8, as if uniform
     >>> uniformity_test(z).p_value > 0.99, uniformity_test(z + 1).p_value < 1e-9

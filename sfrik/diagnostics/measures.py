@@ -10,6 +10,7 @@ What is no tensor, embeddings of another shape, too few of them, and NaN or infi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from sfrik.diagnostics.hypothesis import UniformityTest, refusal, uniformity_test
 from sfrik.diagnostics.rows import checked, normalised, row_means, scaled, unit_rows
 from sfrik.kernels import harmonics
+from sfrik.ops.pairwise import tiles
 
 __all__ = [
     "Measures",
@@ -30,6 +32,8 @@ __all__ = [
     "summary",
     "uniformity",
 ]
+
+WHOLE = 4096  # embeddings that `uniformity` compares at once: 64 MiB, and the rounding of a single sum
 
 
 @dataclass(frozen=True)
@@ -112,13 +116,22 @@ def uniformity(z: Tensor, t: float = 2.0) -> float:
     r"""Uniformity of the normalised embeddings, [n, q] (Wang & Isola 2020): at most 0, and 0 if all embeddings are equal.
 
     .. math:: \log \operatorname{mean}_{i \ne j} \exp(-t \|z_i - z_j\|^2)
+
+    Up to `WHOLE` embeddings are compared in one matrix of n x n, and more in tiles, of which no such matrix is made.
     """
     z = normalised(checked(z, least=2), torch.float32)
-    n = z.shape[0]
+    n = len(z)
     squares = z.square().sum(dim=1)  # 1, but 0 for embeddings that are 0, which are all equal too
-    exponent = t * (2 * z @ z.T - squares[:, None] - squares)
-    exponent.fill_diagonal_(float("-inf"))
-    return (torch.logsumexp(exponent.flatten(), 0) - torch.log(torch.tensor(float(n * (n - 1))))).item()
+    whole = [(slice(0, n), z, slice(0, n))]
+    sums = []
+    for rows, other, columns in whole if n <= WHOLE else tiles(z):
+        exponent = t * (2 * z[rows] @ other.T - squares[rows, None] - squares[columns])
+        if columns == rows:
+            exponent.fill_diagonal_(float("-inf"))
+        else:  # stands for its transpose too
+            exponent += math.log(2)
+        sums.append(torch.logsumexp(exponent.flatten(), 0))
+    return (torch.logsumexp(torch.stack(sums), 0) - torch.log(torch.tensor(float(n * (n - 1))))).item()
 
 
 def effective_rank(z: Tensor) -> float:
