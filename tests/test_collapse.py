@@ -82,6 +82,29 @@ def test_degree_1_alone_ends_on_a_point_or_a_line() -> None:
     assert predicted_spectrum(correlations, first=0.21, second=0.0).tolist() == [0, 1, 0]
 
 
+@pytest.mark.parametrize("second", [1e-17, 1e-20, 5e-324, 1e308])
+def test_the_moments_of_any_trade_off_add_up_to_1(second: float) -> None:
+    assert predicted_spectrum(np.array([0.9, 0.8]), 0.5, second) == pytest.approx([0, 1, 0] if second < 1 else [1 / 3] * 3)
+    assert predicted_spectrum(np.array([0.5] * 5), 1.0, second) == pytest.approx([1 / 6] * 6)
+    assert predicted_spectrum(np.array([0.9, 0.9]), 0.2, second).sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("correlations", "first", "second", "words"),
+    [
+        ([0.9, 0.8], 0.5, -0.5, "second must be a finite number of at least 0, got -0.5"),
+        ([0.9, 0.8], math.nan, 0.5, "first must be a finite number"),
+        ([0.9, 0.8], 0.5, math.inf, "second must be a finite number"),
+        ([0.9, math.nan], 0.5, 0.5, "correlations must be numbers from -1 to 1"),
+        ([0.9, 1.1], 0.5, 0.0, "correlations must be numbers from -1 to 1"),
+        ([[0.9]], 0.5, 0.5, "correlations must be numbers from -1 to 1"),
+    ],
+)
+def test_trade_offs_and_correlations_out_of_bounds_are_refused(correlations, first, second, words) -> None:
+    with pytest.raises(ValueError, match=words):
+        predicted_rank(np.array(correlations), first, second)
+
+
 def test_the_predicted_rank_is_that_of_embeddings_with_these_moments() -> None:
     correlations = np.linspace(0.95, 0.1, 30)
     moments = predicted_spectrum(correlations, first=0.4, second=1.5)

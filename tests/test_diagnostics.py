@@ -17,6 +17,7 @@ from sfrik.diagnostics import (
     rankme,
     summary,
     uniformity,
+    uniformity_test,
 )
 from sfrik.kernels import harmonics
 
@@ -68,6 +69,18 @@ def test_uniformity_equals_the_closed_forms(z, t, expected):
 
 def test_uniformity_is_finite_where_every_exponential_underflows():
     assert uniformity(torch.eye(6), t=200.0) == pytest.approx(-400, rel=1e-6)
+
+
+def test_uniformity_in_tiles_is_that_of_the_whole_matrix(monkeypatch):
+    """2,400 rows take tiles of several rows and columns, and every fifth is 0."""
+    z, largest = gaussian(2400, 4), []
+    z[::5] = 0
+    expected, logsumexp = uniformity(z), torch.logsumexp
+    monkeypatch.setattr("sfrik.diagnostics.measures.WHOLE", 2399)
+    monkeypatch.setattr(torch, "logsumexp", lambda x, dim: (largest.append(x.numel()), logsumexp(x, dim))[1])
+    assert uniformity(z) == pytest.approx(expected, rel=1e-5)
+    assert uniformity(z, t=0.0) == pytest.approx(0, abs=1e-5)
+    assert max(largest) <= 256 * 2048
 
 
 @pytest.mark.parametrize(("second", "expected"), [(torch.eye(4), 0.0), (-torch.eye(4), 4.0), (torch.eye(4).roll(1, 0), 2.0)])
@@ -176,6 +189,43 @@ def test_embeddings_that_are_all_0_count_as_equal():
     assert found.uniformity == 0
     assert found.spread == 0
     assert found.alignment == 0
+
+
+@pytest.mark.parametrize("z", [np.ones((20, 4)), [[1.0, 2.0]], "embeddings", None])
+def test_what_is_no_tensor_is_refused_by_its_type(z):
+    sound = gaussian(20, 4)
+    for function in (uniformity, effective_rank, rankme, covariance_spectrum, energy_per_degree, uniformity_test):
+        with pytest.raises(ValueError, match=rf"z must be embeddings \[n, q\], a torch.Tensor, got {type(z).__name__}"):
+            function(z)
+    for function in (measure, alignment):
+        with pytest.raises(ValueError, match="second must be embeddings"):
+            function(sound, z)
+
+
+@pytest.mark.parametrize("function", [lambda z: measure(z, z), energy_per_degree])
+@pytest.mark.parametrize("shape", [(9, 1), (1, 9), (9,)])
+def test_one_image_and_one_dimension_are_refused(function, shape):
+    with pytest.raises(ValueError, match=r"must be embeddings \[n, q\], n at least 2 and q at least 2, got shape"):
+        function(torch.ones(shape))
+
+
+@pytest.mark.parametrize("factor", [1e20, 1e-13, 1e-30, 1e37])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_scale_of_the_embeddings_does_not_matter(factor, dtype):
+    """At 1e20 the squares overflow float32, and at 1e-13 the epsilon of `F.normalize` exceeds the norms."""
+    first, second = gaussian(40, 6), gaussian(40, 6) + 0.3 * gaussian(40, 6, seed=1)
+    factor = factor if dtype == torch.float32 else factor**4
+    expected, found = measure(first, second), measure((first * factor).to(dtype), (second * factor).to(dtype))
+    for name in ("alignment", "uniformity", "effective_rank", "rankme", "spectrum", "energy"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-4), name
+
+
+def test_the_scale_of_a_row_does_not_matter_and_rows_of_0_stay_0():
+    z, scales = gaussian(8, 3), torch.logspace(-200, 200, 8, dtype=torch.float64)[:, None]
+    z[2] = 0
+    assert uniformity(z * scales) == pytest.approx(uniformity(z), rel=1e-5)
+    assert covariance_spectrum(z * scales).tolist() == pytest.approx(covariance_spectrum(z).tolist(), rel=1e-9)
+    assert alignment(z * scales, z) == pytest.approx(0, abs=1e-6)
 
 
 def test_measure_has_the_values_of_the_functions():

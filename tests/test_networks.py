@@ -93,6 +93,12 @@ def test_resnet8_has_eight_layers_on_its_longest_path():
     assert (sides.count(3), sides.count(1)) == (7, 2)  # two shortcuts; the eighth layer is the linear one that follows
 
 
+@pytest.mark.parametrize("arch", ["resnet8", "resnet18", "pixels"])
+def test_an_unknown_stem_is_refused_with_the_known_ones(arch):
+    with pytest.raises(SfrikError, match="stem must be one of imagenet, small, patch, got 'pathc'"):
+        build_backbone(arch, stem="pathc")
+
+
 def test_an_unknown_arch_is_refused_with_the_known_ones():
     with pytest.raises(SfrikError, match=r"architecture 'resnet19'.*: choose one of resnet8, resnet18, resnet34, resnet50"):
         build_backbone("resnet19")

@@ -192,7 +192,7 @@ def test_one_in_twenty_uniform_samples_is_rejected_at_5_per_cent(n, q, draws):
 @pytest.mark.parametrize(("q", "degree"), [(2, 1), (16, 4), (512, 4), (512, 6)])
 def test_the_least_number_of_rows_is_that_of_the_error(q, degree):
     with pytest.raises(ValueError, match=f"degree {degree} in dimension {q} needs at least") as error:
-        uniformity_test(gaussian(3, q), (degree,))
+        uniformity_test(gaussian(4, q), (degree,))
     least = int(str(error.value).split("at least ")[1].split(":")[0])
     gaps = [abs(null_distribution(n, q, degree).kurtosis_gap) for n in (least - 1, least)]
     assert gaps[1] <= MAX_KURTOSIS_GAP < gaps[0]
@@ -274,15 +274,16 @@ def test_the_interval_covers_the_effect_size_of_a_von_mises_distribution(concent
 @pytest.mark.parametrize(
     ("z", "degrees", "words"),
     [
-        (torch.ones(5), (1,), r"z must be embeddings \[n, q\]"),
+        (torch.ones(5), (1,), r"z must be embeddings \[n, q\], n at least 4 and q at least 2, got shape \(5,\)"),
         (torch.full((9, 4), float("nan")), (1,), "z: NaN or infinite values in rows 0, 1, 2, 3, 4"),
-        (torch.ones(9, 1), (1,), "at least 2 dimensions"),
-        (torch.ones(2, 4), (1,), "at least 3 rows, got 2"),
+        (torch.ones(9, 1), (1,), r"q at least 2, got shape \(9, 1\)"),
+        (torch.ones(3, 4), (1,), r"n at least 4 and q at least 2, got shape \(3, 4\)"),
         (torch.eye(9)[:, :8], (1, 2), "z: row 8 of norm 0, without a direction"),
         (torch.ones(9, 4), (), "distinct whole numbers"),
         (torch.ones(9, 4), 2, "distinct whole numbers"),
         (torch.ones(9, 4), "12", "distinct whole numbers"),
         (torch.ones(9, 4), (1, 1), "distinct whole numbers"),
+        (torch.ones(9, 4), (True,), "distinct whole numbers"),
         (torch.ones(9, 4), (1.5,), "distinct whole numbers"),
         (torch.ones(9, 4), (0, 1), "degree must be a whole number >= 1, got 0"),
         (torch.ones(9, 4), (65,), "degree must be a whole number <= 64, got 65"),
@@ -295,6 +296,6 @@ def test_what_cannot_be_tested_is_refused_with_the_reason(z, degrees, words):
 
 
 def test_embeddings_that_cannot_be_tested_are_measured_without_a_test():
-    for z in (torch.zeros(8, 4), gaussian(2, 4)):
+    for z in (torch.zeros(8, 4), gaussian(3, 4)):
         assert refusal(z)
         assert measure(z, z).uniformity_test is None

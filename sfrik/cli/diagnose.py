@@ -94,11 +94,13 @@ def _draw(found: Diagnosis, file: Path) -> None:
 
 
 def _format(found: Diagnosis, folder: Path) -> list[str]:
-    from sfrik.evaluate.collapse import HEALTHY, MOST_ALIGNMENT
+    from sfrik.evaluate.collapse import HEALTHY, LEAST_RANK, MOST_ALIGNMENT, UNKNOWN
 
     what = "embeddings" if found.epoch else "features"
     unaligned = found.verdict == HEALTHY and found.alignment > MOST_ALIGNMENT
     advice = f"improve the alignment, as above; {EVALUATE}" if unaligned else ADVICE[found.verdict]
+    if found.verdict == UNKNOWN and found.q < 2 * LEAST_RANK:
+        advice = f"no threshold fits {found.q} dimensions: compare the accuracy with that of other runs; {EVALUATE}"
     return [
         *wrap(f"{folder}: {what} of {found.n} images in {found.q} dimensions, from {found.source}, after {found.epoch} epochs"),
         "",
@@ -152,7 +154,7 @@ def _rows(found: Diagnosis) -> list[tuple[str, str, str]]:
     if found.left_out:
         from sfrik.kernels import format_share
 
-        rows.append(("left out of the kernel", format_share(found.left_out), "0: the series of SFRIK's kernel is cut"))
+        rows.append(("left out of the kernel", format_share(found.left_out), "0 if the kernel is exact; its series is cut"))
     if decided and found.features is not None:
         d = found.features.q
         rows.append(("effective rank of the features", f"{found.features.effective_rank:.1f}", f"of {d}; no threshold"))

@@ -20,6 +20,7 @@ __all__ = ["add_recipes"]
 
 DESCRIPTION = "List the recipes, or print the settings of one. A recipe is a file of settings in sfrik/recipes."
 OTHERS = "not in a table"
+OF_HEADING = re.compile(r", on (?:[\w, ]+ of )?(?:MNIST5k|CIFAR-10)(?:, to test the code.*)?(?=$|[,:])")  # the profile's images
 
 
 def add_recipes(commands) -> None:
@@ -40,7 +41,7 @@ def _recipes(options: argparse.Namespace) -> CommandOutput:
         if points := grid_recipes(profile, stem) if profile in PROFILES and stem.startswith(TUNE) else {}:
             return _grid(name, points)
         return _one(name)
-    profiles = [name] if name else list(PROFILES)
+    profiles = [name] if name else sorted(PROFILES, key=lambda profile: profile == "smoke")  # the test of the software last
     content, lines = [], []
     for profile in profiles:
         tables = _by_table(profile)
@@ -83,7 +84,8 @@ def _list(profile: str, tables: dict[str, list[str]]) -> list[str]:
         name = f"{stem}_..." if files.point else recipe.split("/")[1]
         count = len(grid_recipes(profile, stem)) if files.point else 1
         also = f" (also {', '.join(names[1:])})" if names[1:] else ""
-        about = f"{count} recipes: {_about(recipe)}" if files.point else _about(recipe)
+        about = OF_HEADING.sub("", _about(recipe))
+        about = f"{count} recipes: {about}" if files.point else about
         title = f"{names[0]}: {EXPERIMENTS[names[0]].title}" if names else OTHERS
         groups.setdefault(title, {})[name] = (about, also)
     lines = []

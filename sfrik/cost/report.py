@@ -34,17 +34,17 @@ def memory_by_processes(settings: Settings, processes: int | None = None) -> dic
 
 def format_memory(settings: PretrainSettings, found: dict[int, dict[str, float]]) -> list[str]:
     """A table of `memory_by_processes`, then the largest part with the fewest processes, and settings that would lower it."""
-    advice = _advice(settings, *next(iter(found.items())))
+    advice = _advice(settings, *next(iter(found.items())), _unit(found))
     return [*memory_table(found), *(line for text in advice for line in wrap(text))]
 
 
 def memory_table(found: dict[int, dict[str, float]]) -> list[str]:
     """A row for each number of processes, or a column where the terminal is too narrow for the rows."""
-    names = list(dict.fromkeys(name for parts in found.values() for name in parts))
-    rows = [["GiB per process", *names, "total"]]
+    names, unit = list(dict.fromkeys(name for parts in found.values() for name in parts)), _unit(found)
+    rows = [[f"{unit} per process", *names, "total"]]
     for count, parts in found.items():
         sizes = [*(parts.get(name, 0.0) for name in names), sum(parts.values())]
-        rows.append([_processes(count), *(f"{size:.2f}" for size in sizes)])
+        rows.append([_processes(count), *(_number(size, unit) for size in sizes)])
     lines = align(rows, right=range(1, len(rows[0])))
     if max(map(len, lines)) <= terminal_width() - 2:  # a dry run indents them
         return lines
@@ -52,9 +52,19 @@ def memory_table(found: dict[int, dict[str, float]]) -> list[str]:
     return align(list(columns), right=range(1, len(rows)))
 
 
-def _advice(settings: PretrainSettings, processes: int, parts: dict[str, float]) -> list[str]:
+def _unit(found: dict[int, dict[str, float]]) -> str:
+    """The unit of a table: MiB if no total reaches 1 GiB."""
+    return "GiB" if max(sum(parts.values()) for parts in found.values()) >= 1 else "MiB"
+
+
+def _number(size: float, unit: str) -> str:
+    return f"{size:.2f}" if unit == "GiB" else f"{1024 * size:.0f}"
+
+
+def _advice(settings: PretrainSettings, processes: int, parts: dict[str, float], unit: str) -> list[str]:
     total, largest = sum(parts.values()), max(parts, key=lambda name: parts[name])
-    lines = [f"largest, with {_processes(processes)}: {largest}, {100 * parts[largest] / total:.0f} % of {total:.2f} GiB"]
+    share = f"{100 * parts[largest] / total:.0f} % of {_number(total, unit)} {unit}"
+    lines = [f"largest, with {_processes(processes)}: {largest}, {share}"]
     if settings.ssl_method == "none":
         return lines
     local = settings.batch_size // processes
@@ -65,7 +75,7 @@ def _advice(settings: PretrainSettings, processes: int, parts: dict[str, float])
         options.append((f"--micro-batch {micro_batch // 4}", "", sum(expected_memory(smaller, processes).values())))
     if local % 2 == 0 and local > 2:
         options.append((_processes(2 * processes), " each", sum(expected_memory(settings, 2 * processes).values())))
-    helpful = [f"{option} ({size:.2f} GiB{each})" for option, each, size in options if size < WORTHWHILE * total]
+    helpful = [f"{option} ({_number(size, unit)} {unit}{each})" for option, each, size in options if size < WORTHWHILE * total]
     return [*lines, f"to lower it: {', '.join(helpful) or 'a smaller network or projector (--arch, --mlp)'}"]
 
 

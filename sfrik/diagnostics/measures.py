@@ -5,20 +5,21 @@ embeddings occupy a few of the q dimensions: the covariance has few eigenvalues 
 
 Legend: z embeddings of n images, [n, q]; each function states whether it normalises them. s singular values.
 
-Embeddings of another shape, too few of them, and NaN or infinite values raise a ValueError.
+What is no tensor, embeddings of another shape, too few of them, and NaN or infinite values raise a ValueError.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sfrik.diagnostics.hypothesis import UniformityTest, refusal, uniformity_test
-from sfrik.diagnostics.rows import checked, row_means, unit_rows
+from sfrik.diagnostics.rows import checked, normalised, row_means, scaled, unit_rows
 from sfrik.kernels import harmonics
+from sfrik.ops.pairwise import tiles
 
 __all__ = [
     "Measures",
@@ -31,6 +32,8 @@ __all__ = [
     "summary",
     "uniformity",
 ]
+
+WHOLE = 4096  # embeddings that `uniformity` compares at once: 64 MiB, and the rounding of a single sum
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def measure(first: Tensor, second: Tensor, degrees: int = 4) -> Measures:
         second: embeddings of the second view of the same images, [n, q].
         degrees: highest degree of the energy.
     """
-    n, q = checked(first, "first", least=2).shape
+    n, q = checked(first, "first", least=2, least_dim=2).shape
     energy = energy_per_degree(first, degrees)
     return Measures(
         n,
@@ -105,7 +108,7 @@ def alignment(first: Tensor, second: Tensor) -> float:
     checked(first, "first"), checked(second, "second")
     if first.shape != second.shape:
         raise ValueError(f"first and second must have one shape, got {tuple(first.shape)} and {tuple(second.shape)}")
-    first, second = F.normalize(first.float(), dim=1), F.normalize(second.float(), dim=1)
+    first, second = normalised(first, torch.float32), normalised(second, torch.float32)
     return (first - second).square().sum(dim=1).mean().item()
 
 
@@ -113,13 +116,22 @@ def uniformity(z: Tensor, t: float = 2.0) -> float:
     r"""Uniformity of the normalised embeddings, [n, q] (Wang & Isola 2020): at most 0, and 0 if all embeddings are equal.
 
     .. math:: \log \operatorname{mean}_{i \ne j} \exp(-t \|z_i - z_j\|^2)
+
+    Up to `WHOLE` embeddings are compared in one matrix of n x n, and more in tiles, of which no such matrix is made.
     """
-    z = F.normalize(checked(z, least=2).float(), dim=1)
-    n = z.shape[0]
+    z = normalised(checked(z, least=2), torch.float32)
+    n = len(z)
     squares = z.square().sum(dim=1)  # 1, but 0 for embeddings that are 0, which are all equal too
-    exponent = t * (2 * z @ z.T - squares[:, None] - squares)
-    exponent.fill_diagonal_(float("-inf"))
-    return (torch.logsumexp(exponent.flatten(), 0) - torch.log(torch.tensor(float(n * (n - 1))))).item()
+    whole = [(slice(0, n), z, slice(0, n))]
+    sums = []
+    for rows, other, columns in whole if n <= WHOLE else tiles(z):
+        exponent = t * (2 * z[rows] @ other.T - squares[rows, None] - squares[columns])
+        if columns == rows:
+            exponent.fill_diagonal_(float("-inf"))
+        else:  # stands for its transpose too
+            exponent += math.log(2)
+        sums.append(torch.logsumexp(exponent.flatten(), 0))
+    return (torch.logsumexp(torch.stack(sums), 0) - torch.log(torch.tensor(float(n * (n - 1))))).item()
 
 
 def effective_rank(z: Tensor) -> float:
@@ -149,19 +161,19 @@ def covariance_spectrum(z: Tensor) -> Tensor:
 
     The other eigenvalues are 0. Their sum is :math:`1 - \|\bar z\|^2`. For the uniform distribution all q are 1/q.
     """
-    z = F.normalize(checked(z).double(), dim=1)
+    z = normalised(checked(z), torch.float64)
     return torch.linalg.svdvals(z - z.mean(dim=0)).square() / z.shape[0]
 
 
 def energy_per_degree(z: Tensor, degrees: int = 4) -> list[float]:
-    r"""Energy of the normalised embeddings, [n, q], in degrees l = 1 to `degrees`.
+    r"""Energy of the normalised embeddings, [n, q] with q at least 2, in degrees l = 1 to `degrees`.
 
     .. math:: N(q, l) \operatorname{mean}_{i \ne j} P_l(q; \langle z_i, z_j \rangle)
 
     An unbiased estimate of the squared norm of the part of degree l of their distribution, which is 0 for the uniform
     distribution and :math:`N(q, l)` if all embeddings are equal.
     """
-    rows, wanted = unit_rows(checked(z, least=2)), range(1, degrees + 1)
+    rows, wanted = unit_rows(checked(z, least=2, least_dim=2)), range(1, degrees + 1)
     means = row_means(rows, wanted).mean(dim=1).tolist()
     return [harmonics(l, rows.shape[1]) * mean for l, mean in zip(wanted, means, strict=True)]
 
@@ -177,5 +189,6 @@ def summary(views: list[Tensor]) -> dict[str, float]:
 
 def _normalised_singular_values(z: Tensor) -> Tensor:
     """Singular values divided by their sum, [min(n, q)]."""
-    s = torch.linalg.svdvals(checked(z).float())
+    z = checked(z)
+    s = torch.linalg.svdvals(scaled(z.to(torch.promote_types(z.dtype, torch.float32)), dim=(0, 1)).float())
     return s / s.sum().clamp_min(torch.finfo(s.dtype).tiny)

@@ -16,17 +16,22 @@ from sfrik.kernels.polynomials import legendre_sequence
 from sfrik.ops.finite import check_finite_rows
 from sfrik.ops.pairwise import symmetric_product, tiles
 
-__all__ = ["checked", "row_means", "unit_rows"]
+__all__ = ["checked", "normalised", "row_means", "scaled", "unit_rows"]
+
+LEAST, MOST = 1e-10, 1e15  # entries whose norm is computed as they are: `F.normalize` adds 1e-12, and squares overflow float32
 
 
-def checked(z: Tensor, name: str = "z", least: int = 1) -> Tensor:
-    """The embeddings, if they are a finite matrix of at least `least` images.
+def checked(z: Tensor, name: str = "z", least: int = 1, least_dim: int = 1) -> Tensor:
+    """The embeddings, if they are a finite matrix of at least `least` images and `least_dim` dimensions.
 
     Raises:
         ValueError: they are not.
     """
-    if z.ndim != 2 or len(z) < least or not z.shape[1]:
-        raise ValueError(f"{name} must be embeddings [n, q] of at least {least} images, got shape {tuple(z.shape)}")
+    if not isinstance(z, Tensor):
+        raise ValueError(f"{name} must be embeddings [n, q], a torch.Tensor, got {type(z).__name__}")
+    if z.ndim != 2 or len(z) < least or z.shape[1] < least_dim:
+        bounds = f"n at least {least} and q at least {least_dim}"
+        raise ValueError(f"{name} must be embeddings [n, q], {bounds}, got shape {tuple(z.shape)}")
     check_finite_rows(z, name)
     return z
 
@@ -36,6 +41,18 @@ def unit_rows(z: Tensor) -> Tensor:
     z = z.detach().double()
     # divided by the largest entry first, since the square of 1e200 or 1e-200 is out of range
     return F.normalize(z / z.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(z.dtype).tiny), dim=1)
+
+
+def normalised(z: Tensor, dtype: torch.dtype) -> Tensor:
+    """The rows divided by their norms, in `dtype`, float32 or float64, [n, q]; rows that are 0 stay 0."""
+    return F.normalize(scaled(z.to(torch.promote_types(z.dtype, dtype)), dim=1).to(dtype), dim=1)
+
+
+def scaled(z: Tensor, dim: int | tuple[int, int]) -> Tensor:
+    """Divide z by its largest absolute value over `dim` wherever that is not between `LEAST` and `MOST`, nor 0."""
+    largest = z.abs().amax(dim=dim, keepdim=True)
+    far = (largest > 0) & ((largest < LEAST) | (largest > MOST))
+    return z / torch.where(far, largest, 1.0) if far.any() else z  # as they are, ordinary embeddings keep their rounding
 
 
 def row_means(z: Tensor, degrees: Sequence[int]) -> Tensor:

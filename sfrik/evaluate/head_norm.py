@@ -24,7 +24,12 @@ def build_head_norm(
 
     A batch is normalised by its own mean and variance. The statistics for the test images are the average over all batches
     of the training, not over the last ones, since the features of a frozen backbone do not drift.
+
+    Raises:
+        ValueError: `kind` is neither.
     """
+    if kind not in ("none", "batchnorm"):
+        raise ValueError(f'head_norm must be "none" or "batchnorm", got {kind!r}')
     if kind == "none":
         return nn.Identity()
     return nn.BatchNorm1d(num_features, eps=EPS, momentum=None, affine=False, device=device, dtype=dtype)

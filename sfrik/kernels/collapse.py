@@ -86,21 +86,34 @@ def predicted_spectrum(correlations: np.ndarray, first: float, second: float) ->
     Args:
         correlations: :math:`\mu_1, \dots, \mu_K`, at most q of them, from -1 to 1.
         first: :math:`\lambda b_1`, at least 0.
-        second: :math:`\lambda b_2`, at least 0.
+        second: :math:`\lambda b_2`, at least 0; both finite.
 
     Returns:
         c, [K + 1], which adds up to 1.
 
+    Raises:
+        ValueError: an argument is out of these bounds, or NaN.
+
     >>> predicted_spectrum(np.array([0.9, 0.8, 0.1]), first=0.5, second=0.5).round(3)
     array([0.2, 0.5, 0.3, 0. ])
     """
-    costs = np.concatenate([[first], 2 * (1 - np.asarray(correlations, dtype=np.float64))])
+    correlations = np.asarray(correlations, dtype=np.float64)
+    if correlations.ndim != 1 or not (np.abs(correlations) <= 1).all():
+        raise ValueError(f"correlations must be numbers from -1 to 1, [K], got {correlations}")
+    for name, value in (("first", first), ("second", second)):
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
+    costs = np.concatenate([[first], 2 * (1 - correlations)])
     if second == 0:
         return np.eye(len(costs))[costs.argmin()]
-    ordered = np.sort(costs)
-    levels = (2 * second + ordered.cumsum()) / np.arange(1, len(costs) + 1)  # theta if the first k costs are used
-    theta = levels[np.flatnonzero(levels > ordered)[-1]]
-    return np.maximum(0, theta - costs) / (2 * second)
+    # above the lowest cost, in units of 2 second: theta is at most 1, so that those above it can be cut to 2
+    with np.errstate(over="ignore"):
+        gaps = np.minimum((costs - costs.min()) / (2 * second), 2)
+    ordered = np.sort(gaps)
+    levels = (1 + ordered.cumsum()) / np.arange(1, len(gaps) + 1)  # theta if the first k costs are used
+    theta = levels[np.flatnonzero(levels >= ordered)[-1]]
+    moments = np.maximum(0, theta - gaps)
+    return moments / moments.sum()
 
 
 def predicted_rank(correlations: np.ndarray, first: float, second: float) -> float:

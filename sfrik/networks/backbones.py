@@ -19,6 +19,8 @@ from sfrik.settings import check_arch, parse_arch_args, parse_mlp, takes_argumen
 
 __all__ = ["Backbone", "build_backbone", "build_pixels", "build_projector"]
 
+STEMS = {"imagenet": (7, 2, 3), "small": (3, 1, 1), "patch": (4, 4, 0)}  # kernel, stride and padding
+
 
 class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions and a shortcut, which is a 1 x 1 convolution if the width changes (He et al. 2016)."""
@@ -95,7 +97,7 @@ def build_backbone(
         arch_args: arguments of these models, such as "patch_size=4 depth=6".
 
     Raises:
-        SfrikError: there is no such architecture, or it cannot be built for such images or with these arguments.
+        SfrikError: there is no such architecture or stem, or it cannot be built for such images or with these arguments.
 
     >>> backbone = build_backbone("resnet8", channels=1)
     >>> backbone(torch.zeros(2, 1, 28, 28)).shape, backbone.num_features
@@ -106,6 +108,8 @@ def build_backbone(
         given = parse_arch_args(arch_args)
     except ValueError as error:
         raise SfrikError(str(error)) from None
+    if stem not in STEMS:
+        raise SfrikError(f"stem must be one of {', '.join(STEMS)}, got {stem!r}")
     if takes_arguments(arch):
         return cast("Backbone", build_library_model(arch, channels, size, given))
     if given:
@@ -120,7 +124,7 @@ def build_backbone(
     net.num_features = net.fc.in_features  # the interface of Backbone
     net.fc = nn.Identity()
     if stem != "imagenet" or channels != 3:
-        kernel, stride, padding = {"imagenet": (7, 2, 3), "small": (3, 1, 1), "patch": (4, 4, 0)}[stem]
+        kernel, stride, padding = STEMS[stem]
         net.conv1 = nn.Conv2d(channels, 64, kernel, stride, padding, bias=False)
         nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")
     if stem != "imagenet":

@@ -783,8 +783,9 @@ def test_a_dry_run_counts_the_steps(here, capsys, flags, per_epoch, total):
 
 def memory_lines(text):
     """{processes: (total GiB, {part: GiB})} of a dry run."""
-    head, *rows = [line.split() for line in text.splitlines() if re.match(r"  GiB per process |  \d+ process", line)]
-    found = {int(row[0]): dict(zip(head[3:], map(float, row[2:]), strict=True)) for row in rows}
+    head, *rows = [line.split() for line in text.splitlines() if re.match(r"  [GM]iB per process |  \d+ process", line)]
+    gib = {"GiB": 1, "MiB": 1 / 1024}[head[0]]
+    found = {int(row[0]): dict(zip(head[3:], (gib * float(size) for size in row[2:]), strict=True)) for row in rows}
     return {count: (parts.pop("total"), parts) for count, parts in found.items()}
 
 
@@ -800,6 +801,16 @@ def test_a_dry_run_prints_the_expected_memory_on_1_2_4_and_8_processes(here, cap
     assert lines[1][1]["parameters"] == pytest.approx(1.67, abs=0.02)
     assert lines[2][1]["parameters"] == pytest.approx(1.67 * 16 / 12, abs=0.02)
     assert lines[4][1]["activations"] == pytest.approx(lines[1][1]["activations"] / 4, abs=0.01)
+
+
+def test_the_memory_of_a_small_run_is_in_mib(here, capsys):
+    assert main(["pretrain", "--recipe", "smoke/sfrik_l2_q64", "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "  MiB per process " in text
+    expected = sum(expected_memory(PretrainSettings.from_recipe("smoke/sfrik_l2_q64"), 1).values())
+    assert memory_lines(text)[1][0] == pytest.approx(expected, abs=0.51 / 1024)
+    assert main(["memory", "--recipe", "smoke/sfrik_l2_q64", "--nproc-per-node", "1"]) == 0
+    assert re.search(rf"% of {1024 * expected:.0f} MiB", capsys.readouterr().out)
 
 
 def test_a_dry_run_with_a_number_of_processes_prints_only_their_memory(here, capsys):

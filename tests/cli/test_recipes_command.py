@@ -37,9 +37,20 @@ def test_a_profile_lists_each_recipe_once_under_its_first_table(profile, capsys,
         assert rows == shown & names, table
 
 
+def test_the_images_of_a_profile_are_in_its_heading_and_not_in_each_line(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    lines = printed(capsys).splitlines()
+    assert [line for line in lines if line.startswith("    ") and re.search("MNIST5k|CIFAR-10|test the code", line)] == []
+    assert [line for line in lines if re.match(r"    sfrik_l3_q128 +SFRIK L=3, q = 128, next to the paper's q = 8192", line)]
+    assert [line for line in lines if re.match(r"    sfrik_l1_q64 +SFRIK L=1, q = 64$", line)]
+    assert [line for line in lines if re.match(r"    in20_auh_q1024 +AUH, q = 1024, on 20 % of ImageNet", line)]
+
+
 def test_without_a_profile_all_are_listed_and_a_variant_names_the_profile_whose_recipes_it_has(capsys):
     text = printed(capsys)
-    assert [re.match(r"\w+", line)[0] for line in text.splitlines() if re.match(r"\w+: ", line)] == list(PROFILES)
+    profiles = re.findall(r"^(\w+): ", text, re.MULTILINE)
+    assert set(profiles) == set(PROFILES)
+    assert (profiles[0], profiles[-1]) == ("digits", "smoke"), "what readers run first, and the test of the software last"
     assert "  the recipes of cifar10: sfrik recipes cifar10_quick" in text.splitlines()
     content = json.loads(printed(capsys, "--json"))["recipes"]
     assert [entry["name"] for entry in content if not entry["about"]] == []

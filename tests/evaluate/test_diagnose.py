@@ -325,7 +325,7 @@ def test_a_diagnosis_states_what_the_series_of_the_kernel_leaves_out(tmp_path, c
     assert found.left_out == (RotationInvariantKernel.rbf(2.5, found.q, degree).left_out if degree else 0)
     main(["diagnose", str(run.folder)])
     rows = [text for text in capsys.readouterr().out.splitlines() if "left out of the kernel" in text]
-    assert [shown in row for row in rows] == ([True] if degree else [])
+    assert [shown in row and "0 if the kernel is exact" in row for row in rows] == ([True] if degree else [])
 
 
 @pytest.mark.parametrize(("rank", "status"), [(30.0, 0), (1.5, 1)])
@@ -333,6 +333,14 @@ def test_the_exit_status_is_1_for_a_collapse(tmp_path, capsys, rank, status):
     run, _, _ = run_of(tmp_path / "run", parts=())
     run.log(line(effective_rank=rank))
     assert main(["diagnose", str(run.folder)]) == status
+
+
+@pytest.mark.parametrize(("mlp", "advice"), [("64-8", "no threshold fits 8 dimensions: compare"), ("64-16", "use more images")])
+def test_more_images_are_advised_only_where_they_can_help(tmp_path, capsys, mlp, advice):
+    run, _, _ = run_of(tmp_path / "run", mlp=mlp)
+    assert main(["diagnose", str(run.folder), "--images", "12", "--device", "cpu"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"what to do: {advice}" in text
 
 
 @pytest.mark.parametrize("alignment", [0.1, 1.9])

@@ -56,6 +56,13 @@ def test_a_batch_of_one_image_is_skipped_with_batchnorm_and_one_image_is_too_few
     logistic_sgd((features, labels), (features, labels), 2, epochs=2, batch_size=16, head_norm="batchnorm")
 
 
+@pytest.mark.parametrize("kind", ["None", "layernorm", ""])
+def test_an_unknown_head_norm_is_refused(kind):
+    features, labels = torch.randn(17, 4), torch.arange(17) % 2
+    with pytest.raises(ValueError, match=f'head_norm must be "none" or "batchnorm", got {kind!r}'):
+        logistic_sgd((features, labels), (features, labels), 2, epochs=1, batch_size=16, head_norm=kind)
+
+
 def test_head_norm_is_for_frozen_backbones():
     with pytest.raises(
         SfrikError, match="head_norm batchnorm is for the features of a frozen backbone: use it with weights freeze"
