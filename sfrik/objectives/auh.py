@@ -12,7 +12,7 @@ from sfrik.objectives.loss_terms import LossTerms
 from sfrik.objectives.spectra import Floor, exponential_moments, log_mean_exponential, per_squared_distance
 from sfrik.ops.collectives import all_gather_vectors, all_reduce_sum, gather_remote_rows, world_size
 from sfrik.ops.log_sums import row_log_sums
-from sfrik.ops.pairwise import max_inner_product, pair_sum
+from sfrik.ops.pairwise import PairFunction, max_inner_product, pair_sum
 
 __all__ = ["AUH"]
 
@@ -82,21 +82,16 @@ class AUH(Objective):
         """
         rows, rate = batch.regularised_rows, 2 * self.scale
         remote = gather_remote_rows(rows, batch.counts)
-        shift = self._shift(rows, remote)
-
-        def exponential(t: Tensor) -> tuple[Tensor, Tensor]:
-            t.sub_(1).mul_(rate).sub_(shift).exp_()
-            return t, t  # up to the factor `rate` its own derivative
-
+        shifts = self._shifts(rows, remote)
         gradients = [torch.zeros_like(z) for z in rows] if batch.requires_grad else []
         sums = [
-            pair_sum(z, others, exponential, gradient, skip_diagonal=True)
-            for z, others, gradient in zip(rows, remote, gradients or [None] * len(rows), strict=True)
+            pair_sum(z, others, _exponential(rate, shift), gradient, skip_diagonal=True)
+            for z, others, shift, gradient in zip(rows, remote, shifts, gradients or [None] * len(rows), strict=True)
         ]
         sums = all_reduce_sum(torch.stack(sums))
         for gradient, total in zip(gradients, sums, strict=False):
             gradient.mul_(2 * rate * self.unif_coeff * world_size() / len(rows) / total)
-        return (sums.log() + shift).mean() - math.log(batch.n * (batch.n - 1)), gradients
+        return (sums.log() + shifts).mean() - math.log(batch.n * (batch.n - 1)), gradients
 
     def _entropy(self, batch: Batch) -> Tensor:
         """This process's share of the mean over rows and views of the logarithms of the sums. Adds their gradient."""
@@ -121,9 +116,19 @@ class AUH(Objective):
         rate = 2 * self.scale
         return Floor("uniformity", log_mean_exponential(rate, q) - rate, -rate if n <= q else None, 0.0)
 
-    def _shift(self, rows: list[Tensor], remote: list[list[Tensor]]) -> Tensor | float:
-        """What is subtracted from all exponents: their maximum if the scale is so large that all exponentials could underflow."""
+    def _shifts(self, rows: list[Tensor], remote: list[list[Tensor]]) -> Tensor:
+        """What is subtracted from the exponents of each view: their maximum if the scale is so large that all could underflow."""
         if 4 * self.scale <= SAFE_EXPONENT:  # the exponents are between -4 scale and 0
-            return 0.0
+            return rows[0].new_zeros(len(rows))
         largest = [max_inner_product(z, others) for z, others in zip(rows, remote, strict=True)]
-        return 2 * self.scale * (all_gather_vectors(torch.stack(largest)).max() - 1)
+        return 2 * self.scale * (all_gather_vectors(torch.stack(largest)).amax(dim=0) - 1)
+
+
+def _exponential(rate: float, shift: Tensor) -> PairFunction:
+    """The exponential of a tile, up to the factor `rate` its own derivative."""
+
+    def function(t: Tensor) -> tuple[Tensor, Tensor]:
+        t.sub_(1).mul_(rate).sub_(shift).exp_()
+        return t, t
+
+    return function

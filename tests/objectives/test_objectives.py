@@ -13,6 +13,7 @@ from sfrik.errors import SfrikError
 from sfrik.kernels import RotationInvariantKernel, TruncationWarning
 from sfrik.objectives import AUH, SFRIK, NotFinite, SimCLR, VICReg
 from sfrik.objectives.factory import build_objective, kernel_notes
+from sfrik.objectives.reference import plain_loss
 from sfrik.settings import PretrainSettings
 
 N, Q = 5, 4
@@ -283,6 +284,18 @@ def test_auh_at_a_large_scale_is_finite_where_every_exponential_underflows():
     assert loss.item() == pytest.approx(-400.0, rel=1e-6)
     assert torch.isfinite(views[0].grad).all()
     assert views[0].grad.abs().max() > 1
+
+
+@pytest.mark.parametrize("scale", [2.5, 200.0, 3000.0, 1e4])
+def test_auh_takes_views_whose_largest_inner_products_differ_at_any_scale(scale):
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(8, 16, generator=generator)
+    views = [z.requires_grad_(), (z.detach() + 0.3 * torch.randn(8, 16, generator=generator)).requires_grad_()]
+    loss = AUH(scale=scale)(views).loss
+    plain = plain_loss(AUH(scale=scale), views)
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-5)
+    for actual, expected in zip(torch.autograd.grad(loss, views), torch.autograd.grad(plain, views), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-2, atol=1e-3 * expected.abs().max().item())
 
 
 @EVERY_OBJECTIVE
