@@ -29,8 +29,8 @@ class Tile(NamedTuple):
         constant: :math:`c`.
         unit: :math:`u`.
         slope_unit: v; in low precision the largest slope, so that f' is at most 1 when it is rounded to float16.
-        diagonal: phi of a row with itself where phi' is not finite there. Such pairs have no gradient along the sphere, and are
-            left out of the tiles.
+        diagonal: phi of a row with itself, minus c, where phi' is not finite there or would be rounded to low precision. Such
+            pairs have no gradient along the sphere, and are left out of the tiles.
     """
 
     function: Callable[[Tensor], tuple[Tensor, Tensor]]
