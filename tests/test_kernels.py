@@ -282,6 +282,23 @@ def test_a_function_without_one_finite_value_per_point_is_rejected(phi):
         RotationInvariantKernel.from_function(phi, dim=8, degree=2)
 
 
+def test_a_function_without_a_value_at_1_is_rejected_since_what_its_series_leaves_out_is_unknown():
+    def ratio(t):
+        with np.errstate(invalid="ignore"):
+            return np.sin(6 * np.arccos(t)) / np.sin(np.arccos(t))  # 0 / 0 at t = 1
+
+    with pytest.raises(ValueError, match="phi must have a value at t = 1: return its limit there"):
+        RotationInvariantKernel.from_function(ratio, 3, 2)
+
+    def logarithm(t):
+        with np.errstate(divide="ignore"):
+            return -np.log(1 - t)
+
+    with pytest.raises(ValueError, match="phi is infinite at t = 1.*: give a degree"):
+        RotationInvariantKernel.from_function(logarithm, 3)
+    assert RotationInvariantKernel.from_function(logarithm, 3, 2).left_out == 1
+
+
 @pytest.mark.parametrize(
     "kernel",
     [

@@ -239,7 +239,7 @@ class RotationInvariantKernel:
         :math:`10^{-16} \sqrt{N(q, l)} \max |\phi|`. A coefficient below that is set to 0, with a warning if a degree is given.
 
         Args:
-            phi: vectorised function of an array of inner products.
+            phi: vectorised function of an array of inner products, with a value at t = 1, which is the sum of all coefficients.
             dim: :math:`q`.
             degree: the last degree; None for all that the quadrature tells from round-off, until less than 1e-12 is left.
                 `left_out` is what remains.

@@ -124,6 +124,10 @@ def quadrature(phi: Callable[[np.ndarray], np.ndarray], dim: int, degree: int | 
     largest, constant = float(np.abs(value).max()), float(np.sum(weight * value))
     # all b_l with l >= 1 add up to phi(1) - b_0, whatever the nodes resolve of phi (a kink at 1)
     total = float(np.asarray(phi(np.ones(1)), dtype=np.float64)[0]) - constant
+    if math.isnan(total):
+        raise ValueError("phi must have a value at t = 1: return its limit there")
+    if math.isinf(total) and degree is None:
+        raise ValueError("phi is infinite at t = 1, so its series has no last degree that matters: give a degree")
     most = degree or nodes - 1
     numbers = np.exp(np.minimum(log_harmonics(most, dim), 700))  # from e^66 on everything is round-off
     coefficients: list[float] = []
