@@ -280,6 +280,20 @@ def test_float32_resolves_the_u_statistic_near_the_uniform_distribution(name):
     assert abs(mmd_to_uniform(z, kernel, unbiased=True).item() - exact) <= 0.01 * math.sqrt(variance)
 
 
+@pytest.mark.parametrize("scale", [1e-8, 1 / 8192, 0.01, 0.49, 0.51])
+def test_float32_resolves_the_exact_rbf_at_small_scales(scale):
+    n, q = 256, 8192
+    kernel, z = RotationInvariantKernel.rbf(scale, q), points(256, 8192).float().requires_grad_()
+    exact = z.detach().double().requires_grad_()
+    value, expected = (mmd_to_uniform(rows, kernel, unbiased=True) for rows in (z, exact))
+    variance = 2 / (n * (n - 1)) * sum(b * e for b, e in zip(kernel.coefficients, kernel.spectrum, strict=True))
+    assert abs(value.item() - expected.item()) <= 0.01 * math.sqrt(variance)
+    (actual,), (gradient,) = torch.autograd.grad(value, z), torch.autograd.grad(expected, exact)
+    torch.testing.assert_close(actual.double(), gradient, rtol=0, atol=1e-5 * gradient.abs().max().item())
+    series = RotationInvariantKernel(kernel.coefficients, q)  # has no constant that could cancel
+    assert expected.item() == pytest.approx(mmd_to_uniform(exact.detach(), series, unbiased=True).item(), rel=1e-4)
+
+
 def whole_and_along(
     rows: torch.Tensor, z: torch.Tensor, kernel: RotationInvariantKernel
 ) -> tuple[float, torch.Tensor, torch.Tensor]:

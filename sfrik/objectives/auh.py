@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from sfrik.kernels.closed_forms import SMALL_RATE
 from sfrik.objectives.base import Batch, Objective, mean
 from sfrik.objectives.loss_terms import LossTerms
 from sfrik.objectives.spectra import Floor, exponential_moments, log_mean_exponential, per_squared_distance
@@ -89,9 +90,12 @@ class AUH(Objective):
             for z, others, shift, gradient in zip(rows, remote, shifts, gradients or [None] * len(rows), strict=True)
         ]
         sums = all_reduce_sum(torch.stack(sums))
-        for gradient, total in zip(gradients, sums, strict=False):
+        pairs = batch.n * (batch.n - 1)
+        for gradient, total in zip(gradients, sums + pairs if rate < SMALL_RATE else sums, strict=False):
             gradient.mul_(2 * rate * self.unif_coeff * world_size() / len(rows) / total)
-        return (sums.log() + shifts).mean() - math.log(batch.n * (batch.n - 1)), gradients
+        if rate < SMALL_RATE:
+            return (sums / pairs).log1p().mean(), gradients
+        return (sums.log() + shifts).mean() - math.log(pairs), gradients
 
     def _entropy(self, batch: Batch) -> Tensor:
         """This process's share of the mean over rows and views of the logarithms of the sums. Adds their gradient."""
@@ -125,10 +129,14 @@ class AUH(Objective):
 
 
 def _exponential(rate: float, shift: Tensor) -> PairFunction:
-    """The exponential of a tile, up to the factor `rate` its own derivative."""
+    """The exponential of a tile, minus 1 if the rate is small, and its derivative up to the factor `rate`."""
 
     def function(t: Tensor) -> tuple[Tensor, Tensor]:
-        t.sub_(1).mul_(rate).sub_(shift).exp_()
+        t.sub_(1).mul_(rate)
+        if rate < SMALL_RATE:  # else the rounding of 1 would hide the rest
+            t.expm1_()
+            return t, t + 1
+        t.sub_(shift).exp_()
         return t, t
 
     return function

@@ -286,6 +286,18 @@ def test_auh_at_a_large_scale_is_finite_where_every_exponential_underflows():
     assert views[0].grad.abs().max() > 1
 
 
+@pytest.mark.parametrize("scale", [1e-8, 1e-4, 0.49, 0.51])
+def test_auh_keeps_its_value_in_float32_at_small_scales(scale):
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(8, 16, generator=generator)
+    exact = z.double().requires_grad_()
+    objective, z = AUH(sim_coeff=0.0, scale=scale), z.requires_grad_()
+    loss, plain = objective(z, z).loss, plain_loss(objective, [exact, exact])
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-5, abs=1e-14)
+    (actual,), (expected,) = torch.autograd.grad(loss, z), torch.autograd.grad(plain, exact)
+    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+
+
 @pytest.mark.parametrize("scale", [2.5, 200.0, 3000.0, 1e4])
 def test_auh_takes_views_whose_largest_inner_products_differ_at_any_scale(scale):
     generator = torch.Generator().manual_seed(0)
