@@ -553,6 +553,23 @@ def test_a_truncation_that_leaves_out_more_than_1_percent_warns_once_where_it_wa
     assert [warning.filename for warning in found] == [__file__]
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RotationInvariantKernel.rbf(2.5, 512, 8), "the degrees 1 to 8 leave .*: without a degree nothing is left out"),
+        (lambda: RotationInvariantKernel.rbf(2.5, 512, 1), "the degree 1 leaves out .*: without a degree nothing is left out"),
+        (lambda: RotationInvariantKernel.from_function(np.exp, 16, 1), "the degree 1 leaves out .*: give more degrees, or none"),
+        (lambda: RotationInvariantKernel.from_function(lambda t: -np.sqrt(2 - 2 * t), 512), ": more nodes may resolve more"),
+        (lambda: RotationInvariantKernel.rbf(2.5, 16, 9).stein(1), ": more degrees leave out less, unless the sum of all is inf"),
+        (lambda: RotationInvariantKernel.power(1.9, 16, 9).stein(1), ": more degrees leave out less, unless the sum of all is inf"),
+    ],
+)
+def test_the_warning_of_a_truncation_ends_with_what_applies_to_this_kernel(make, message):
+    with pytest.warns(TruncationWarning, match=message) as found:
+        make()
+    assert len(found) == 1
+
+
 @pytest.mark.filterwarnings("error")
 def test_exact_kernels_and_long_series_do_not_warn():
     for make in EXACT.values():

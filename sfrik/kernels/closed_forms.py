@@ -21,7 +21,7 @@ from sfrik.kernels.polynomials import check_inner_products
 
 __all__ = ["SMALL_RATE", "ClosedForm", "ExponentialForm", "PowerForm", "Tile", "horner"]
 
-SMALL_RATE = 1.0  # below it the difference of an exponential and its mean is lost in their rounding
+SMALL_RATE = 1.0  # of exponentials: below it they are computed less 1, else their rounding hides how they differ
 
 
 class Tile(NamedTuple):

@@ -152,7 +152,7 @@ class RotationInvariantKernel:
             closed_form=closed_form,
             tails=tails,
         )
-        return kernel._warned(3)
+        return kernel._warned("more degrees leave out less, unless the sum of all is infinite, as for the power kernel", 3)
 
     def _least_tail(self, order: int) -> float:
         """The least fraction beyond L after a multiplication by the eigenvalues: if all that is left out has degree L + 1."""
@@ -251,17 +251,24 @@ class RotationInvariantKernel:
                 bounds.
         """
         degree = _whole(dim, degree)
-        return cls._of(quadrature(phi, dim, degree, nodes), dim)
+        remedy = "more nodes may resolve more degrees" if degree is None else "give more degrees, or none"
+        return cls._of(quadrature(phi, dim, degree, nodes), dim, remedy=remedy)
 
     @classmethod
-    def _of(cls, series: Series, dim: int, closed_form: ClosedForm | None = None) -> RotationInvariantKernel:
+    def _of(
+        cls,
+        series: Series,
+        dim: int,
+        closed_form: ClosedForm | None = None,
+        remedy: str = "without a degree nothing is left out",
+    ) -> RotationInvariantKernel:
         left_out = 0.0 if closed_form or series.left_out[0] < NOTHING else series.left_out[0]
-        return cls(series.coefficients, dim, left_out, closed_form=closed_form, tails=series.left_out)._warned(4)
+        return cls(series.coefficients, dim, left_out, closed_form=closed_form, tails=series.left_out)._warned(remedy, 4)
 
-    def _warned(self, stacklevel: int) -> RotationInvariantKernel:
+    def _warned(self, remedy: str, stacklevel: int) -> RotationInvariantKernel:
         """The kernel; warns if it leaves out much."""
         if self.left_out > WORTH_A_WARNING:
-            warnings.warn(f"{self.truncation}: without a degree nothing is left out", TruncationWarning, stacklevel)
+            warnings.warn(f"{self.truncation}: {remedy}", TruncationWarning, stacklevel)
         return self
 
     @property
@@ -269,8 +276,8 @@ class RotationInvariantKernel:
         """A sentence on what the series leaves out; empty if that is nothing."""
         if not self.left_out:
             return ""
-        degrees = "the degree 1" if self.degree == 1 else f"the degrees 1 to {self.degree}"
-        return f"{degrees} leave out {format_share(self.left_out)} of the kernel in dimension {self.dim}"
+        degrees = "the degree 1 leaves" if self.degree == 1 else f"the degrees 1 to {self.degree} leave"
+        return f"{degrees} out {format_share(self.left_out)} of the kernel in dimension {self.dim}"
 
 
 def format_share(share: float) -> str:
