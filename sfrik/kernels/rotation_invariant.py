@@ -276,8 +276,9 @@ class RotationInvariantKernel:
         """A sentence on what the series leaves out; empty if that is nothing."""
         if not self.left_out:
             return ""
-        degrees = "the degree 1 leaves" if self.degree == 1 else f"the degrees 1 to {self.degree} leave"
-        return f"{degrees} out {format_share(self.left_out)} of the kernel in dimension {self.dim}"
+        share = format_share(self.left_out)
+        text = f"the degrees 1 to {self.degree} leave out {share} of the kernel in dimension {self.dim}"
+        return text if self.degree > 1 else text.replace("degrees 1 to 1 leave", "degree 1 leaves")
 
 
 def format_share(share: float) -> str:
