@@ -51,6 +51,8 @@ A_VIEW = rf"{TWO_VIEWS}; a view is a tensor \[n, q\] of floating-point numbers"
         ((Z1, Z2[:3]), r"all views must have the same shape, .*: view 1 has \[3, 8\], view 0 has \[4, 8\]"),
         ((Z1, Z2[:, :7]), r"all views must have the same shape, .*: view 1 has \[4, 7\], view 0 has \[4, 8\]"),
         ((Z1, Z2.to("meta")), "all views must be on one device: view 1 is on meta, view 0 on cpu"),
+        ((Z1, Z2.double()), "all views must have the same dtype: view 1 has torch.float64, view 0 has torch.float32"),
+        ((Z1.double(), Z2.half()), "all views must have the same dtype: view 1 has torch.float16, view 0 has torch.float64"),
         ((Z1[:1], Z2[:1]), r"needs two or more rows \(images\) in a batch and one or more columns, got \[1, 8\]"),
         ((Z1[:0], Z2[:0]), r"needs two or more rows \(images\) in a batch and one or more columns, got \[0, 8\]"),
         ((Z1[:, :0], Z2[:, :0]), r"needs two or more rows \(images\) in a batch and one or more columns, got \[4, 0\]"),
@@ -59,6 +61,12 @@ A_VIEW = rf"{TWO_VIEWS}; a view is a tensor \[n, q\] of floating-point numbers"
 def test_wrong_views_are_refused_with_the_right_call(criterion, views, message):
     with pytest.raises(ValueError, match=f"^{type(criterion).__name__} .*{message}|^{message}"):
         criterion(*views)
+
+
+@EVERY_OBJECTIVE
+def test_views_in_low_precision_may_be_mixed_with_float32(criterion):
+    for z1, z2 in ((Z1, Z2.bfloat16()), (Z1.half(), Z2)):
+        assert criterion(z1, z2, step=0).loss == criterion(z1.float(), z2.float(), step=0).loss
 
 
 @EVERY_OBJECTIVE
