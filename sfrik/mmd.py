@@ -33,6 +33,7 @@ from torch import Tensor
 
 from sfrik.kernels import RotationInvariantKernel
 from sfrik.kernels.closed_forms import Tile, horner
+from sfrik.kernels.rotation_invariant import check_kernel
 from sfrik.kernels.series import laplacian
 from sfrik.ops.autograd import attach_gradients, requires_grad
 from sfrik.ops.collectives import all_reduce_sum, gather_remote_rows, rank, row_counts, world_size
@@ -76,6 +77,7 @@ def mmd_to_uniform(
     >>> [round(mmd_to_uniform(z, kernel).item(), 4) for z in (poles, poles[:3], poles[:1].expand(6, 3))]
     [0.0, 0.3333, 41.0]
     """
+    check_kernel(kernel)
     if not isinstance(z, Tensor) or not z.is_floating_point():
         raise ValueError(f"z must be a floating-point tensor, got {z.dtype if isinstance(z, Tensor) else type(z).__name__}")
     if z.ndim != 2 or z.shape[1] != kernel.dim:
@@ -148,6 +150,7 @@ class MMD:
     low_precision: bool | None = None
 
     def __post_init__(self) -> None:
+        check_kernel(self.kernel)
         if self.cost not in ("auto", "gram", "moments"):
             raise ValueError(f'cost must be "auto", "gram" or "moments", got {self.cost!r}')
         if self.cost == "moments" and any(self.kernel.coefficients[2:]):

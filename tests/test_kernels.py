@@ -340,6 +340,11 @@ def test_kernel_keeps_shape_and_dtype_of_its_argument(dtype):
     [
         (lambda: RotationInvariantKernel((1.0, -0.5), 8), "coefficient of degree 2 is -0.5"),
         (lambda: RotationInvariantKernel((math.nan,), 8), "coefficient of degree 1 is nan"),
+        (lambda: RotationInvariantKernel((1, None), 8), "coefficient of degree 2 must be a number, got None"),
+        (lambda: RotationInvariantKernel(("1", "40"), 8), "coefficient of degree 1 must be a number, got '1'"),
+        (lambda: RotationInvariantKernel.rbf("2", 8), "scale of the RBF kernel must be a number, got '2'"),
+        (lambda: RotationInvariantKernel.power(None, 8), "exponent of the power kernel must be a number, got None"),
+        (lambda: RotationInvariantKernel.heat([1.0, 2.0], 8), r"time of the heat kernel must be a number, got \[1.0, 2.0\]"),
         (lambda: RotationInvariantKernel((1.0, math.inf), 8), "coefficient of degree 2 is inf"),
         (lambda: RotationInvariantKernel((0.0, 0.0), 8), "one coefficient above 0"),
         (lambda: RotationInvariantKernel((), 8), "one coefficient above 0"),

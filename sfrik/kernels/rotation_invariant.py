@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.polynomial import Polynomial
@@ -18,7 +19,7 @@ from sfrik.kernels.closed_forms import ClosedForm, ExponentialForm, PowerForm
 from sfrik.kernels.polynomials import check_degree, check_dim, legendre_series, log_harmonics
 from sfrik.kernels.series import Series, default_time, heat_series, laplacian, power_series, quadrature, rbf_series
 
-__all__ = ["RotationInvariantKernel", "TruncationWarning", "format_share"]
+__all__ = ["RotationInvariantKernel", "TruncationWarning", "check_kernel", "format_share"]
 
 MAX_SCALE = 1e4  # exp(-1e4 |u - v|^2) is 0 in float32 from a distance of 0.1 on
 WORTH_A_WARNING = 0.01  # of the kernel, left out
@@ -67,7 +68,7 @@ class RotationInvariantKernel:
 
     def __post_init__(self) -> None:
         check_dim(self.dim)
-        values = tuple(float(b) for b in self.coefficients)
+        values = tuple(_real(f"the kernel's coefficient of degree {l}", b) for l, b in enumerate(self.coefficients, start=1))
         for degree, b in enumerate(values, start=1):
             if not (math.isfinite(b) and b >= 0):
                 raise ValueError(
@@ -186,6 +187,7 @@ class RotationInvariantKernel:
             dim: :math:`q`.
             degree: the last degree of a truncated series; None for the closed form.
         """
+        scale = _real("scale of the RBF kernel", scale)
         if not 0 < scale <= MAX_SCALE:
             bound = f"at most {MAX_SCALE:g}" if scale > MAX_SCALE else "a number above 0"
             raise ValueError(f"scale of the RBF kernel must be {bound}, got {scale}")
@@ -203,6 +205,7 @@ class RotationInvariantKernel:
             degree: the last degree of a truncated series; None for the closed form. The series converges slowly: its terms fall
                 as :math:`l^{-s-1}` for l far above q.
         """
+        exponent = _real("the exponent of the power kernel", exponent)
         if not 0 < exponent < 2:
             raise ValueError(f"the exponent of the power kernel must be above 0 and below 2, got {exponent}")
         degree = _whole(dim, degree)
@@ -221,6 +224,7 @@ class RotationInvariantKernel:
             dim: :math:`q`.
             degree: the last degree of a truncated series; None for as many as matter in float64.
         """
+        time = None if time is None else _real("time of the heat kernel", time)
         if time is not None and not (math.isfinite(time) and time > 0):
             raise ValueError(f"time of the heat kernel must be a number above 0, got {time}")
         degree = _whole(dim, degree)
@@ -281,6 +285,14 @@ class RotationInvariantKernel:
         return text if self.degree > 1 else text.replace("degrees 1 to 1 leave", "degree 1 leaves")
 
 
+def check_kernel(kernel: RotationInvariantKernel) -> None:
+    """Raise a ValueError unless this is a kernel."""
+    if not isinstance(kernel, RotationInvariantKernel):
+        raise ValueError(
+            f"kernel must be a RotationInvariantKernel, such as RotationInvariantKernel.rbf(scale, dim), got {kernel!r}"
+        )
+
+
 def format_share(share: float) -> str:
     """A fraction in %, rounded so that a part of a kernel is not shown as none or all of it."""
     percent = 100 * share
@@ -296,3 +308,13 @@ def _whole(dim: int, degree: int | None) -> int | None:
         return None
     check_degree(degree)
     return int(degree)
+
+
+def _real(name: str, value: Any) -> float:
+    """The value as a float; raises a ValueError unless it is a number."""
+    try:
+        if not isinstance(value, (str, bytes, bool)):
+            return float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last one of a tensor with several elements
+        pass
+    raise ValueError(f"{name} must be a number, got {value!r}")

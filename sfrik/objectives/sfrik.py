@@ -16,6 +16,8 @@ from sfrik.ops.trade_off import alignment_weight, trade_off_of
 
 __all__ = ["SFRIK"]
 
+WEIGHTS = (1.0, 40.0, 40.0)  # the paper's
+
 
 class SFRIK(Objective):
     r"""Alignment of the L2-normalised views and their MMD to the uniform distribution on the sphere (equation 5 of the paper).
@@ -28,7 +30,7 @@ class SFRIK(Objective):
 
     Args:
         dim: q, the dimension of the embeddings.
-        weights: :math:`b_1, \dots, b_L` of the truncated kernel, any number of degrees.
+        weights: :math:`b_1, \dots, b_L` of the truncated kernel, any number of degrees; None for the paper's (1.0, 40.0, 40.0).
         sim_coeff: weight of the alignment; None for `4000 * dim / 8192`, the paper's trade-off on the 20 % subset of ImageNet, or
             the weight that follows from `trade_off`.
         mmd_coeff: weight of the MMD.
@@ -43,7 +45,7 @@ class SFRIK(Objective):
         equal_rows: whether all processes always have the same number of rows, which saves an exchange.
 
     Raises:
-        ValueError: `sim_coeff` and `trade_off` are both given, or a number is out of bounds.
+        ValueError: `sim_coeff` and `trade_off`, or `weights` and `kernel`, are both given, or a number is out of bounds.
 
     >>> import torch
     >>> views = [torch.eye(4).requires_grad_(), torch.eye(4)]
@@ -58,7 +60,7 @@ class SFRIK(Objective):
     def __init__(
         self,
         dim: int,
-        weights: Sequence[float] = (1.0, 40.0, 40.0),
+        weights: Sequence[float] | None = None,
         sim_coeff: float | None = None,
         mmd_coeff: float = 1.0,
         *,
@@ -71,10 +73,13 @@ class SFRIK(Objective):
         equal_rows: bool = False,
     ) -> None:
         super().__init__(equal_rows=equal_rows)
-        kernel = kernel or RotationInvariantKernel.truncated(weights, dim)
+        if kernel is None:
+            kernel = RotationInvariantKernel.truncated(WEIGHTS if weights is None else weights, dim)
+        elif weights is not None:
+            raise ValueError("weights make a truncated kernel, and kernel is another one: give one of them")
+        self.mmd = MMD(kernel, cost=cost, low_precision=low_precision)
         if kernel.dim != dim:
             raise ValueError(f"the kernel is of dimension {kernel.dim}, the embeddings of dimension {dim}")
-        self.mmd = MMD(kernel, cost=cost, low_precision=low_precision)
         self.sliced = None if slices is None else SlicedMMD(kernel, slices)
         self.dim, self.mmd_coeff, self.seed = dim, mmd_coeff, seed
         self.sim_coeff = alignment_weight(dim, sim_coeff, mmd_coeff, trade_off)

@@ -15,6 +15,8 @@ import torch
 
 import sfrik
 from sfrik import AUH, SFRIK, SIGReg, SimCLR, VICReg
+from sfrik.kernels import RotationInvariantKernel
+from sfrik.mmd import mmd_to_uniform
 from sfrik.objectives import Objective
 
 N, Q = 4, 8
@@ -149,6 +151,23 @@ def test_a_dimension_is_a_whole_number(dim):
 def test_weights_are_numbers_one_per_degree(weights):
     with pytest.raises(ValueError, match=r"weights must be numbers b_1, b_2, \.\.\., one per degree, such as \(1\.0, 40\.0\)"):
         SFRIK(Q, weights=weights)
+
+
+@pytest.mark.parametrize("make", [lambda one: SFRIK(Q, kernel=one), lambda one: mmd_to_uniform(Z1, one)], ids=["SFRIK", "mmd"])
+@pytest.mark.parametrize("kernel", ["rbf", 2.5, RotationInvariantKernel.rbf])
+def test_what_is_no_kernel_is_refused_with_how_one_is_made(make, kernel):
+    with pytest.raises(
+        ValueError, match=r"kernel must be a RotationInvariantKernel, such as RotationInvariantKernel\.rbf\(scale, "
+    ):
+        make(kernel)
+
+
+def test_weights_and_a_kernel_are_not_given_together():
+    kernel = RotationInvariantKernel.rbf(2.5, Q)
+    assert SFRIK(Q, kernel=kernel).kernel is kernel
+    assert SFRIK(Q).kernel == SFRIK(Q, (1.0, 40.0, 40.0)).kernel
+    with pytest.raises(ValueError, match="weights make a truncated kernel, and kernel is another one: give one of them"):
+        SFRIK(Q, (7.0,), kernel=kernel)
 
 
 def test_a_scale_of_0_is_refused():
