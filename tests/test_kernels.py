@@ -383,6 +383,18 @@ def test_invalid_arguments_are_rejected_with_their_value_and_the_bound(make, mes
         make()
 
 
+def test_whole_numbers_may_be_floats():
+    kernel = RotationInvariantKernel((1.0, 40.0), 8)
+    assert RotationInvariantKernel((1.0, 40.0), 8.0) == kernel
+    assert isinstance(RotationInvariantKernel((1.0, 40.0), 8.0).dim, int)
+    assert kernel.stein(1.0) == kernel.stein(1)
+    assert RotationInvariantKernel.rbf(2.5, 8.0, 12.0) == RotationInvariantKernel.rbf(2.5, 8, 12)
+    from_function = RotationInvariantKernel.from_function
+    assert from_function(np.exp, 8.0, 3.0, nodes=64.0) == from_function(np.exp, 8, 3, nodes=64)
+    assert torch.equal(legendre(GRID, 2.0, 3.0), legendre(GRID, 2, 3))
+    assert harmonics(5.0, 8.0) == harmonics(5, 8)
+
+
 @pytest.mark.parametrize("make", [RotationInvariantKernel.rbf, RotationInvariantKernel.heat])
 @pytest.mark.parametrize("dim", [2, 3, 256, 65536, 2**20])
 def test_the_largest_kernels_are_built_or_rejected_within_a_second(dim, make):

@@ -67,7 +67,7 @@ class RotationInvariantKernel:
     tails: tuple[float, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
-        check_dim(self.dim)
+        object.__setattr__(self, "dim", check_dim(self.dim))
         values = tuple(_real(f"the kernel's coefficient of degree {l}", b) for l, b in enumerate(self.coefficients, start=1))
         for degree, b in enumerate(values, start=1):
             if not (math.isfinite(b) and b >= 0):
@@ -142,6 +142,7 @@ class RotationInvariantKernel:
         """
         if order not in (1, 2):
             raise ValueError(f"the order of a Stein kernel must be 1 or 2, got {order!r}")
+        order = int(order)
         closed_form = self.closed_form.stein(order, self.dim) if self.closed_form else None
         factors = laplacian(self.degree, self.dim) ** order
         coefficients = np.asarray(self.coefficients) * factors
@@ -191,7 +192,7 @@ class RotationInvariantKernel:
         if not 0 < scale <= MAX_SCALE:
             bound = f"at most {MAX_SCALE:g}" if scale > MAX_SCALE else "a number above 0"
             raise ValueError(f"scale of the RBF kernel must be {bound}, got {scale}")
-        degree = _whole(dim, degree)
+        dim, degree = _whole(dim, degree)
         series = rbf_series(scale, dim, degree)
         return cls._of(series, dim, None if degree else ExponentialForm(2 * scale, series.constant))
 
@@ -208,7 +209,7 @@ class RotationInvariantKernel:
         exponent = _real("the exponent of the power kernel", exponent)
         if not 0 < exponent < 2:
             raise ValueError(f"the exponent of the power kernel must be above 0 and below 2, got {exponent}")
-        degree = _whole(dim, degree)
+        dim, degree = _whole(dim, degree)
         series = power_series(exponent, dim, degree)
         return cls._of(series, dim, None if degree else PowerForm(exponent, series.constant))
 
@@ -227,7 +228,7 @@ class RotationInvariantKernel:
         time = None if time is None else _real("time of the heat kernel", time)
         if time is not None and not (math.isfinite(time) and time > 0):
             raise ValueError(f"time of the heat kernel must be a number above 0, got {time}")
-        degree = _whole(dim, degree)
+        dim, degree = _whole(dim, degree)
         return cls._of(heat_series(default_time(dim) if time is None else time, dim, degree), dim)
 
     @classmethod
@@ -254,7 +255,7 @@ class RotationInvariantKernel:
             ValueError: a coefficient is negative beyond round-off, so `phi` is not positive definite; or an argument is out of
                 bounds.
         """
-        degree = _whole(dim, degree)
+        dim, degree = _whole(dim, degree)
         remedy = "more nodes may resolve more degrees" if degree is None else "give more degrees, or none"
         return cls._of(quadrature(phi, dim, degree, nodes), dim, remedy=remedy)
 
@@ -301,13 +302,9 @@ def format_share(share: float) -> str:
     return f"{percent:.3g} %" if percent > 99 else f"{percent:.2g} %"
 
 
-def _whole(dim: int, degree: int | None) -> int | None:
-    """The checked degree as an integer."""
-    check_dim(dim)
-    if degree is None:
-        return None
-    check_degree(degree)
-    return int(degree)
+def _whole(dim: int, degree: int | None) -> tuple[int, int | None]:
+    """The checked dimension and degree as integers."""
+    return check_dim(dim), None if degree is None else check_degree(degree)
 
 
 def _real(name: str, value: Any) -> float:

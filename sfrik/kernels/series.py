@@ -116,7 +116,7 @@ def power_series(exponent: float, dim: int, degree: int | None) -> Series:
 
 def quadrature(phi: Callable[[np.ndarray], np.ndarray], dim: int, degree: int | None, nodes: int) -> Series:
     """Of any function, by quadrature (`RotationInvariantKernel.from_function`); None: as many degrees as it resolves."""
-    check_whole("nodes", nodes, (degree or 1) + 1, MAX_NODES)
+    nodes = check_whole("nodes", nodes, (degree or 1) + 1, MAX_NODES)
     t, weight = gauss_gegenbauer(nodes, dim)
     value = np.asarray(phi(t), dtype=np.float64)
     if value.shape != t.shape or not np.isfinite(value).all():

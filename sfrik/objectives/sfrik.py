@@ -81,8 +81,8 @@ class SFRIK(Objective):
         if kernel.dim != dim:
             raise ValueError(f"the kernel is of dimension {kernel.dim}, the embeddings of dimension {dim}")
         self.sliced = None if slices is None else SlicedMMD(kernel, slices)
-        self.dim, self.mmd_coeff, self.seed = dim, mmd_coeff, seed
-        self.sim_coeff = alignment_weight(dim, sim_coeff, mmd_coeff, trade_off)
+        self.dim, self.mmd_coeff, self.seed = kernel.dim, mmd_coeff, seed
+        self.sim_coeff = alignment_weight(kernel.dim, sim_coeff, mmd_coeff, trade_off)
 
     @property
     def trade_off(self) -> float:

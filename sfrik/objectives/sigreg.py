@@ -45,7 +45,7 @@ class SIGReg(Objective):
         super().__init__(equal_rows=equal_rows)
         if not weight <= 1:
             raise ValueError(f"weight must be from 0 to 1, got {weight}")
-        check_whole("slices", slices, 1, MAX_DIM)
+        slices = check_whole("slices", slices, 1, MAX_DIM)
         self.weight, self.statistic, self.seed = weight, EppsPulley(slices), seed
 
     def terms(self, batch: Batch, step: int) -> LossTerms:

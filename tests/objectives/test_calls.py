@@ -147,6 +147,15 @@ def test_a_dimension_is_a_whole_number(dim):
         SFRIK(dim)
 
 
+def test_whole_numbers_may_be_floats():
+    rows = torch.randn(2, 64, 16, generator=torch.Generator().manual_seed(0)).unbind()
+    assert SFRIK(16.0, (1.0, 40.0))(rows).loss == SFRIK(16, (1.0, 40.0))(rows).loss
+    for make in (lambda slices: SFRIK(16, slices=slices), lambda slices: SIGReg(slices=slices)):
+        assert make(4.0)(rows).loss == make(4)(rows).loss
+    assert AUH().spectrum(16.0, 64.0, degrees=4.0) == AUH().spectrum(16, 64, degrees=4)
+    assert SFRIK(16).floor(8.0, 16.0) == SFRIK(16).floor(8)
+
+
 @pytest.mark.parametrize("weights", [40, "1.0-40.0-40.0"])
 def test_weights_are_numbers_one_per_degree(weights):
     with pytest.raises(ValueError, match=r"weights must be numbers b_1, b_2, \.\.\., one per degree, such as \(1\.0, 40\.0\)"):
