@@ -228,6 +228,14 @@ def test_the_default_weight_of_sfriks_alignment_is_the_papers_trade_off():
     assert [SFRIK(q).trade_off for q in (64, 8192, 32768)] == [2.048] * 3
 
 
+@pytest.mark.parametrize(("trade_off", "mmd_coeff", "weight"), [(1e-310, 1.0, "inf"), (1e300, 1e-300, "0")])
+def test_a_trade_off_without_a_finite_weight_is_refused(trade_off, mmd_coeff, weight):
+    with pytest.raises(
+        ValueError, match=f"trade_off = .* makes the weight of the alignment {weight}: take numbers that are closer"
+    ):
+        SFRIK(16, mmd_coeff=mmd_coeff, trade_off=trade_off)
+
+
 def test_sfriks_trade_off_is_the_weight_of_the_mmd_for_a_squared_distance_of_1():
     views = embeddings(2)
     objective = SFRIK(Q, mmd_coeff=0.5, trade_off=3.0)
