@@ -18,6 +18,7 @@ from sfrik.ops.pairwise import PairFunction, max_inner_product, pair_sum
 __all__ = ["AUH"]
 
 SAFE_EXPONENT = 80.0  # exp(-80) is far from underflow in float32
+MAX_BIAS = 0.01  # of the value of random rows, relative to what a collapse to one point has above it
 
 
 class AUH(Objective):
@@ -116,9 +117,18 @@ class AUH(Objective):
         # the mean of log(1 + h) is that of h - h^2 / 2, and h^2 has the mean b_l^2 / N(q, l) times the MMD of degree l
         return [weight * b * (1 - e / 2 if self.entropy else 1) for b, e in zip(coefficients, eigenvalues, strict=True)]
 
-    def _floor(self, n: int, q: int) -> Floor:
+    def _floor(self, n: int, q: int) -> Floor | None:
+        r"""None if the logarithm of the mean over all rows is not close to the expectation for n of them.
+
+        With few rows or a narrow kernel a few pairs make up the mean, and the logarithm of the mean over n rows is far below. To
+        second order this is half the relative variance of the mean, over pairs or, for the entropy, over those of a row.
+        """
         rate = 2 * self.scale
-        return Floor("uniformity", log_mean_exponential(rate, q) - rate, -rate if n <= q else None, 0.0)
+        log_mean = log_mean_exponential(rate, q)
+        variance = math.expm1(min(log_mean_exponential(2 * rate, q) - 2 * log_mean, 700.0))  # relative, of one pair
+        if variance / ((2 if self.entropy else n) * (n - 1)) > MAX_BIAS * (rate - log_mean):
+            return None
+        return Floor("uniformity", log_mean - rate, -rate if n <= q else None, 0.0)
 
     def _shifts(self, rows: list[Tensor], remote: list[list[Tensor]]) -> Tensor:
         """What is subtracted from the exponents of each view: their maximum if the scale is so large that all could underflow."""

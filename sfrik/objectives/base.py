@@ -127,6 +127,9 @@ class Objective(nn.Module, ABC):
     def floor(self, n: int, q: int | None = None) -> Floor | None:
         """The regulariser's value for n random, n orthogonal and n equal rows of dimension q; None where it has no such values.
 
+        AUH has them where the value of random rows is known within about 1 % of what a collapse has above it: not at large scales
+        or for few rows. At its default scale 16 rows are enough at every q, for the entropy 64 from q = 8 on.
+
         Args:
             n: the number of rows of a view, over all processes.
             q: the dimension of the embeddings; SFRIK knows it.
