@@ -83,7 +83,7 @@ def mmd_to_uniform(
     if z.ndim != 2 or z.shape[1] != kernel.dim:
         raise ValueError(f"z must have shape [n, {kernel.dim}] (the kernel's dim), got {tuple(z.shape)}")
     if z.shape[0] * world_size() < 2:
-        raise ValueError("the MMD needs at least two rows, got one")
+        raise ValueError(f"the MMD needs at least two rows, got {'one' if len(z) else 'none'}")
     deviation = (z.detach().float().norm(dim=1) - 1).abs().max().item()
     if not deviation <= 0.01:  # rounding to bfloat16 changes a norm by up to 0.4 %
         raise ValueError(

@@ -355,6 +355,7 @@ def test_kernel_keeps_shape_and_dtype_of_its_argument(dtype):
         (lambda: RotationInvariantKernel.heat(-1.0, 8, 3), "time of the heat kernel must be a number above 0, got -1"),
         (lambda: RotationInvariantKernel.heat(1e-9, 32768, 200), "exceed the range of float64"),
         (lambda: RotationInvariantKernel.rbf(1e4, 32768, 3), "below the range of float64.*smaller scale"),
+        (lambda: RotationInvariantKernel.heat(1e300, 16), r"below the range.* largest is exp\(-1\.5e\+301\)\)"),
         (lambda: RotationInvariantKernel.heat(0.1, 32768, 3), "below the range of float64.*shorter time"),
         (lambda: RotationInvariantKernel.from_function(np.exp, 1, 3), "dim must be a whole number >= 2"),
         (lambda: RotationInvariantKernel((1.0,) * 4097, 8), "degree must be a whole number <= 4096, got 4097"),

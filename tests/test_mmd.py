@@ -444,6 +444,7 @@ def test_autocast_does_not_lower_the_precision_of_the_mmd():
         (points(4, 7), r"z must have shape \[n, 8\] \(the kernel's dim\), got \(4, 7\)"),
         (points(4, 8)[0], r"z must have shape \[n, 8\] \(the kernel's dim\), got \(8,\)"),
         (points(1, 8), "at least two rows, got one"),
+        (points(0, 8), "at least two rows, got none"),
         (2 * points(4, 8), r"rows of z must have norm 1 \(the largest deviation is 1\)"),
         (torch.zeros(4, 8), "rows of z must have norm 1"),
         (torch.full((4, 8), math.nan), "rows of z must have norm 1"),

@@ -81,7 +81,8 @@ def heat_series(time: float, dim: int, degree: int | None) -> Series:
         ValueError: more than 4096 degrees matter, or the coefficients are out of the range of float64.
     """
     most = (degree or MAX_DEGREE) + HEAT_TAIL
-    logs = log_harmonics(most, dim)[1:] - laplacian(most, dim) * time
+    with np.errstate(over="ignore"):  # the coefficient is 0 then
+        logs = log_harmonics(most, dim)[1:] - laplacian(most, dim) * time
     needed = degree or _degrees(logs, dim)
     if needed > MAX_DEGREE:
         raise ValueError(
@@ -169,12 +170,12 @@ def _cut(logs: np.ndarray, dim: int, degree: int) -> Series:
     if largest > math.log(np.finfo(np.float64).max):
         raise ValueError(
             f"the kernel's coefficients exceed the range of float64 in dimension {dim} (the largest is "
-            f"exp({largest:.0f})): take a wider kernel (a smaller scale, a longer time) or fewer degrees"
+            f"exp({largest:.3g})): take a wider kernel (a smaller scale, a longer time) or fewer degrees"
         )
     if largest < math.log(np.finfo(np.float64).tiny):
         raise ValueError(
             f"the kernel's coefficients of degrees 1 to {degree} are below the range of float64 in dimension {dim} (the "
-            f"largest is exp({largest:.0f})): take a smaller scale, a shorter time or more degrees"
+            f"largest is exp({largest:.3g})): take a smaller scale, a shorter time or more degrees"
         )
     left_out = []
     for order in range(3):

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import torch
 
 from sfrik.kernels import RotationInvariantKernel
+from sfrik.kernels.polynomials import check_whole
 from sfrik.mmd import MMD, Cost
 from sfrik.objectives.base import Batch, Objective, mean
 from sfrik.objectives.loss_terms import LossTerms
 from sfrik.objectives.sliced import SlicedMMD
 from sfrik.objectives.spectra import Floor, per_squared_distance
+from sfrik.ops.random import MAX_SEED
 from sfrik.ops.trade_off import alignment_weight, trade_off_of
 
 __all__ = ["SFRIK"]
@@ -81,7 +83,7 @@ class SFRIK(Objective):
         if kernel.dim != dim:
             raise ValueError(f"the kernel is of dimension {kernel.dim}, the embeddings of dimension {dim}")
         self.sliced = None if slices is None else SlicedMMD(kernel, slices)
-        self.dim, self.mmd_coeff, self.seed = kernel.dim, mmd_coeff, seed
+        self.dim, self.mmd_coeff, self.seed = kernel.dim, mmd_coeff, check_whole("seed", seed, 0, MAX_SEED)
         self.sim_coeff = alignment_weight(kernel.dim, sim_coeff, mmd_coeff, trade_off)
 
     @property

@@ -16,6 +16,7 @@ from sfrik.objectives.loss_terms import LossTerms
 from sfrik.objectives.sliced import directions
 from sfrik.objectives.spectra import per_squared_distance, second_moments
 from sfrik.ops.collectives import all_reduce_sum, world_size
+from sfrik.ops.random import MAX_SEED
 
 __all__ = ["EppsPulley", "SIGReg"]
 
@@ -46,7 +47,7 @@ class SIGReg(Objective):
         if not weight <= 1:
             raise ValueError(f"weight must be from 0 to 1, got {weight}")
         slices = check_whole("slices", slices, 1, MAX_DIM)
-        self.weight, self.statistic, self.seed = weight, EppsPulley(slices), seed
+        self.weight, self.statistic, self.seed = weight, EppsPulley(slices), check_whole("seed", seed, 0, MAX_SEED)
 
     def terms(self, batch: Batch, step: int) -> LossTerms:
         alignment = batch.distance_to_centre(1 - self.weight)

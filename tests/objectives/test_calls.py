@@ -147,6 +147,13 @@ def test_a_dimension_is_a_whole_number(dim):
         SFRIK(dim)
 
 
+@pytest.mark.parametrize("seed", [None, -1, 0.5, 2**32])
+def test_a_seed_is_a_whole_number(seed):
+    for make in (lambda: SFRIK(Q, slices=4, seed=seed), lambda: SIGReg(seed=seed)):
+        with pytest.raises(ValueError, match=re.escape("seed must be a whole number ") + f".*, got {seed}"):
+            make()
+
+
 def test_whole_numbers_may_be_floats():
     rows = torch.randn(2, 64, 16, generator=torch.Generator().manual_seed(0)).unbind()
     assert SFRIK(16.0, (1.0, 40.0))(rows).loss == SFRIK(16, (1.0, 40.0))(rows).loss

@@ -66,6 +66,7 @@ def test_moments_of_exponentials_are_ratios_of_bessel_functions(q):
     [
         (lambda: AUH().spectrum(), "AUH does not know the dimension of its embeddings: give q"),
         (lambda: AUH().floor(256), "AUH does not know the dimension of its embeddings: give q"),
+        (lambda: SFRIK(8).floor(None), "n must be a whole number >= 2, got None"),
         (lambda: SFRIK(8).spectrum(9), "the objective was made for dim=8, got q = 9"),
         (lambda: SIGReg().spectrum(8), "SIGReg grows with the number of rows: give n"),
         (lambda: SimCLR().spectrum(8), "SimCLR depends on the number of rows: give n"),
