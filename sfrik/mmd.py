@@ -127,12 +127,12 @@ class MMD:
     (bfloat16) or :math:`2^{-11}` (float16), against the unrounded rows:
 
     - The error of the gradient along the sphere is at most 1.1 :math:`\varepsilon` times the norm of the whole gradient, of which
-      the pairs i = j are left out: they have no gradient along the sphere. Relative to the part along the sphere it is largest
-      near the uniform distribution, at most :math:`1.1 \, \varepsilon \sqrt{1 + n / q}`. With weights 1, 40, 40 it measures
+      the pairs i = j are left out: they have no gradient along the sphere. Relative to the part along the sphere, near the
+      uniform distribution, it is at most :math:`1.1 \, \varepsilon \sqrt{1 + n / q}`. With weights 1, 40, 40 it measures
       1.1 :math:`\varepsilon` at n = 256, q = 512; 0.9 at q = 8192; 1.4 at n = 2048, q = 512. This is for kernels of which
       :math:`\phi'` changes little where an inner product changes by :math:`1/\sqrt{q}`. For narrow ones it is larger: with the
       Gaussian kernel of scale 10 it is 2.5 :math:`\varepsilon` at n = 64, q = 128. Float16 loses slopes below :math:`2^{-24}` of
-      :math:`\phi'(1)`, which are most of the slopes of a Gaussian kernel whose scale is above 5: take bfloat16 or float32.
+      :math:`\phi'(1)`, which are most of the slopes of a Gaussian kernel whose scale is above 8: take bfloat16 or float32.
     - The error of the value is at most :math:`3 \sqrt{2/q} \, \varepsilon \, \phi'(1) / \phi(1)` of it, three times its root mean
       square if all rows are equal.
 
