@@ -282,6 +282,23 @@ def test_a_function_without_one_finite_value_per_point_is_rejected(phi):
         RotationInvariantKernel.from_function(phi, dim=8, degree=2)
 
 
+def test_a_function_without_a_value_at_1_is_rejected_since_what_its_series_leaves_out_is_unknown():
+    def ratio(t):
+        with np.errstate(invalid="ignore"):
+            return np.sin(6 * np.arccos(t)) / np.sin(np.arccos(t))  # 0 / 0 at t = 1
+
+    with pytest.raises(ValueError, match="phi must have a value at t = 1: return its limit there"):
+        RotationInvariantKernel.from_function(ratio, 3, 2)
+
+    def logarithm(t):
+        with np.errstate(divide="ignore"):
+            return -np.log(1 - t)
+
+    with pytest.raises(ValueError, match=r"phi is infinite at t = 1.*: give a degree"):
+        RotationInvariantKernel.from_function(logarithm, 3)
+    assert RotationInvariantKernel.from_function(logarithm, 3, 2).left_out == 1
+
+
 @pytest.mark.parametrize(
     "kernel",
     [
@@ -323,6 +340,11 @@ def test_kernel_keeps_shape_and_dtype_of_its_argument(dtype):
     [
         (lambda: RotationInvariantKernel((1.0, -0.5), 8), "coefficient of degree 2 is -0.5"),
         (lambda: RotationInvariantKernel((math.nan,), 8), "coefficient of degree 1 is nan"),
+        (lambda: RotationInvariantKernel((1, None), 8), "coefficient of degree 2 must be a number, got None"),
+        (lambda: RotationInvariantKernel(("1", "40"), 8), "coefficient of degree 1 must be a number, got '1'"),
+        (lambda: RotationInvariantKernel.rbf("2", 8), "scale of the RBF kernel must be a number, got '2'"),
+        (lambda: RotationInvariantKernel.power(None, 8), "exponent of the power kernel must be a number, got None"),
+        (lambda: RotationInvariantKernel.heat([1.0, 2.0], 8), r"time of the heat kernel must be a number, got \[1.0, 2.0\]"),
         (lambda: RotationInvariantKernel((1.0, math.inf), 8), "coefficient of degree 2 is inf"),
         (lambda: RotationInvariantKernel((0.0, 0.0), 8), "one coefficient above 0"),
         (lambda: RotationInvariantKernel((), 8), "one coefficient above 0"),
@@ -333,6 +355,7 @@ def test_kernel_keeps_shape_and_dtype_of_its_argument(dtype):
         (lambda: RotationInvariantKernel.heat(-1.0, 8, 3), "time of the heat kernel must be a number above 0, got -1"),
         (lambda: RotationInvariantKernel.heat(1e-9, 32768, 200), "exceed the range of float64"),
         (lambda: RotationInvariantKernel.rbf(1e4, 32768, 3), "below the range of float64.*smaller scale"),
+        (lambda: RotationInvariantKernel.heat(1e300, 16), r"below the range.* largest is exp\(-1\.5e\+301\)\)"),
         (lambda: RotationInvariantKernel.heat(0.1, 32768, 3), "below the range of float64.*shorter time"),
         (lambda: RotationInvariantKernel.from_function(np.exp, 1, 3), "dim must be a whole number >= 2"),
         (lambda: RotationInvariantKernel((1.0,) * 4097, 8), "degree must be a whole number <= 4096, got 4097"),
@@ -359,6 +382,18 @@ def test_kernel_keeps_shape_and_dtype_of_its_argument(dtype):
 def test_invalid_arguments_are_rejected_with_their_value_and_the_bound(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_whole_numbers_may_be_floats():
+    kernel = RotationInvariantKernel((1.0, 40.0), 8)
+    assert RotationInvariantKernel((1.0, 40.0), 8.0) == kernel
+    assert isinstance(RotationInvariantKernel((1.0, 40.0), 8.0).dim, int)
+    assert kernel.stein(1.0) == kernel.stein(1)
+    assert RotationInvariantKernel.rbf(2.5, 8.0, 12.0) == RotationInvariantKernel.rbf(2.5, 8, 12)
+    from_function = RotationInvariantKernel.from_function
+    assert from_function(np.exp, 8.0, 3.0, nodes=64.0) == from_function(np.exp, 8, 3, nodes=64)
+    assert torch.equal(legendre(GRID, 2.0, 3.0), legendre(GRID, 2, 3))
+    assert harmonics(5.0, 8.0) == harmonics(5, 8)
 
 
 @pytest.mark.parametrize("make", [RotationInvariantKernel.rbf, RotationInvariantKernel.heat])
@@ -534,6 +569,26 @@ def test_a_truncation_that_leaves_out_more_than_1_percent_warns_once_where_it_wa
     with pytest.warns(TruncationWarning, match=f"leave out {share} of the kernel in dimension") as found:
         make()
     assert [warning.filename for warning in found] == [__file__]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RotationInvariantKernel.rbf(2.5, 512, 8), "the degrees 1 to 8 leave .*: without a degree nothing is left out"),
+        (lambda: RotationInvariantKernel.rbf(2.5, 512, 1), "the degree 1 leaves out .*: without a degree nothing is left out"),
+        (lambda: RotationInvariantKernel.from_function(np.exp, 16, 1), "the degree 1 leaves out .*: give more degrees, or none"),
+        (lambda: RotationInvariantKernel.from_function(lambda t: -np.sqrt(2 - 2 * t), 512), ": more nodes may resolve more"),
+        (lambda: RotationInvariantKernel.rbf(2.5, 16, 9).stein(1), ": more degrees leave out less, unless the sum of all"),
+        (
+            lambda: RotationInvariantKernel.power(1.9, 16, 9).stein(1),
+            ": more degrees leave out less, unless the sum of all",
+        ),
+    ],
+)
+def test_the_warning_of_a_truncation_ends_with_what_applies_to_this_kernel(make, message):
+    with pytest.warns(TruncationWarning, match=message) as found:
+        make()
+    assert len(found) == 1
 
 
 @pytest.mark.filterwarnings("error")

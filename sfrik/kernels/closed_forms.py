@@ -7,6 +7,7 @@ Notation as in `sfrik.kernels`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -18,7 +19,9 @@ from torch import Tensor
 
 from sfrik.kernels.polynomials import check_inner_products
 
-__all__ = ["ClosedForm", "ExponentialForm", "PowerForm", "Tile", "horner"]
+__all__ = ["SMALL_RATE", "ClosedForm", "ExponentialForm", "PowerForm", "Tile", "horner"]
+
+SMALL_RATE = 1.0  # of exponentials: below it they are computed less 1, else their rounding hides how they differ
 
 
 class Tile(NamedTuple):
@@ -29,8 +32,8 @@ class Tile(NamedTuple):
         constant: :math:`c`.
         unit: :math:`u`.
         slope_unit: v; in low precision the largest slope, so that f' is at most 1 when it is rounded to float16.
-        diagonal: phi of a row with itself where phi' is not finite there. Such pairs have no gradient along the sphere, and are
-            left out of the tiles.
+        diagonal: phi of a row with itself, minus c, where phi' is not finite there or would be rounded to low precision. Such
+            pairs have no gradient along the sphere, and are left out of the tiles.
     """
 
     function: Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -75,6 +78,8 @@ class ExponentialForm:
     polynomial: tuple[float, ...] = (1.0,)
 
     def __call__(self, t: Tensor) -> Tensor:
+        if self._small:
+            return self._at_zero * torch.expm1(self.rate * check_inner_products(t)) - (self.constant - self._at_zero)
         return self._times_exponential(self.polynomial, t) - self.constant
 
     def derivative(self, t: Tensor) -> Tensor:
@@ -83,6 +88,14 @@ class ExponentialForm:
 
     def tile(self, dtype: torch.dtype) -> Tile:
         rate, constant = self.rate, self.constant
+        if self._small:
+            at_zero = self._at_zero
+
+            def small(t: Tensor) -> tuple[Tensor, Tensor]:
+                t.mul_(rate).expm1_().mul_(at_zero)
+                return t - (constant - at_zero), t + at_zero
+
+            return Tile(small, slope_unit=rate)
         if len(self.polynomial) == 1:
 
             def exponential(t: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,6 +123,16 @@ class ExponentialForm:
             first, second = p.deriv() + k * p, p.deriv(2) + 2 * k * p.deriv() + k * k * p
             p = (dim - 1) * t * first - (1 - t * t) * second
         return ExponentialForm(k, 0.0, tuple(map(float, p.coef)))
+
+    @property
+    def _small(self) -> bool:
+        r"""Whether :math:`e^{k (t - 1)} - b_0` is evaluated as :math:`e^{-k} (e^{k t} - 1) - (b_0 - e^{-k})`."""
+        return len(self.polynomial) == 1 and self.rate < SMALL_RATE
+
+    @property
+    def _at_zero(self) -> float:
+        """:math:`e^{-k}`, the exponential at t = 0."""
+        return math.exp(-self.rate)
 
     def _times_exponential(self, polynomial: Sequence[float] | np.ndarray, t: Tensor) -> Tensor:
         check_inner_products(t)

@@ -40,7 +40,7 @@ def collapse_cost(kernel: RotationInvariantKernel, dims: int) -> float:
     >>> [round(collapse_cost(kernel, m), 3) for m in (0, 1, 2, 16)]
     [81.0, 40.0, 19.961, 2.427]
     """
-    check_whole("dims", dims, 0, kernel.dim)
+    dims = check_whole("dims", dims, 0, kernel.dim)
     if dims < 2:
         t, weight = np.array([1.0, -1.0]), np.array([1.0, 0.0] if dims == 0 else [0.5, 0.5])
     else:
@@ -62,7 +62,7 @@ def null_deviations(kernel: RotationInvariantKernel, n: int) -> tuple[float, ...
     >>> [f"{d:.1e}" for d in null_deviations(RotationInvariantKernel((1.0, 40.0, 40.0), dim=512), n=256)]
     ['2.4e-04', '6.1e-04', '4.7e-05']
     """
-    check_whole("n", n, 2, 2**53)
+    n = check_whole("n", n, 2, 2**53)
     pairs = math.log(2 / (n * (n - 1)))
     counts = log_harmonics(kernel.degree, kernel.dim)[1:].tolist()
     return tuple(b * math.exp((pairs - count) / 2) for b, count in zip(kernel.coefficients, counts, strict=True))

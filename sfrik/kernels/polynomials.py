@@ -66,8 +66,7 @@ def legendre(t: Tensor, degree: int, dim: int) -> Tensor:
     >>> legendre(torch.tensor([-1.0, 0.0, 1.0]), degree=2, dim=3)
     tensor([ 1.0000, -0.5000,  1.0000])
     """
-    check_dim(dim)
-    check_degree(degree, least=0)
+    dim, degree = check_dim(dim), check_degree(degree, least=0)
     return legendre_series(t, [0.0] * degree + [1.0], dim)
 
 
@@ -77,8 +76,7 @@ def harmonics(degree: int, dim: int) -> int:
     >>> [harmonics(degree, dim=3) for degree in range(4)]
     [1, 3, 5, 7]
     """
-    check_dim(dim)
-    check_degree(degree, least=0)
+    dim, degree = check_dim(dim), check_degree(degree, least=0)
     if degree == 0:
         return 1
     if degree == 1:
@@ -187,22 +185,23 @@ def log_gamma_ratio(x: float, p: float) -> float:
     return p * math.log(y) + (x - 0.5) * math.log1p(p / x) - p + series - below
 
 
-def check_dim(dim: int) -> None:
-    """Raise a ValueError unless `dim` is a whole number from 2 to `MAX_DIM`."""
-    check_whole("dim", dim, 2, MAX_DIM)
+def check_dim(dim: int) -> int:
+    """`dim` as an int; raises a ValueError unless it is a whole number from 2 to `MAX_DIM`."""
+    return check_whole("dim", dim, 2, MAX_DIM)
 
 
-def check_degree(degree: int, least: int = 1) -> None:
-    """Raise a ValueError unless `degree` is a whole number from `least` to `MAX_DEGREE`."""
-    check_whole("degree", degree, least, MAX_DEGREE)
+def check_degree(degree: int, least: int = 1) -> int:
+    """`degree` as an int; raises a ValueError unless it is a whole number from `least` to `MAX_DEGREE`."""
+    return check_whole("degree", degree, least, MAX_DEGREE)
 
 
-def check_whole(name: str, value: int, least: int, most: int) -> None:
-    """Raise a ValueError unless `value` is a whole number from `least` to `most`."""
+def check_whole(name: str, value: int, least: int, most: int) -> int:
+    """The value as an int, such as 4 of 4.0; raises a ValueError unless it is a whole number from `least` to `most`."""
     number = isinstance(value, Real) and not isinstance(value, bool)
     if not number or not least <= value <= most or value != int(value):
         bound = f"<= {most}" if number and value > most else f">= {least}"
         raise ValueError(f"{name} must be a whole number {bound}, got {value!r}")
+    return int(value)
 
 
 def check_inner_products(t: Tensor) -> Tensor:

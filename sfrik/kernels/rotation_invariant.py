@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.polynomial import Polynomial
@@ -18,7 +19,7 @@ from sfrik.kernels.closed_forms import ClosedForm, ExponentialForm, PowerForm
 from sfrik.kernels.polynomials import check_degree, check_dim, legendre_series, log_harmonics
 from sfrik.kernels.series import Series, default_time, heat_series, laplacian, power_series, quadrature, rbf_series
 
-__all__ = ["RotationInvariantKernel", "TruncationWarning", "format_share"]
+__all__ = ["RotationInvariantKernel", "TruncationWarning", "check_kernel", "format_share"]
 
 MAX_SCALE = 1e4  # exp(-1e4 |u - v|^2) is 0 in float32 from a distance of 0.1 on
 WORTH_A_WARNING = 0.01  # of the kernel, left out
@@ -66,8 +67,8 @@ class RotationInvariantKernel:
     tails: tuple[float, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
-        check_dim(self.dim)
-        values = tuple(float(b) for b in self.coefficients)
+        object.__setattr__(self, "dim", check_dim(self.dim))
+        values = tuple(_real(f"the kernel's coefficient of degree {l}", b) for l, b in enumerate(self.coefficients, start=1))
         for degree, b in enumerate(values, start=1):
             if not (math.isfinite(b) and b >= 0):
                 raise ValueError(
@@ -141,6 +142,7 @@ class RotationInvariantKernel:
         """
         if order not in (1, 2):
             raise ValueError(f"the order of a Stein kernel must be 1 or 2, got {order!r}")
+        order = int(order)
         closed_form = self.closed_form.stein(order, self.dim) if self.closed_form else None
         factors = laplacian(self.degree, self.dim) ** order
         coefficients = np.asarray(self.coefficients) * factors
@@ -152,7 +154,7 @@ class RotationInvariantKernel:
             closed_form=closed_form,
             tails=tails,
         )
-        return kernel._warned(3)
+        return kernel._warned("more degrees leave out less, unless the sum of all is infinite, as for the power kernel", 3)
 
     def _least_tail(self, order: int) -> float:
         """The least fraction beyond L after a multiplication by the eigenvalues: if all that is left out has degree L + 1."""
@@ -186,10 +188,11 @@ class RotationInvariantKernel:
             dim: :math:`q`.
             degree: the last degree of a truncated series; None for the closed form.
         """
+        scale = _real("scale of the RBF kernel", scale)
         if not 0 < scale <= MAX_SCALE:
             bound = f"at most {MAX_SCALE:g}" if scale > MAX_SCALE else "a number above 0"
             raise ValueError(f"scale of the RBF kernel must be {bound}, got {scale}")
-        degree = _whole(dim, degree)
+        dim, degree = _whole(dim, degree)
         series = rbf_series(scale, dim, degree)
         return cls._of(series, dim, None if degree else ExponentialForm(2 * scale, series.constant))
 
@@ -203,9 +206,10 @@ class RotationInvariantKernel:
             degree: the last degree of a truncated series; None for the closed form. The series converges slowly: its terms fall
                 as :math:`l^{-s-1}` for l far above q.
         """
+        exponent = _real("the exponent of the power kernel", exponent)
         if not 0 < exponent < 2:
             raise ValueError(f"the exponent of the power kernel must be above 0 and below 2, got {exponent}")
-        degree = _whole(dim, degree)
+        dim, degree = _whole(dim, degree)
         series = power_series(exponent, dim, degree)
         return cls._of(series, dim, None if degree else PowerForm(exponent, series.constant))
 
@@ -221,9 +225,10 @@ class RotationInvariantKernel:
             dim: :math:`q`.
             degree: the last degree of a truncated series; None for as many as matter in float64.
         """
+        time = None if time is None else _real("time of the heat kernel", time)
         if time is not None and not (math.isfinite(time) and time > 0):
             raise ValueError(f"time of the heat kernel must be a number above 0, got {time}")
-        degree = _whole(dim, degree)
+        dim, degree = _whole(dim, degree)
         return cls._of(heat_series(default_time(dim) if time is None else time, dim, degree), dim)
 
     @classmethod
@@ -239,7 +244,7 @@ class RotationInvariantKernel:
         :math:`10^{-16} \sqrt{N(q, l)} \max |\phi|`. A coefficient below that is set to 0, with a warning if a degree is given.
 
         Args:
-            phi: vectorised function of an array of inner products.
+            phi: vectorised function of an array of inner products, with a value at t = 1, which is the sum of all coefficients.
             dim: :math:`q`.
             degree: the last degree; None for all that the quadrature tells from round-off, until less than 1e-12 is left.
                 `left_out` is what remains.
@@ -250,18 +255,25 @@ class RotationInvariantKernel:
             ValueError: a coefficient is negative beyond round-off, so `phi` is not positive definite; or an argument is out of
                 bounds.
         """
-        degree = _whole(dim, degree)
-        return cls._of(quadrature(phi, dim, degree, nodes), dim)
+        dim, degree = _whole(dim, degree)
+        remedy = "more nodes may resolve more degrees" if degree is None else "give more degrees, or none"
+        return cls._of(quadrature(phi, dim, degree, nodes), dim, remedy=remedy)
 
     @classmethod
-    def _of(cls, series: Series, dim: int, closed_form: ClosedForm | None = None) -> RotationInvariantKernel:
+    def _of(
+        cls,
+        series: Series,
+        dim: int,
+        closed_form: ClosedForm | None = None,
+        remedy: str = "without a degree nothing is left out",
+    ) -> RotationInvariantKernel:
         left_out = 0.0 if closed_form or series.left_out[0] < NOTHING else series.left_out[0]
-        return cls(series.coefficients, dim, left_out, closed_form=closed_form, tails=series.left_out)._warned(4)
+        return cls(series.coefficients, dim, left_out, closed_form=closed_form, tails=series.left_out)._warned(remedy, 4)
 
-    def _warned(self, stacklevel: int) -> RotationInvariantKernel:
+    def _warned(self, remedy: str, stacklevel: int) -> RotationInvariantKernel:
         """The kernel; warns if it leaves out much."""
         if self.left_out > WORTH_A_WARNING:
-            warnings.warn(f"{self.truncation}: without a degree nothing is left out", TruncationWarning, stacklevel)
+            warnings.warn(f"{self.truncation}: {remedy}", TruncationWarning, stacklevel)
         return self
 
     @property
@@ -269,8 +281,17 @@ class RotationInvariantKernel:
         """A sentence on what the series leaves out; empty if that is nothing."""
         if not self.left_out:
             return ""
-        degrees = "the degree 1" if self.degree == 1 else f"the degrees 1 to {self.degree}"
-        return f"{degrees} leave out {format_share(self.left_out)} of the kernel in dimension {self.dim}"
+        share = format_share(self.left_out)
+        text = f"the degrees 1 to {self.degree} leave out {share} of the kernel in dimension {self.dim}"
+        return text if self.degree > 1 else text.replace("degrees 1 to 1 leave", "degree 1 leaves")
+
+
+def check_kernel(kernel: RotationInvariantKernel) -> None:
+    """Raise a ValueError unless this is a kernel."""
+    if not isinstance(kernel, RotationInvariantKernel):
+        raise ValueError(
+            f"kernel must be a RotationInvariantKernel, such as RotationInvariantKernel.rbf(scale, dim), got {kernel!r}"
+        )
 
 
 def format_share(share: float) -> str:
@@ -281,10 +302,16 @@ def format_share(share: float) -> str:
     return f"{percent:.3g} %" if percent > 99 else f"{percent:.2g} %"
 
 
-def _whole(dim: int, degree: int | None) -> int | None:
-    """The checked degree as an integer."""
-    check_dim(dim)
-    if degree is None:
-        return None
-    check_degree(degree)
-    return int(degree)
+def _whole(dim: int, degree: int | None) -> tuple[int, int | None]:
+    """The checked dimension and degree as integers."""
+    return check_dim(dim), None if degree is None else check_degree(degree)
+
+
+def _real(name: str, value: Any) -> float:
+    """The value as a float; raises a ValueError unless it is a number."""
+    try:
+        if not isinstance(value, (str, bytes, bool)):
+            return float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last one of a tensor with several elements
+        pass
+    raise ValueError(f"{name} must be a number, got {value!r}")

@@ -81,7 +81,8 @@ def heat_series(time: float, dim: int, degree: int | None) -> Series:
         ValueError: more than 4096 degrees matter, or the coefficients are out of the range of float64.
     """
     most = (degree or MAX_DEGREE) + HEAT_TAIL
-    logs = log_harmonics(most, dim)[1:] - laplacian(most, dim) * time
+    with np.errstate(over="ignore"):  # the coefficient is 0 then
+        logs = log_harmonics(most, dim)[1:] - laplacian(most, dim) * time
     needed = degree or _degrees(logs, dim)
     if needed > MAX_DEGREE:
         raise ValueError(
@@ -116,7 +117,7 @@ def power_series(exponent: float, dim: int, degree: int | None) -> Series:
 
 def quadrature(phi: Callable[[np.ndarray], np.ndarray], dim: int, degree: int | None, nodes: int) -> Series:
     """Of any function, by quadrature (`RotationInvariantKernel.from_function`); None: as many degrees as it resolves."""
-    check_whole("nodes", nodes, (degree or 1) + 1, MAX_NODES)
+    nodes = check_whole("nodes", nodes, (degree or 1) + 1, MAX_NODES)
     t, weight = gauss_gegenbauer(nodes, dim)
     value = np.asarray(phi(t), dtype=np.float64)
     if value.shape != t.shape or not np.isfinite(value).all():
@@ -124,6 +125,10 @@ def quadrature(phi: Callable[[np.ndarray], np.ndarray], dim: int, degree: int | 
     largest, constant = float(np.abs(value).max()), float(np.sum(weight * value))
     # all b_l with l >= 1 add up to phi(1) - b_0, whatever the nodes resolve of phi (a kink at 1)
     total = float(np.asarray(phi(np.ones(1)), dtype=np.float64)[0]) - constant
+    if math.isnan(total):
+        raise ValueError("phi must have a value at t = 1: return its limit there")
+    if math.isinf(total) and degree is None:
+        raise ValueError("phi is infinite at t = 1, so its series has no last degree that matters: give a degree")
     most = degree or nodes - 1
     numbers = np.exp(np.minimum(log_harmonics(most, dim), 700))  # from e^66 on everything is round-off
     coefficients: list[float] = []
@@ -165,12 +170,12 @@ def _cut(logs: np.ndarray, dim: int, degree: int) -> Series:
     if largest > math.log(np.finfo(np.float64).max):
         raise ValueError(
             f"the kernel's coefficients exceed the range of float64 in dimension {dim} (the largest is "
-            f"exp({largest:.0f})): take a wider kernel (a smaller scale, a longer time) or fewer degrees"
+            f"exp({largest:.3g})): take a wider kernel (a smaller scale, a longer time) or fewer degrees"
         )
     if largest < math.log(np.finfo(np.float64).tiny):
         raise ValueError(
             f"the kernel's coefficients of degrees 1 to {degree} are below the range of float64 in dimension {dim} (the "
-            f"largest is exp({largest:.0f})): take a smaller scale, a shorter time or more degrees"
+            f"largest is exp({largest:.3g})): take a smaller scale, a shorter time or more degrees"
         )
     left_out = []
     for order in range(3):

@@ -7,16 +7,18 @@ import math
 import torch
 from torch import Tensor
 
+from sfrik.kernels.closed_forms import SMALL_RATE
 from sfrik.objectives.base import Batch, Objective, mean
 from sfrik.objectives.loss_terms import LossTerms
 from sfrik.objectives.spectra import Floor, exponential_moments, log_mean_exponential, per_squared_distance
 from sfrik.ops.collectives import all_gather_vectors, all_reduce_sum, gather_remote_rows, world_size
 from sfrik.ops.log_sums import row_log_sums
-from sfrik.ops.pairwise import max_inner_product, pair_sum
+from sfrik.ops.pairwise import PairFunction, max_inner_product, pair_sum
 
 __all__ = ["AUH"]
 
 SAFE_EXPONENT = 80.0  # exp(-80) is far from underflow in float32
+MAX_BIAS = 0.01  # of the value of random rows, relative to what a collapse to one point has above it
 
 
 class AUH(Objective):
@@ -82,21 +84,19 @@ class AUH(Objective):
         """
         rows, rate = batch.regularised_rows, 2 * self.scale
         remote = gather_remote_rows(rows, batch.counts)
-        shift = self._shift(rows, remote)
-
-        def exponential(t: Tensor) -> tuple[Tensor, Tensor]:
-            t.sub_(1).mul_(rate).sub_(shift).exp_()
-            return t, t  # up to the factor `rate` its own derivative
-
+        shifts = self._shifts(rows, remote)
         gradients = [torch.zeros_like(z) for z in rows] if batch.requires_grad else []
         sums = [
-            pair_sum(z, others, exponential, gradient, skip_diagonal=True)
-            for z, others, gradient in zip(rows, remote, gradients or [None] * len(rows), strict=True)
+            pair_sum(z, others, _exponential(rate, shift), gradient, skip_diagonal=True)
+            for z, others, shift, gradient in zip(rows, remote, shifts, gradients or [None] * len(rows), strict=True)
         ]
         sums = all_reduce_sum(torch.stack(sums))
-        for gradient, total in zip(gradients, sums, strict=False):
+        pairs = batch.n * (batch.n - 1)
+        for gradient, total in zip(gradients, sums + pairs if rate < SMALL_RATE else sums, strict=False):
             gradient.mul_(2 * rate * self.unif_coeff * world_size() / len(rows) / total)
-        return (sums.log() + shift).mean() - math.log(batch.n * (batch.n - 1)), gradients
+        if rate < SMALL_RATE:
+            return (sums / pairs).log1p().mean(), gradients
+        return (sums.log() + shifts).mean() - math.log(pairs), gradients
 
     def _entropy(self, batch: Batch) -> Tensor:
         """This process's share of the mean over rows and views of the logarithms of the sums. Adds their gradient."""
@@ -117,13 +117,36 @@ class AUH(Objective):
         # the mean of log(1 + h) is that of h - h^2 / 2, and h^2 has the mean b_l^2 / N(q, l) times the MMD of degree l
         return [weight * b * (1 - e / 2 if self.entropy else 1) for b, e in zip(coefficients, eigenvalues, strict=True)]
 
-    def _floor(self, n: int, q: int) -> Floor:
-        rate = 2 * self.scale
-        return Floor("uniformity", log_mean_exponential(rate, q) - rate, -rate if n <= q else None, 0.0)
+    def _floor(self, n: int, q: int) -> Floor | None:
+        r"""None if the logarithm of the mean over all rows is not close to the expectation for n of them.
 
-    def _shift(self, rows: list[Tensor], remote: list[list[Tensor]]) -> Tensor | float:
-        """What is subtracted from all exponents: their maximum if the scale is so large that all exponentials could underflow."""
+        With few rows or a narrow kernel a few pairs make up the mean, and the logarithm of the mean over n rows is far below. To
+        second order this is half the relative variance of the mean, over pairs or, for the entropy, over those of a row.
+        """
+        rate = 2 * self.scale
+        log_mean = log_mean_exponential(rate, q)
+        variance = math.expm1(min(log_mean_exponential(2 * rate, q) - 2 * log_mean, 700.0))  # relative, of one pair
+        if variance / ((2 if self.entropy else n) * (n - 1)) > MAX_BIAS * (rate - log_mean):
+            return None
+        return Floor("uniformity", log_mean - rate, -rate if n <= q else None, 0.0)
+
+    def _shifts(self, rows: list[Tensor], remote: list[list[Tensor]]) -> Tensor:
+        """What is subtracted from the exponents of each view: their maximum if the scale is so large that all could underflow."""
         if 4 * self.scale <= SAFE_EXPONENT:  # the exponents are between -4 scale and 0
-            return 0.0
+            return rows[0].new_zeros(len(rows))
         largest = [max_inner_product(z, others) for z, others in zip(rows, remote, strict=True)]
-        return 2 * self.scale * (all_gather_vectors(torch.stack(largest)).max() - 1)
+        return 2 * self.scale * (all_gather_vectors(torch.stack(largest)).amax(dim=0) - 1)
+
+
+def _exponential(rate: float, shift: Tensor) -> PairFunction:
+    """The exponential of a tile, minus 1 if the rate is small, and its derivative up to the factor `rate`."""
+
+    def function(t: Tensor) -> tuple[Tensor, Tensor]:
+        t.sub_(1).mul_(rate)
+        if rate < SMALL_RATE:  # else the rounding of 1 would hide the rest
+            t.expm1_()
+            return t, t + 1
+        t.sub_(shift).exp_()
+        return t, t
+
+    return function

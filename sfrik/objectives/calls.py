@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sfrik.errors import nearest
@@ -111,7 +112,10 @@ def as_views(given: Sequence[Any]) -> list[Any]:
 
 
 def check_views(name: str, views: list[Any], dim: int | None = None) -> None:
-    """Raise a ValueError unless there are two or more floating-point tensors of the same shape [n, q] on one device."""
+    """Raise a ValueError unless there are two or more floating-point tensors of the same shape [n, q] on one device.
+
+    Views in bfloat16 and float16 are cast to float32, so these three may be mixed; float64 may not be mixed with another dtype.
+    """
     right = f"{name} compares two or more views of the same images, and takes no labels: criterion(z1, z2) or criterion([z1, z2])"
     if len(views) < 2:
         raise ValueError(f"{right}; got {_few(views)}")
@@ -130,6 +134,8 @@ def check_views(name: str, views: list[Any], dim: int | None = None) -> None:
             )
         if view.device != first.device:
             raise ValueError(f"all views must be on one device: view {k} is on {view.device}, view 0 on {first.device}")
+        if (view.dtype == torch.float64) != (first.dtype == torch.float64):
+            raise ValueError(f"all views must have the same dtype: view {k} has {view.dtype}, view 0 has {first.dtype}")
     n, q = first.shape
     if n * world_size() < 2 or not q:
         raise ValueError(f"{name} needs two or more rows (images) in a batch and one or more columns, got {list(first.shape)}")

@@ -66,7 +66,7 @@ def _objective(s: PretrainSettings) -> Objective:
     if s.ssl_method == "sfrik":
         return SFRIK(
             s.dim,
-            s.kernel_weights,
+            None,
             s.sfrik_sim_coeff,
             s.sfrik_mmd_coeff,
             kernel=_kernel(s),

@@ -7,14 +7,18 @@ from collections.abc import Sequence
 import torch
 
 from sfrik.kernels import RotationInvariantKernel
+from sfrik.kernels.polynomials import check_whole
 from sfrik.mmd import MMD, Cost
 from sfrik.objectives.base import Batch, Objective, mean
 from sfrik.objectives.loss_terms import LossTerms
 from sfrik.objectives.sliced import SlicedMMD
 from sfrik.objectives.spectra import Floor, per_squared_distance
+from sfrik.ops.random import MAX_SEED
 from sfrik.ops.trade_off import alignment_weight, trade_off_of
 
 __all__ = ["SFRIK"]
+
+WEIGHTS = (1.0, 40.0, 40.0)  # the paper's
 
 
 class SFRIK(Objective):
@@ -28,7 +32,7 @@ class SFRIK(Objective):
 
     Args:
         dim: q, the dimension of the embeddings.
-        weights: :math:`b_1, \dots, b_L` of the truncated kernel, any number of degrees.
+        weights: :math:`b_1, \dots, b_L` of the truncated kernel, any number of degrees; None for the paper's (1.0, 40.0, 40.0).
         sim_coeff: weight of the alignment; None for `4000 * dim / 8192`, the paper's trade-off on the 20 % subset of ImageNet, or
             the weight that follows from `trade_off`.
         mmd_coeff: weight of the MMD.
@@ -43,7 +47,7 @@ class SFRIK(Objective):
         equal_rows: whether all processes always have the same number of rows, which saves an exchange.
 
     Raises:
-        ValueError: `sim_coeff` and `trade_off` are both given, or a number is out of bounds.
+        ValueError: `sim_coeff` and `trade_off`, or `weights` and `kernel`, are both given, or a number is out of bounds.
 
     >>> import torch
     >>> views = [torch.eye(4).requires_grad_(), torch.eye(4)]
@@ -58,7 +62,7 @@ class SFRIK(Objective):
     def __init__(
         self,
         dim: int,
-        weights: Sequence[float] = (1.0, 40.0, 40.0),
+        weights: Sequence[float] | None = None,
         sim_coeff: float | None = None,
         mmd_coeff: float = 1.0,
         *,
@@ -71,13 +75,16 @@ class SFRIK(Objective):
         equal_rows: bool = False,
     ) -> None:
         super().__init__(equal_rows=equal_rows)
-        kernel = kernel or RotationInvariantKernel.truncated(weights, dim)
+        if kernel is None:
+            kernel = RotationInvariantKernel.truncated(WEIGHTS if weights is None else weights, dim)
+        elif weights is not None:
+            raise ValueError("weights make a truncated kernel, and kernel is another one: give one of them")
+        self.mmd = MMD(kernel, cost=cost, low_precision=low_precision)
         if kernel.dim != dim:
             raise ValueError(f"the kernel is of dimension {kernel.dim}, the embeddings of dimension {dim}")
-        self.mmd = MMD(kernel, cost=cost, low_precision=low_precision)
         self.sliced = None if slices is None else SlicedMMD(kernel, slices)
-        self.dim, self.mmd_coeff, self.seed = dim, mmd_coeff, seed
-        self.sim_coeff = alignment_weight(dim, sim_coeff, mmd_coeff, trade_off)
+        self.dim, self.mmd_coeff, self.seed = kernel.dim, mmd_coeff, check_whole("seed", seed, 0, MAX_SEED)
+        self.sim_coeff = alignment_weight(kernel.dim, sim_coeff, mmd_coeff, trade_off)
 
     @property
     def trade_off(self) -> float:

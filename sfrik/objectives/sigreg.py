@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from sfrik.kernels.polynomials import MAX_DIM, check_whole
-from sfrik.objectives.base import Batch, Objective, mean
+from sfrik.objectives.base import Batch, NotFinite, Objective, mean
 from sfrik.objectives.loss_terms import LossTerms
 from sfrik.objectives.sliced import directions
 from sfrik.objectives.spectra import per_squared_distance, second_moments
 from sfrik.ops.collectives import all_reduce_sum, world_size
+from sfrik.ops.random import MAX_SEED
 
 __all__ = ["EppsPulley", "SIGReg"]
 
@@ -45,8 +46,8 @@ class SIGReg(Objective):
         super().__init__(equal_rows=equal_rows)
         if not weight <= 1:
             raise ValueError(f"weight must be from 0 to 1, got {weight}")
-        check_whole("slices", slices, 1, MAX_DIM)
-        self.weight, self.statistic, self.seed = weight, EppsPulley(slices), seed
+        slices = check_whole("slices", slices, 1, MAX_DIM)
+        self.weight, self.statistic, self.seed = weight, EppsPulley(slices), check_whole("seed", seed, 0, MAX_SEED)
 
     def terms(self, batch: Batch, step: int) -> LossTerms:
         alignment = batch.distance_to_centre(1 - self.weight)
@@ -55,6 +56,12 @@ class SIGReg(Objective):
         alignment, sigreg = batch.all_reduce(alignment, mean(shares))
         loss = (1 - self.weight) * alignment + self.weight * sigreg
         return batch.loss_terms(loss, alignment=alignment, sigreg=sigreg)
+
+    def _not_finite(self, views: list[Tensor], terms: LossTerms) -> NotFinite:
+        error = super()._not_finite(views, terms)
+        if error.rows:
+            return error
+        return NotFinite(f"{error}; SIGReg needs projections below 1.7e6 in float32: normalise the embeddings", [])
 
     def _spectrum(self, q: int, n: int | None, degrees: int) -> list[float]:
         """For two views of norm sqrt(q), and in expectation over the directions."""
@@ -78,7 +85,8 @@ class EppsPulley:
     Args:
         slices: M, the number of directions.
         points: of the trapezoidal rule, an odd number.
-        reach: the rule's interval is [-reach, reach].
+        reach: the rule's interval is [-reach, reach]. The value is NaN for a projection above 1 / (reach epsilon), 1.7e6 in
+            float32.
     """
 
     slices: int
@@ -100,6 +108,9 @@ class EppsPulley:
         times, rule = self.nodes
         projected = [z @ drawn for z in views]  # [n_local, M]
         sums = [torch.stack([torch.stack([(t * x).cos().sum(0), (t * x).sin().sum(0)]) for t in times]) for x in projected]
+        # where the rounding of t x is a radian or more, sine and cosine mean nothing: NaN, on all processes once it is summed
+        largest = [torch.linalg.vector_norm(x, math.inf) * self.reach for x in projected]
+        sums = [s.masked_fill_(x > 1 / torch.finfo(x.dtype).eps, math.nan) for s, x in zip(sums, largest, strict=True)]
         values = []
         # characteristic: [points, real and imaginary part, M]
         for x, characteristic, gradient in zip(projected, all_reduce_sum(torch.stack(sums)) / n, gradients, strict=True):

@@ -67,7 +67,7 @@ class SlicedMMD:
     slices: int
 
     def __post_init__(self) -> None:
-        check_whole("slices", self.slices, 1, MAX_DIM)
+        object.__setattr__(self, "slices", check_whole("slices", self.slices, 1, MAX_DIM))
         for degree, b in enumerate(self.kernel.coefficients, start=1):
             if b > torch.finfo(torch.float32).max:
                 raise ValueError(

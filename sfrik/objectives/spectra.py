@@ -33,7 +33,7 @@ class Floor:
 
     Attributes:
         term: the regulariser's name in the loss terms.
-        random: its expectation for n independent uniform rows, in AUH up to terms in 1/n. Not a lower bound.
+        random: its expectation for n independent uniform rows; in AUH the limit of many rows. Not a lower bound.
         orthogonal: its value for n orthogonal rows; None if n > q, where there are none.
         collapsed: its value for n equal rows.
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["STREAMS", "derived_seed"]
+__all__ = ["MAX_SEED", "STREAMS", "derived_seed"]
+
+MAX_SEED = 2**32 - 1  # and the largest of other parts
 
 STREAMS = (
     "initialisation",  # of the encoder: (seed,)

@@ -22,7 +22,7 @@ def alignment_weight(
         prefix: of these names in a message.
 
     Raises:
-        ValueError: both are given, or lambda cannot be reached.
+        ValueError: both are given, or lambda cannot be reached with a finite weight.
     """
     if trade_off is None:
         return 4000 * dim / 8192 if sim_coeff is None else sim_coeff
@@ -35,7 +35,13 @@ def alignment_weight(
         raise ValueError(f"{prefix}trade_off must be a finite number above 0, got {trade_off}")
     if not mmd_coeff > 0:
         raise ValueError(f"{prefix}trade_off needs a {prefix}mmd_coeff above 0, got {mmd_coeff}")
-    return dim * mmd_coeff / trade_off
+    weight = dim * mmd_coeff / trade_off
+    if not 0 < weight < math.inf:
+        raise ValueError(
+            f"{prefix}trade_off = {trade_off:g} at {prefix}mmd_coeff = {mmd_coeff:g} makes the weight of the alignment "
+            f"{weight:g}: take numbers that are closer together"
+        )
+    return weight
 
 
 def trade_off_of(dim: int, sim_coeff: float, mmd_coeff: float) -> float:

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from sfrik.kernels import RotationInvariantKernel, harmonics, legendre
 from sfrik.mmd import mmd_to_uniform
-from sfrik.objectives import AUH, SFRIK, SIGReg, SimCLR, VICReg
+from sfrik.objectives import AUH, SFRIK, NotFinite, SIGReg, SimCLR, VICReg
 from sfrik.objectives import sliced as sliced_module
 from sfrik.objectives.reference import plain_loss
 from sfrik.objectives.sliced import SlicedMMD, directions
@@ -216,6 +216,15 @@ def test_sigregs_alignment_is_the_distance_to_the_centre_of_the_views(count, anc
         torch.testing.assert_close(actual, plain, rtol=1e-10, atol=1e-14)
     if count == 2:
         torch.testing.assert_close(distance, (views[0] - views[1]).square().mean() / 4, rtol=1e-12, atol=0)
+
+
+def test_sigreg_refuses_embeddings_whose_projections_float32_does_not_resolve():
+    views = [view.float() for view in embeddings(2, 8, 16)]
+    assert SIGReg(slices=64)([1e5 * view for view in views]).loss.isfinite()
+    for size in (1e8, 1e20):
+        with pytest.raises(NotFinite, match=r"sigreg is nan.*views are finite.*SIGReg needs projections below 1.7e6"):
+            SIGReg(slices=64)([size * view for view in views])
+    assert SIGReg(slices=64)([1e8 * view.double() for view in views]).loss.isfinite()
 
 
 def test_sigreg_is_larger_for_collapsed_than_for_normal_embeddings():

@@ -15,6 +15,8 @@ import torch
 
 import sfrik
 from sfrik import AUH, SFRIK, SIGReg, SimCLR, VICReg
+from sfrik.kernels import RotationInvariantKernel
+from sfrik.mmd import mmd_to_uniform
 from sfrik.objectives import Objective
 
 N, Q = 4, 8
@@ -51,6 +53,8 @@ A_VIEW = rf"{TWO_VIEWS}; a view is a tensor \[n, q\] of floating-point numbers"
         ((Z1, Z2[:3]), r"all views must have the same shape, .*: view 1 has \[3, 8\], view 0 has \[4, 8\]"),
         ((Z1, Z2[:, :7]), r"all views must have the same shape, .*: view 1 has \[4, 7\], view 0 has \[4, 8\]"),
         ((Z1, Z2.to("meta")), "all views must be on one device: view 1 is on meta, view 0 on cpu"),
+        ((Z1, Z2.double()), "all views must have the same dtype: view 1 has torch.float64, view 0 has torch.float32"),
+        ((Z1.double(), Z2.half()), "all views must have the same dtype: view 1 has torch.float16, view 0 has torch.float64"),
         ((Z1[:1], Z2[:1]), r"needs two or more rows \(images\) in a batch and one or more columns, got \[1, 8\]"),
         ((Z1[:0], Z2[:0]), r"needs two or more rows \(images\) in a batch and one or more columns, got \[0, 8\]"),
         ((Z1[:, :0], Z2[:, :0]), r"needs two or more rows \(images\) in a batch and one or more columns, got \[4, 0\]"),
@@ -59,6 +63,12 @@ A_VIEW = rf"{TWO_VIEWS}; a view is a tensor \[n, q\] of floating-point numbers"
 def test_wrong_views_are_refused_with_the_right_call(criterion, views, message):
     with pytest.raises(ValueError, match=f"^{type(criterion).__name__} .*{message}|^{message}"):
         criterion(*views)
+
+
+@EVERY_OBJECTIVE
+def test_views_in_low_precision_may_be_mixed_with_float32(criterion):
+    for z1, z2 in ((Z1, Z2.bfloat16()), (Z1.half(), Z2)):
+        assert criterion(z1, z2, step=0).loss == criterion(z1.float(), z2.float(), step=0).loss
 
 
 @EVERY_OBJECTIVE
@@ -137,10 +147,43 @@ def test_a_dimension_is_a_whole_number(dim):
         SFRIK(dim)
 
 
+@pytest.mark.parametrize("seed", [None, -1, 0.5, 2**32])
+def test_a_seed_is_a_whole_number(seed):
+    for make in (lambda: SFRIK(Q, slices=4, seed=seed), lambda: SIGReg(seed=seed)):
+        with pytest.raises(ValueError, match=re.escape("seed must be a whole number ") + f".*, got {seed}"):
+            make()
+
+
+def test_whole_numbers_may_be_floats():
+    rows = torch.randn(2, 64, 16, generator=torch.Generator().manual_seed(0)).unbind()
+    assert SFRIK(16.0, (1.0, 40.0))(rows).loss == SFRIK(16, (1.0, 40.0))(rows).loss
+    for make in (lambda slices: SFRIK(16, slices=slices), lambda slices: SIGReg(slices=slices)):
+        assert make(4.0)(rows).loss == make(4)(rows).loss
+    assert AUH().spectrum(16.0, 64.0, degrees=4.0) == AUH().spectrum(16, 64, degrees=4)
+    assert SFRIK(16).floor(8.0, 16.0) == SFRIK(16).floor(8)
+
+
 @pytest.mark.parametrize("weights", [40, "1.0-40.0-40.0"])
 def test_weights_are_numbers_one_per_degree(weights):
     with pytest.raises(ValueError, match=r"weights must be numbers b_1, b_2, \.\.\., one per degree, such as \(1\.0, 40\.0\)"):
         SFRIK(Q, weights=weights)
+
+
+@pytest.mark.parametrize("make", [lambda one: SFRIK(Q, kernel=one), lambda one: mmd_to_uniform(Z1, one)], ids=["SFRIK", "mmd"])
+@pytest.mark.parametrize("kernel", ["rbf", 2.5, RotationInvariantKernel.rbf])
+def test_what_is_no_kernel_is_refused_with_how_one_is_made(make, kernel):
+    with pytest.raises(
+        ValueError, match=r"kernel must be a RotationInvariantKernel, such as RotationInvariantKernel\.rbf\(scale, "
+    ):
+        make(kernel)
+
+
+def test_weights_and_a_kernel_are_not_given_together():
+    kernel = RotationInvariantKernel.rbf(2.5, Q)
+    assert SFRIK(Q, kernel=kernel).kernel is kernel
+    assert SFRIK(Q).kernel == SFRIK(Q, (1.0, 40.0, 40.0)).kernel
+    with pytest.raises(ValueError, match="weights make a truncated kernel, and kernel is another one: give one of them"):
+        SFRIK(Q, (7.0,), kernel=kernel)
 
 
 def test_a_scale_of_0_is_refused():

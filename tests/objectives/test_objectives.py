@@ -13,6 +13,7 @@ from sfrik.errors import SfrikError
 from sfrik.kernels import RotationInvariantKernel, TruncationWarning
 from sfrik.objectives import AUH, SFRIK, NotFinite, SimCLR, VICReg
 from sfrik.objectives.factory import build_objective, kernel_notes
+from sfrik.objectives.reference import plain_loss
 from sfrik.settings import PretrainSettings
 
 N, Q = 5, 4
@@ -227,6 +228,14 @@ def test_the_default_weight_of_sfriks_alignment_is_the_papers_trade_off():
     assert [SFRIK(q).trade_off for q in (64, 8192, 32768)] == [2.048] * 3
 
 
+@pytest.mark.parametrize(("trade_off", "mmd_coeff", "weight"), [(1e-310, 1.0, "inf"), (1e300, 1e-300, "0")])
+def test_a_trade_off_without_a_finite_weight_is_refused(trade_off, mmd_coeff, weight):
+    with pytest.raises(
+        ValueError, match=f"trade_off = .* makes the weight of the alignment {weight}: take numbers that are closer"
+    ):
+        SFRIK(16, mmd_coeff=mmd_coeff, trade_off=trade_off)
+
+
 def test_sfriks_trade_off_is_the_weight_of_the_mmd_for_a_squared_distance_of_1():
     views = embeddings(2)
     objective = SFRIK(Q, mmd_coeff=0.5, trade_off=3.0)
@@ -283,6 +292,30 @@ def test_auh_at_a_large_scale_is_finite_where_every_exponential_underflows():
     assert loss.item() == pytest.approx(-400.0, rel=1e-6)
     assert torch.isfinite(views[0].grad).all()
     assert views[0].grad.abs().max() > 1
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e-4, 0.49, 0.51])
+def test_auh_keeps_its_value_in_float32_at_small_scales(scale):
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(8, 16, generator=generator)
+    exact = z.double().requires_grad_()
+    objective, z = AUH(sim_coeff=0.0, scale=scale), z.requires_grad_()
+    loss, plain = objective(z, z).loss, plain_loss(objective, [exact, exact])
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-5, abs=1e-14)
+    (actual,), (expected,) = torch.autograd.grad(loss, z), torch.autograd.grad(plain, exact)
+    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=1e-4 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("scale", [2.5, 200.0, 3000.0, 1e4])
+def test_auh_takes_views_whose_largest_inner_products_differ_at_any_scale(scale):
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(8, 16, generator=generator)
+    views = [z.requires_grad_(), (z.detach() + 0.3 * torch.randn(8, 16, generator=generator)).requires_grad_()]
+    loss = AUH(scale=scale)(views).loss
+    plain = plain_loss(AUH(scale=scale), views)
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-5)
+    for actual, expected in zip(torch.autograd.grad(loss, views), torch.autograd.grad(plain, views), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-2, atol=1e-3 * expected.abs().max().item())
 
 
 @EVERY_OBJECTIVE

@@ -66,6 +66,7 @@ def test_moments_of_exponentials_are_ratios_of_bessel_functions(q):
     [
         (lambda: AUH().spectrum(), "AUH does not know the dimension of its embeddings: give q"),
         (lambda: AUH().floor(256), "AUH does not know the dimension of its embeddings: give q"),
+        (lambda: SFRIK(8).floor(None), "n must be a whole number >= 2, got None"),
         (lambda: SFRIK(8).spectrum(9), "the objective was made for dim=8, got q = 9"),
         (lambda: SIGReg().spectrum(8), "SIGReg grows with the number of rows: give n"),
         (lambda: SimCLR().spectrum(8), "SimCLR depends on the number of rows: give n"),
@@ -198,8 +199,11 @@ def test_the_floor_of_sfrik_is_the_mean_over_random_rows(objective):
     assert floor.random == pytest.approx(sum(objective.kernel.coefficients) / n, rel=1e-9)
 
 
-@pytest.mark.parametrize("make", [SFRIK, lambda q: AUH(), lambda q: AUH(entropy=True)], ids=["sfrik", "auh", "entropy"])
-@pytest.mark.parametrize("n", [2, 6, 16])
+MAKE = [SFRIK, lambda q: AUH(scale=0.4), lambda q: AUH(scale=0.4, entropy=True)]
+
+
+@pytest.mark.parametrize("make", MAKE, ids=["sfrik", "auh", "entropy"])
+@pytest.mark.parametrize("n", [4, 6, 16])
 def test_orthogonal_and_equal_rows_have_the_values_of_the_floor(make, n):
     q, name = 16, "mmd" if make is SFRIK else "uniformity"
     objective = make(q)
@@ -224,6 +228,24 @@ def test_the_floor_of_auh_is_that_of_many_random_rows(entropy):
     # standard deviation of the mean over pairs, and in the entropy -Var / (2 n) of each row's logarithm
     tolerance = 5 * math.sqrt(2 * spread) / n + (spread / n if entropy else 0)
     assert objective(z, z).parts["uniformity"].item() == pytest.approx(floor, abs=tolerance)
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize(("n", "q"), [(256, 512), (64, 16), (32, 8), (3, 64)])
+def test_auh_has_a_floor_only_where_random_rows_are_near_it(entropy, n, q):
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randn(n, q, dtype=torch.float64, generator=generator) for _ in range(20)]
+    known = []
+    for scale in (0.5, 2.5, 10.0, 40.0, 200.0):
+        objective = AUH(scale=scale, entropy=entropy)
+        floor = objective.floor(n, q)
+        known.append(floor is not None)
+        if floor:
+            excess = [floor.relative_excess(objective(z, z).parts["uniformity"].item()) for z in rows]
+            assert abs(np.mean(excess)) <= 0.01 + 3 * np.std(excess) / math.sqrt(len(rows))
+    assert known == sorted(known, reverse=True)
+    assert known[0] or n == 3
+    assert not known[-1], "a few pairs make up the mean"
 
 
 def test_losses_without_such_values_have_no_floor():
