@@ -46,12 +46,12 @@ from sfrik.tables.definitions import experiment
 
 __all__ = ["complexity", "growth", "hardware", "loss_calls", "measure", "measured_here", "resident_peaks", "step_calls"]
 
-# The network of a whole step by profile: backbone, side of the images, channels, hidden widths of the projector.
+# The network of a whole step by profile: backbone, stem, side of the images, channels, hidden widths of the projector.
 NETWORKS = {
-    "smoke": ("resnet8", 28, 1, "64"),
-    "digits": ("resnet8", 28, 1, "512"),
-    "cifar10": ("resnet18", 32, 3, "2048-2048"),
-    "paper": ("resnet50", 224, 3, "8192-8192"),
+    "smoke": ("resnet8", "patch", 28, 1, "64"),
+    "digits": ("resnet8", "patch", 28, 1, "512"),
+    "cifar10": ("resnet18", "small", 32, 3, "2048-2048"),
+    "paper": ("resnet50", "imagenet", 224, 3, "8192-8192"),
 }
 KINDS = {"VICReg": VICReg, "SimCLR": SimCLR, "AUH": AUH, "SIGReg": SIGReg}
 PRODUCT = "product before "
@@ -204,10 +204,10 @@ def loss_calls(methods: Sequence[str], q: int, n: int, device: torch.device) -> 
 
 def step_calls(methods: Sequence[str], q: int, n: int, device: torch.device, profile: str) -> Calls:
     """For each method, a training step on the same network: two views of random images, loss, backward pass, LARS."""
-    arch, size, channels, hidden = NETWORKS[profile]
+    arch, stem, size, channels, hidden = NETWORKS[profile]
     precision = pick_precision("auto", device)
     torch.manual_seed(0)
-    backbone = build_backbone(arch, "imagenet" if size > 64 else "small", channels)
+    backbone = build_backbone(arch, stem, channels)
     encoder = Encoder(backbone, build_projector(backbone.num_features, f"{hidden}-{q}"))
     encoder = channels_last(encoder, device)
     optimizer = LARS(encoder.parameters(), lr=1e-3)
