@@ -143,9 +143,11 @@ def main() -> None:
     parser.add_argument("--render", action="store_true", help="only the tables, from the recorded numbers")
     options = parser.parse_args()
     searches, place = SEARCHES[options.profile], numbers(options.profile)
+    names = options.only or list(searches)
+    if unknown := set(names) - set(searches):
+        parser.error(f"{options.profile} has no search {', '.join(sorted(unknown))}: it has {', '.join(searches)}")
     if not options.render:
         with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-            names = options.only or list(searches)
             running = {pool.submit(run, searches[name], options.folder / name, options.data_dir): name for name in names}
             for future in as_completed(running):  # a search that is done is recorded
                 known = read_json(place) if place.is_file() else {}

@@ -66,9 +66,8 @@ def _objective(s: PretrainSettings) -> Objective:
     if s.ssl_method == "sfrik":
         return SFRIK(
             s.dim,
-            None,
-            s.sfrik_sim_coeff,
-            s.sfrik_mmd_coeff,
+            sim_coeff=s.sfrik_sim_coeff,
+            mmd_coeff=s.sfrik_mmd_coeff,
             kernel=_kernel(s),
             slices=s.sfrik_slices,
             seed=s.seed,
